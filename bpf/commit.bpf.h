@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * From agents to the core: transactions, and the programs that an agent calls.
+ *
+ * A commit moves the task from the queue where it waits to the own queue of the CPU that is to run it, and wakes that
+ * CPU. It does not walk the queue, and its result is there when the call returns.
+ */
+#ifndef GHOSTBPF_COMMIT_BPF_H
+#define GHOSTBPF_COMMIT_BPF_H
+
+#include "messages.bpf.h"
+
+BPF_F_TABLE("array", u32, struct txn, txns, MAX_CPUS * TXNS, BPF_F_MMAPABLE);
+
+/* The queue that a task waits on. */
+static u64 queue_of(struct agent_task *a)
+{
+	return a->latched ? CPU_DSQ(a->latched - 1) : PENDING;
+}
+
+static bool move_task(struct task_struct *p, u64 from, u64 to, u64 slice, u64 flags)
+{
+	struct bpf_iter_scx_dsq waiting;
+	bool moved = false;
+
+	if (!bpf_iter_scx_dsq_new(&waiting, from, 0)) {
+		scx_bpf_dsq_move_set_slice(&waiting, slice);
+		moved = scx_bpf_dsq_move(&waiting, p, to, flags);
+	}
+	bpf_iter_scx_dsq_destroy(&waiting);
+	return moved;
+}
+
+static u32 check_cpu(s32 id, const struct cpumask *allowed)
+{
+	struct cpu *cpu = cpu_of(id);
+	struct enclave *e = enclave_of(ENCLAVE);
+	struct core *c = the_core();
+
+	if (!cpu || !e || !c || cpu->enclave != ENCLAVE)
+		return TXN_INVALID_CPU;
+	if (!has_bit(c->online, id))
+		return TXN_CPU_OFFLINE;
+	return allowed && !is_usable(e, c, allowed, id) ? TXN_INVALID_CPU : TXN_COMPLETE;
+}
+
+static u32 check_task(struct task_struct *p, struct agent_task *a, struct txn *x)
+{
+	struct task_ctx *t = tasks.task_storage_get(p, 0, 0);
+	struct enclave *e = enclave_of(ENCLAVE);
+	struct status_word *w;
+
+	if (!t || !t->enabled || !e || t->enclave != ENCLAVE || t->generation != e->generation)
+		return t && t->enabled && t->enclave && t->enclave != ENCLAVE ? TXN_NOT_PERMITTED : TXN_NOT_FOUND;
+	if (!a || a->gtid != x->gtid)
+		return TXN_NOT_FOUND;
+	w = word_at(a->word);
+	if (!w)
+		return TXN_NOT_FOUND;
+	if (w->seq != x->seq)
+		return TXN_STALE;
+	if (w->state == TASK_ON_CPU)
+		return TXN_ON_CPU;
+	return w->state == TASK_WAITING ? TXN_COMPLETE : TXN_NOT_RUNNABLE;
+}
+
+static u32 latch(struct task_struct *p, struct txn *x)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+	u32 state = check_task(p, a, x);
+	u64 flags = x->flags & TXN_HEAD ? SCX_ENQ_HEAD : 0, slice = x->slice_ns ? x->slice_ns : SLICE_ENDLESS;
+	struct cpu *cpu = cpu_of(x->cpu);
+
+	if (state != TXN_COMPLETE)
+		return state;
+	state = check_cpu(x->cpu, p->cpus_ptr);
+	if (state != TXN_COMPLETE || !a || !cpu)
+		return state;
+	/*
+	 * A message can overtake its task, which is on the queue only when its enqueue() has returned. The first try
+	 * waits for that, since it takes the lock of the task's runqueue; then the second finds the task.
+	 */
+	if (!move_task(p, queue_of(a), CPU_DSQ(x->cpu), slice, flags) &&
+	    !move_task(p, queue_of(a), CPU_DSQ(x->cpu), slice, flags)) {
+		state = check_task(p, a, x);
+		return state == TXN_COMPLETE ? TXN_STALE : state;
+	}
+	a->latched = 1 + x->cpu;
+	cpu->latched = 1;
+	return TXN_COMPLETE;
+}
+
+/* Does a CPU go, or has another class taken it, and not just its own agent, which will soon be done? */
+static bool is_lost(struct cpu *cpu, s32 id)
+{
+	struct channel *own = channel_at(1 + id);
+	struct core *c = the_core();
+
+	if (c && !has_bit(c->online, id))
+		return true;
+	return cpu->taken && !(own && own->tid);
+}
+
+/*
+ * Whether or not the CPU seems to idle it is told, or a task that is moved just as it turns idle would wait for the
+ * next; once for all that was committed to it, since that costs an interrupt. Where another class has the CPU, one that
+ * idles comes to the rescue.
+ */
+static void kick(s32 id)
+{
+	struct enclave *e = enclave_of(ENCLAVE);
+	struct cpu *cpu = cpu_of(id);
+
+	if (!cpu || !e || !cpu->kick)
+		return;
+	scx_bpf_kick_cpu(id, cpu->kick & TXN_KICK_PREEMPT ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+	cpu->kick = 0;
+	if (is_lost(cpu, id))
+		kick_any_idle(e, id);
+}
+
+static void ask_for_kick(struct txn *x)
+{
+	struct cpu *cpu = cpu_of(x->cpu);
+
+	if (cpu)
+		cpu->kick |= x->flags & TXN_PREEMPT ? TXN_KICK_PREEMPT : TXN_KICK_IDLE;
+}
+
+static u32 commit(struct txn *x)
+{
+	struct task_struct *p;
+	u32 state;
+
+	if (!x->gtid)
+		return check_cpu(x->cpu, NULL);
+	p = bpf_task_from_pid((s32)x->gtid);
+	if (!p)
+		return TXN_NOT_FOUND;
+	bpf_rcu_read_lock();
+	state = latch(p, x);
+	bpf_rcu_read_unlock();
+	bpf_task_release(p);
+	return state;
+}
+
+/* A task whose group failed waits as before. */
+static void undo(struct txn *x)
+{
+	struct task_struct *p = bpf_task_from_pid((s32)x->gtid);
+	struct agent_task *a;
+
+	if (!p)
+		return;
+	bpf_rcu_read_lock();
+	a = agent_task_of(p, 0);
+	if (a && a->gtid == x->gtid && a->latched && move_task(p, queue_of(a), PENDING, SLICE_ENDLESS, SCX_ENQ_HEAD))
+		a->latched = 0;
+	bpf_rcu_read_unlock();
+	bpf_task_release(p);
+}
+
+static void hold(s32 id, bool on)
+{
+	struct cpu *cpu = cpu_of(id);
+
+	if (cpu && cpu->enclave == ENCLAVE)
+		cpu->held = on;
+}
+
+enum step { HOLD, COMMIT, UNDO, RELEASE, KICK };
+
+/* One step for each transaction; args->committed tells how many of them are complete. */
+static void each_txn(struct commit_args *args, u32 step)
+{
+	u32 first = args->channel * TXNS;
+
+	args->committed = 0;
+	for_each_number(i, 0, args->count < TXNS ? args->count : TXNS) {
+		u32 key = first + i;
+		struct txn *x = txns.lookup(&key);
+
+		if (!x)
+			continue;
+		if (step == HOLD)
+			hold(x->cpu, true);
+		if (step == COMMIT)
+			x->state = commit(x);
+		if (step == UNDO && x->state == TXN_COMPLETE) {
+			if (x->gtid)
+				undo(x);
+			x->state = TXN_POISONED;
+		}
+		if (step == RELEASE)
+			hold(x->cpu, false);
+		if (x->state != TXN_COMPLETE)
+			continue;
+		args->committed++;
+		if (step == COMMIT)
+			ask_for_kick(x);
+		if (step == KICK)
+			kick(x->cpu);
+	}
+}
+
+/* Commit a channel's first transactions. Only the agent behind it may, or one that has been replaced would go on. */
+int call_commit(struct commit_args *args)
+{
+	struct channel *ch = channel_at(args->channel);
+	u32 all = args->count < TXNS ? args->count : TXNS;
+
+	if (!ch || ch->tid != (u32)bpf_get_current_pid_tgid())
+		return -1; /* EPERM */
+	if (args->group)
+		each_txn(args, HOLD);
+	each_txn(args, COMMIT);
+	if (args->group && args->committed < all)
+		each_txn(args, UNDO);
+	if (args->group)
+		each_txn(args, RELEASE);
+	each_txn(args, KICK);
+	return 0;
+}
+
+static void take_stock(u64 dsq)
+{
+	for_each_waiting(waiting, p, dsq, 0) {
+		struct agent_task *a = agent_task_of(p, BPF_LOCAL_STORAGE_GET_F_CREATE);
+		struct status_word *w = a ? word_of(p, a) : NULL;
+
+		if (!w)
+			continue;
+		a->knows = TASK_WAITING;
+		w->allowed = p->cpus_ptr->bits[0];
+		w->state = TASK_WAITING;
+	}
+}
+
+/* Before a new agent reads the status words: whoever waits has one. */
+int call_take_stock(struct commit_args *args)
+{
+	struct cpu *cpu;
+
+	bpf_rcu_read_lock();
+	take_stock(PENDING);
+	for_each_cpu_of(ENCLAVE, cpu, id)
+		if (cpu->latched)
+			take_stock(CPU_DSQ(id));
+	bpf_rcu_read_unlock();
+	return 0;
+}
+
+/* From now on a task's messages go to another channel; if it waits, that agent learns of it at once. */
+int call_associate(struct agent_task_args *args)
+{
+	struct task_struct *p = bpf_task_from_pid((s32)args->gtid);
+	struct agent_task *a;
+	struct status_word *w;
+	int error = -3; /* ESRCH */
+
+	if (!p)
+		return error;
+	bpf_rcu_read_lock();
+	a = agent_task_of(p, 0);
+	w = a && a->gtid == args->gtid ? word_at(a->word) : NULL;
+	if (w && args->channel < MAX_CPUS) {
+		a->channel = args->channel;
+		tell(p, a, w, w->state == TASK_WAITING ? MSG_TASK_NEW : MSG_TASK_BLOCKED, 0);
+		error = 0;
+	}
+	bpf_rcu_read_unlock();
+	bpf_task_release(p);
+	return error;
+}
+
+/* A task has been moved to another enclave, unnoticed by this one's policy. */
+int call_depart(struct agent_task_args *args)
+{
+	struct task_struct *p = bpf_task_from_pid((s32)args->gtid);
+	struct agent_task *a;
+
+	if (!p)
+		return -3; /* ESRCH */
+	bpf_rcu_read_lock();
+	a = agent_task_of(p, 0);
+	if (a)
+		tell_gone(p, a, MSG_TASK_DEPARTED);
+	bpf_rcu_read_unlock();
+	bpf_task_release(p);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,450 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The core: the one sched_ext scheduler that the kernel allows, holding any number of enclaves.
+ *
+ * Each op does the work that all policies share (whose task is it, counters, hotplug) and then tail-calls
+ * the program that the enclave's policy put into the slot for that op. An empty slot falls through to the
+ * built-in FIFO below. A slot array has two banks; enclave.bank says which one is live, so one store in
+ * user space replaces a whole policy between two events, with nothing detached and no gap.
+ *
+ * Nothing is ever stranded. A task waits either on its enclave's PENDING queue, which its policy serves, or
+ * on the fallback queue, which every CPU serves: there go tasks of no enclave, tasks whose affinity leaves
+ * them no online CPU of their enclave, and tasks of an enclave that is being destroyed. A queue that lost
+ * all CPUs of its own is marked in core.strays and is then served by every CPU too.
+ */
+#include "sched.bpf.h"
+#include "serve.bpf.h"
+
+#define SCHED_EXT 7
+#define MAX_RT_PRIO 100
+#define PF_KTHREAD 0x00200000
+#define FALLBACK_SLICE (5 * 1000000ULL)
+
+BPF_PROG_ARRAY(slot_select_cpu, SLOTS);
+BPF_PROG_ARRAY(slot_enqueue, SLOTS);
+BPF_PROG_ARRAY(slot_dispatch, SLOTS);
+BPF_PROG_ARRAY(slot_tick, SLOTS);
+BPF_PROG_ARRAY(slot_running, SLOTS);
+BPF_PROG_ARRAY(slot_stopping, SLOTS);
+BPF_PROG_ARRAY(slot_disable, SLOTS);
+BPF_PROG_ARRAY(slot_set_cpumask, SLOTS);
+BPF_PROG_ARRAY(slot_set_weight, SLOTS);
+BPF_PROG_ARRAY(slot_yield, SLOTS);
+BPF_ARRAY(exit_info, struct exit_record, 1);
+
+#define FULL_MODE LINK_CONSTANT(full_mode)
+
+static bool is_live(struct enclave *e, u32 generation)
+{
+	return e->state == ENCLAVE_ACTIVE && e->generation == generation;
+}
+
+static u32 slot_of(u32 id, struct enclave *e)
+{
+	return id + (e->bank ? MAX_ENCLAVES : 0);
+}
+
+static struct task_ctx *task_ctx_of(struct task_struct *p)
+{
+	return tasks.task_storage_get(p, 0, 0);
+}
+
+/* The enclave p belongs to, and in *e its record; 0 where there is none. */
+static u32 membership(struct task_struct *p, struct enclave **e)
+{
+	struct task_ctx *t = task_ctx_of(p);
+	struct core *c = the_core();
+	u32 id = c ? c->default_enclave : 0;
+
+	if (t && t->enclave) {
+		*e = enclave_of(t->enclave);
+		if (*e && is_live(*e, t->generation))
+			return t->enclave;
+	}
+	*e = enclave_of(id);
+	return id && *e && (*e)->state == ENCLAVE_ACTIVE ? id : 0;
+}
+
+/* In full mode, is this a kernel thread of one CPU? */
+static bool is_cpus_own(struct task_struct *p)
+{
+	return FULL_MODE && p->flags & PF_KTHREAD && p->nr_cpus_allowed == 1;
+}
+
+/* The enclave that schedules p: its own, unless p's affinity excludes every CPU of it now, or p is a CPU's own. */
+static u32 enclave_of_task(struct task_struct *p, struct enclave **e)
+{
+	struct core *c = the_core();
+	u32 id = membership(p, e);
+
+	if (!id || !*e || !c || is_cpus_own(p))
+		return 0;
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++)
+		if (usable(*e, c, p->cpus_ptr, i))
+			return id;
+	COUNT(id, misfits);
+	return 0;
+}
+
+/* The enclave whose CPU this is; 0 where there is none. */
+static u32 enclave_of_cpu(struct cpu *cpu, struct enclave **e)
+{
+	u32 id = cpu->enclave;
+
+	if (!id)
+		return 0;
+	*e = enclave_of(id);
+	return *e && (*e)->state == ENCLAVE_ACTIVE ? id : 0;
+}
+
+BPF_PROG(core_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
+{
+	struct enclave *e = NULL;
+	u32 id = enclave_of_task(p, &e);
+	bool idle = false;
+	s32 cpu;
+
+	if (id && e) {
+		slot_select_cpu.call(ctx, slot_of(id, e));
+		return select_idle(id, p, prev, wake_flags, SCX_SLICE_DFL);
+	}
+	cpu = scx_bpf_select_cpu_dfl(p, prev, wake_flags, &idle);
+	if (idle) {
+		COUNT(0, idle);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, FALLBACK_SLICE, 0);
+	}
+	return cpu;
+}
+
+/* An agent that spins on this CPU outranks the task that waits for it. */
+static void ask_to_move(s32 here)
+{
+	struct cpu *cpu = cpu_of(here);
+
+	if (cpu && cpu->spun)
+		cpu->wanted = 1;
+}
+
+/*
+ * A CPU's own kernel thread goes first when it wakes, for it is what everything else waits for, and until it has had a
+ * slice; from then on it waits on the fallback queue.
+ */
+static bool goes_first(struct task_struct *p, u64 *slice, u64 enq_flags)
+{
+	struct task_ctx *t = is_cpus_own(p) ? task_ctx_of(p) : NULL;
+	u64 runtime = p->se.sum_exec_runtime;
+
+	if (!t || enq_flags & SCX_ENQ_LAST)
+		return false;
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		t->woke_at_runtime_ns = runtime;
+	*slice -= runtime - t->woke_at_runtime_ns;
+	return (s64)*slice > 0;
+}
+
+BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	struct enclave *e = NULL;
+	u32 id = enclave_of_task(p, &e);
+	u64 slice = FALLBACK_SLICE;
+	s32 cpu;
+
+	if (id && e) {
+		slot_enqueue.call(ctx, slot_of(id, e));
+		enqueue_pending(id, p, SCX_SLICE_DFL, enq_flags);
+		return 0;
+	}
+	COUNT(0, queued);
+	ask_to_move(scx_bpf_task_cpu(p));
+	if (enq_flags & SCX_ENQ_LAST) {
+		go_on(p, scx_bpf_task_cpu(p), FALLBACK_SLICE, enq_flags);
+		return 0;
+	}
+	if (goes_first(p, &slice, enq_flags)) {
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice, enq_flags & SCX_ENQ_WAKEUP ? enq_flags | SCX_ENQ_PREEMPT : enq_flags);
+		return 0;
+	}
+	scx_bpf_dsq_insert(p, FALLBACK_DSQ, FALLBACK_SLICE, enq_flags);
+	cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	scx_bpf_kick_cpu(cpu >= 0 ? cpu : scx_bpf_task_cpu(p), SCX_KICK_IDLE);
+	return 0;
+}
+
+/* A queue that somebody waits on while a CPU of its enclave idles: tell that CPU. */
+static void kick_idle(u32 id, struct enclave *e, s32 here)
+{
+	if (scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || scx_bpf_dsq_nr_queued(ORDERED_DSQ(here)))
+		kick_any_idle(e, here);
+}
+
+/* A higher class takes a CPU that tasks wait for on its own queues: another CPU had better run them. */
+static void give_up_waiting(struct cpu *cpu, s32 here)
+{
+	struct enclave *e = NULL;
+
+	if (enclave_of_cpu(cpu, &e) && e && (cpu->latched || scx_bpf_dsq_nr_queued(ORDERED_DSQ(here))))
+		kick_any_idle(e, here);
+}
+
+#if !CAN_TAKE_BACK
+/*
+ * Does a higher class want this CPU? These kernels ask ext for a task even so, and one that was fetched now could not
+ * be taken back. (rq.nr_running may count a fair task that is about to sleep; then the CPU idles, and is kicked.)
+ */
+static bool is_outranked(s32 cpu)
+{
+	struct rq *rq = scx_bpf_cpu_rq(cpu);
+
+	return rq && rq->nr_running > rq->scx.nr_running;
+}
+#endif
+
+BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
+{
+	struct cpu *cpu = cpu_of(cpu_id);
+	struct core *c = the_core();
+	struct enclave *e = NULL;
+	u32 id;
+
+	if (!cpu || !c)
+		return 0;
+	cpu->dispatched_at = bpf_ktime_get_ns();
+	id = enclave_of_cpu(cpu, &e);
+#if !CAN_TAKE_BACK
+	if (is_outranked(cpu_id)) {
+		scx_bpf_kick_cpu(cpu_id, SCX_KICK_IDLE);
+		if (id && e)
+			kick_idle(id, e, cpu_id);
+		return 0;
+	}
+#endif
+	if (c->strays && serve_strays(c->strays))
+		return 0;
+	if (serve_fallback(cpu, cpu_id, id))
+		return 0;
+	if (cpu->latched && !cpu->held && serve_latched(cpu, cpu_id))
+		return 0;
+	if (id && e) {
+		if (e->leftover && each_leftover(id, e, SERVE))
+			return 0;
+		slot_dispatch.call(ctx, slot_of(id, e));
+	}
+	/* Also that of an enclave which is being destroyed: its loader may have died before it could hand the tasks back. */
+	if (cpu->enclave)
+		scx_bpf_dsq_move_to_local(PENDING_DSQ(cpu->enclave));
+	return 0;
+}
+
+BPF_PROG(core_tick, struct task_struct *p)
+{
+	s32 here = scx_bpf_task_cpu(p);
+	struct cpu *cpu = cpu_of(here);
+	struct enclave *e = NULL;
+	u32 id = enclave_of_task(p, &e);
+
+	if (!id || !e || !cpu) {
+		/* What its enclave's policy gave it, when it still had one, may be without an end. */
+		if (p->scx.slice > FALLBACK_SLICE)
+			set_slice(p, FALLBACK_SLICE);
+		return 0;
+	}
+	kick_idle(id, e, here);
+	/* On a CPU that is not its enclave's it was running when it joined. */
+	if (cpu->enclave != id || is_owed(cpu, here) || (e->leftover && each_leftover(id, e, LOOK)))
+		set_slice(p, 0);
+	else
+		slot_tick.call(ctx, slot_of(id, e));
+	return 0;
+}
+
+BPF_PROG(core_running, struct task_struct *p)
+{
+	s32 here = scx_bpf_task_cpu(p);
+	struct cpu *cpu = cpu_of(here);
+	struct enclave *e = NULL;
+	u32 id = enclave_of_task(p, &e);
+
+	if (!cpu)
+		return 0;
+	cpu->running = id;
+	open_for_next(cpu, here);
+	cpu->ran_at = scx_bpf_now();
+	COUNT(id, switches);
+	if (id && e)
+		slot_running.call(ctx, slot_of(id, e));
+	return 0;
+}
+
+/*
+ * A task that a higher class preempts goes back to its CPU's own queue with no callback, to wait there as long as
+ * that class wants the CPU; but one with no slice left goes back to its policy. (On 6.16 not even cpu_release()
+ * would come: put_prev_task_scx() returns before that.) What was left of the slice is kept, for its turn is not over.
+ */
+BPF_PROG(core_stopping, struct task_struct *p, bool runnable)
+{
+	struct cpu *cpu = cpu_of(scx_bpf_task_cpu(p));
+	struct counters *n;
+	struct task_ctx *t;
+	struct enclave *e;
+	u32 id;
+
+	if (!cpu)
+		return 0;
+	id = cpu->running;
+	cpu->running = 0;
+	n = counters_of(id);
+	if (n)
+		n->runtime_ns += scx_bpf_now() - cpu->ran_at;
+	if (runnable) {
+		t = task_ctx_of(p);
+		if (t)
+			t->left_ns = p->scx.slice;
+		set_slice(p, 0);
+	}
+	e = enclave_of(id);
+	if (id && e)
+		slot_stopping.call(ctx, slot_of(id, e));
+	return 0;
+}
+
+/* A child of an enclave's task is in the enclave; also if its parent left after it had been copied. */
+BPF_PROG(core_init_task, struct task_struct *p, struct scx_init_task_args *args)
+{
+	struct task_ctx *parent, *child;
+
+	if (!args->fork)
+		return 0;
+	parent = task_ctx_of(bpf_get_current_task_btf());
+	if (!parent || !parent->enclave || (parent->left && p->policy != SCHED_EXT))
+		return 0;
+	child = tasks.task_storage_get(p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!child)
+		return -12; /* ENOMEM fails the fork, rather than let the child slip out */
+	child->enclave = parent->enclave;
+	child->generation = parent->generation;
+	return 0;
+}
+
+/* In full mode every task needs storage; in partial mode those that joined have it. */
+BPF_PROG(core_enable, struct task_struct *p)
+{
+	struct task_ctx *t = tasks.task_storage_get(p, 0, FULL_MODE ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+
+	if (!t)
+		return 0;
+	t->enabled = 1;
+	if (t->left)
+		t->left = t->enclave = 0;
+	return 0;
+}
+
+/*
+ * Out of the class is out of the enclave, whoever did it: the task itself, the loader, or its exit. But a task that
+ * is lent a real-time priority, by one that waits for a lock of its, will be back. (Its policy does not tell: some
+ * kernels call this after they have set a new one, some before.)
+ */
+BPF_PROG(core_disable, struct task_struct *p)
+{
+	struct task_ctx *t = task_ctx_of(p);
+	struct task_struct *lender = p->pi_top_task;
+	struct enclave *e;
+
+	if (!t)
+		return 0;
+	t->enabled = 0;
+	t->left = !lender || lender->prio >= MAX_RT_PRIO;
+	e = enclave_of(t->enclave);
+	if (t->enclave && e && is_live(e, t->generation))
+		slot_disable.call(ctx, slot_of(t->enclave, e));
+	return 0;
+}
+
+BPF_PROG(core_set_cpumask, struct task_struct *p, const struct cpumask *allowed)
+{
+	struct enclave *e = NULL;
+	u32 id = membership(p, &e);
+
+	if (id && e)
+		slot_set_cpumask.call(ctx, slot_of(id, e));
+	return 0;
+}
+
+BPF_PROG(core_set_weight, struct task_struct *p, u32 weight)
+{
+	struct enclave *e = NULL;
+	u32 id = membership(p, &e);
+
+	if (id && e)
+		slot_set_weight.call(ctx, slot_of(id, e));
+	return 0;
+}
+
+BPF_PROG(core_yield, struct task_struct *from, struct task_struct *to)
+{
+	struct enclave *e = NULL;
+	u32 id = membership(from, &e);
+
+	set_slice(from, 0);
+	if (id && e)
+		slot_yield.call(ctx, slot_of(id, e));
+	return 0;
+}
+
+BPF_PROG(core_init)
+{
+	s32 error = scx_bpf_create_dsq(FALLBACK_DSQ, -1);
+
+	for (u32 id = 1; id < MAX_ENCLAVES && !error; id++)
+		error = scx_bpf_create_dsq(PENDING_DSQ(id), -1);
+	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < scx_bpf_nr_cpu_ids() && !error; cpu++) {
+		error = scx_bpf_create_dsq(CPU_DSQ(cpu), -1);
+		if (!error)
+			error = scx_bpf_create_dsq(ORDERED_DSQ(cpu), -1);
+	}
+	return error;
+}
+
+/* Whoever was to run on this CPU next, and has a higher class come first, goes back to its policy. */
+#if CAN_TAKE_BACK
+BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
+{
+	bool higher = next->prio < MAX_RT_PRIO || (!FULL_MODE && next->policy != SCHED_EXT);
+	s32 here = bpf_get_smp_processor_id();
+	struct cpu *cpu = cpu_of(here);
+
+	if (!cpu)
+		return 0;
+	cpu->taken = next->pid && higher;
+	if (!cpu->taken)
+		return 0;
+	give_up_waiting(cpu, here);
+	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL) > 0)
+		take_back();
+	return 0;
+}
+#else
+BPF_PROG(core_cpu_release, s32 here, struct scx_cpu_release_args *args)
+{
+	struct cpu *cpu = cpu_of(here);
+
+	if (cpu) {
+		cpu->taken = 1;
+		give_up_waiting(cpu, here);
+	}
+	scx_bpf_reenqueue_local();
+	return 0;
+}
+
+BPF_PROG(core_cpu_acquire, s32 here, struct scx_cpu_acquire_args *args)
+{
+	struct cpu *cpu = cpu_of(here);
+
+	if (cpu)
+		cpu->taken = 0;
+	return 0;
+}
+#endif
+
+#include "exit.bpf.h"
+#include "membership.bpf.h"

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Loops that the verifier follows however often they turn; one may leave them with break or return.
+ *
+ * What a loop counts must be in memory (volatile, or in a map): in a register the verifier would follow each value.
+ */
+#ifndef GHOSTBPF_ITERATE_BPF_H
+#define GHOSTBPF_ITERATE_BPF_H
+
+static void end_numbers(struct bpf_iter_num *numbers)
+{
+	bpf_iter_num_destroy(numbers);
+}
+
+/* for (s32 i = first; i < end; i++) */
+#define for_each_number(i, first, end)                                                                          \
+	for (struct bpf_iter_num __numbers __attribute__((cleanup(end_numbers))),                               \
+	     *__all = (bpf_iter_num_new(&__numbers, first, end), &__numbers);                                   \
+	     __all; __all = NULL)                                                                               \
+		for (s32 i, *__next; (__next = bpf_iter_num_next(&__numbers)) && (i = *__next, true);)
+
+#ifdef HAVE_bpf_iter_scx_dsq_new
+static void end_waiting(struct bpf_iter_scx_dsq *waiting)
+{
+	bpf_iter_scx_dsq_destroy(waiting);
+}
+
+/* Each task p that waits on queue dsq, by iterator it; with SCX_DSQ_ITER_REV in flags the last first. */
+#define for_each_waiting(it, p, dsq, flags)                                                                     \
+	for (struct bpf_iter_scx_dsq it __attribute__((cleanup(end_waiting))),                                  \
+	     *__all = (bpf_iter_scx_dsq_new(&it, dsq, flags), &it);                                             \
+	     __all; __all = NULL)                                                                               \
+		for (struct task_struct *p; (p = bpf_iter_scx_dsq_next(&it));)
+#endif
+
+#endif

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * From the core to agents: messages, and status words that hold the same whether messages get through or not.
+ *
+ * Whatever changes a task's state is told under the lock of its runqueue, so the messages of one task come in order,
+ * numbered without a gap. A full ring loses none in silence: the channel counts it and says that it overflowed, and
+ * the agent reads the status words.
+ */
+#ifndef GHOSTBPF_MESSAGES_BPF_H
+#define GHOSTBPF_MESSAGES_BPF_H
+
+#include "sched.bpf.h"
+
+#define PF_EXITING 0x00000004
+
+BPF_TASK_STORAGE(agent_tasks, struct agent_task);
+BPF_F_TABLE("array", u32, struct status_word, words, MAX_WORDS, BPF_F_MMAPABLE);
+BPF_STACK(free_words, u32, MAX_WORDS);
+BPF_F_TABLE("array", u32, struct channel, channels, MAX_CPUS, BPF_F_MMAPABLE);
+BPF_ARRAY(census, struct census, 1);
+BPF_RINGBUF_OUTPUT(ring, 1);
+BPF_ARRAY_OF_MAPS(rings, "ring", MAX_CPUS);
+
+static struct channel *channel_at(u32 number)
+{
+	return channels.lookup(&number);
+}
+
+/* An agent that has been asked, and has not begun to read for timeout_ns since, is silent. */
+static bool is_silent(struct channel *ch)
+{
+	bool silent = ch->asked_ns > ch->heartbeat_ns && bpf_ktime_get_ns() - ch->asked_ns > ch->timeout_ns;
+
+	if (silent && !ch->silent)
+		ch->silences++;
+	ch->silent = silent;
+	return silent;
+}
+
+static bool has_agent(struct channel *ch)
+{
+	return ch->tid && !is_silent(ch);
+}
+
+/* Channel *number if there is an agent behind it; else the enclave's. */
+static struct channel *channel_or_0(u32 *number)
+{
+	struct channel *ch = channel_at(*number);
+
+	if (ch && ch->tid)
+		return ch;
+	*number = 0;
+	return channel_at(0);
+}
+
+static struct channel *channel_of_cpu(s32 cpu, u32 *number)
+{
+	*number = 1 + cpu;
+	return channel_or_0(number);
+}
+
+static struct channel *channel_of(struct agent_task *a, u32 *number)
+{
+	*number = a->channel;
+	return channel_or_0(number);
+}
+
+static void post(u32 number, struct message *m)
+{
+	struct channel *ch = channel_at(number);
+	void *ring = rings.lookup(&number);
+
+	if (!ch || !ch->tid)
+		return;
+	if (ch->asked_ns <= ch->heartbeat_ns)
+		ch->asked_ns = m->at_ns;
+	if (ring && !bpf_ringbuf_output(ring, m, sizeof(*m), ch->spins ? BPF_RB_NO_WAKEUP : 0))
+		return;
+	__sync_fetch_and_add(&ch->lost, 1);
+	ch->overflowed = 1;
+}
+
+static struct status_word *word_at(u32 number)
+{
+	return number ? words.lookup(&number) : NULL;
+}
+
+/* A free status word's number; 0 if there is none. */
+static u32 take_word(void)
+{
+	u32 zero = 0, number = 0;
+	struct census *c = census.lookup(&zero);
+
+	if (!free_words.pop(&number))
+		return number;
+	if (!c || c->words >= MAX_WORDS - 1)
+		return 0;
+	number = 1 + __sync_fetch_and_add(&c->words, 1);
+	return number < MAX_WORDS ? number : 0;
+}
+
+static u64 next_gtid(struct task_struct *p)
+{
+	u32 zero = 0;
+	struct census *c = census.lookup(&zero);
+	u64 count = c ? 1 + __sync_fetch_and_add(&c->gtids, 1) : 0;
+
+	return count << 32 | (u32)p->pid;
+}
+
+static struct agent_task *agent_task_of(struct task_struct *p, u64 flags)
+{
+	return agent_tasks.task_storage_get(p, 0, flags);
+}
+
+/* p's status word, a new one if it has none; NULL where all are in use. */
+static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
+{
+	struct status_word *w = word_at(a->word);
+	u32 number;
+
+	if (w)
+		return w;
+	number = take_word();
+	w = word_at(number);
+	if (!w)
+		return NULL;
+	a->gtid = next_gtid(p);
+	a->runtime_ns = 0;
+	w->runtime_ns = w->seq = w->channel = w->state = w->boosted = 0;
+	w->since_ns = bpf_ktime_get_ns();
+	w->allowed = p->cpus_ptr->bits[0];
+	w->weight = p->scx.weight;
+	w->cpu = scx_bpf_task_cpu(p);
+	w->tgid = p->tgid;
+	w->gtid = a->gtid;
+	a->word = number;
+	return w;
+}
+
+static void set_state(struct status_word *w, u32 state)
+{
+	w->state = state;
+	w->since_ns = bpf_ktime_get_ns();
+}
+
+static void tell(struct task_struct *p, struct agent_task *a, struct status_word *w, u16 type, u16 flags)
+{
+	struct message m = {};
+	u32 number;
+
+	channel_of(a, &number);
+	w->channel = number;
+	w->cpu = scx_bpf_task_cpu(p);
+	w->boosted = flags & MSG_BOOSTED;
+	w->seq++;
+	m.gtid = a->gtid;
+	m.runtime_ns = a->runtime_ns;
+	m.at_ns = bpf_ktime_get_ns();
+	m.allowed = w->allowed;
+	m.seq = w->seq;
+	m.type = type;
+	m.flags = flags;
+	m.word = a->word;
+	m.cpu = w->cpu;
+	m.tgid = w->tgid;
+	m.weight = w->weight;
+	post(number, &m);
+}
+
+static void tell_cpu(s32 cpu, u16 type)
+{
+	struct message m = {};
+	u32 number;
+
+	channel_of_cpu(cpu, &number);
+	m.at_ns = bpf_ktime_get_ns();
+	m.type = type;
+	m.cpu = cpu;
+	post(number, &m);
+}
+
+/* p waits for a CPU, and nobody but the agent is to find it one. False where there is no status word left. */
+static bool tell_waits(struct task_struct *p, struct agent_task *a, u64 enq_flags, bool boosted)
+{
+	struct status_word *w = word_of(p, a);
+	u16 type = MSG_TASK_PREEMPT;
+
+	if (!w)
+		return false;
+	if (!w->seq)
+		type = MSG_TASK_NEW;
+	else if (enq_flags & SCX_ENQ_WAKEUP)
+		type = MSG_TASK_WAKEUP;
+	else if (a->yielded)
+		type = MSG_TASK_YIELD;
+	a->yielded = 0;
+	a->latched = 0;
+	a->knows = TASK_WAITING;
+	w->allowed = p->cpus_ptr->bits[0];
+	set_state(w, TASK_WAITING);
+	tell(p, a, w, type, boosted ? MSG_BOOSTED : 0);
+	return true;
+}
+
+/* p waits, and the core itself sees to it. */
+static void note_waits(struct agent_task *a)
+{
+	struct status_word *w = word_at(a->word);
+
+	a->yielded = 0;
+	a->latched = 0;
+	if (w)
+		set_state(w, TASK_WAITING);
+}
+
+static void tell_blocked(struct task_struct *p, struct agent_task *a)
+{
+	struct status_word *w = word_at(a->word);
+
+	if (!w)
+		return;
+	set_state(w, TASK_BLOCKED);
+	if (a->knows == TASK_BLOCKED)
+		return;
+	a->knows = TASK_BLOCKED;
+	tell(p, a, w, MSG_TASK_BLOCKED, 0);
+}
+
+/* p is no longer the enclave's; the word goes to another task. */
+static void tell_gone(struct task_struct *p, struct agent_task *a, u16 type)
+{
+	u32 number = a->word;
+	struct status_word *w = word_at(number);
+
+	if (!w)
+		return;
+	set_state(w, TASK_BLOCKED);
+	tell(p, a, w, type, 0);
+	w->gtid = 0;
+	a->word = 0;
+	a->gtid = 0;
+	a->knows = TASK_BLOCKED;
+	a->channel = 0;
+	a->latched = 0;
+	free_words.push(&number, BPF_ANY);
+}
+
+#endif

@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The half of an agent that is in the kernel: what it tells, what it does not ask, and what it does without one.
+ *
+ * With the fast path on, a task that finds an idle CPU runs there at once, and a CPU with nothing else to do takes the
+ * head of the enclave's queue; the agent is told of those that wait, and decides between them. With it off, the agent
+ * decides everything: a task waits until it is committed, and a CPU runs nothing but what was committed to it.
+ *
+ * Where there is no agent, or it is silent for longer than its time-out, this is Biff: one FIFO queue, and whoever has
+ * had a CPU for more than FALLBACK_SLICE while somebody waits goes to its tail. And a task that the agent has left
+ * waiting for PATIENCE gets a CPU in any case: the kernel would end the whole scheduler otherwise.
+ */
+#include "../commit.bpf.h"
+#include "agent.h"
+
+#define FALLBACK_SLICE (20 * 1000000ULL)
+#define PATIENCE (5 * 1000000000ULL)
+#define CHECK_PERIOD (250 * 1000000ULL)
+
+BPF_F_TABLE("array", u32, struct agent_params, params, 1, BPF_F_MMAPABLE);
+BPF_HASH(agents, u32, u32, MAX_CPUS);
+
+static u64 slice(void)
+{
+	u32 zero = 0;
+	struct agent_params *param = params.lookup(&zero);
+
+	return param && param->slice_ns ? param->slice_ns : SLICE_ENDLESS;
+}
+
+/* Does the agent have the say over everything that comes through this channel? */
+static bool is_asked(struct channel *ch)
+{
+	return has_agent(ch) && !ch->fastpath;
+}
+
+BPF_PROG(agent_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+	struct enclave *e = enclave_of(ENCLAVE);
+	struct core *c = the_core();
+	u32 number = 0;
+	struct channel *ch = a ? channel_of(a, &number) : channel_at(0);
+	s32 cpu;
+
+	if (!ch || !e || !c || !is_asked(ch))
+		return select_idle(ENCLAVE, p, prev, wake_flags, slice());
+	cpu = home_cpu(e, c, p->cpus_ptr, prev);
+	return cpu >= 0 ? cpu : prev;
+}
+
+/* There are more tasks than status words: the agent cannot be asked about p. */
+static void go_home(struct task_struct *p, u64 enq_flags)
+{
+	struct enclave *e = enclave_of(ENCLAVE);
+	struct core *c = the_core();
+	s32 home = e && c ? home_cpu(e, c, p->cpus_ptr, scx_bpf_task_cpu(p)) : -1;
+	struct cpu *cpu = cpu_of(home);
+
+	if (!cpu) {
+		scx_bpf_dsq_insert(p, PENDING, SCX_SLICE_DFL, enq_flags);
+		return;
+	}
+	scx_bpf_dsq_insert(p, CPU_DSQ(home), SCX_SLICE_DFL, enq_flags);
+	cpu->latched = 1;
+	scx_bpf_kick_cpu(home, SCX_KICK_IDLE);
+}
+
+static void ask(struct task_struct *p, struct agent_task *a, u64 enq_flags)
+{
+	u64 length = slice();
+	bool boosted;
+
+	if (!word_of(p, a)) {
+		go_home(p, enq_flags);
+		return;
+	}
+	boosted = is_interrupted(p, &length, enq_flags);
+	if (boosted)
+		enq_flags |= SCX_ENQ_HEAD;
+	COUNT(ENCLAVE, queued);
+	scx_bpf_dsq_insert(p, PENDING, length, enq_flags);
+	tell_waits(p, a, enq_flags, boosted);
+}
+
+BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	struct agent_task *a = agent_task_of(p, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct channel *ch;
+	u32 number;
+	bool waits;
+
+	if (!a) {
+		go_home(p, enq_flags);
+		return 0;
+	}
+	ch = channel_of(a, &number);
+	if (ch && is_asked(ch)) {
+		ask(p, a, enq_flags);
+		return 0;
+	}
+	waits = enqueue_pending(ENCLAVE, p, slice(), enq_flags);
+	/* One that is silent just now reads it when it is back. */
+	if (!waits || !ch || !ch->tid || !tell_waits(p, a, enq_flags, enq_flags & SCX_ENQ_REENQ))
+		note_waits(a);
+	return 0;
+}
+
+/*
+ * What was committed to a CPU that another class has taken may run here, unless it is its own agent that has it. With
+ * the fast path, where no CPU idles while a task waits, so may what was committed to any.
+ */
+static bool rescue(bool any)
+{
+	struct cpu *cpu;
+
+	for_each_cpu_of(ENCLAVE, cpu, id)
+		if (cpu->latched && (any || is_lost(cpu, id)) && !cpu->held && scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
+			return true;
+	return false;
+}
+
+/* How long the task at a queue's head has waited. */
+static u64 waited(u64 dsq)
+{
+	for_each_waiting(waiting, p, dsq, 0) {
+		struct agent_task *a = agent_task_of(p, 0);
+		struct status_word *w = a ? word_at(a->word) : NULL;
+
+		return w && w->state == TASK_WAITING ? bpf_ktime_get_ns() - w->since_ns : 0;
+	}
+	return 0;
+}
+
+/* Has the agent forgotten somebody? Looked up now and then. */
+static bool is_patience_lost(struct cpu *cpu, s32 here)
+{
+	u64 now = bpf_ktime_get_ns();
+
+	if (now - cpu->checked_at < CHECK_PERIOD)
+		return false;
+	cpu->checked_at = now;
+	return waited(PENDING) > PATIENCE || (cpu->latched && waited(CPU_DSQ(here)) > PATIENCE);
+}
+
+/* Does an agent have the say over everything that CPU here does? Where each CPU has one, so must the enclave. */
+static bool is_delegated(s32 here)
+{
+	struct channel *own, *ch = channel_at(0);
+	u32 number;
+
+	if (!ch || !is_asked(ch))
+		return false;
+	own = channel_of_cpu(here, &number);
+	return own && is_asked(own);
+}
+
+BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
+{
+	struct cpu *cpu = cpu_of(here);
+
+	if (!cpu)
+		return 0;
+	if (!is_delegated(here) || is_patience_lost(cpu, here)) {
+		if (!scx_bpf_dsq_move_to_local(PENDING))
+			rescue(true);
+		return 0;
+	}
+	if (rescue(false) || cpu->told_idle || !scx_bpf_dsq_nr_queued(PENDING))
+		return 0;
+	cpu->told_idle = 1;
+	tell_cpu(here, MSG_CPU_IDLE);
+	return 0;
+}
+
+BPF_PROG(agent_tick, struct task_struct *p)
+{
+	s32 here = scx_bpf_task_cpu(p);
+	struct cpu *cpu = cpu_of(here);
+	struct channel *ch;
+	u32 number;
+	bool late;
+
+	if (!cpu)
+		return 0;
+	ch = channel_of_cpu(here, &number);
+	if (!ch)
+		return 0;
+	if (ch->ticks)
+		tell_cpu(here, MSG_CPU_TICK);
+	if (has_agent(ch))
+		late = is_patience_lost(cpu, here);
+	else
+		late = scx_bpf_now() - cpu->ran_at > FALLBACK_SLICE &&
+		       (cpu->latched || scx_bpf_dsq_nr_queued(PENDING));
+	if (late) {
+		cpu->checked_at = 0; /* so that dispatch() sees it, too */
+		COUNT(ENCLAVE, preempted);
+		set_slice(p, 0);
+	}
+	return 0;
+}
+
+BPF_PROG(agent_running, struct task_struct *p)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+	s32 here = scx_bpf_task_cpu(p);
+	struct cpu *cpu = cpu_of(here);
+	struct status_word *w;
+
+	if (cpu)
+		cpu->told_idle = 0;
+	if (!a)
+		return 0;
+	a->latched = 0;
+	w = word_at(a->word);
+	if (w) {
+		w->cpu = here;
+		set_state(w, TASK_ON_CPU);
+	}
+	return 0;
+}
+
+BPF_PROG(agent_stopping, struct task_struct *p, bool runnable)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+	struct cpu *cpu = cpu_of(scx_bpf_task_cpu(p));
+	struct status_word *w;
+
+	if (!a || !cpu)
+		return 0;
+	a->runtime_ns += scx_bpf_now() - cpu->ran_at;
+	w = word_at(a->word);
+	if (w)
+		w->runtime_ns = a->runtime_ns;
+	/* One whose priority or affinity changes while it runs is taken off the CPU for a moment, and does not sleep. */
+	if (!runnable && p->__state)
+		tell_blocked(p, a);
+	return 0;
+}
+
+BPF_PROG(agent_disable, struct task_struct *p)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+
+	if (a)
+		tell_gone(p, a, p->flags & PF_EXITING ? MSG_TASK_DEAD : MSG_TASK_DEPARTED);
+	return 0;
+}
+
+BPF_PROG(agent_set_cpumask, struct task_struct *p, const struct cpumask *allowed)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+	struct status_word *w = a ? word_at(a->word) : NULL;
+
+	if (!w)
+		return 0;
+	w->allowed = p->cpus_ptr->bits[0];
+	tell(p, a, w, MSG_TASK_AFFINITY_CHANGED, 0);
+	return 0;
+}
+
+BPF_PROG(agent_set_weight, struct task_struct *p, u32 weight)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+	struct status_word *w = a ? word_at(a->word) : NULL;
+
+	if (!w || w->weight == weight)
+		return 0;
+	w->weight = weight;
+	tell(p, a, w, MSG_TASK_PRIORITY_CHANGED, 0);
+	return 0;
+}
+
+BPF_PROG(agent_yield, struct task_struct *from, struct task_struct *to)
+{
+	struct agent_task *a = agent_task_of(from, 0);
+
+	if (a)
+		a->yielded = 1;
+	return 0;
+}
+
+static void kick_cpus(void)
+{
+	struct cpu *cpu;
+
+	for_each_cpu_of(ENCLAVE, cpu, id)
+		scx_bpf_kick_cpu(id, SCX_KICK_IDLE);
+}
+
+/* The CPUs that an agent spun on are its enclave's again. */
+static void free_agent_cpus(void)
+{
+	struct enclave *e = enclave_of(ENCLAVE);
+
+	if (!e)
+		return;
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++) {
+		e->cpus[i] |= e->agent_cpus[i];
+		e->agent_cpus[i] = 0;
+	}
+}
+
+/*
+ * An agent's end, whatever its cause, is seen here: from now on the core decides. Where each CPU has an agent, none
+ * goes on without the others.
+ */
+BPF_PROG(tp_sched_process_exit, struct task_struct *p)
+{
+	u32 tid = p->pid, *number = agents.lookup(&tid);
+	struct channel *ch = number ? channel_at(*number) : NULL;
+	struct cpu *cpu;
+
+	if (!ch || ch->tid != tid)
+		return 0;
+	for_each_number(channel, 0, 1 + scx_bpf_nr_cpu_ids()) {
+		ch = channel_at(channel);
+		if (ch)
+			ch->tid = 0;
+	}
+	for_each_cpu_of(ENCLAVE, cpu, id)
+		cpu->spun = 0;
+	free_agent_cpus();
+	kick_cpus();
+	return 0;
+}
+
+/* An idle system makes no events: somebody has to notice that an agent has become silent, or has forgotten a task. */
+int pulse(struct bpf_perf_event_data *ctx)
+{
+	if (scx_bpf_dsq_nr_queued(PENDING) > 0)
+		kick_cpus();
+	return 0;
+}

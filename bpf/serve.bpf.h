@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Whom a CPU runs before its enclave's policy is asked. */
+#ifndef GHOSTBPF_SERVE_BPF_H
+#define GHOSTBPF_SERVE_BPF_H
+
+#include "leftover.bpf.h"
+
+/* A busy enclave's CPU gives tasks of no enclave one slice this often. */
+#define FALLBACK_PERIOD (50 * 1000000ULL)
+
+static bool is_idle(s32 cpu)
+{
+	const struct cpumask *idle = scx_bpf_get_idle_cpumask();
+	bool found = has_bit(idle->bits, cpu);
+
+	scx_bpf_put_idle_cpumask(idle);
+	return found;
+}
+
+static bool serve_fallback(struct cpu *cpu, s32 here, u32 id)
+{
+	u64 now = cpu->dispatched_at;
+
+	if (!scx_bpf_dsq_nr_queued(FALLBACK_DSQ))
+		return false;
+	if (id && now - cpu->fallback_at < FALLBACK_PERIOD && scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) && !is_idle(here)) {
+		/* Who waits on the enclave's queue may not be allowed here; if so, idle, it is asked again. */
+		scx_bpf_kick_cpu(here, SCX_KICK_IDLE);
+		return false;
+	}
+	cpu->fallback_at = now;
+	return scx_bpf_dsq_move_to_local(FALLBACK_DSQ);
+}
+
+static bool serve_strays(u64 strays)
+{
+	/* More than a few at a time there never are; the next dispatch goes on. */
+	for (u32 i = 0; i < 4 && strays; i++) {
+		u32 id = lowest_bit(strays);
+		struct enclave *e = enclave_of(id);
+
+		if (scx_bpf_dsq_move_to_local(PENDING_DSQ(id)) || (e && each_leftover(id, e, SERVE)))
+			return true;
+		strays &= strays - 1;
+	}
+	return false;
+}
+
+/* What an agent put on this CPU's own queue. The mark is cleared before the look, or it could hide a task. */
+static bool serve_latched(struct cpu *cpu, s32 here)
+{
+	cpu->latched = 0;
+	if (!scx_bpf_dsq_move_to_local(CPU_DSQ(here)))
+		return false;
+	cpu->latched = 1;
+	return true;
+}
+
+/*
+ * This CPU runs a task now, and agents may commit the next to it, unless another waits there already. Not before: until
+ * it runs what it took from its queue, it does not idle, though it runs nothing.
+ */
+static void open_for_next(struct cpu *cpu, s32 here)
+{
+	if (!cpu->latched)
+		return;
+	cpu->latched = 0;
+	if (scx_bpf_dsq_nr_queued(CPU_DSQ(here)))
+		cpu->latched = 1;
+}
+
+/*
+ * Does a task wait for this CPU that its enclave's policy does not know of? On the CPU's own queue: the kernel puts
+ * some there unasked (for one, a task that may not migrate just now), and a task that was to have an idle CPU finds
+ * it taken when that woke by itself meanwhile. Or on the fallback queue, whose turn it is.
+ */
+static bool is_owed(struct cpu *cpu, s32 here)
+{
+	return scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | here) > 0 ||
+	       (scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0 && bpf_ktime_get_ns() - cpu->fallback_at >= FALLBACK_PERIOD);
+}
+
+#endif

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * How long tasks wait in each sched_ext DSQ, whatever scheduler is attached.
+ *
+ * A wait begins when a task is put on a DSQ because it woke or was taken off its CPU, and ends when it runs. The DSQ is
+ * the one that it was put on then: schedulers move tasks on, from a shared DSQ to a CPU's own, when that CPU is
+ * about to run them. One that is on no DSQ by then is held by the scheduler itself, in a queue of its own.
+ */
+#define HISTS 1
+#define TRACE_STATE
+struct state {
+	u64 since;
+	u64 dsq;
+};
+#include "wait.bpf.h"
+
+static int begin(struct task_struct *p)
+{
+	struct scx_dispatch_q *dsq;
+	struct state *state;
+
+	if ((u64)p->sched_class != LINK_CONSTANT(ext_class))
+		return 0;
+	state = begin_wait(p);
+	if (!state)
+		return 0;
+	dsq = p->scx.dsq;
+	state->dsq = dsq ? dsq->id : p->scx.ddsp_dsq_id;
+	return 0;
+}
+
+BPF_PROG(tp_sched_wakeup, struct task_struct *p)
+{
+	return p->on_cpu ? 0 : begin(p);
+}
+
+BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
+{
+	return begin(p);
+}
+
+BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
+{
+	struct state *state;
+	u64 since;
+
+	if (prev->pid && stays_runnable(preempt, prev_state))
+		begin(prev);
+	state = end_wait(next, &since);
+	if (state && wanted_here())
+		record_for(state->dsq, enclave_of(next), next, bpf_ktime_get_ns() - since);
+	return 0;
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The two halves of a wait: runnable, until a policy puts the task on a CPU's queue ("latches" it, in ghOSt's words),
+ * and from there to the CPU.
+ *
+ * A policy latches a task either as it wakes, by putting it on the local queue of an idle CPU, which is to be seen in
+ * the task right after; or when a CPU asks for one: the core notes when each CPU last did.
+ */
+#define TRACE_STATE
+struct state {
+	u64 since;
+	u64 latched; /* when it was put on a CPU's queue, if that was as it woke */
+};
+#include "wait.bpf.h"
+
+/* The core's, where one is attached; else empty. */
+BPF_F_TABLE("array", u32, struct cpu, cpus, MAX_CPUS, BPF_F_MMAPABLE);
+
+static bool is_on_local_queue(struct task_struct *p)
+{
+#ifdef HAVE_scx_bpf_dsq_insert
+	struct scx_dispatch_q *dsq = p->scx.dsq;
+
+	return dsq && dsq->id == SCX_DSQ_LOCAL;
+#else
+	return false;
+#endif
+}
+
+static void becomes_runnable(struct task_struct *p, bool woken)
+{
+	struct state *state = begin_wait(p);
+
+	if (state)
+		state->latched = woken && is_on_local_queue(p) ? state->since : 0;
+}
+
+/* When p, which has waited and just come on this CPU, was latched; 0 if it is in no enclave. */
+static u64 latched_at(struct task_struct *p, struct state *state, u64 since)
+{
+	u32 here = bpf_get_smp_processor_id();
+	struct cpu *cpu = cpus.lookup(&here);
+
+	if (!enclave_of(p))
+		return 0;
+	if (state->latched)
+		return state->latched;
+	return cpu && cpu->dispatched_at > since ? cpu->dispatched_at : since;
+}
+
+BPF_PROG(tp_sched_wakeup, struct task_struct *p)
+{
+	if (!p->on_cpu)
+		becomes_runnable(p, true);
+	return 0;
+}
+
+BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
+{
+	becomes_runnable(p, true);
+	return 0;
+}

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Where tasks leave the CPU, and how long they stay off it.
+ *
+ * The stack is taken as the task leaves, and charged when it comes back; a task that never does is not counted.
+ */
+#define TRACE_STATE
+struct state {
+	u64 off_at;
+	s32 kernel_stack;
+	s32 user_stack;
+};
+#include "trace.bpf.h"
+#include "offcputime.h"
+
+BPF_STACK_TRACE(stacks, STACKS);
+BPF_HASH(times, struct off_key, struct off_time, 16384);
+
+static void leaves(void *ctx, struct task_struct *p, u64 now)
+{
+	struct state *state = state_of(p);
+
+	if (!state)
+		return;
+	state->off_at = now;
+	state->kernel_stack = LINK_CONSTANT(user_only) ? -1 : stacks.get_stackid(ctx, 0);
+	state->user_stack = LINK_CONSTANT(kernel_only) ? -1 : stacks.get_stackid(ctx, BPF_F_USER_STACK);
+}
+
+static void comes_back(struct task_struct *p, struct state *state, u64 ns)
+{
+	struct off_key key = {};
+	struct off_time *time, first = { .ns = ns, .count = 1 };
+
+	key.tid = *(volatile s32 *)&p->pid; /* not one load with the next */
+	key.tgid = p->tgid;
+	key.kernel_stack = state->kernel_stack;
+	key.user_stack = state->user_stack;
+	bpf_probe_read_kernel_str(key.comm, sizeof(key.comm), p->comm);
+	time = times.lookup(&key);
+	if (!time) {
+		if (times.insert(&key, &first))
+			dropped();
+		return;
+	}
+	__sync_fetch_and_add(&time->ns, ns);
+	__sync_fetch_and_add(&time->count, 1);
+}
+
+BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
+{
+	u64 now = bpf_ktime_get_ns(), off;
+	struct state *state;
+
+	if (prev->pid && wanted(prev) && (!LINK_CONSTANT(state) || prev_state & LINK_CONSTANT(state)))
+		leaves(ctx, prev, now);
+	if (!next->pid)
+		return 0;
+	state = find_state(next);
+	if (!state || !state->off_at)
+		return 0;
+	off = now - state->off_at;
+	state->off_at = 0;
+	if (off >= LINK_CONSTANT(min_ns) && off <= LINK_CONSTANT(max_ns) && wanted_here())
+		comes_back(next, state, off);
+	return 0;
+}

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Waits for a CPU that were longer than a limit, and who ran instead.
+ *
+ * For each CPU the last 16 that left it are kept. Those among them who ran while the task waited are the culprits, on
+ * the CPU where it came on in the end.
+ */
+#define TRACE_STATE
+struct state {
+	u64 since;
+};
+#include "wait.bpf.h"
+#include "runqslower.h"
+
+struct recent {
+	u64 came_on;
+	u32 head;
+	u32 reserved;
+	struct culprit culprits[CULPRITS];
+};
+
+BPF_PERCPU_ARRAY(recents, struct recent, 1);
+BPF_PERCPU_ARRAY(waits, struct slow_wait, 1);
+BPF_RINGBUF_OUTPUT(events, 64);
+
+static void leaves(struct task_struct *p, u64 now)
+{
+	u32 zero = 0;
+	struct recent *recent = recents.lookup(&zero);
+	struct culprit *culprit;
+
+	if (!recent)
+		return;
+	if (p->pid && recent->came_on) {
+		culprit = &recent->culprits[recent->head & (CULPRITS - 1)];
+		culprit->until = now;
+		culprit->ran = now - recent->came_on;
+		culprit->tid = p->pid;
+		bpf_probe_read_kernel_str(culprit->comm, sizeof(culprit->comm), p->comm);
+		recent->head++;
+	}
+	recent->came_on = now;
+}
+
+static void report(struct task_struct *p, u64 since, u64 now)
+{
+	u32 zero = 0;
+	struct recent *recent = recents.lookup(&zero);
+	struct slow_wait *wait = waits.lookup(&zero);
+
+	if (!recent || !wait)
+		return;
+	wait->since = since;
+	wait->waited = now - since;
+	wait->at = now;
+	wait->tid = *(volatile s32 *)&p->pid; /* not one load with the next */
+	wait->tgid = p->tgid;
+	wait->cpu = bpf_get_smp_processor_id();
+	wait->head = recent->head;
+	bpf_probe_read_kernel_str(wait->comm, sizeof(wait->comm), p->comm);
+	__builtin_memcpy(wait->culprits, recent->culprits, sizeof(wait->culprits));
+	if (events.ringbuf_output(wait, sizeof(*wait), 0))
+		dropped();
+}
+
+BPF_PROG(tp_sched_wakeup, struct task_struct *p)
+{
+	if (!p->on_cpu)
+		begin_wait(p);
+	return 0;
+}
+
+BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
+{
+	begin_wait(p);
+	return 0;
+}
+
+BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
+{
+	u64 now = bpf_ktime_get_ns(), since;
+
+	leaves(prev, now);
+	if (prev->pid && stays_runnable(preempt, prev_state))
+		begin_wait(prev);
+	if (end_wait(next, &since) && now - since >= LINK_CONSTANT(min_ns) && wanted_here())
+		report(next, since, now);
+	return 0;
+}

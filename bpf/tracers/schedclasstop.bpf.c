@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * ghOSt's schedclasstop: CPU time by scheduling class, per CPU.
+ *
+ * A task counts by the class that it really is in: by its class pointer for ext, by its priority for deadline and
+ * real time (also if that is lent to it), else by its policy. The stop class has the migration threads alone.
+ */
+#include "trace.bpf.h"
+#include "schedclasstop.h"
+
+#define MAX_DL_PRIO 0
+#define MAX_RT_PRIO 100
+#define SCHED_RR 2
+#define SCHED_BATCH 3
+#define SCHED_IDLE 5
+
+BPF_PERCPU_ARRAY(times, struct class_time, 1);
+
+static u32 class_of(struct task_struct *p)
+{
+	u64 class = (u64)p->sched_class;
+
+	if (!p->pid)
+		return CLASS_IDLE_TASK;
+	if (class == LINK_CONSTANT(ext_class))
+		return CLASS_EXT;
+	if (p->prio < MAX_DL_PRIO)
+		return CLASS_DEADLINE;
+	if (p->prio < MAX_RT_PRIO && is_stopper(p))
+		return CLASS_STOP;
+	if (p->prio < MAX_RT_PRIO)
+		return p->policy == SCHED_RR ? CLASS_RR : CLASS_FIFO;
+	return p->policy == SCHED_BATCH ? CLASS_BATCH : p->policy == SCHED_IDLE ? CLASS_SCHED_IDLE : CLASS_OTHER;
+}
+
+static u32 shown_class_of(struct task_struct *p)
+{
+	return wanted_here() && wanted(p) ? class_of(p) : CLASSES;
+}
+
+/* Who has a CPU as the trace begins, and keeps it, is not seen in any switch. */
+int perf_sample(struct bpf_perf_event_data *ctx)
+{
+	u32 zero = 0;
+	struct class_time *time = times.lookup(&zero);
+
+	if (!time || time->since)
+		return 0;
+	time->current = shown_class_of(bpf_get_current_task_btf());
+	time->since = bpf_ktime_get_ns();
+	return 0;
+}
+
+BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
+{
+	u64 now = bpf_ktime_get_ns();
+	struct class_time *time;
+	u32 zero = 0, class = shown_class_of(prev);
+
+	time = times.lookup(&zero);
+	if (!time)
+		return 0;
+	if (time->since && class < CLASSES)
+		time->ns[class] += now - time->since;
+	time->since = now;
+	time->current = shown_class_of(next);
+	return 0;
+}

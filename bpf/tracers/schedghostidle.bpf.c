@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * ghOSt's schedghostidle: from a CPU going idle until a policy latches a task for it.
+ *
+ * Only the first latch after an idle spell counts a time; a latch on a busy CPU counts as none, 0.
+ */
+#define HISTS 1
+#include "latch.bpf.h"
+#include "schedghostidle.h"
+
+BPF_PERCPU_ARRAY(totals, struct idle_totals, 1);
+
+BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
+{
+	u64 latched, since, idle_since;
+	struct idle_totals *total;
+	struct state *state;
+	u32 zero = 0;
+
+	if (prev->pid && stays_runnable(preempt, prev_state))
+		becomes_runnable(prev, false);
+	total = totals.lookup(&zero);
+	if (!total)
+		return 0;
+	idle_since = total->idle_since;
+	total->idle_since = next->pid ? 0 : bpf_ktime_get_ns();
+	state = end_wait(next, &since);
+	if (!state || !wanted_here())
+		return 0;
+	latched = latched_at(next, state, since);
+	if (!latched)
+		return 0;
+	total->latches++;
+	total->bpf_latches++;
+	if (idle_since && latched > idle_since)
+		total->idle_to_bpf_latches++;
+	record(0, next, idle_since && latched > idle_since ? latched - idle_since : 0);
+	return 0;
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * ghOSt's schedlat: how long a task waits for its policy, and then for the CPU.
+ *
+ * Tasks of no enclave have no policy of ours: of them only the whole wait is known.
+ */
+#define HISTS 3
+#include "latch.bpf.h"
+
+enum { TO_LATCHED, LATCHED_TO_RUN, TO_RUN };
+
+BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
+{
+	u64 now, since, latched;
+	struct state *state;
+
+	if (prev->pid && stays_runnable(preempt, prev_state))
+		becomes_runnable(prev, false);
+	state = end_wait(next, &since);
+	if (!state || !wanted_here())
+		return 0;
+	now = bpf_ktime_get_ns();
+	latched = latched_at(next, state, since);
+	if (latched) {
+		record(TO_LATCHED, next, latched - since);
+		record(LATCHED_TO_RUN, next, now - latched);
+	}
+	record(TO_RUN, next, now - since);
+	return 0;
+}

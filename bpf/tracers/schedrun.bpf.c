@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * ghOSt's schedrun: how long tasks keep a CPU, by whether they were made to leave it or went to sleep.
+ *
+ * A run that had begun before the trace is left out. All that is kept is a time for each CPU.
+ */
+#define HISTS 3
+#include "trace.bpf.h"
+
+enum { PREEMPTED, BLOCKED, ALL };
+
+BPF_PERCPU_ARRAY(switched, u64, 1);
+
+BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
+{
+	u64 now = bpf_ktime_get_ns(), ran;
+	u32 zero = 0;
+	u64 *at = switched.lookup(&zero);
+
+	if (!at)
+		return 0;
+	ran = *at ? now - *at : 0;
+	*at = now;
+	if (!ran || !prev->pid || !wanted_here() || !wanted(prev))
+		return 0;
+	if (LINK_CONSTANT(only_class) && (u64)prev->sched_class != LINK_CONSTANT(only_class))
+		return 0;
+	record(stays_runnable(preempt, prev_state) ? PREEMPTED : BLOCKED, prev, ran);
+	record(ALL, prev, ran);
+	return 0;
+}

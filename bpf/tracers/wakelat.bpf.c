@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * From wakeup to CPU, for the tasks of one process tree, whatever class schedules them.
+ *
+ * User space marks the tree's root in the marks map; fork passes the mark on. A wait begins when a marked
+ * task is woken or made, and when it is taken off a CPU while it could go on; it ends when it comes on one.
+ */
+#include "wakelat.h"
+
+struct mark {
+	u64 since; /* when it began to wait; 0 while it runs or sleeps */
+};
+
+BPF_TASK_STORAGE(marks, struct mark);
+BPF_PERCPU_ARRAY(waits, u64, WAKELAT_BUCKETS);
+BPF_F_TABLE("array", u32, struct wakelat_totals, totals, 1, BPF_F_MMAPABLE);
+
+/* The power of two below ns, and the three bits that follow it. */
+static u32 bucket_of(u64 ns)
+{
+	u64 rest = ns;
+	u32 power = 0;
+
+	if (ns < 8)
+		return ns;
+	if (rest >> 32) { power += 32; rest >>= 32; }
+	if (rest >> 16) { power += 16; rest >>= 16; }
+	if (rest >> 8) { power += 8; rest >>= 8; }
+	if (rest >> 4) { power += 4; rest >>= 4; }
+	if (rest >> 2) { power += 2; rest >>= 2; }
+	power += rest >> 1;
+	return (power - 2) * 8 + (ns >> (power - 3) & 7);
+}
+
+static void wait_begins(struct task_struct *p)
+{
+	struct mark *mark = marks.task_storage_get(p, 0, 0);
+
+	if (mark)
+		mark->since = bpf_ktime_get_ns();
+}
+
+static struct wakelat_totals *the_totals(void)
+{
+	u32 zero = 0;
+
+	return totals.lookup(&zero);
+}
+
+BPF_PROG(wakelat_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct wakelat_totals *total = the_totals();
+
+	if (!total || !marks.task_storage_get(parent, 0, 0))
+		return 0;
+	marks.task_storage_get(child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	__sync_fetch_and_add(&total->forks, 1);
+	return 0;
+}
+
+BPF_PROG(wakelat_exit, struct task_struct *p)
+{
+	struct wakelat_totals *total = the_totals();
+
+	if (total && marks.task_storage_get(p, 0, 0))
+		__sync_fetch_and_add(&total->exits, 1);
+	return 0;
+}
+
+BPF_PROG(wakelat_wakeup, struct task_struct *p)
+{
+	wait_begins(p);
+	return 0;
+}
+
+BPF_PROG(wakelat_wakeup_new, struct task_struct *p)
+{
+	wait_begins(p);
+	return 0;
+}
+
+BPF_PROG(wakelat_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
+{
+	struct wakelat_totals *total = the_totals();
+	struct mark *mark;
+	u32 bucket;
+	u64 now, wait, *count;
+
+	if (!prev_state)
+		wait_begins(prev);
+	mark = marks.task_storage_get(next, 0, 0);
+	if (!mark)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (total) {
+		u64 gap = now - total->last_on;
+
+		if (total->last_on && now > total->last_on && gap > total->longest_gap_ns)
+			total->longest_gap_ns = gap;
+		total->last_on = now;
+		__sync_fetch_and_add(&total->switches, 1);
+	}
+	if (!mark->since)
+		return 0;
+	wait = now - mark->since;
+	mark->since = 0;
+	if (total && wait > total->longest_ns)
+		total->longest_ns = wait;
+	bucket = bucket_of(wait);
+	count = waits.lookup(&bucket);
+	if (count)
+		*count += 1;
+	return 0;
+}

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#define WAKELAT_BUCKETS 512 /* 64 powers of two of 8 steps each: a percentile is right within an eighth */
+
+struct wakelat_totals {
+	u64 switches; /* marked tasks put on a CPU */
+	u64 longest_ns; /* the longest wait from wakeup to CPU */
+	u64 last_on; /* when a marked task last came on a CPU */
+	u64 longest_gap_ns; /* the longest time in which none did */
+	u64 forks; /* tasks that marked tasks made */
+	u64 exits; /* marked tasks that ended */
+	u64 reserved[2];
+};

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark's parts on agents: what commits and messages cost, policies in Python, and upgrades."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import statistics
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..loaders.errors import GhostError
+from ..schedulers.agents import AgentHalf
+from ..schedulers.cpuset import CpuSet
+from ..schedulers.enclave import Enclave
+from ..schedulers.registry import POLICIES
+from ..schedulers.topology import Topology
+from ..schedulers.userspace import FIFO_CENTRALIZED, Agent, AgentPolicy, Crew, Task, Transaction, TxnState, half_of
+from ..schedulers.userspace.task import HEAD, WAITING
+from .contest import EEVDF, Contestant, compare, decisions, ready, scheduled
+from .herd import Herd, Spinner
+from .measure import Row, enclave_under, in_child, perf, summary
+from .wakelat import WakeLatency
+
+#: The CPU of the agent that is measured; the enclave has the others.
+_HOME = 0
+_NULL = f"taskset -c {_HOME} perf bench syscall basic -l 500000"
+_NULL_CALLS = 500_000
+_BACKLOGS = (10, 1_000, 10_000)
+#: Transactions in a batch: how many batches are timed.
+_BATCHES = {1: 100, 10: 40, 64: 20}
+_WARM_UP = 5
+_FEW_MESSAGES = "perf bench sched messaging -g 2 -l 100"
+_BIG_RING = {"ring_bytes": 16 << 20}
+_ENDLESS = "perf bench sched messaging -g 4 -l 100000000"
+_HERD = 10_000
+_HAND_OVERS = 3
+_SETTLE_S = 0.3
+
+
+class _Empty(AgentPolicy):
+    """Decides nothing."""
+
+    name = "empty"
+
+    def enqueue(self, task: Task) -> None:
+        """Nobody asks it to remember."""
+
+    def dequeue(self, task: Task) -> None:
+        """There is nothing to forget."""
+
+    def schedule(self) -> Iterable[Transaction]:
+        return ()
+
+
+class _KeepBusy(_Empty):
+    """Lets nothing run but the task ``busy``, by tid, on its CPU; what else is committed is the benchmark's affair."""
+
+    name = "keep_busy"
+    busy = 0, 0
+
+    def schedule(self) -> Iterator[Transaction]:
+        tid, cpu = self.busy
+        for task in self.agent.tasks.values() if cpu in self.agent.idle_cpus() else ():
+            if task.tid == tid and task.state == WAITING:
+                yield Transaction(task, cpu, 0, HEAD)
+
+
+def transactions(runs: int) -> list[Row]:
+    """A commit from Python in multiples of a null syscall, by size of the batch and number of tasks that wait."""
+    null: dict[int, list[float]] = {backlog: [] for backlog in _BACKLOGS}
+    python: list[float] = []
+    costs: dict[tuple[int, int], list[float]] = {}
+    states: Counter[str] = Counter()
+    half = half_of(_KeepBusy)
+    for _ in range(runs):
+        for backlog in _BACKLOGS:
+            with enclave_under(half, {"fastpath": "off", "agent-timeout": "10s"}, _others()) as enclave:
+                found = in_child(partial(_commit_costs, enclave, half, backlog))
+            null[backlog].append(found["null"])
+            states.update(found["states"])
+            for size, cost in found["ns"].items():
+                costs.setdefault((backlog, int(size)), []).append(cost)
+        python.append(found["python"])
+    few = _BACKLOGS[0]
+    rows = [summary("null syscall", null[few], "ns"), summary("os.getppid() in Python", python, "ns", null[backlog])]
+    rows += [
+        summary(f"commit, {backlog:,} wait, batch of {size}: each", cost, "ns", null[backlog])
+        for (backlog, size), cost in costs.items()
+    ]
+    rows += [
+        summary(f"batch of {size}, {backlog:,} wait against {few}", cost, "ns", costs[few, size])
+        for (backlog, size), cost in costs.items()
+        if backlog != few and (few, size) in costs
+    ]
+    complete, total = states.pop(TxnState.COMPLETE.name), states.total()
+    rows.append({"what": f"complete of {complete + total:,} commits", "median": complete, "unit": ""})
+    return rows + [{"what": f"... {state}", "median": count, "unit": ""} for state, count in states.items()]
+
+
+def _python_syscall() -> float:
+    """Nanoseconds of ``os.getppid()`` in a loop."""
+    count, call = 100_000, os.getppid
+    began = time.perf_counter_ns()
+    for _ in range(count):
+        call()
+    return (time.perf_counter_ns() - began) / count
+
+
+def _commit_costs(enclave: Enclave, half: AgentHalf, backlog: int) -> dict[str, Any]:
+    """Median nanoseconds of a transaction by size of its batch, while ``backlog`` tasks wait; and each one's state.
+
+    The tasks go from the queue where all wait to that of a CPU that is busy, so that none runs; and back, unmeasured,
+    by groups that fail. The null syscall is timed in the same process's place, beside the same load.
+    """
+    os.sched_setaffinity(0, {_HOME})
+    *_, target = enclave.cpus
+    agent = Agent(enclave, half, half.values({"fastpath": "off", "agent-timeout": "10s"}))
+    policy: Any = agent.policy
+    states: Counter[str] = Counter()
+    costs = {}
+    with Herd(enclave, backlog) as herd, Spinner(enclave, target) as spinner:
+        gc.disable()
+        policy.busy = spinner.pid, target
+        agent.take_over()
+        try:
+            null, python = perf(_NULL) / _NULL_CALLS * 1e9, _python_syscall()
+            herd.wake()
+            waiting = _all_waiting(agent, herd.pid, backlog)
+            for size, batches in _BATCHES.items():
+                if size <= backlog:
+                    taken = [_timed_batch(agent, waiting, size, target, states) for _ in range(_WARM_UP + batches)]
+                    costs[size] = statistics.median(taken[_WARM_UP:])
+        finally:
+            agent.leave()
+    return {"null": null, "python": python, "ns": costs, "states": states}
+
+
+def _all_waiting(agent: Agent, pid: int, count: int) -> list[Task]:
+    deadline = time.monotonic() + 60
+    while len(tasks := [t for t in agent.tasks.values() if t.tgid == pid and t.state == WAITING]) < count:
+        if time.monotonic() > deadline:
+            raise GhostError(f"only {len(tasks)} of {count} tasks wait")
+        agent.turn()
+    return tasks
+
+
+def _timed_batch(agent: Agent, tasks: list[Task], size: int, cpu: int, states: Counter[str]) -> float:
+    """Nanoseconds per transaction; whoever was committed waits in the common queue again afterwards."""
+    batch = [task for task in random.sample(tasks, size) if task.state == WAITING]
+    wanted = [Transaction(task, cpu) for task in batch]
+    began = time.perf_counter_ns()
+    found = agent.commit(wanted)
+    took = time.perf_counter_ns() - began
+    states.update(state.name for state in found)
+    for half in (batch[::2], batch[1::2]):
+        agent.commit([*(Transaction(task, cpu - 1) for task in half), Transaction(None, -1)], group=True)
+    agent.turn()
+    return took / max(1, len(batch))
+
+
+def messages(runs: int) -> list[Row]:
+    """How fast messages are read, and decisions made; and the agent's CPU time for each."""
+    half = half_of(_Empty)
+    read: list[float] = []
+    told: list[float] = []
+    figures: dict[str, list[float]] = {}
+    for _ in range(runs):
+        with enclave_under(half, {"agent-timeout": "10s"}, _others()) as enclave:
+            for rates, through_policy in ((read, False), (told, True)):
+                rates.append(in_child(partial(_drain_rate, enclave, half, through_policy)))
+        for name, value in decisions(FIFO_CENTRALIZED).items():
+            figures.setdefault(name, []).append(value)
+    return [
+        summary("messages read from a ring", read, "/s"),
+        summary("messages read and told to an empty policy", told, "/s", read),
+        *(summary(f"fifo_centralized, fast path off: {name}", values, "") for name, values in figures.items()),
+    ]
+
+
+def _drain_rate(enclave: Enclave, half: AgentHalf, through_policy: bool) -> float:
+    """Messages per second: those of a whole workload, which nobody has read meanwhile."""
+    os.sched_setaffinity(0, {_HOME})
+    agent = Agent(enclave, half, half.values({"agent-timeout": "10s"}) | _BIG_RING)
+    agent.take_over()
+    agent.turn()
+    before = _messages(enclave)
+    perf(f"taskset -c {enclave.cpus} {_FEW_MESSAGES}", enclave.add)
+    gc.disable()
+    began = time.perf_counter()
+    if through_policy:
+        agent.turn()
+        count = _messages(enclave) - before
+    else:
+        count = len(agent._channel.read())
+    took = time.perf_counter() - began
+    agent.leave()
+    return count / took
+
+
+def agents(runs: int) -> list[Row]:
+    """perf bench, and wake-to-run latencies, under policies in BPF and in Python against EEVDF, in turn."""
+    centralized = POLICIES["fifo_centralized"]
+    under: dict[str, Contestant] = {
+        EEVDF: None,
+        "Biff": (POLICIES["biff"], {}),
+        "fifo_centralized": (centralized, {}),
+        "fifo_centralized, fast path off": (centralized, {"fastpath": "off"}),
+        "fifo_per_cpu": (POLICIES["fifo_per_cpu"], {}),
+    }
+    goals = {("messaging", "fifo_centralized"): 0.84, ("pipe", "fifo_centralized"): 1.0}
+    goals |= {("messaging", "fifo_centralized, fast path off"): 0.88, ("pipe", "fifo_centralized, fast path off"): 1.9}
+    return [{**row, "goal": goals.get(tuple(row["what"].split(", ", 1)))} for row in compare(under, runs)]
+
+
+def agent_gaps(runs: int) -> list[Row]:
+    """The longest time in which no task of a busy enclave came on a CPU, at hand-overs and not; the agent's memory."""
+    gaps: dict[str, list[float]] = {"undisturbed": [], "upgrade": [], "SIGKILL": []}
+    memory: dict[str, list[float]] = {}
+    for _ in range(runs):
+        with scheduled(FIFO_CENTRALIZED, {}) as (enclave, _):
+            _hand_over(enclave, gaps)
+        for name, value in _memory().items():
+            memory.setdefault(name, []).append(value)
+    return [
+        summary("longest gap, undisturbed", gaps["undisturbed"], "ms"),
+        summary("longest gap, agent -> agent", gaps["upgrade"], "ms", gaps["undisturbed"]),
+        summary("longest gap, agent killed", gaps["SIGKILL"], "ms", gaps["undisturbed"]),
+        *(summary(f"agent, {_HERD:,} tasks have waited: {name}", values, "MB") for name, values in memory.items()),
+    ]
+
+
+def _hand_over(enclave: Enclave, gaps: dict[str, list[float]]) -> None:
+    with WakeLatency() as latency, _endless_load(enclave, latency):
+
+        def gap(event: Callable[..., object], *arguments: Any) -> float:
+            latency.reset_gap()
+            event(*arguments)
+            time.sleep(_SETTLE_S)
+            return latency.longest_gap / 1e6
+
+        for _ in range(_HAND_OVERS):
+            with ready(FIFO_CENTRALIZED) as first, ready(FIFO_CENTRALIZED) as second:
+                began = time.monotonic()
+                gaps["upgrade"].append(gap(_upgrade, enclave, first))
+                quiet = time.monotonic() - began - _SETTLE_S
+                gaps["undisturbed"].append(gap(time.sleep, quiet))
+                gaps["SIGKILL"].append(gap(os.kill, first.pid, signal.SIGKILL))
+                _upgrade(enclave, second)
+
+
+def _upgrade(enclave: Enclave, crew: Crew) -> None:
+    """As ``ghostbpf run --enclave`` does it: the BPF half first."""
+    enclave.swap(crew.half)
+    crew.take_over(enclave)
+
+
+def _memory() -> dict[str, float]:
+    """MB of an agent that knows _HERD tasks."""
+    with scheduled(FIFO_CENTRALIZED, {"fastpath": "off"}) as (enclave, crew), Herd(enclave, _HERD) as herd:
+        herd.wake()
+        while sum(1 for row in enclave.task_states() if row["state"] == "blocked") < _HERD:
+            time.sleep(0.05)
+        status = Path(f"/proc/{crew.pid}/status").read_text()
+    return {name: int(status.split(f"{name}:")[1].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")}
+
+
+@contextlib.contextmanager
+def _endless_load(enclave: Enclave, latency: WakeLatency) -> Iterator[None]:
+    load = subprocess.Popen(
+        ["sh", "-c", f"read go; exec {_ENDLESS} >/dev/null 2>&1"], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        enclave.add(load.pid)
+        latency.mark(load.pid)
+        assert load.stdin is not None
+        load.stdin.close()
+        time.sleep(_SETTLE_S)
+        yield
+    finally:
+        os.killpg(load.pid, signal.SIGKILL)
+        load.wait()
+
+
+def _others() -> CpuSet:
+    return Topology.from_sysfs().all_cpus - CpuSet([_HOME])
+
+
+def _messages(enclave: Enclave) -> int:
+    """How many its agent has read; raises GhostError where some were lost."""
+    if (agent := enclave.agent) is None or agent.lost:
+        raise GhostError("the agent ended, or lost messages", cure="run it again")
+    return agent.messages

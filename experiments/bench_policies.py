@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark's parts on policies: each beside all others, and how an agent's cost grows with tasks and CPUs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..schedulers.agents import AgentHalf
+from ..schedulers.cpuset import CpuSet
+from ..schedulers.policy import Policy
+from ..schedulers.registry import POLICIES
+from ..schedulers.topology import Topology
+from .contest import EEVDF, Contestant, Work, compare, decisions, scheduled
+from .herd import Herd
+from .measure import Row, summary
+
+_TASKS = (10, 1_000, 10_000)
+_CPUS = (2, 4, 8)
+#: Decisions that are timed, at least, whatever the number of tasks.
+_DECISIONS = 10_000
+
+
+def policies(runs: int) -> list[Row]:
+    """perf bench and wake-to-run latencies under every policy there is; then what the agents do for each decision."""
+    under: dict[str, Contestant] = {EEVDF: None} | {name: (policy, {}) for name, policy in POLICIES.items()}
+    figures: dict[str, list[float]] = {}
+    for _ in range(runs):
+        for half in _halves():
+            for name, value in decisions(half).items():
+                figures.setdefault(f"{half.name}, fast path off: {name}", []).append(value)
+    return [*compare(under, runs), *(summary(name, values, "") for name, values in figures.items())]
+
+
+def scaling(runs: int) -> list[Row]:
+    """An agent's CPU time for a decision, by the number of tasks that wake at once, and of the enclave's CPUs."""
+    everything = list(Topology.from_sysfs().all_cpus)
+    few, most = _TASKS[0], min(_CPUS[-1], len(everything))
+    sizes = [(tasks, most) for tasks in _TASKS] + [(_TASKS[1], cpus) for cpus in _CPUS if cpus < most]
+    rows = []
+    for half in _halves():
+        costs: dict[tuple[int, int], list[float]] = {size: [] for size in sizes}
+        for _ in range(runs):
+            for tasks, cpus in sizes:
+                costs[tasks, cpus].append(_cost(half, tasks, CpuSet(everything[:cpus])))
+        rows += [
+            summary(f"{half.name}: a decision, {tasks:,} tasks on {cpus} CPUs", cost, "us", costs[few, most])
+            for (tasks, cpus), cost in costs.items()
+        ]
+    return rows
+
+
+def sizes(runs: int) -> list[Row]:
+    """Lines of each policy's file, comments and all; it takes no runs."""
+    return [{"what": name, "lines": len(_file(policy).read_text().splitlines())} for name, policy in POLICIES.items()]
+
+
+def _halves() -> Iterator[AgentHalf]:
+    return (policy for policy in POLICIES.values() if isinstance(policy, AgentHalf))
+
+
+def _cost(half: AgentHalf, tasks: int, cpus: CpuSet) -> float:
+    """Microseconds of the agents' CPU time per decision, while ``tasks`` wake at once, again and again."""
+    with scheduled(half, {"fastpath": "off"}, cpus) as (enclave, crew), Herd(enclave, tasks) as herd:
+        before = Work.of(enclave, crew)
+        while (did := Work.of(enclave, crew) - before).committed < _DECISIONS:
+            herd.wake()
+            herd.all_passed()
+    return did.cpu_ns / did.committed / 1e3
+
+
+def _file(policy: Policy) -> Path:
+    return Path(inspect.getfile(policy.agent)) if isinstance(policy, AgentHalf) else policy.source

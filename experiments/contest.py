@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedulers side by side, in one run: perf's benchmarks, wake-to-run latencies, and what an agent does meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from ..loaders.errors import GhostError
+from ..schedulers.agents import AgentHalf, Agents
+from ..schedulers.cpuset import CpuSet
+from ..schedulers.enclave import Enclave
+from ..schedulers.policy import Policy
+from ..schedulers.userspace import Crew
+from .measure import MESSAGING, PIPE, Row, enclave_under, perf, summary
+from .wakelat import Latencies, WakeLatency
+
+EEVDF = "EEVDF"
+#: A policy and its options; None is the kernel's own fair class.
+Contestant = tuple[Policy, dict[str, str]] | None
+
+_PERCENTILES = {"wake-to-run p50": "p50", "wake-to-run p99": "p99", "wake-to-run p99.9": "p999"}
+
+
+def compare(under: Mapping[str, Contestant], runs: int) -> list[Row]:
+    """perf bench and wake-to-run latencies under each of ``under``, in turn; ratios are to the one called EEVDF."""
+    took: dict[tuple[str, str], list[float]] = {}
+    for _ in range(runs):
+        for name, chosen in under.items():
+            with joining(chosen) as join:
+                for workload, command in (("messaging", MESSAGING), ("pipe", PIPE)):
+                    took.setdefault((workload, name), []).append(perf(command, join))
+                seen = latencies(MESSAGING, join)
+            for what, field in _PERCENTILES.items():
+                took.setdefault((what, name), []).append(getattr(seen, field) / 1e6)
+    units = {"messaging": "s", "pipe": "s"} | dict.fromkeys(_PERCENTILES, "ms")
+    return [
+        summary(f"{what}, {name}", took[what, name], unit, took[what, EEVDF])
+        for what, unit in units.items()
+        for name in under
+    ]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the agents of an enclave have done since they took over, all together."""
+
+    messages: int
+    committed: int
+    failed: int
+    cpu_ns: int
+
+    @classmethod
+    def of(cls, enclave: Enclave, crew: Crew) -> Self:
+        """Until now; raises GhostError where messages were lost, for then the rest is no measure of anything."""
+        agents = Agents.open(enclave.id)
+        if agents is None or not crew.alive:
+            raise GhostError("the agent ended", cure="run it again")
+        channels = list(agents.channels)
+        if any(channel.lost for channel in channels):
+            raise GhostError("messages were lost", cure="run it again")
+        messages, committed, failed = (
+            sum(int(getattr(channel, name)) for channel in channels) for name in ("messages", "committed", "failed")
+        )
+        children = Path(f"/proc/{crew.pid}/task/{crew.pid}/children").read_text().split()
+        pids = [crew.pid, *map(int, children)]
+        return cls(messages, committed, failed, sum(map(cpu_ns, pids)))
+
+    def __sub__(self, before: Work) -> Work:
+        return Work(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
+
+
+def decisions(half: AgentHalf) -> dict[str, float]:
+    """What the agents did, and used, while they decided everything for a workload."""
+    with scheduled(half, {"fastpath": "off"}) as (enclave, crew):
+        before = Work.of(enclave, crew)
+        seconds = perf(MESSAGING, enclave.add)
+        did = Work.of(enclave, crew) - before
+    return {
+        "decisions/s": did.committed / seconds,
+        "us of agent's CPU time per decision": did.cpu_ns / did.committed / 1e3,
+        "messages per decision": did.messages / did.committed,
+        "% of transactions that fail": 100 * did.failed / (did.committed + did.failed),
+    }
+
+
+@contextlib.contextmanager
+def ready(half: AgentHalf, options: dict[str, str] | None = None) -> Iterator[Crew]:
+    """A crew that can take an enclave over; it ends with the block."""
+    crew = Crew(half, half.values(options))
+    try:
+        yield crew
+    finally:
+        crew.end()
+
+
+@contextlib.contextmanager
+def scheduled(half: AgentHalf, options: dict[str, str], cpus: CpuSet | None = None) -> Iterator[tuple[Enclave, Crew]]:
+    """An enclave with agents in charge for the block."""
+    with ready(half, options) as crew, enclave_under(half, options, cpus) as enclave:
+        yield enclave, crew.take_over(enclave)
+
+
+@contextlib.contextmanager
+def joining(chosen: Contestant) -> Iterator[Callable[[int], object] | None]:
+    """What puts a process under the ``chosen`` policy and its options; None where that is EEVDF."""
+    if chosen is None:
+        yield None
+        return
+    policy, options = chosen
+    if isinstance(policy, AgentHalf):
+        with scheduled(policy, options) as (enclave, _):
+            yield enclave.add
+    else:
+        with enclave_under(policy, options) as enclave:
+            yield enclave.add
+
+
+def latencies(workload: str, join: Callable[[int], object] | None) -> Latencies:
+    with WakeLatency() as latency:
+
+        def mark(pid: int) -> None:
+            latency.mark(pid)
+            if join is not None:
+                join(pid)
+
+        perf(workload, mark)
+        return latency.read()
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process of one thread."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])

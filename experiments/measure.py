@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of the benchmark share: medians and ratios, enclaves, perf's workloads, the kernel's statistics."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..loaders.errors import GhostError
+from ..schedulers.cpuset import CpuSet
+from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.policy import Policy
+
+MESSAGING = "perf bench sched messaging -g 4 -l 100"
+PIPE = "perf bench sched pipe -l 5000"
+
+Row = dict[str, Any]
+
+
+def summary(what: str, values: list[float], unit: str, against: list[float] | None = None) -> Row:
+    """Median, minimum and maximum; with ``against``, also the median of the ratios, taken pair by pair.
+
+    Pair by pair, for the machine's speed drifts, and both of a pair drift with it.
+    """
+    ratio = statistics.median(a / b for a, b in zip(values, against, strict=True)) if against is not None else None
+    return {
+        "what": what,
+        "median": statistics.median(values),
+        "unit": unit,
+        "min": min(values),
+        "max": max(values),
+        "runs": len(values),
+        "ratio": ratio,
+    }
+
+
+def perf(workload: str, join: Callable[[int], object] | None = None) -> float:
+    """Run a perf benchmark, after ``join`` was given its process; the seconds that it says it took."""
+    child = subprocess.Popen(
+        ["sh", "-c", f"read go; exec {workload} 2>&1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    if join is not None:
+        join(child.pid)
+    said = child.communicate(b"go\n")[0].decode()
+    match = re.search(r"Total time: ([\d.]+)", said)
+    if match is None:
+        raise GhostError(f"{workload} said no time: {said[-200:]}")
+    return float(match[1])
+
+
+@contextlib.contextmanager
+def enclave_under(
+    policy: Policy, options: Mapping[str, str] | None = None, cpus: CpuSet | None = None
+) -> Iterator[Enclave]:
+    """An enclave of ``cpus`` (default: all that are free) for the block."""
+    with Enclaves.create(ahead=policy) as enclaves:
+        enclave = enclaves.new(cpus or enclaves.free_cpus(), policy, options)
+    try:
+        yield enclave
+    finally:
+        with Enclaves.change() as now:
+            if now is not None:
+                now.get(enclave.id).destroy()
+
+
+def in_child(body: Callable[[], Any]) -> Any:
+    """What ``body`` gives, as JSON has it, in a process of its own; raises GhostError where it fails there."""
+    receiver, sender = os.pipe()
+    if not (child := os.fork()):
+        status = 1
+        try:
+            os.write(sender, json.dumps(body()).encode())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(sender)
+    with open(receiver) as result:
+        said = result.read()
+    if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        raise GhostError(f"a part of the benchmark ended with status {status}")
+    return json.loads(said)
+
+
+def timed(command: list[str]) -> float:
+    """The seconds that ``command`` takes; raises CalledProcessError."""
+    began = time.monotonic()
+    subprocess.run(command, check=True)
+    return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def bpf_stats() -> Iterator[None]:
+    """For the block, the kernel counts each BPF program's runs and their time."""
+    knob = Path("/proc/sys/kernel/bpf_stats_enabled")
+    before = knob.read_text()
+    knob.write_text("1")
+    try:
+        yield
+    finally:
+        knob.write_text(before)
+
+
+def programs() -> list[dict[str, Any]]:
+    """The kernel's BPF programs, as ``bpftool -j prog show`` tells of them."""
+    shown = subprocess.run(["bpftool", "-j", "prog", "show"], capture_output=True, check=True).stdout
+    found: list[dict[str, Any]] = json.loads(shown)
+    return found

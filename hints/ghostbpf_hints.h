@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Hints from a C or C++ application: docs/hints.md shows how. Nothing but this file, hints.h and the C library.
+ *
+ *     struct ghostbpf_hints hints;
+ *     int error = ghostbpf_hints_open(&hints, NULL);
+ *
+ *     error = ghostbpf_hints_set_class(&hints, 1, HINT_ONE_SHOT, 2, 500000, 0);
+ *     error = ghostbpf_hints_set_item(&hints, 7, gettid(), 1, HINT_RUNNABLE, deadline_ns);
+ *
+ * Functions give 0, or a negative errno: -EBUSY where the item or class is another living process's, or another thread
+ * has been writing it for long; -EINVAL where the table has no such item or class, or is none.
+ */
+#ifndef GHOSTBPF_HINTS_APPLICATION_H
+#define GHOSTBPF_HINTS_APPLICATION_H
+
+#include <errno.h>
+#include <linux/bpf.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define u32 uint32_t
+#define u64 uint64_t
+#include "../bpf/hints.h"
+#undef u32
+#undef u64
+
+#define GHOSTBPF_HINTS_PATIENCE 1000 /* times to look again while a record is being written */
+
+struct ghostbpf_hints {
+	union hint_record *records;
+	uint32_t count;
+	int fd;
+};
+
+static inline struct hints_header *ghostbpf_hints_header(struct ghostbpf_hints *h)
+{
+	return &h->records[0].header;
+}
+
+static inline void ghostbpf_hints_close(struct ghostbpf_hints *h)
+{
+	munmap(h->records, (size_t)h->count * sizeof(*h->records));
+	close(h->fd);
+}
+
+/* The table behind fd, which is the table's from now on where this gives 0. */
+static inline int ghostbpf_hints_from_fd(struct ghostbpf_hints *h, int fd)
+{
+	struct bpf_map_info info;
+	union bpf_attr attr;
+	struct hints_header *header;
+	void *memory;
+
+	memset(h, 0, sizeof(*h));
+	memset(&info, 0, sizeof(info));
+	memset(&attr, 0, sizeof(attr));
+	attr.info.bpf_fd = fd;
+	attr.info.info_len = sizeof(info);
+	attr.info.info = (uintptr_t)&info;
+	if (syscall(SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &attr, sizeof(attr)))
+		return -errno;
+	if (info.type != BPF_MAP_TYPE_ARRAY || info.value_size != sizeof(union hint_record))
+		return -EINVAL;
+	memory = mmap(NULL, (size_t)info.max_entries * info.value_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (memory == MAP_FAILED)
+		return -errno;
+	h->records = (union hint_record *)memory;
+	h->count = info.max_entries;
+	h->fd = fd;
+	header = ghostbpf_hints_header(h);
+	if (header->version == HINTS_VERSION && header->slots &&
+	    1 + header->slots / HINTS_SLOTS_PER_RECORD + header->classes + header->items == h->count)
+		return 0;
+	munmap(memory, (size_t)info.max_entries * info.value_size);
+	return -EINVAL;
+}
+
+/* The table pinned at path; NULL: where `ghostbpf run`, which started this process, says. */
+static inline int ghostbpf_hints_open(struct ghostbpf_hints *h, const char *path)
+{
+	union bpf_attr attr;
+	int fd, error;
+
+	memset(h, 0, sizeof(*h));
+	if (!path && !(path = getenv("GHOSTBPF_HINTS")))
+		return -ENOENT;
+	memset(&attr, 0, sizeof(attr));
+	attr.pathname = (uintptr_t)path;
+	fd = (int)syscall(SYS_bpf, BPF_OBJ_GET, &attr, sizeof(attr));
+	if (fd < 0)
+		return -errno;
+	error = ghostbpf_hints_from_fd(h, fd);
+	if (error)
+		close(fd);
+	return error;
+}
+
+static inline struct hint_item *ghostbpf_hints_item_at(struct ghostbpf_hints *h, uint32_t index)
+{
+	struct hints_header *header = ghostbpf_hints_header(h);
+	uint32_t first = 1 + header->slots / HINTS_SLOTS_PER_RECORD + header->classes;
+
+	return index < header->items ? &h->records[first + index].item : NULL;
+}
+
+static inline struct hint_class *ghostbpf_hints_class_at(struct ghostbpf_hints *h, uint32_t index)
+{
+	struct hints_header *header = ghostbpf_hints_header(h);
+
+	return index < header->classes ? &h->records[1 + header->slots / HINTS_SLOTS_PER_RECORD + index].work_class : NULL;
+}
+
+/* Is another process that is alive the owner? */
+static inline int ghostbpf_hints_is_others(uint32_t owner)
+{
+	return owner && owner != (uint32_t)getpid() && (!kill((pid_t)owner, 0) || errno == EPERM);
+}
+
+/*
+ * Become the owner of a record, and the one thread that writes it; *odd is its seq meanwhile. used is 0 in a record that
+ * is free. A seq that is odd already is another thread's of ours, or was left by an owner that died.
+ */
+static inline int ghostbpf_hints_lock(uint32_t *seq, uint32_t *owner, const uint32_t *used, uint32_t *odd)
+{
+	uint32_t before, whose;
+	int i, dead;
+
+	for (i = 0; i < GHOSTBPF_HINTS_PATIENCE; i++) {
+		before = __atomic_load_n(seq, __ATOMIC_ACQUIRE);
+		whose = __atomic_load_n(owner, __ATOMIC_RELAXED);
+		if ((before & 1 || __atomic_load_n(used, __ATOMIC_RELAXED)) && ghostbpf_hints_is_others(whose))
+			return -EBUSY;
+		dead = whose != (uint32_t)getpid();
+		__atomic_store_n(owner, (uint32_t)getpid(), __ATOMIC_RELAXED);
+		*odd = (before + 1) | 1;
+		if ((dead || !(before & 1)) &&
+		    __atomic_compare_exchange_n(seq, &before, *odd, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+			__atomic_thread_fence(__ATOMIC_RELEASE);
+			return 0;
+		}
+		sched_yield();
+	}
+	return -EBUSY;
+}
+
+/* The entry by which the update of record index is announced; only then is the record unlocked. */
+static inline uint64_t ghostbpf_hints_unlock(uint32_t *seq, uint32_t odd, uint32_t index)
+{
+	__atomic_store_n(seq, odd + 1, __ATOMIC_RELEASE);
+	return (uint64_t)(odd + 1) << 32 | index;
+}
+
+static inline void ghostbpf_hints_announce(struct ghostbpf_hints *h, uint32_t index, uint64_t entry)
+{
+	struct hints_header *header = ghostbpf_hints_header(h);
+	uint32_t slot = index % header->slots;
+
+	__atomic_store_n(&h->records[1 + slot / HINTS_SLOTS_PER_RECORD].slots[slot % HINTS_SLOTS_PER_RECORD], entry,
+			 __ATOMIC_RELEASE);
+	__atomic_store_n(&header->last, entry, __ATOMIC_RELEASE);
+}
+
+static inline uint64_t ghostbpf_hints_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* Say all of item index; tid 0 frees it, flags are 0 or HINT_RUNNABLE, deadline_ns 0 is none. */
+static inline int ghostbpf_hints_set_item(struct ghostbpf_hints *h, uint32_t index, uint32_t tid, uint32_t work_class,
+					  uint64_t flags, uint64_t deadline_ns)
+{
+	struct hint_item *item = ghostbpf_hints_item_at(h, index);
+	uint32_t odd, before;
+	uint64_t entry;
+	int error;
+
+	if (!item || work_class >= ghostbpf_hints_header(h)->classes)
+		return -EINVAL;
+	error = ghostbpf_hints_lock(&item->seq, &item->owner, &item->tid, &odd);
+	if (error)
+		return error;
+	before = item->tid;
+	__atomic_store_n(&item->tid, tid, __ATOMIC_RELAXED);
+	__atomic_store_n(&item->work_class, work_class, __ATOMIC_RELAXED);
+	__atomic_store_n(&item->flags, flags, __ATOMIC_RELAXED);
+	__atomic_store_n(&item->deadline_ns, deadline_ns, __ATOMIC_RELAXED);
+	__atomic_store_n(&item->updated_ns, ghostbpf_hints_now(), __ATOMIC_RELAXED);
+	entry = ghostbpf_hints_unlock(&item->seq, odd, index);
+	ghostbpf_hints_announce(h, index, entry);
+	if (before != tid)
+		__atomic_store_n(&ghostbpf_hints_header(h)->members, entry, __ATOMIC_RELEASE);
+	return 0;
+}
+
+/* Say whether the task of item index, one of this process's, has work to do, and by when. */
+static inline int ghostbpf_hints_set_runnable(struct ghostbpf_hints *h, uint32_t index, int runnable, uint64_t deadline_ns)
+{
+	struct hint_item *item = ghostbpf_hints_item_at(h, index);
+	uint32_t odd;
+	int error;
+
+	if (!item || !__atomic_load_n(&item->tid, __ATOMIC_RELAXED))
+		return -EINVAL;
+	error = ghostbpf_hints_lock(&item->seq, &item->owner, &item->tid, &odd);
+	if (error)
+		return error;
+	__atomic_store_n(&item->flags, runnable ? HINT_RUNNABLE : 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&item->deadline_ns, deadline_ns, __ATOMIC_RELAXED);
+	__atomic_store_n(&item->updated_ns, ghostbpf_hints_now(), __ATOMIC_RELAXED);
+	ghostbpf_hints_announce(h, index, ghostbpf_hints_unlock(&item->seq, odd, index));
+	return 0;
+}
+
+/* Say all of work class index: flags are HINT_ONE_SHOT or HINT_REPEATING, or 0 to free it. */
+static inline int ghostbpf_hints_set_class(struct ghostbpf_hints *h, uint32_t index, uint32_t flags, uint32_t qos,
+					   uint64_t exectime_ns, uint64_t period_ns)
+{
+	struct hint_class *work_class = ghostbpf_hints_class_at(h, index);
+	uint32_t odd;
+	int error;
+
+	if (!work_class || (flags == HINT_REPEATING && !period_ns) || flags > HINT_REPEATING)
+		return -EINVAL;
+	error = ghostbpf_hints_lock(&work_class->seq, &work_class->owner, &work_class->flags, &odd);
+	if (error)
+		return error;
+	__atomic_store_n(&work_class->flags, flags, __ATOMIC_RELAXED);
+	__atomic_store_n(&work_class->qos, qos, __ATOMIC_RELAXED);
+	__atomic_store_n(&work_class->exectime_ns, exectime_ns, __ATOMIC_RELAXED);
+	__atomic_store_n(&work_class->period_ns, period_ns, __ATOMIC_RELAXED);
+	__atomic_store_n(&ghostbpf_hints_header(h)->rescan,
+			 ghostbpf_hints_unlock(&work_class->seq, odd, HINTS_CLASS_ENTRY | index), __ATOMIC_RELEASE);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+# libbcc as a compiler: one call from C text to bytecode and map definitions. Runs in a child process only:
+# LLVM may abort() the process, bcc changes the working directory, and neither ever gives memory back.
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import cffi
+
+from ._libbpf import check, info_by_fd
+from ._libbpf import ffi as bpf_ffi
+from ._libbpf import lib as bpf
+from ._libbpf import text as c_text
+from .errors import KernelUnsupported
+from .headers import CONSTANT_MARKER, KFUNC_MARKER, Headers
+from .object import CALL, LD_IMM64, Function, MapDef, Object, Relocation, instructions
+
+_PSEUDO_MAP_FD = 1
+# The kernel does not tell what shape a map of maps holds; bcc's macros name it.
+_MAP_OF_MAPS = re.compile(r'\bBPF_(?:ARRAY|HASH)_OF_MAPS\s*\(\s*(\w+)\s*,[^)]*?"(\w+)"')
+_CFLAGS = (
+    # bcc brings a bpf.h of its own; ours comes from the kernel that runs.
+    "-D_UAPI__LINUX_BPF_H__",
+    # Kernels from 7.0 on embed named structs; without these, members vanish with only a warning.
+    "-fms-extensions",
+    "-Wno-microsoft-anon-tag",
+    # A warning before LLVM 16, which compiles to a call of nothing.
+    "-Werror=implicit-function-declaration",
+    "-Wno-unused-value",
+    "-Wno-address-of-packed-member",
+)
+_LIBRARY_DIRS = (
+    "/usr/local/lib",
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+)
+
+
+def library() -> Path:
+    """The libbcc that compiles; its resolved file name carries the version."""
+    for directory in _LIBRARY_DIRS:
+        path = Path(directory, "libbcc.so.0")
+        if path.exists():
+            return path.resolve()
+    raise KernelUnsupported("bcc", "no libbcc.so.0 on this machine", cure="apt install python3-bpfcc")
+
+
+def version() -> str:
+    """libbcc's version, for example "0.31.0"."""
+    return library().name.removeprefix("libbcc.so.")
+
+
+def compile_text(name: str, text: str, headers: Headers, tree: Path, defines: dict[str, str]) -> Object | None:
+    """Compile ``text`` with the headers laid out under ``tree``; None where clang refused (it has said why on fd 2)."""
+    ffi = cffi.FFI()
+    ffi.cdef(
+        """
+        void *bpf_module_create_c_from_string(const char *text, unsigned flags, const char **cflags, int count,
+                                              bool allow_rlimit, const char *device);
+        size_t bpf_num_functions(void *module);
+        const char *bpf_function_name(void *module, size_t id);
+        void *bpf_function_start_id(void *module, size_t id);
+        size_t bpf_function_size_id(void *module, size_t id);
+        size_t bpf_num_tables(void *module);
+        int bpf_table_fd_id(void *module, size_t id);
+        const char *bpf_table_name(void *module, size_t id);
+        """
+    )
+    bcc: Any = ffi.dlopen(str(library()))
+    os.environ["BCC_KERNEL_SOURCE"] = str(tree)
+    flags = [ffi.new("char[]", f.encode()) for f in (*_CFLAGS, *(f"-D{k}={v}" for k, v in defines.items()))]
+    module = bcc.bpf_module_create_c_from_string(text.encode(), 0, flags, len(flags), True, ffi.NULL)
+    if module == ffi.NULL:
+        return None
+
+    map_fds: dict[int, str] = {}
+    for i in range(bcc.bpf_num_tables(module)):
+        map_fds[bcc.bpf_table_fd_id(module, i)] = c_text(bcc.bpf_table_name(module, i))
+    infos = {name: info_by_fd(fd) for fd, name in map_fds.items()}
+    functions = {}
+    for i in range(bcc.bpf_num_functions(module)):
+        function = c_text(bcc.bpf_function_name(module, i))
+        code = bytes(ffi.buffer(bcc.bpf_function_start_id(module, i), bcc.bpf_function_size_id(module, i)))
+        functions[function] = Function(function, code, relocations(code, map_fds, headers))
+    inner = dict(_MAP_OF_MAPS.findall(text))
+    maps = {n: _map_def(n, info, inner.get(n)) for n, info in infos.items()}
+    return Object(name, functions, maps, _btf(infos))
+
+
+def relocations(code: bytes, map_fds: dict[int, str], headers: Headers) -> tuple[Relocation, ...]:
+    """The symbolic references in ``code``, from bcc's map descriptors and our markers."""
+    found = []
+    for insn in instructions(code):
+        if insn.opcode == LD_IMM64 and insn.src == _PSEUDO_MAP_FD:
+            found.append(Relocation(insn.at, "map", map_fds[insn.imm]))
+        elif insn.opcode == LD_IMM64 and insn.src == CONSTANT_MARKER:
+            found.append(Relocation(insn.at, "constant", headers.constants[insn.imm]))
+        elif insn.opcode == CALL and insn.src == 0 and insn.imm & KFUNC_MARKER:
+            found.append(Relocation(insn.at, "kfunc", headers.kfuncs[insn.imm & ~KFUNC_MARKER]))
+    return tuple(found)
+
+
+def _map_def(name: str, info: bytes, inner: str | None) -> MapDef:
+    # struct bpf_map_info: sizes from byte 0, BTF ids from byte 64, map_extra at 80.
+    kind, _, key_size, value_size, max_entries, flags = struct.unpack_from("=6I", info)
+    _, key_type, value_type, _, extra = struct.unpack_from("=4IQ", info, 64)
+    return MapDef(name, kind, key_size, value_size, max_entries, flags, extra, key_type, value_type, inner)
+
+
+def _btf(infos: dict[str, bytes]) -> bytes:
+    ids = {struct.unpack_from("=I", info, 64)[0] for info in infos.values()} - {0}
+    if not ids:
+        return b""
+    fd = check(bpf.bpf_btf_get_fd_by_id(ids.pop()), "open the maps' BTF")
+    size = struct.unpack_from("=QI", info_by_fd(fd))[1]
+    data, info, length = bpf_ffi.new(f"char[{size}]"), bpf_ffi.new("char[32]"), bpf_ffi.new("__u32 *", 32)
+    struct.pack_into("=QI", bpf_ffi.buffer(info), 0, int(bpf_ffi.cast("uintptr_t", data)), size)
+    check(bpf.bpf_obj_get_info_by_fd(fd, info, length), "read the maps' BTF")
+    return bytes(bpf_ffi.buffer(data))

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""C headers that both sides of the kernel line share, read into cffi: one struct, one definition."""
+
+from __future__ import annotations
+
+import functools
+import re
+import struct
+from pathlib import Path
+
+import cffi
+
+_TYPEDEFS = "".join(
+    f"typedef {sign}int{bits}_t {letter}{bits};" for bits in (8, 16, 32, 64) for sign, letter in (("u", "u"), ("", "s"))
+)
+_DIRECTIVE = re.compile(
+    r"^[ \t]*#(?![ \t]*define[ \t]+\w+[ \t]+(?:0x[0-9a-fA-F]+|\d+)[ \t]*(?:/\*.*\*/)?[ \t]*$).*$", re.M
+)
+
+
+@functools.cache
+def load(*headers: Path) -> cffi.FFI:
+    """An FFI that knows the structs, enums and numeric ``#define`` s of ``headers`` besides u8…u64 and s8…s64."""
+    ffi = cffi.FFI()
+    ffi.cdef(_TYPEDEFS)
+    for header in headers:
+        ffi.cdef(_DIRECTIVE.sub("", header.read_text()))
+    return ffi
+
+
+_CODES = {"uint64_t": "Q", "int64_t": "q", "uint32_t": "I", "int32_t": "i", "uint16_t": "H", "int16_t": "h"}
+
+
+def struct_format(ffi: cffi.FFI, name: str) -> str:
+    """The ``struct`` module's format for the C struct ``name`` of integers; TypeError where it is anything else."""
+    fields = ffi.typeof(name).fields or ()
+    try:
+        code = "".join(_CODES[field.type.cname] for _, field in fields)
+    except KeyError as error:
+        raise TypeError(f"{name} has a {error}") from None
+    if struct.calcsize(f"={code}") != ffi.sizeof(name):
+        raise TypeError(f"{name} has padding")
+    return code

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaching programs that are not part of an operations table."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from typing import Self
+
+from ._libbpf import check, ffi, lib, libc
+from .errors import BpfError, KernelUnsupported
+from .handle import Handle, open_pinned
+from .link import Program
+
+_ATTACH_TRACE_RAW_TP = 23
+_ATTACH_TRACE_ITER = 28
+_CHUNK = 1 << 16
+
+_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "s390x": 331, "ppc64le": 319}
+_SOFTWARE, _CPU_CLOCK, _ATTR_BYTES = 1, 0, 136
+# The bit of perf_event_attr's flags that makes a frequency of the period.
+_FREQ = 1 << 10
+_CLOEXEC = 8
+_SET_BPF, _ENABLE = 0x40042408, 0x2400
+
+
+class Link(Handle):
+    """A program attached to its tracepoint; closing it detaches, unless it is pinned."""
+
+    @classmethod
+    def tracepoint(cls, program: Program) -> Self:
+        """Attach a program that was loaded for ``Target.tracepoint``."""
+        return cls(check(lib.bpf_link_create(program.fd, 0, _ATTACH_TRACE_RAW_TP, ffi.NULL), "attach to a tracepoint"))
+
+
+class Sampler(Handle):
+    """A program run at a steady rate on one CPU, by the kernel's software clock event; closing it ends that."""
+
+    @classmethod
+    def on_cpu(cls, program: Program, cpu: int, hertz: int) -> Self:
+        """Run a program that was loaded for ``Target.perf_event`` ``hertz`` times a second on ``cpu``, idle or not."""
+        number = _PERF_EVENT_OPEN.get(os.uname().machine)
+        if number is None:
+            raise KernelUnsupported("perf_event_open", f"its number on {os.uname().machine} is not known here")
+        # struct perf_event_attr {type, size, config, sample_freq, sample_type, read_format, flags}
+        attr = struct.pack("=IIQQQQQ", _SOFTWARE, _ATTR_BYTES, _CPU_CLOCK, hertz, 0, 0, _FREQ).ljust(_ATTR_BYTES, b"\0")
+        arguments = (ffi.cast("int", value) for value in (-1, cpu, -1))
+        fd = libc.syscall(number, ffi.from_buffer(attr), *arguments, ffi.cast("unsigned long", _CLOEXEC))
+        sampler = cls(check(-ffi.errno if fd < 0 else fd, f"sample CPU {cpu}"))
+        try:
+            fcntl.ioctl(sampler.fd, _SET_BPF, program.fd)
+            fcntl.ioctl(sampler.fd, _ENABLE, 0)
+        except OSError as error:
+            sampler.close()
+            raise BpfError(f"sample CPU {cpu}", error.errno or 0) from None
+        return sampler
+
+
+class Iterator(Handle):
+    """A BPF iterator: each read() runs its program over all objects anew."""
+
+    @classmethod
+    def attach(cls, program: Program) -> Self:
+        """Make a program that was loaded for ``Target.iterator`` readable."""
+        return cls(check(lib.bpf_link_create(program.fd, 0, _ATTACH_TRACE_ITER, ffi.NULL), "attach an iterator"))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """The iterator pinned at ``path``."""
+        return cls(open_pinned(str(path)))
+
+    def read(self) -> bytes:
+        """All that the program wrote."""
+        with Handle(check(lib.bpf_iter_create(self.fd), "run a BPF iterator")) as run:
+            chunks = []
+            while chunk := os.read(run.fd, _CHUNK):
+                chunks.append(chunk)
+        return b"".join(chunks)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled objects on disk, under ``$XDG_CACHE_HOME/ghostbpf/objects``.
+
+An entry is named by all that the compiler's output depends on and carries its own checksum: one that cannot
+be read, is damaged, or belongs to another user is as good as absent and is written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from .object import Object
+
+_FORMAT = b"ghostbpf object 2\n"
+
+
+def directory() -> Path:
+    """Where this user's caches are."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "ghostbpf")
+
+
+def key(*parts: str) -> str:
+    """One name for all of ``parts``."""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def load(name: str) -> Object | None:
+    """The object kept under ``name``, or None."""
+    path = _path(name)
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return None
+            data = file.read()
+    except OSError:
+        return None
+    header, digest, body = (
+        data[: len(_FORMAT)],
+        data[len(_FORMAT) : len(_FORMAT) + 16],
+        data[len(_FORMAT) + 16 :],
+    )
+    if header != _FORMAT or digest != _digest(body):
+        return None
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return Object.from_bytes(body)
+    return None
+
+
+def store(name: str, obj: Object) -> None:
+    """Keep ``obj``; a full disk or a read-only home costs the next start its speed, nothing else."""
+    path, body = _path(name), obj.to_bytes()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_FORMAT + _digest(body) + body)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+
+
+def _path(name: str) -> Path:
+    return directory() / "objects" / name
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).digest()

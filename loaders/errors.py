@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong between C text and a running BPF program.
+
+    GhostError                     every error this project raises on purpose
+     ├─ CompileError               the C does not compile          .diagnostics
+     ├─ LintError                  it compiles, but to wrong code   .findings
+     ├─ LinkError                  a map or kfunc has no target     .symbol
+     ├─ VerifierError              the kernel refuses the program   .function .log
+     ├─ AttachError                it loads, but does not attach
+     ├─ KernelUnsupported          the kernel lacks something       .feature
+     ├─ PermissionMissing          the process may not              .capability
+     └─ BpfError                   a bpf(2) call failed             .errno
+
+Messages are lower case with the value in place; ``cure`` says what to do about it.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from dataclasses import dataclass
+
+
+class GhostError(Exception):
+    """The root; ``cure`` is one line of advice or None, ``exit_status`` what a command exits with."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, cure: str | None = None) -> None:
+        super().__init__(message)
+        self.cure = cure
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One compiler message; ``line`` and ``column`` count from 1, 0 where there is none."""
+
+    file: str
+    line: int
+    column: int
+    severity: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.severity}: {self.message}"
+
+
+class CompileError(GhostError):
+    """The C text was refused; ``diagnostics`` point at the user's own files, ``output`` is all clang said."""
+
+    def __init__(self, source: str, diagnostics: tuple[Diagnostic, ...], output: str, *, cure: str | None = None):
+        shown = "\n".join(str(d) for d in diagnostics if d.severity != "note") or output.strip()
+        super().__init__(f"cannot compile {source}\n{shown}", cure=cure)
+        self.diagnostics = diagnostics
+        self.output = output
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One instruction bcc miscompiled in silence."""
+
+    function: str
+    instruction: int
+    what: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.function}: instruction {self.instruction}: {self.what}"
+
+
+class LintError(GhostError):
+    """The bytecode holds references that bcc drops in silence; ``findings`` names each."""
+
+    def __init__(self, source: str, findings: tuple[Finding, ...]):
+        super().__init__(
+            f"{source} compiles to code that cannot work\n" + "\n".join(map(str, findings)),
+            cure=findings[0].cure,
+        )
+        self.findings = findings
+
+
+class LinkError(GhostError):
+    """``symbol`` (a map, kfunc or constant) has nothing to be bound to."""
+
+    def __init__(self, symbol: str, message: str, *, cure: str | None = None):
+        super().__init__(message, cure=cure)
+        self.symbol = symbol
+
+
+# What follows the reason in a verifier's log.
+_LOG_TRAILER = ("processed ", "verification ", "cur state:", "old state:")
+
+
+class VerifierError(GhostError):
+    """The kernel refused ``function``; ``log`` is the verifier's whole log."""
+
+    def __init__(self, function: str, errno: int, log: str, *, tail: int = 12):
+        self.function, self.errno, self.log = function, errno, log
+        lines = [line for line in log.splitlines() if line and not line.startswith(_LOG_TRAILER)]
+        reason = lines[-1] if lines else os.strerror(errno)
+        shown = "\n".join(f"  {line}" for line in lines[-tail:])
+        super().__init__(f"the verifier rejects {function}: {reason}\n{shown}".rstrip())
+
+
+class AttachError(GhostError):
+    """A program or struct_ops was loaded but could not be attached."""
+
+
+class KernelUnsupported(GhostError):
+    """The running kernel lacks ``feature``."""
+
+    def __init__(self, feature: str, message: str, *, cure: str | None = None):
+        super().__init__(message, cure=cure)
+        self.feature = feature
+
+
+class PermissionMissing(GhostError):
+    """The process lacks ``capability``."""
+
+    def __init__(self, capability: str, action: str):
+        super().__init__(f"cannot {action} without {capability}", cure="run it with sudo")
+        self.capability = capability
+
+
+class BpfError(GhostError):
+    """The bpf(2) call behind ``action`` failed with ``errno``."""
+
+    def __init__(self, action: str, errno: int, *, cure: str | None = None):
+        super().__init__(f"cannot {action}: {os.strerror(errno)}", cure=cure or _CURES.get(errno))
+        self.errno = errno
+
+
+_CURES = {
+    _errno.EPERM: "run it with sudo (loading BPF needs CAP_BPF, CAP_PERFMON and CAP_SYS_NICE)",
+    _errno.ENOMEM: "free memory, or raise the locked-memory limit: ulimit -l unlimited",
+    _errno.E2BIG: "the map is full: make it larger, or delete entries",
+    _errno.ENOSPC: "the map or the file system is full",
+}

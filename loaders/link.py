@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an Object to programs in the kernel: maps are made or borrowed, references bound, programs loaded."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ._libbpf import check, ffi, lib, opts, text
+from .btf import Btf, Kind
+from .errors import BpfError, KernelUnsupported, LinkError, PermissionMissing, VerifierError
+from .handle import Handle
+from .maps import Map
+from .object import CALL, LD_IMM64, Function, MapDef, Object, Relocation
+
+_PSEUDO_MAP_FD = 1
+_PSEUDO_KFUNC_CALL = 2
+_SLEEPABLE = 1 << 4
+_LOG_BYTES = 4 << 20
+_NAME_BYTES = 15
+
+
+class ProgramType(IntEnum):
+    """The program types used here (kernel include/uapi/linux/bpf.h)."""
+
+    PERF_EVENT = 7
+    TRACING = 26
+    STRUCT_OPS = 27
+    SYSCALL = 31
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a program is loaded as; the class methods make the ones there are."""
+
+    type: ProgramType
+    expected_attach_type: int = 0
+    attach_btf_id: int = 0
+    sleepable: bool = False
+
+    @classmethod
+    def struct_ops(cls, struct_name: str, member: str, *, sleepable: bool = False) -> Target:
+        """The callback ``member`` of ``struct struct_name``."""
+        btf = Btf.kernel()
+        struct_id = btf.struct_id(struct_name)
+        members = btf.members(struct_id)
+        if member not in members:
+            raise KernelUnsupported(f"{struct_name}.{member}", f"this kernel's {struct_name} has no {member}")
+        return cls(ProgramType.STRUCT_OPS, members[member].index, struct_id, sleepable)
+
+    @classmethod
+    def syscall(cls) -> Target:
+        """A program that runs when it is called (BPF_PROG_RUN), and may sleep."""
+        return cls(ProgramType.SYSCALL, sleepable=True)
+
+    @classmethod
+    def tracepoint(cls, name: str) -> Target:
+        """The kernel tracepoint ``name`` with typed arguments (tp_btf)."""
+        return cls(ProgramType.TRACING, 23, _target_id(f"btf_trace_{name}", Kind.TYPEDEF, f"tracepoint {name}"))
+
+    @classmethod
+    def iterator(cls, name: str) -> Target:
+        """The BPF iterator over ``name``, for example "task"."""
+        return cls(ProgramType.TRACING, 28, _target_id(f"bpf_iter_{name}", Kind.FUNC, f"iterator {name}"))
+
+    @classmethod
+    def perf_event(cls) -> Target:
+        """A program run by a perf event."""
+        return cls(ProgramType.PERF_EVENT)
+
+
+def _target_id(name: str, kind: Kind, what: str) -> int:
+    found = Btf.kernel().find(name, kind)
+    if found is None:
+        raise KernelUnsupported(what, f"this kernel has no {what}")
+    return found
+
+
+class Program(Handle):
+    """A loaded program."""
+
+    def run(self, context: bytearray | bytes = b"") -> tuple[int, bytes]:
+        """Call a SYSCALL program with ``context``; its return value (signed) and the context it left."""
+        size = len(context)
+        data = ffi.new(f"char[{max(size, 1)}]", bytes(context))
+        test = opts("bpf_test_run_opts", ctx_in=data if size else ffi.NULL, ctx_size_in=size)
+        check(lib.bpf_prog_test_run_opts(self.fd, test), "run a BPF program")
+        return int(ffi.cast("int32_t", test.retval)), bytes(ffi.buffer(data, size))
+
+    def prepared(self, size: int) -> Call:
+        """A call with a context of ``size`` bytes, to be made again and again."""
+        return Call(self, size)
+
+
+class Call:
+    """A call of a SYSCALL program whose ``context``, a writable buffer, stays the same; nothing is allocated for it."""
+
+    def __init__(self, program: Program, size: int) -> None:
+        self._data = ffi.new(f"char[{size}]")
+        self.context = memoryview(ffi.buffer(self._data))
+        self._options = opts("bpf_test_run_opts", ctx_in=self._data, ctx_size_in=size)
+        self._program = program
+
+    def __call__(self) -> int:
+        """Make the call; what the program returned."""
+        result = lib.bpf_prog_test_run_opts(self._program.fd, self._options)
+        if result < 0:
+            check(result, "run a BPF program")
+        return int(self._options.retval)
+
+
+class Module:
+    """An Object bound to maps: ``maps`` by name, and ``load`` for its functions.
+
+    ``maps`` given are used where the names match (so that separately compiled objects share them) and stay
+    their owner's; the others that any function refers to are made. ``constants`` bind LINK_CONSTANT(name);
+    ``entries`` overrides the number of entries of a map to be made.
+    """
+
+    def __init__(
+        self,
+        obj: Object,
+        *,
+        maps: Mapping[str, Map] | None = None,
+        constants: Mapping[str, int] | None = None,
+        entries: Mapping[str, int] | None = None,
+    ) -> None:
+        self.object = obj
+        self._constants = dict(constants or {})
+        self._borrowed = {name: m for name, m in (maps or {}).items() if name in obj.maps}
+        used = {r.symbol for f in obj.functions.values() for r in f.relocations if r.kind == "map"}
+        with _load_btf(obj.btf) as btf:
+            self._made = {
+                name: create_map(definition, btf.fd, (entries or {}).get(name), obj.maps)
+                for name, definition in obj.maps.items()
+                if name in used and name not in self._borrowed
+            }
+
+    @property
+    def maps(self) -> dict[str, Map]:
+        """Every map its functions use."""
+        return {**self._borrowed, **self._made}
+
+    @property
+    def own_maps(self) -> dict[str, Map]:
+        """The maps made for this module alone."""
+        return dict(self._made)
+
+    def load(self, function: str, target: Target) -> Program:
+        """Load ``function`` as ``target``; raises VerifierError, LinkError, PermissionMissing."""
+        if function not in self.object.functions:
+            raise LinkError(function, f"{self.object.source} has no function {function}")
+        compiled = self.object.functions[function]
+        return _load(compiled.name, self.bind(compiled), target)
+
+    def bind(self, function: Function) -> bytes:
+        """``function``'s bytecode with every reference filled in for this kernel and these maps."""
+        code = bytearray(function.code)
+        for relocation in function.relocations:
+            _patch(code, relocation, self._value(relocation))
+        return bytes(code)
+
+    def close(self) -> None:
+        """Drop the maps made here; loaded programs keep what they use."""
+        for made in self._made.values():
+            made.close()
+
+    def _value(self, relocation: Relocation) -> int:
+        match relocation.kind:
+            case "map":
+                return self.maps[relocation.symbol].fd
+            case "kfunc":
+                found = Btf.kernel().find(relocation.symbol, Kind.FUNC)
+                if found is None:
+                    raise LinkError(relocation.symbol, f"this kernel has no function {relocation.symbol}")
+                return found
+            case _:
+                if relocation.symbol not in self._constants:
+                    raise LinkError(relocation.symbol, f"{self.object.source} needs a value for {relocation.symbol}")
+                return self._constants[relocation.symbol]
+
+
+def _patch(code: bytearray, relocation: Relocation, value: int) -> None:
+    at = relocation.instruction * 8
+    opcode, registers, offset, _ = struct.unpack_from("<BBhi", code, at)
+    destination = registers & 0x0F
+    if relocation.kind == "kfunc":
+        assert opcode == CALL
+        struct.pack_into("<BBhi", code, at, opcode, destination | _PSEUDO_KFUNC_CALL << 4, offset, value)
+        return
+    assert opcode == LD_IMM64
+    source = _PSEUDO_MAP_FD if relocation.kind == "map" else 0
+    struct.pack_into("<BBhI", code, at, opcode, destination | source << 4, offset, value & 0xFFFFFFFF)
+    struct.pack_into("<I", code, at + 12, value >> 32 & 0xFFFFFFFF)
+
+
+def _load_btf(blob: bytes) -> Handle:
+    if not blob:
+        return Handle(-1)
+    return Handle(check(lib.bpf_btf_load(blob, len(blob), ffi.NULL), "load BTF"))
+
+
+def create_map(
+    definition: MapDef, btf_fd: int = -1, entries: int | None = None, templates: Mapping[str, MapDef] | None = None
+) -> Map:
+    """Make a map; one of maps is made after the shape of its inner map in ``templates``. Raises BpfError."""
+    with create_map(templates[definition.inner]) if templates and definition.inner else Handle(-1) as inner:
+        typed = btf_fd >= 0 and definition.value_type
+        options = opts(
+            "bpf_map_create_opts",
+            map_flags=definition.flags,
+            map_extra=definition.extra,
+            btf_fd=btf_fd if typed else 0,
+            btf_key_type_id=definition.key_type if typed else 0,
+            btf_value_type_id=definition.value_type if typed else 0,
+            inner_map_fd=max(inner.fd, 0),
+        )
+        name = definition.name[:_NAME_BYTES].encode()
+        size = definition.max_entries if entries is None else entries
+        fd = lib.bpf_map_create(definition.type, name, definition.key_size, definition.value_size, size, options)
+    return Map(check(fd, f"create map {definition.name}"))
+
+
+def _load(name: str, code: bytes, target: Target) -> Program:
+    def attempt(**log: object) -> int:
+        options = opts(
+            "bpf_prog_load_opts",
+            expected_attach_type=target.expected_attach_type,
+            attach_btf_id=target.attach_btf_id,
+            prog_flags=_SLEEPABLE if target.sleepable else 0,
+            **log,
+        )
+        return int(lib.bpf_prog_load(target.type, name[:_NAME_BYTES].encode(), b"GPL", code, len(code) // 8, options))
+
+    fd = attempt()
+    if fd >= 0:
+        return Program(fd)
+    buffer = ffi.new("char[]", _LOG_BYTES)
+    fd = attempt(log_level=1, log_size=_LOG_BYTES, log_buf=buffer)
+    if fd >= 0:
+        return Program(fd)
+    log = text(buffer)
+    if fd == -errno.EPERM and not log:
+        raise PermissionMissing("CAP_BPF or CAP_PERFMON", f"load BPF program {name}")
+    if not log:
+        raise BpfError(f"load BPF program {name}", -fd)
+    raise VerifierError(name, -fd, log)
+
+
+def close_all(handles: Iterable[Handle]) -> None:
+    """Close each."""
+    for handle in handles:
+        handle.close()

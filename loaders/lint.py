@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds what bcc miscompiles in silence, before the verifier says something else about it.
+
+bcc resolves no BPF relocations: what is symbolic in the C and is not a map becomes a small number or minus one.
+"""
+
+from __future__ import annotations
+
+from .errors import Finding, LintError
+from .object import CALL, LD_IMM64, Function, Object, instructions
+
+_PSEUDO_CALL = 1
+
+# clang loads what fits an int with a mov, so an ld_imm64 below this is an offset into a section that is gone.
+_LEAST_CONSTANT = 1 << 31
+
+
+def lint(obj: Object) -> None:
+    """Raise LintError where a function of ``obj`` lost a reference."""
+    findings = tuple(finding for function in obj.functions.values() for finding in check(function))
+    if findings:
+        raise LintError(obj.source, findings)
+
+
+def check(function: Function) -> list[Finding]:
+    """The instructions of ``function`` that lost their reference."""
+    known = {relocation.instruction for relocation in function.relocations}
+    findings = []
+    for insn in instructions(function.code):
+        if insn.at in known:
+            continue
+        if insn.opcode == LD_IMM64 and insn.src == 0 and insn.imm64 < _LEAST_CONSTANT:
+            findings.append(
+                Finding(
+                    function.name,
+                    insn.at,
+                    "a global variable, static array or string constant has no address",
+                    'keep it in a map, pass it as a define, or make it a local array: char text[] = "…"',
+                )
+            )
+        elif insn.opcode == CALL and insn.src == _PSEUDO_CALL:
+            findings.append(
+                Finding(
+                    function.name,
+                    insn.at,
+                    "a call has no target: the function is extern or noinline",
+                    "make it static __always_inline; for a kernel function, check that this kernel has it",
+                )
+            )
+    return findings

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed views of BPF maps: what C calls ``struct enclave`` reads as one here.
+
+Keys and values are cffi types of the FFI given (``abi.load``): scalars come and go as int, structs as cdata.
+
+    counts = Hash(module.maps["counts"], ffi, "u32", "u64")
+    counts[3] += 1
+    stats = PerCpuArray(module.maps["stats"], ffi, "struct counters")
+    sum(cpu.switches for cpu in stats[0])
+    with MmapArray(module.maps["enclaves"], ffi, "struct enclave") as enclaves:
+        enclaves[1].state = 2            # no system call: the kernel sees the store
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import struct
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import cffi
+
+from . import _libbpf
+from ._libbpf import check, info_by_fd, lib
+from .closing import Closing
+from .errors import BpfError
+from .handle import Handle, open_pinned
+from .object import MapDef
+
+_MMAPABLE = 1 << 10
+
+# Per-CPU hash, array, LRU hash and cgroup storage: the kernel writes a value for each CPU.
+_PER_CPU = {5, 6, 10, 21}
+
+
+class Map(Handle):
+    """A map of any type; ``definition`` is the kernel's own account of it."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        info = info_by_fd(fd)
+        kind, _, key_size, value_size, entries, flags = struct.unpack_from("=6I", info)
+        name = info[24:40].split(b"\0")[0].decode()
+        self.definition = MapDef(name, kind, key_size, value_size, entries, flags, 0, 0, 0)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The map pinned at ``path``."""
+        return cls(open_pinned(path))
+
+
+class Hash:
+    """A map with one value a key: hash, LRU hash, array, task storage (keyed by pidfd)."""
+
+    def __init__(self, source: Map, ffi: cffi.FFI, key: str, value: str) -> None:
+        self.map, self._ffi, self._key, self._value = source, ffi, f"{key} *", f"{value} *"
+        if source.definition.type in _PER_CPU:
+            raise TypeError(f"map {source.definition.name} holds a value for each CPU")
+        for ctype, size in ((key, source.definition.key_size), (value, source.definition.value_size)):
+            if ffi.sizeof(ctype) != size:
+                raise TypeError(f"map {source.definition.name} holds {size} bytes where {ctype} is {ffi.sizeof(ctype)}")
+
+    def get(self, key: Any) -> Any | None:
+        """The value at ``key``, a copy; None where there is none."""
+        value = self._ffi.new(self._value)
+        result = lib.bpf_map_lookup_elem(self.map.fd, self._ffi.new(self._key, key), value)
+        if result == -errno.ENOENT:
+            return None
+        check(result, f"look up {key} in map {self.map.definition.name}")
+        # A struct's cdata does not keep its memory alive; its pointer does, so hand that out.
+        return value[0] if isinstance(value[0], int) else value
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, self._ffi.CData) and self._ffi.typeof(value).kind == "pointer":
+            value = value[0]
+        new = self._ffi.new(self._value, value)
+        result = lib.bpf_map_update_elem(self.map.fd, self._ffi.new(self._key, key), new, 0)
+        check(result, f"set {key} in map {self.map.definition.name}")
+
+    def __delitem__(self, key: Any) -> None:
+        result = lib.bpf_map_delete_elem(self.map.fd, self._ffi.new(self._key, key))
+        if result == -errno.ENOENT:
+            raise KeyError(key)
+        check(result, f"delete {key} from map {self.map.definition.name}")
+
+    def __iter__(self) -> Iterator[Any]:
+        key, following = self._ffi.NULL, self._ffi.new(self._key)
+        while (result := lib.bpf_map_get_next_key(self.map.fd, key, following)) == 0:
+            yield following[0]
+            key, following = following, self._ffi.new(self._key)
+        if result != -errno.ENOENT:
+            check(result, f"walk map {self.map.definition.name}")
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """Each key with its value; one that goes while this walks is left out."""
+        for key in self:
+            if (value := self.get(key)) is not None:
+                yield key, value
+
+    def values(self) -> Iterator[Any]:
+        """Each value, like items()."""
+        return (value for _, value in self.items())
+
+
+class Array(Hash):
+    """An array map; indexes count from 0."""
+
+    def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
+        super().__init__(source, ffi, "u32", value)
+
+    def __len__(self) -> int:
+        return self.map.definition.max_entries
+
+
+class PerCpuArray:
+    """A per-CPU array: an index gives the values of all possible CPUs, in CPU order."""
+
+    def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
+        self.map, self._ffi = source, ffi
+        size = source.definition.value_size
+        if ffi.sizeof(value) != size or size % 8:
+            raise TypeError(f"map {source.definition.name} holds {size} bytes where {value} is {ffi.sizeof(value)}")
+        self._type = f"{value}[{possible_cpus()}]"
+
+    def __len__(self) -> int:
+        return self.map.definition.max_entries
+
+    def __getitem__(self, index: int) -> Any:
+        values = self._ffi.new(self._type)
+        result = lib.bpf_map_lookup_elem(self.map.fd, self._ffi.new("u32 *", index), values)
+        if result == -errno.ENOENT:
+            raise IndexError(index)
+        check(result, f"look up {index} in map {self.map.definition.name}")
+        return values
+
+    def clear(self, index: int) -> None:
+        """Zero the values of all CPUs."""
+        result = lib.bpf_map_update_elem(self.map.fd, self._ffi.new("u32 *", index), self._ffi.new(self._type), 0)
+        check(result, f"clear {index} in map {self.map.definition.name}")
+
+
+# A record lives in its array's memory but does not keep it mapped; this does, as long as the record is used.
+_mapped: weakref.WeakKeyDictionary[Any, MmapArray] = weakref.WeakKeyDictionary()
+
+
+class MmapArray(Closing):
+    """An mmapable array as records in place: a read is a load, an assignment a store, with no system call."""
+
+    def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
+        definition = source.definition
+        if not definition.flags & _MMAPABLE or ffi.sizeof(value) != definition.value_size or definition.value_size % 8:
+            raise TypeError(f"map {definition.name} cannot be mapped as {value}[{definition.max_entries}]")
+        self.map = source
+        self._memory = mmap.mmap(source.fd, definition.value_size * definition.max_entries)
+        self._records = ffi.from_buffer(f"{value}[]", self._memory)
+        self._ffi = ffi
+
+    def __len__(self) -> int:
+        return self.map.definition.max_entries
+
+    def __getitem__(self, index: int) -> Any:
+        record = self._records[index]
+        if isinstance(record, self._ffi.CData):
+            _mapped[record] = self
+        return record
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(len(self)))
+
+    def view(self, start: int = 0, count: int | None = None) -> memoryview:
+        """The bytes of ``count`` records (default: the rest) from ``start`` on, to be read and written in place."""
+        size = self.map.definition.value_size
+        end = len(self) if count is None else start + count
+        return memoryview(self._memory)[start * size : end * size]
+
+    def close(self) -> None:
+        """Unmap; records taken from here must not be used any more."""
+        self._ffi.release(self._records)
+        self._memory.close()
+
+
+class RingBuffer:
+    """Hands each record of a ring buffer map to ``receive`` as bytes, in order.
+
+    What ``receive`` raises ends the delivery and comes out of poll() or consume(); that record is gone.
+    """
+
+    def __init__(self, source: Map, receive: Callable[[bytes], None]) -> None:
+        ffi = _libbpf.ffi
+        # cffi would print an exception and go on. A list rather than self, which would make a cycle.
+        raised: list[BaseException] = []
+
+        def sample(_context: object, data: object, size: int) -> int:
+            try:
+                receive(bytes(ffi.buffer(data, size)))
+            except BaseException as error:
+                raised.append(error)
+                return -errno.ECANCELED
+            return 0
+
+        # libbpf keeps the pointers, not the objects behind them.
+        self._callback = ffi.callback("ring_buffer_sample_fn", sample)
+        self._map, self._raised = source, raised
+        ring = lib.ring_buffer__new(source.fd, self._callback, ffi.NULL, ffi.NULL)
+        if ring == ffi.NULL:
+            raise BpfError(f"open ring buffer {source.definition.name}", ffi.errno)
+        self._ring = ffi.gc(ring, lib.ring_buffer__free)
+
+    def poll(self, timeout_ms: int) -> int:
+        """Wait up to ``timeout_ms`` (-1: for ever) and deliver what there is; the number of records."""
+        return self._delivered(lib.ring_buffer__poll(self._ring, timeout_ms))
+
+    def consume(self) -> int:
+        """Deliver what there is now; the number of records."""
+        return self._delivered(lib.ring_buffer__consume(self._ring))
+
+    def fileno(self) -> int:
+        """A descriptor for select and epoll."""
+        return int(lib.ring_buffer__epoll_fd(self._ring))
+
+    def close(self) -> None:
+        """Stop reading; the map stays its owner's."""
+        _libbpf.ffi.release(self._ring)
+
+    def _delivered(self, result: int) -> int:
+        if self._raised:
+            raise self._raised.pop()
+        return 0 if result == -errno.EINTR else check(result, "read a ring buffer")
+
+
+def possible_cpus() -> int:
+    """How many values a per-CPU map holds."""
+    text = Path("/sys/devices/system/cpu/possible").read_text()
+    return int(text.strip().split(",")[-1].split("-")[-1]) + 1

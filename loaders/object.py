@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the compiler leaves: bytecode with symbolic references, free of any file descriptor.
+
+An Object can be kept on disk and linked any number of times, each time against other maps.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+LD_IMM64 = 0x18
+CALL = 0x85
+
+
+class Insn(NamedTuple):
+    """One BPF instruction; ``imm64`` joins both halves of an ld_imm64."""
+
+    at: int
+    opcode: int
+    src: int
+    imm: int
+    imm64: int
+
+
+def instructions(code: bytes) -> Iterator[Insn]:
+    """Walk bytecode, an ld_imm64 as one step."""
+    words = list(struct.iter_unpack("<BBhi", code))
+    index = 0
+    while index < len(words):
+        opcode, registers, _, imm = words[index]
+        wide = opcode == LD_IMM64
+        high = words[index + 1][3] if wide else 0
+        yield Insn(index, opcode, registers >> 4, imm, (imm & 0xFFFFFFFF) | (high & 0xFFFFFFFF) << 32)
+        index += 2 if wide else 1
+
+
+@dataclass(frozen=True)
+class MapDef:
+    """How to make a map; sizes in bytes, ``key_type`` and ``value_type`` are ids in the Object's BTF.
+
+    ``inner`` names the map of the same Object that a map of maps takes its values' shape from.
+    """
+
+    name: str
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    extra: int
+    key_type: int
+    value_type: int
+    inner: str | None = None
+
+
+@dataclass(frozen=True)
+class Relocation:
+    """Instruction number ``instruction`` refers to the ``kind`` ("map", "kfunc" or "constant") ``symbol``."""
+
+    instruction: int
+    kind: str
+    symbol: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """One BPF program: little-endian ``struct bpf_insn[]`` and its references."""
+
+    name: str
+    code: bytes
+    relocations: tuple[Relocation, ...]
+
+
+@dataclass(frozen=True)
+class Object:
+    """A compiled source: programs, map definitions, and the BTF that describes the maps' types."""
+
+    source: str
+    functions: dict[str, Function]
+    maps: dict[str, MapDef]
+    btf: bytes
+
+    def to_bytes(self) -> bytes:
+        """A portable text form."""
+        document = {
+            "source": self.source,
+            "functions": [
+                {
+                    "name": f.name,
+                    "code": _encode(f.code),
+                    "relocations": [list(asdict(r).values()) for r in f.relocations],
+                }
+                for f in self.functions.values()
+            ],
+            "maps": [asdict(m) for m in self.maps.values()],
+            "btf": _encode(self.btf),
+        }
+        return json.dumps(document).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Object:
+        """The inverse of to_bytes; raises ValueError, KeyError or TypeError on anything else."""
+        document: dict[str, Any] = json.loads(data)
+        functions = [
+            Function(f["name"], _decode(f["code"]), tuple(Relocation(*r) for r in f["relocations"]))
+            for f in document["functions"]
+        ]
+        maps = [MapDef(**m) for m in document["maps"]]
+        return cls(
+            document["source"],
+            {f.name: f for f in functions},
+            {m.name: m for m in maps},
+            _decode(document["btf"]),
+        )
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A BPF ring buffer of equal records, read in bulk where it lies.
+
+``maps.RingBuffer`` calls back for each record; here a read is one pass of ``struct`` over all there are, with no system
+call. For a reader that must keep up with the scheduler.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import Any
+
+from .errors import BpfError
+from .maps import Map
+
+_HEADER = 8
+_PAGE = mmap.PAGESIZE
+
+
+class Ring:
+    """The one reader of ring buffer ``source``, whose records have the ``struct`` format ``fields`` (no prefix).
+
+    Raises BpfError where the map is not a ring buffer.
+    """
+
+    def __init__(self, source: Map, fields: str) -> None:
+        self._record = struct.Struct(f"=I4x{fields}")
+        if self._record.size % 8:
+            raise TypeError(f"a record of {self._record.size - _HEADER} bytes: make it a multiple of 8")
+        size = source.definition.max_entries
+        try:
+            self._positions = mmap.mmap(source.fd, _PAGE)
+            self._ring = mmap.mmap(source.fd, _PAGE + 2 * size, prot=mmap.PROT_READ, offset=_PAGE)
+        except (OSError, ValueError) as error:
+            raise BpfError(f"map ring buffer {source.definition.name}", getattr(error, "errno", 0) or 0) from None
+        self._source, self._mask = source, size - 1
+        self._length = self._record.size - _HEADER
+        self._consumed = memoryview(self._positions).cast("Q")
+        self._produced = memoryview(self._ring)[:_PAGE].cast("Q")
+        # The kernel maps the data twice in a row, so that what wraps around is in one piece here.
+        self._data = memoryview(self._ring)[_PAGE:]
+
+    def read(self) -> list[tuple[Any, ...]]:
+        """Every record that is complete, in order: its header (no use), then its fields."""
+        at, end = self._consumed[0], self._produced[0]
+        if at == end:
+            return []
+        start = at & self._mask
+        records = list(self._record.iter_unpack(self._data[start : start + end - at]))
+        # The header of one that is still being written has its top bit set; it and those after it wait.
+        length = self._length
+        for count, record in enumerate(records):
+            if record[0] != length:
+                del records[count:]
+                break
+        self._consumed[0] = at + len(records) * self._record.size
+        return records
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to read."""
+        return self._consumed[0] == self._produced[0]
+
+    def fileno(self) -> int:
+        """A descriptor for epoll: readable while there is something to read."""
+        return self._source.fd

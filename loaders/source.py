@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One translation unit from a ``.bpf.c`` file and its quoted includes.
+
+bcc rewrites map accesses only in the main file, so quoted includes are put in place, each once, with
+``#line`` marks: map definitions and helpers can then live in headers, and diagnostics still point at the
+file and line that the user wrote.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import CompileError, Diagnostic
+
+#: Where ``#include "abi.h"`` and its like are found after the including file's own directory.
+BPF_DIR = Path(__file__).resolve().parent.parent / "bpf"
+
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"[^\n]*$', re.MULTILINE)
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Source:
+    """``text`` is the whole translation unit; ``files`` are the paths it was put together from."""
+
+    path: Path
+    text: str
+    files: tuple[Path, ...]
+
+    @property
+    def code(self) -> str:
+        """The text without comments, for looking names up in it."""
+        return _COMMENT.sub(" ", self.text)
+
+
+def read(path: str | Path) -> Source:
+    """Put ``path`` and its quoted includes together; raises CompileError where one cannot be read."""
+    top = Path(path).absolute()
+    seen: list[Path] = []
+    return Source(top, _expand(top, seen, included_by=None), tuple(seen))
+
+
+def _expand(path: Path, seen: list[Path], included_by: tuple[Path, int] | None) -> str:
+    if path in seen:
+        return ""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        at, line = included_by or (path, 0)
+        found = Diagnostic(str(at), line, 0, "error", f"cannot read {path}: {error.strerror}")
+        raise CompileError(str(path), (found,), "") from None
+    seen.append(path)
+    parts, end = [f'#line 1 "{path}"\n'], 0
+    for match in _INCLUDE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        parts += [
+            text[end : match.start()],
+            _expand(_locate(match[1], path), seen, (path, line)),
+            f'\n#line {line + 1} "{path}"',
+        ]
+        end = match.end()
+    return "".join([*parts, text[end:], "\n"])
+
+
+def _locate(name: str, includer: Path) -> Path:
+    # One spelling for each file, or "../a.h" and "a.h" would count as two.
+    beside = Path(os.path.normpath(includer.parent / name))
+    return beside if beside.exists() else BPF_DIR / name

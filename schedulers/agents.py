@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An enclave's agents as the kernel knows them: the maps they share with the BPF half, and who is behind a channel.
+
+The maps are made when the enclave first gets a policy with an agent, and stay, in ``enclave_<id>/agent``, until it gets
+one without: an agent that takes over finds in them what the one before knew.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from ..loaders.handle import open_pinned
+from ..loaders.link import Module, Program, Target
+from ..loaders.maps import Array, Map, MmapArray, possible_cpus
+from ..loaders.object import Object
+from .core import ROOT, constant, ffi, make_private, text
+from .policy import LoadedPolicy, Policy
+from .tasks import set_policy
+
+#: What successive agents of one enclave share.
+SHARED = ("agent_tasks", "words", "free_words", "channels", "census", "rings", "txns", "agents")
+_RT_PRIORITY = 1
+_BEST_NICE = -20
+_STATES = ("blocked", "waiting", "on CPU")
+
+
+@dataclass(frozen=True)
+class AgentState:
+    """The agent behind an enclave's channel 0; counts are since it took over. ``state``: deciding, silent or gone."""
+
+    state: str
+    tid: int
+    policy: str
+    reason: str
+    messages: int
+    committed: int
+    failed: int
+    resyncs: int
+    lost: int
+    silences: int
+    turns: int
+    busy_ns: int
+    age_ns: int
+
+    @property
+    def rate(self) -> float:
+        """Messages per second."""
+        return self.messages * 1e9 / max(self.age_ns, 1)
+
+    @property
+    def capacity(self) -> float:
+        """Messages per second that it could take if there were always some."""
+        return self.messages * 1e9 / max(self.busy_ns, 1)
+
+    @property
+    def decision_ns(self) -> float:
+        """What one transaction that was complete cost, all that led to it included."""
+        return self.busy_ns / max(self.committed, 1)
+
+
+class Agents:
+    """The agents of enclave ``id``, through its pinned ``maps``."""
+
+    def __init__(self, id: int, maps: Mapping[str, Map]) -> None:
+        self.id, self.maps = id, dict(maps)
+        self.channels = MmapArray(self.maps["channels"], ffi(), "struct channel")
+        self.words = MmapArray(self.maps["words"], ffi(), "struct status_word")
+        self._census = Array(self.maps["census"], ffi(), "struct census")
+
+    @classmethod
+    def open(cls, id: int) -> Self | None:
+        """Those of enclave ``id``; None where its policy has no agent."""
+        maps = _open_maps(id)
+        return cls(id, maps) if maps else None
+
+    @property
+    def state(self) -> AgentState:
+        """What there is to know about the agent that decides for the whole enclave."""
+        c = self.channels[0]
+        now = time.monotonic_ns()
+        late = c.asked_ns > c.heartbeat_ns and now - c.asked_ns > c.timeout_ns
+        state = ("silent" if late else "deciding") if c.tid else "gone"
+        counts = (
+            c.messages,
+            c.committed,
+            c.failed,
+            c.resyncs,
+            c.lost,
+            c.silences,
+            c.turns,
+            c.busy_ns,
+            now - c.since_ns,
+        )
+        return AgentState(state, c.tid, text(c.policy), text(c.reason), *map(int, counts))
+
+    @property
+    def words_used(self) -> int:
+        """How many status words, from the first on, may have a task."""
+        return min(int(self._census[0][0].words) + 1, len(self.words))
+
+    def dismiss(self, reason: str = "") -> None:
+        """Have every agent leave, for ``reason``; the core decides from here on."""
+        self.tell_why(reason)
+        for channel in self.channels:
+            channel.tid = 0
+
+    def tell_why(self, reason: str) -> None:
+        """Write down, for whoever asks, why there is no agent any more."""
+        self.channels[0].reason = reason.encode(errors="replace")[:159]
+
+    def depart(self, tid: int) -> None:
+        """Tell the agent of a task that was moved out without leaving its class."""
+        argument = ffi().new("struct agent_task_args *", {"gtid": tid})
+        with Program(open_pinned(_directory(self.id) / "call_depart")) as program:
+            program.run(bytes(ffi().buffer(argument)))
+
+    def task_states(self) -> Iterator[dict[str, Any]]:
+        """The tasks that the agent knows, and since when (seconds) each is in its state."""
+        now = time.monotonic_ns()
+        for word in islice(self.words, self.words_used):
+            if word.gtid:
+                yield {
+                    "tid": word.gtid & 0xFFFFFFFF,
+                    "state": _STATES[word.state],
+                    "for": round(max(now - word.since_ns, 0) / 1e9, 3),
+                    "seq": word.seq,
+                }
+
+
+@dataclass(frozen=True)
+class AgentHalf(Policy):
+    """The BPF half of a policy whose other half is an agent."""
+
+    program: str = "agent"
+    queues: bool = True
+    agent: Any = None  #: the class of the other half, an AgentPolicy
+
+    def is_hinted(self, compiled: Object) -> bool:
+        """Whether either half reads hints."""
+        return self.agent.hinted or super().is_hinted(compiled)
+
+    def load(self, compiled: Object, enclave: int, maps: Mapping[str, Map], values: Mapping[str, int]) -> LoadedPolicy:
+        """Like Policy.load; the maps that agents share are those there are, or made and pinned."""
+        shared = _open_maps(enclave)
+        channels = possible_cpus() + 1
+        entries = {"channels": channels, "rings": channels, "agents": channels, "txns": channels * constant("TXNS")}
+        module = Module(compiled, maps={**maps, **shared}, constants={"enclave": enclave}, entries=entries)
+        if not shared:
+            _pin(enclave, module)
+        loaded = self._load(module, values)
+        return replace(loaded, maps={name: m for name, m in loaded.maps.items() if name not in SHARED})
+
+
+def stand_apart(tid: int, *, full: bool) -> None:
+    """Have agent ``tid`` (0: the caller) scheduled before its enclave's tasks, and by nobody's agent."""
+    if full:
+        # Whatever is of the fair class is in an enclave.
+        set_policy(tid, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, _RT_PRIORITY)
+    else:
+        set_policy(tid, os.SCHED_OTHER)
+        os.setpriority(os.PRIO_PROCESS, tid, _BEST_NICE)
+
+
+def forget(id: int) -> None:
+    """Dismiss the agents of enclave ``id`` and remove what they shared."""
+    if (agents := Agents.open(id)) is not None:
+        agents.dismiss()
+    shutil.rmtree(_directory(id), ignore_errors=True)
+
+
+def _directory(id: int) -> Path:
+    return ROOT / f"enclave_{id}" / "agent"
+
+
+def _open_maps(id: int) -> dict[str, Map]:
+    # The program is pinned last: without it, the rest is what a loader left that died.
+    if not (_directory(id) / "call_depart").exists():
+        return {}
+    return {name: Map.open(_directory(id) / name) for name in SHARED}
+
+
+def _pin(id: int, module: Module) -> None:
+    shutil.rmtree(_directory(id), ignore_errors=True)
+    make_private(_directory(id))
+    for name in SHARED:
+        module.own_maps[name].pin(_directory(id) / name)
+    with module.load("call_depart", Target.syscall()) as program:
+        program.pin(_directory(id) / "call_depart")

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scheduling classes by name, and moving tasks between them, in and out of enclaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Self
+
+from ..loaders.errors import GhostError
+from .core import locked
+from .enclave import Enclave, Enclaves
+from .errors import NoSuchEnclave
+from .tasks import SCHED_EXT, policy_of, set_policy
+
+SCHED_DEADLINE = 6
+_POLICIES = {
+    "other": os.SCHED_OTHER,
+    "batch": os.SCHED_BATCH,
+    "idle": os.SCHED_IDLE,
+    "fifo": os.SCHED_FIFO,
+    "rr": os.SCHED_RR,
+    "ext": SCHED_EXT,
+    "deadline": SCHED_DEADLINE,
+}
+_NAMES = {number: name for name, number in _POLICIES.items()}
+_REAL_TIME = ("fifo", "rr")
+
+
+@dataclass(frozen=True)
+class SchedulingClass:
+    """A scheduling policy by ``name``, with the ``priority`` that fifo and rr have."""
+
+    name: str
+    priority: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From "ext", "other", "batch", "idle", "fifo:PRIO" or "rr:PRIO"; raises ValueError."""
+        name, colon, number = text.partition(":")
+        if name == "deadline":
+            raise ValueError("deadline takes a budget that suits each task: chrt --deadline, one task at a time")
+        if name not in _POLICIES:
+            raise ValueError(f'there is no class "{name}": ext, other, batch, idle, fifo:PRIO and rr:PRIO there are')
+        if name not in _REAL_TIME:
+            if colon:
+                raise ValueError(f"{name} has no priority")
+            return cls(name)
+        low, high = os.sched_get_priority_min(_POLICIES[name]), os.sched_get_priority_max(_POLICIES[name])
+        if not number.isdecimal() or not low <= int(number) <= high:
+            raise ValueError(f"{name} takes a priority from {low} to {high}, for example {name}:{low}")
+        return cls(name, int(number))
+
+    @classmethod
+    def of(cls, tid: int) -> Self | None:
+        """The class that a task is set to; None where it is gone."""
+        if (policy := policy_of(tid)) is None:
+            return None
+        name = _NAMES.get(policy, f"policy {policy}")
+        try:
+            return cls(name, os.sched_getparam(tid).sched_priority if name in _REAL_TIME else 0)
+        except ProcessLookupError:
+            return None
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.priority}" if self.priority else self.name
+
+
+class Pusher:
+    """Moves tasks to class ``target``, into ``enclave`` where that is ext."""
+
+    def __init__(self, target: SchedulingClass, enclave: Enclave | None = None) -> None:
+        self.target, self._enclave, self._full_core = target, enclave, None
+        # One who may not look has no part in an enclave that schedules everything.
+        with contextlib.suppress(GhostError):
+            if enclave is None and (enclaves := Enclaves.open()) is not None and enclaves.core.full:
+                self._full_core = enclaves.core
+
+    def push(self, tid: int) -> bool:
+        """Move task ``tid``; False where it was there already. Raises TaskError, and NoSuchEnclave when that goes."""
+        if self._enclave is not None:
+            return self._push_into(self._enclave, tid)
+        if SchedulingClass.of(tid) == self.target:
+            return False
+        set_policy(tid, _POLICIES[self.target.name], self.target.priority)
+        if self._full_core is not None:
+            self._full_core.join(tid, 0, 0)
+        return True
+
+    def _push_into(self, enclave: Enclave, tid: int) -> bool:
+        with locked():
+            if enclave not in Enclaves(enclave.core):
+                raise NoSuchEnclave(enclave.id)
+            if any(task.tid == tid for task in enclave.tasks()):
+                return False
+            enclave.add(tid)
+        return True

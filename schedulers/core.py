@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core in the kernel: attaching it, finding it again through its pins, detaching it.
+
+``/sys/fs/bpf/ghostbpf/core`` holds its maps, two programs, and, pinned last, its link. No link pin, no core:
+whatever else is there is then the rest of a loader that died, and the next one clears it away. There is no
+daemon; the pins are the state, and one lock on bpffs makes changes to them one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ..loaders import abi, capabilities, sched_ext
+from ..loaders.attach import Iterator as TaskIterator
+from ..loaders.attach import Link
+from ..loaders.btf import Btf
+from ..loaders.compiler import compile
+from ..loaders.errors import AttachError, BpfError, GhostError, PermissionMissing
+from ..loaders.handle import Handle, open_pinned
+from ..loaders.link import Module, Program, Target
+from ..loaders.maps import Array, Hash, Map, MmapArray, PerCpuArray
+from ..loaders.membarrier import GLOBAL, membarrier
+from ..loaders.source import BPF_DIR
+from ..loaders.struct_ops import StructOps
+from .cpuset import CpuSet
+from .errors import Ejected, SchedulerBusy, StalePins
+from .policy import OPS
+from .topology import Topology, nr_cpu_words
+
+NAME = "ghostbpf"
+BPFFS = Path("/sys/fs/bpf")
+ROOT = BPFFS / NAME
+CORE = ROOT / "core"
+DEFAULT_ENCLAVE = 1
+TIMEOUT_MS = 30_000
+DUMP_BYTES = 32768
+
+#: The maps that policies share with the core.
+_SHARED = ("tasks", "enclaves", "cpus", "core", "counters")
+_SLOTS = tuple(f"slot_{op}" for op in OPS)
+_CALLS = ("call_join", "call_set_stray", "call_hand_over")
+
+
+@functools.cache
+def ffi() -> Any:
+    """An FFI that knows bpf/abi.h."""
+    return abi.load(BPF_DIR / "abi.h")
+
+
+def text(chars: Any) -> str:
+    """A char array of the kernel's as str."""
+    return bytes(ffi().string(chars)).decode(errors="replace")
+
+
+@functools.cache
+def constant(name: str) -> int:
+    """A #define or enumerator of bpf/abi.h."""
+    return int(getattr(ffi().dlopen(None), name))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task in the ext class; ``enclave`` is 0 where it is in none, ``cpu`` where it ran last."""
+
+    tid: int
+    pid: int
+    enclave: int
+    cpu: int
+    on_cpu: bool
+    runtime_ns: int
+    comm: str
+
+
+class Core:
+    """The attached core. Its maps are views of kernel memory; ``link`` keeps it attached until it is pinned."""
+
+    def __init__(self, maps: dict[str, Map], programs: dict[str, Program], tasks: TaskIterator, link: StructOps):
+        self.maps, self.link = maps, link
+        self._programs, self._tasks = programs, tasks
+        self.enclaves = MmapArray(maps["enclaves"], ffi(), "struct enclave")
+        self.cpus = MmapArray(maps["cpus"], ffi(), "struct cpu")
+        self.state = MmapArray(maps["core"], ffi(), "struct core")[0]
+        self.counters = PerCpuArray(maps["counters"], ffi(), "struct counters")
+        self.slots = {op: Hash(maps[f"slot_{op}"], ffi(), "u32", "u32") for op in OPS}
+        self._pinned: dict[str, Handle] = {}
+
+    @classmethod
+    def attach(cls, *, full: bool = False) -> Self:
+        """Attach a new core, in full mode with every task of the fair class in it, or else in partial mode.
+
+        It is gone with this process until pin(). Raises SchedulerBusy, AttachError, KernelUnsupported.
+        """
+        before = sched_ext.status()
+        if before.state != "disabled":
+            raise SchedulerBusy(before.ops or before.state)
+        obj = compile(BPF_DIR / "core.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
+        module = Module(obj, constants={"full_mode": int(full)})
+        _prepare(module, full)
+        flags = Btf.kernel().enum("scx_ops_flags")
+        # ENQ_EXITING: else the kernel would queue a task that exits behind whoever runs, and no policy would know.
+        wanted = ["SCX_OPS_ENQ_LAST", "SCX_OPS_ENQ_EXITING", "SCX_OPS_ALLOW_QUEUED_WAKEUP"]
+        wanted += [] if full else ["SCX_OPS_SWITCH_PARTIAL"]
+        try:
+            link = sched_ext.attach(
+                module,
+                "core_",
+                name=NAME,
+                fields={
+                    "flags": sum(flags.get(flag, 0) for flag in wanted),
+                    "timeout_ms": TIMEOUT_MS,
+                    "exit_dump_len": DUMP_BYTES,
+                },
+            )
+        except AttachError as error:
+            raise _exit_record(module.maps["exit_info"]) or error from None
+        core = cls(
+            module.maps,
+            {name: module.load(name, Target.syscall()) for name in _CALLS},
+            TaskIterator.attach(module.load("iter_tasks", Target.iterator("task"))),
+            link,
+        )
+        for name in obj.functions:
+            if (event := name.removeprefix("tp_")) != name:
+                core._pinned[name] = Link.tracepoint(module.load(name, Target.tracepoint(event)))
+        return core
+
+    def pin(self) -> None:
+        """Make it outlive this process; the link's pin comes last, and is what counts."""
+        make_private(CORE)
+        for name, held in self.maps.items():
+            held.pin(CORE / name)
+        for name, program in self._programs.items():
+            program.pin(CORE / name)
+        self._tasks.pin(CORE / "iter_tasks")
+        for name, link in self._pinned.items():
+            link.pin(CORE / name)
+        self.link.pin(CORE / "link")
+
+    @classmethod
+    def open(cls) -> Self | None:
+        """The core that is attached and pinned; None where there is none.
+
+        Raises Ejected where the kernel has thrown it out and its pins still tell why, StalePins where the pins
+        are those of another version, and PermissionMissing.
+        """
+        with _private():
+            if not (CORE / "link").exists():
+                return None
+        names = [*_SHARED, *_SLOTS, "exit_info"]
+        try:
+            maps = {name: Map.open(CORE / name) for name in names}
+            if (ejected := _exit_record(maps["exit_info"])) is not None:
+                raise ejected
+            if _has_exited(maps["exit_info"]):
+                return None  # by a loader that died before it could clear the pins, too
+            core = cls(
+                maps,
+                {name: Program(open_pinned(CORE / name)) for name in _CALLS},
+                TaskIterator.open(CORE / "iter_tasks"),
+                StructOps.open(CORE / "link"),
+            )
+            version = int(core.state.abi_version)
+        except (TypeError, BpfError) as error:
+            if isinstance(error, BpfError) and error.errno in (errno.EPERM, errno.EACCES):
+                raise
+            raise StalePins(str(CORE), str(error)) from None
+        if version != constant("ABI_VERSION"):
+            raise StalePins(str(CORE), f"they are of version {version}")
+        return core
+
+    @property
+    def full(self) -> bool:
+        """Whether every task of the fair class is in it."""
+        return bool(self.state.default_enclave)
+
+    def join(self, tid: int, enclave: int, generation: int) -> tuple[int, int, int]:
+        """Mark task ``tid`` as one of ``enclave`` (0: of none).
+
+        Gives 0 or a negative errno, and the enclave and generation that it had before.
+        """
+        record = ffi().new("struct join_args *", {"tid": tid, "enclave": enclave, "generation": generation})
+        result, left = self._programs["call_join"].run(bytes(ffi().buffer(record)))
+        before = ffi().from_buffer("struct join_args *", left)
+        return result, before.enclave, before.generation
+
+    def set_stray(self, enclave: int, on: bool) -> int:
+        """Have every CPU serve ``enclave``'s queue, or only its own again; how many tasks wait there."""
+        record = ffi().new("struct join_args *", {"tid": int(on), "enclave": enclave})
+        return self._programs["call_set_stray"].run(bytes(ffi().buffer(record)))[0]
+
+    def hand_over(self, enclave: int) -> None:
+        """Have who waits on the own queues of ``enclave``'s CPUs wait on its one queue."""
+        record = ffi().new("struct join_args *", {"enclave": enclave})
+        self._programs["call_hand_over"].run(bytes(ffi().buffer(record)))
+
+    def tasks(self) -> list[Task]:
+        """Every task in the class, whatever its enclave."""
+        return [
+            Task(r.tid, r.tgid, r.enclave, r.cpu, bool(r.on_cpu), r.runtime_ns, text(r.comm))
+            for r in self._task_records()
+            if r.enabled
+        ]
+
+    def forking(self) -> set[int]:
+        """The tasks, in the class or having been there, that may have a child which nobody can see yet."""
+        return {int(r.tid) for r in self._task_records() if r.forking}
+
+    def _task_records(self) -> Any:
+        data = self._tasks.read()
+        return ffi().from_buffer("struct task_record[]", bytearray(data)) if data else ()
+
+    def exited(self) -> Ejected | None:
+        """Why the kernel threw the core out; None while it runs, and where it was detached as it should be."""
+        if sched_ext.status().state == "disabling":
+            sched_ext.wait_disabled()  # only towards the end of that does the kernel tell why
+        return _exit_record(self.maps["exit_info"])
+
+    @property
+    def attached(self) -> bool:
+        """Whether it schedules."""
+        return not _has_exited(self.maps["exit_info"])
+
+    def detach(self) -> None:
+        """Hand every task back to the fair class and clear the pins away."""
+        with contextlib.suppress(BpfError):
+            self.link.detach()
+        clear_pins()
+        self.link.close()
+        sched_ext.wait_disabled()
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Hold the one lock on changes to enclaves; it goes with the process. Mounts bpffs where it is not.
+
+    Raises PermissionMissing.
+    """
+    capabilities.need("change enclaves", "CAP_BPF", "CAP_PERFMON")
+    mount_bpffs()
+    with _private():
+        directory = os.open(BPFFS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    """Turns the refusal of bpffs, whose directories are their owner's alone, into PermissionMissing."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionMissing("CAP_DAC_OVERRIDE", f"open {error.filename}") from None
+
+
+def mount_bpffs() -> None:
+    """Mount bpffs at its usual place unless it is; raises GhostError."""
+    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    if any(fields[1] == str(BPFFS) and fields[2] == "bpf" for fields in mounts):
+        return
+    done = subprocess.run(["mount", "-t", "bpf", "bpf", str(BPFFS)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise GhostError(
+            f"bpffs is not mounted at {BPFFS}, and mounting it failed: {done.stderr.strip()}",
+            cure=f"sudo mount -t bpf bpf {BPFFS}",
+        )
+
+
+def make_private(directory: Path) -> None:
+    """Make ``directory`` and what is missing above it, for nobody but this user."""
+    if directory != ROOT:
+        make_private(directory.parent)
+    directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def clear_pins() -> None:
+    """Detach what is pinned, and remove everything of ours from bpffs: the link first, for nothing counts without."""
+    with contextlib.suppress(BpfError), StructOps.open(CORE / "link") as link:
+        link.detach()  # the pin may not be all that holds it
+    (CORE / "link").unlink(missing_ok=True)
+    shutil.rmtree(ROOT, ignore_errors=True)
+
+
+def synchronize_rcu() -> bool:
+    """Wait until no CPU runs a program that was live before the call; False where the kernel cannot (nohz_full)."""
+    return membarrier(GLOBAL)
+
+
+def _prepare(module: Module, full: bool) -> None:
+    state = MmapArray(module.maps["core"], ffi(), "struct core")[0]
+    topology = Topology.from_sysfs()
+    words = constant("CPU_WORDS")
+    state.abi_version = constant("ABI_VERSION")
+    state.default_enclave = DEFAULT_ENCLAVE if full else 0
+    state.online = topology.all_cpus.words(words)
+    cpus = MmapArray(module.maps["cpus"], ffi(), "struct cpu")
+    for number in topology.all_cpus:
+        cpu = topology.cpu(number)
+        cpus[number].llc = (cpu.l3_siblings or CpuSet([number])).words(words)
+
+
+def _has_exited(exit_info: Map) -> bool:
+    return bool(Array(exit_info, ffi(), "struct exit_record")[0].kind)
+
+
+def _exit_record(exit_info: Map) -> Ejected | None:
+    record = Array(exit_info, ffi(), "struct exit_record")[0]
+    if not record.kind or record.regular:
+        return None
+    reason, message, dump = (
+        bytes(ffi().string(text)).decode(errors="replace") for text in (record.reason, record.message, record.dump)
+    )
+    return Ejected(reason, message, dump)

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Enclaves: sets of CPUs with tasks and a policy, each a directory in bpffs (ghOSt's ghostfs).
+
+    with Enclaves.create() as enclaves:
+        enclave = enclaves.new(CpuSet.parse("2-3"), POLICIES["biff"])
+        enclave.add_process(1234)
+        enclave.swap(POLICIES["rr"])
+        enclave.destroy()
+
+What is done is done in the kernel and survives this process. Every change is made so that one store commits
+it (``state`` for an enclave's life, ``bank`` for its policy): a loader killed at any instant leaves the
+state before or the state after, and the next one clears away what it had begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ..hints import Hints
+from ..loaders.errors import GhostError
+from ..loaders.maps import Map, possible_cpus
+from . import agents, tasks
+from . import core as _core
+from .core import ROOT, Core, Task, constant, locked
+from .cpuset import CpuSet
+from .errors import Ejected, EnclaveBusy, NoSuchEnclave, TaskError
+from .policy import LoadedPolicy, Policy
+from .topology import Topology
+
+#: How long to go on after tasks that fork all the time.
+_PATIENCE_S = 60.0
+
+#: How often to look whether a task's making has come to its end.
+_BIRTH_S = 0.0001
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Sums over all CPUs since the enclave was made; see ``struct counters`` in bpf/abi.h."""
+
+    idle: int
+    queued: int
+    switches: int
+    preempted: int
+    misfits: int
+    runtime_ns: int
+
+
+class Enclaves:
+    """All enclaves of this machine, through the attached core."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    @classmethod
+    @contextlib.contextmanager
+    def create(cls, *, full: bool = False, ahead: Policy | None = None) -> Iterator[Self]:
+        """The enclaves, with the core attached if it is not; locked against other changes for the block.
+
+        A policy to be used in the block can be compiled ``ahead``, beside the core.
+        The core becomes permanent when the block has made an enclave; else it goes again.
+        """
+        with locked():
+            core = _open_or_clear()
+            if core is not None and core.full != full and full:
+                raise GhostError(
+                    "the core is attached in partial mode", cure="for --all, first: ghostbpf enclave destroy --all"
+                )
+            fresh = core is None
+            if core is None:
+                _core.clear_pins()
+                with ahead.compile_ahead() if ahead else contextlib.nullcontext():
+                    core = Core.attach(full=full)
+            enclaves = cls(core)
+            try:
+                enclaves._reconcile()
+                yield enclaves
+                if fresh and enclaves.ids():
+                    core.pin()
+            except BaseException:
+                if fresh or not enclaves.ids():
+                    core.detach()
+                raise
+            if not enclaves.ids():
+                core.detach()
+
+    @classmethod
+    def open(cls) -> Self | None:
+        """The enclaves there are, to look at; None where no core is attached. Raises Ejected."""
+        core = Core.open()
+        return None if core is None else cls(core)
+
+    @classmethod
+    @contextlib.contextmanager
+    def change(cls) -> Iterator[Self | None]:
+        """The enclaves there are, locked for a change; None where no core is attached. Raises Ejected."""
+        with locked():
+            enclaves = cls.open()
+            if enclaves is None:
+                _core.clear_pins()
+            else:
+                enclaves._reconcile()
+            try:
+                yield enclaves
+            finally:
+                if enclaves is not None and not enclaves.ids():
+                    enclaves.core.detach()
+
+    def ids(self) -> list[int]:
+        """The ids of the enclaves there are."""
+        return [i for i in range(1, len(self.core.enclaves)) if self._state(i) != constant("ENCLAVE_FREE")]
+
+    def __iter__(self) -> Iterator[Enclave]:
+        return (Enclave(self.core, id) for id in self.ids())
+
+    def __contains__(self, enclave: Enclave) -> bool:
+        """Whether ``enclave`` is still there; another one with its id is not it."""
+        there = self.core.enclaves[enclave.id]
+        active = there.state == constant("ENCLAVE_ACTIVE") and there.created_ns == enclave.created_ns
+        return bool(active) and self.core.attached
+
+    def get(self, id: int) -> Enclave:
+        """Enclave ``id``; raises NoSuchEnclave."""
+        if not 0 < id < len(self.core.enclaves) or self._state(id) != constant("ENCLAVE_ACTIVE"):
+            raise NoSuchEnclave(id)
+        return Enclave(self.core, id)
+
+    def free_cpus(self) -> CpuSet:
+        """Online CPUs that no enclave holds."""
+        return Topology.from_sysfs().all_cpus - CpuSet(cpu for enclave in self for cpu in enclave.cpus)
+
+    def new(
+        self, cpus: CpuSet, policy: Policy, options: Mapping[str, str] | None = None, *, id: int | None = None
+    ) -> Enclave:
+        """Make an enclave of ``cpus`` scheduled by ``policy``; raises EnclaveBusy and what loading raises."""
+        values = policy.values(options)
+        self._check_cpus(cpus)
+        if id is None:
+            id = self._free_id()
+        enclave = Enclave(self.core, id)
+        enclave._start(cpus, enclave._load(policy, values))
+        return enclave
+
+    def _check_cpus(self, cpus: CpuSet) -> None:
+        check_cpus(cpus)
+        for other in self:
+            if taken := cpus & other.cpus:
+                raise EnclaveBusy(other.id, str(taken))
+
+    def _free_id(self) -> int:
+        ids = range(1, len(self.core.enclaves))
+        for id in ids:
+            if self._state(id) == constant("ENCLAVE_FREE"):
+                return id
+        raise GhostError(f"there are {len(ids)} enclaves, and no more ids", cure="ghostbpf enclave destroy ID")
+
+    def _state(self, id: int) -> int:
+        return int(self.core.enclaves[id].state)
+
+    def _reconcile(self) -> None:
+        """Finish or undo what a loader that died had begun."""
+        for enclave in list(self):
+            if self._state(enclave.id) == constant("ENCLAVE_DYING"):
+                enclave._finish_destroy()
+            elif enclave._record.leftover:
+                enclave._hand_over()
+        if ROOT.exists():
+            known = {enclave.path for enclave in self} | {_core.CORE}
+            for path in set(ROOT.iterdir()) - known:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class Enclave:
+    """One enclave, by ``id``; what it says is read from the kernel each time."""
+
+    def __init__(self, core: Core, id: int) -> None:
+        self.core, self.id = core, id
+        self._record: Any = core.enclaves[id]
+        #: When it was made, by CLOCK_BOOTTIME; no two enclaves have the same.
+        self.created_ns = int(self._record.created_ns)
+
+    @property
+    def path(self) -> Path:
+        """Its directory in bpffs."""
+        return ROOT / f"enclave_{self.id}"
+
+    @property
+    def hints_path(self) -> Path:
+        """Where its table of hints is, once it has had a policy that reads them."""
+        return self.path / "hints"
+
+    @property
+    def cpus(self) -> CpuSet:
+        """The CPUs it owns, online or not."""
+        return CpuSet.from_words(self._record.cpus) | CpuSet.from_words(self._record.agent_cpus)
+
+    @property
+    def policy(self) -> str:
+        """The name of the policy that schedules it now."""
+        return _core.text(self._record.policy[self._record.bank])
+
+    @property
+    def agent(self) -> agents.AgentState | None:
+        """Its agent; None where its policy has none."""
+        there = agents.Agents.open(self.id)
+        return None if there is None else there.state
+
+    def task_states(self) -> list[dict[str, Any]]:
+        """What its agents know of its tasks: tid, state, seconds in it, sequence number; empty without agents."""
+        there = agents.Agents.open(self.id)
+        return [] if there is None else list(there.task_states())
+
+    @property
+    def nr_tasks(self) -> int:
+        """How many tasks are in it and in the ext class."""
+        return len(self.tasks())
+
+    @property
+    def swaps(self) -> int:
+        """How many times its policy was replaced."""
+        return int(self._record.swaps)
+
+    @property
+    def uid(self) -> int:
+        """The user who made it."""
+        return int(self._record.uid)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was made."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - float(self._record.created_ns) / 1e9
+
+    def per_cpu(self) -> dict[int, Counters]:
+        """Its counters by CPU, for each CPU that has any."""
+        found = {}
+        for cpu, values in enumerate(self.core.counters[self.id]):
+            counters = Counters(*(int(getattr(values, name)) for name in Counters.__dataclass_fields__))
+            if any(vars(counters).values()):
+                found[cpu] = counters
+        return found
+
+    def counters(self) -> Counters:
+        """Its counters, all CPUs together."""
+        rows = [list(vars(row).values()) for row in self.per_cpu().values()]
+        return Counters(*map(sum, zip(*rows, strict=True))) if rows else Counters(0, 0, 0, 0, 0, 0)
+
+    def tasks(self) -> list[Task]:
+        """Its tasks that are in the ext class."""
+        return [task for task in self.core.tasks() if task.enclave == self.id]
+
+    def add(self, tid: int) -> None:
+        """Move one task in, from wherever it is; raises TaskError and NoSuchEnclave."""
+        if self._record.state != constant("ENCLAVE_ACTIVE") or self._record.created_ns != self.created_ns:
+            raise NoSuchEnclave(self.id)
+        before = self._join(tid, self.id, self._record.generation)
+        try:
+            tasks.set_policy(tid, tasks.SCHED_EXT)
+        except GhostError:
+            self._join(tid, *before)
+            raise
+        if before[0] not in (0, self.id) and (others := agents.Agents.open(before[0])) is not None:
+            others.depart(tid)
+
+    def add_process(self, pid: int) -> int:
+        """Move every thread of process ``pid`` in; how many there were. Raises TaskError."""
+        return tasks.each_thread(pid, self.add, self.core.forking)
+
+    def remove(self, tid: int) -> None:
+        """Hand one task back to the fair class; raises TaskError where it is not in here."""
+        if not any(task.tid == tid for task in self.tasks()):
+            raise self._not_in_here(tid)
+        self._hand_back(tid)
+
+    def remove_process(self, pid: int) -> int:
+        """Hand every thread of process ``pid`` that is in here back to the fair class; how many there were.
+
+        Raises TaskError where none is.
+        """
+        seen = self._hand_back_all(lambda task: task.pid == pid)
+        if not seen:
+            raise self._not_in_here(pid)
+        return len(seen)
+
+    def swap(self, policy: Policy, options: Mapping[str, str] | None = None) -> None:
+        """Replace its policy: the new one is loaded beside the old one, and one store puts it in charge.
+
+        Where both have an agent, the old agent stays until a new one takes over; where the new one has none, it leaves.
+        """
+        old, new = int(self._record.bank), 1 - int(self._record.bank)
+        next_agent = isinstance(policy, agents.AgentHalf) and agents.Agents.open(self.id) is not None
+        loaded = self._load(policy, policy.values(options))
+        self._fill(new, loaded)
+        if self._record.queues[old] and not next_agent:
+            self._record.leftover = 1
+        self._record.bank = new
+        self._record.swaps += 1
+        self._empty(old)
+        loaded.close()
+        if not isinstance(policy, agents.AgentHalf):
+            self._forget_agents()
+        if self._record.leftover:
+            self._hand_over()
+
+    def destroy(self) -> None:
+        """Hand its tasks back to the fair class and free its CPUs."""
+        self._record.state = constant("ENCLAVE_DYING")
+        self._finish_destroy()
+
+    def _load(self, policy: Policy, values: Mapping[str, int]) -> LoadedPolicy:
+        compiled = policy.compile()
+        if not policy.is_hinted(compiled):
+            return policy.load(compiled, self.id, self.core.maps, values)
+        # It stays through all swaps: applications have it mapped.
+        if not self.hints_path.exists():
+            _core.make_private(self.path)
+            Hints.create(self.hints_path).close()
+        with Map.open(self.hints_path) as table:
+            return policy.load(compiled, self.id, {**self.core.maps, "hints": table}, values)
+
+    def _start(self, cpus: CpuSet, loaded: LoadedPolicy) -> None:
+        record = self._record
+        self._empty(0)
+        self._empty(1)
+        self._fill(0, loaded)
+        self.core.counters.clear(self.id)
+        record.generation += 1
+        record.bank, record.swaps, record.leftover, record.uid = 0, 0, 0, os.getuid()
+        self.created_ns = record.created_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        record.cpus = cpus.words(constant("CPU_WORDS"))
+        record.agent_cpus = CpuSet().words(constant("CPU_WORDS"))
+        self._disown_cpus()
+        for cpu in cpus:
+            self.core.cpus[cpu].enclave = self.id
+        record.state = constant("ENCLAVE_ACTIVE")
+        loaded.close()
+
+    def _finish_destroy(self) -> None:
+        self.core.set_stray(self.id, True)
+        self._forget_agents()
+        self._disown_cpus()
+        if self.id != int(self.core.state.default_enclave):
+            self._hand_back_all(lambda task: True)
+        self._empty(0)
+        self._empty(1)
+        shutil.rmtree(self.path, ignore_errors=True)
+        quiet = _core.synchronize_rcu()
+        self.core.hand_over(self.id)
+        if quiet and not self.core.set_stray(self.id, True):
+            self.core.set_stray(self.id, False)
+        self._record.state = constant("ENCLAVE_FREE")
+
+    def _hand_over(self) -> None:
+        # Where there is no telling when the programs of the policy before are done, the core goes on looking.
+        if _core.synchronize_rcu():
+            self.core.hand_over(self.id)
+            self._record.leftover = 0
+
+    def _hand_back_all(self, wanted: Callable[[Task], bool]) -> set[int]:
+        # Each round finds the children that tasks of the last one had forked meanwhile; a fork that was under way when
+        # its task was handed back shows its child only when it is done.
+        seen: set[int] = set()
+        forking: set[int] = set()
+        deadline = time.monotonic() + _PATIENCE_S
+        while (found := {task.tid for task in self.tasks() if wanted(task)}) or forking:
+            for tid in found:
+                try:
+                    self._hand_back(tid)
+                except TaskError:
+                    if tasks.policy_of(tid) is not None:
+                        raise
+            seen |= found
+            forking = self.core.forking() & (forking | found)
+            if time.monotonic() > deadline:
+                raise GhostError(f"enclave {self.id} forks faster than its tasks can be handed back", cure="try again")
+        return seen
+
+    def _forget_agents(self) -> None:
+        agents.forget(self.id)
+        for i in range(constant("CPU_WORDS")):
+            self._record.cpus[i] |= self._record.agent_cpus[i]
+            self._record.agent_cpus[i] = 0
+
+    def _disown_cpus(self) -> None:
+        for number in range(possible_cpus()):
+            cpu = self.core.cpus[number]
+            if cpu.enclave == self.id:
+                cpu.enclave = cpu.spun = 0
+
+    def _hand_back(self, tid: int) -> None:
+        tasks.set_policy(tid, os.SCHED_OTHER)
+        if self.core.full:
+            self._join(tid, 0, 0)
+
+    def _join(self, tid: int, enclave: int, generation: int) -> tuple[int, int]:
+        while (answer := self.core.join(tid, enclave, generation))[0] == -errno.EAGAIN:
+            time.sleep(_BIRTH_S)
+        error, *before = answer
+        if error:
+            raise tasks.task_error(tid, -error)
+        return before[0], before[1]
+
+    def _not_in_here(self, tid: int) -> TaskError:
+        if tasks.policy_of(tid) is None:
+            return tasks.task_error(tid, errno.ESRCH)
+        return TaskError(tid, f"it is not in enclave {self.id}", cure=f"ghostbpf enclave show {self.id} --tasks")
+
+    def _bank_path(self, bank: int) -> Path:
+        return self.path / f"policy_{bank}"
+
+    def _slot(self, bank: int) -> int:
+        return self.id + bank * constant("MAX_ENCLAVES")
+
+    def _fill(self, bank: int, loaded: LoadedPolicy) -> None:
+        self._empty(bank)
+        self._record.policy[bank] = loaded.policy.name.encode()
+        self._record.queues[bank] = loaded.policy.queues
+        for op, program in loaded.programs.items():
+            self.core.slots[op][self._slot(bank)] = program.fd
+        directory = self._bank_path(bank)
+        _core.make_private(directory)
+        for name, held in loaded.maps.items():
+            held.pin(directory / name)
+
+    def _empty(self, bank: int) -> None:
+        for slot in self.core.slots.values():
+            with contextlib.suppress(KeyError):
+                del slot[self._slot(bank)]
+        shutil.rmtree(self._bank_path(bank), ignore_errors=True)
+
+
+def check_cpus(cpus: CpuSet) -> None:
+    """Raise GhostError unless there are some, and all of them online."""
+    if not cpus:
+        raise GhostError("an enclave needs at least one CPU", cure="for example --cpus 0-3")
+    online = Topology.from_sysfs().all_cpus
+    if missing := cpus - online:
+        raise GhostError(f"CPU {missing} is not there or not online", cure=f"online are {online}")
+
+
+def _open_or_clear() -> Core | None:
+    """The attached core; where the kernel had thrown the last one out, its pins are cleared away."""
+    try:
+        return Core.open()
+    except Ejected:
+        _core.clear_pins()
+        return None

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting tasks into an enclave by rule: those there are, and those to come.
+
+    with ProcessEvents() as events:
+        for outcome in Enrolment(enclave, Rule(comms=("nginx*",)), events).follow(stop):
+            print(outcome)
+
+The kernel's process events say when to look at a task; whether it is meant is then read from /proc, so an event that
+comes late does no harm. Where events were lost, all tasks are looked at again. There is no event for a move to another
+cgroup: the cgroups of a rule are looked at once in a while; and so is everything, where there are no events at all.
+
+Left alone is this process, and whoever is an enclave's agent: an agent must not wait for the tasks that it schedules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .agents import Agents, stand_apart
+from .core import locked
+from .enclave import Enclave, Enclaves
+from .errors import NoSuchEnclave, TaskError
+from .processes import ProcTask, Rule
+from .tasks import SCHED_EXT, policy_of, threads
+
+if TYPE_CHECKING:
+    from .process_events import ProcessEvent, ProcessEvents
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Task ``tid`` joined, or could not for ``error``; ``cause`` is the event that had us look at it, or a scan."""
+
+    tid: int
+    pid: int
+    comm: str
+    cause: str
+    error: str | None = None
+
+
+class Enrolment:
+    """Enrols in ``enclave`` what fits ``rule``, told by ``events``; each ``period`` of seconds, what no event tells."""
+
+    def __init__(self, enclave: Enclave, rule: Rule, events: ProcessEvents | None = None, *, period: float = 1.0):
+        self.enclave, self.rule, self._events, self._period = enclave, rule, events, period
+        #: How often events were lost, and all tasks looked at again for that.
+        self.resyncs = 0
+        # Since when each task is in the enclave, or ought to be, for that is where its children then belong.
+        self._since: dict[int, int] = {}
+        self._refused: set[int] = set()
+
+    def once(self) -> Iterator[Outcome]:
+        """Enrol what there is, until no more of it shows: a fork that is under way has a child later."""
+        seen: set[int] = set()
+        forking: set[int] = set()
+        while (new := [outcome for outcome in self.scan() if outcome.tid not in seen]) or forking:
+            yield from new
+            tids = {outcome.tid for outcome in new}
+            seen |= tids
+            forking = self.enclave.core.forking() & (forking | tids)
+
+    def follow(self, stop: int) -> Iterator[Outcome]:
+        """Enrol until ``stop`` is readable, what is there at first; raises NoSuchEnclave when that goes."""
+        waits_for = [stop] if self._events is None else [stop, self._events.fileno()]
+        yield from self.scan()
+        scanned = time.monotonic()
+        while stop not in (ready := select.select(waits_for, [], [], self._period)[0]):
+            if ready:
+                yield from self.handle()
+            if time.monotonic() - scanned >= self._period:
+                self._check()
+                if self._events is None or self.rule.cgroups:
+                    yield from self.scan()
+                scanned = time.monotonic()
+
+    def scan(self, cause: str = "scan") -> Iterator[Outcome]:
+        """Look at every task that there is."""
+        now = time.monotonic_ns()
+        inside = self._inside()
+        self._since = dict.fromkeys(inside, now)
+        candidates = self.rule.candidates()
+        self._refused &= candidates
+        yield from self._enrol({tid: cause for tid in candidates - inside if self.rule.fits_now(tid)})
+
+    def handle(self) -> Iterator[Outcome]:
+        """Look at the tasks that events have come of."""
+        assert self._events is not None
+        events, lost = self._events.read()
+        inside = self._inside()
+        children = set()
+        for event in events:
+            if event.kind == "exit":
+                self._forget(event.tid)
+            elif self._inherits(event):
+                children.add(event.tid)
+        causes = {tid: why for tid, why in _causes(events).items() if tid not in inside}
+        yield from self._enrol({tid: why for tid, why in causes.items() if tid in children or self.rule.fits_now(tid)})
+        if lost:
+            self.resyncs += 1
+            yield from self.scan("resync")
+
+    def _inherits(self, event: ProcessEvent) -> bool:
+        """Whether it is a fork by a task of the enclave; where it had begun when that joined, its child is outside."""
+        since = self._since.get(event.parent)
+        if since is None or since > event.at_ns or policy_of(event.parent) not in (SCHED_EXT, None):
+            return False
+        self._since[event.tid] = since
+        return True
+
+    def _forget(self, tid: int) -> None:
+        self._since.pop(tid, None)
+        self._refused.discard(tid)
+
+    def _enrol(self, causes: dict[int, str]) -> Iterator[Outcome]:
+        if not causes:
+            return
+        outcomes = []
+        with locked():
+            self._check()
+            apart = {os.getpid()} | _agents(self.enclave)
+            for tid, cause in causes.items():
+                try:
+                    task = ProcTask(tid)
+                    if task.pid not in apart:
+                        outcomes.append(self._add(task, cause))
+                except OSError:
+                    self._since.pop(tid, None)  # it is gone
+            # One that became an agent meanwhile left the enclave for that, but perhaps before it was put there.
+            for tid in _agents(self.enclave) & causes.keys():
+                with contextlib.suppress(TaskError):
+                    stand_apart(tid, full=self.enclave.core.full)
+        yield from (outcome for outcome in outcomes if outcome is not None)
+
+    def _add(self, task: ProcTask, cause: str) -> Outcome | None:
+        pid, comm, error = task.pid, task.comm, None
+        self._since.setdefault(task.tid, time.monotonic_ns())
+        try:
+            self.enclave.add(task.tid)
+        except TaskError as refusal:
+            self._since.pop(task.tid, None)
+            if policy_of(task.tid) is None or task.tid in self._refused:
+                return None
+            self._refused.add(task.tid)
+            error = refusal.reason
+        return Outcome(task.tid, pid, comm, cause, error)
+
+    def _inside(self) -> set[int]:
+        return {task.tid for task in self.enclave.tasks()}
+
+    def _check(self) -> None:
+        if self.enclave not in Enclaves(self.enclave.core):
+            raise NoSuchEnclave(self.enclave.id)
+
+
+def _causes(events: Iterable[ProcessEvent]) -> dict[int, str]:
+    """The tasks to look at, and why; what a process does goes for all its threads."""
+    causes: dict[int, str] = {}
+    for event in events:
+        if event.kind == "exit":
+            causes.pop(event.tid, None)
+        else:
+            tids = threads(event.pid) if event.tid == event.pid else {event.tid}
+            causes.update(dict.fromkeys(tids, event.kind))
+    return causes
+
+
+def _agents(enclave: Enclave) -> set[int]:
+    """Every agent of every enclave."""
+    there = (Agents.open(one.id) for one in Enclaves(enclave.core))
+    return {int(channel.tid) for agents in there if agents is not None for channel in agents.channels if channel.tid}

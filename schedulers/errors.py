@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong with enclaves and their tasks; the tree goes on from ``loaders.errors``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from ..loaders.errors import GhostError
+
+
+class EnclaveBusy(GhostError):
+    """CPUs asked for belong to enclave ``owner``."""
+
+    def __init__(self, owner: int, cpus: str):
+        super().__init__(
+            f"enclave {owner} holds CPU {cpus}",
+            cure=f"take other CPUs, or: ghostbpf enclave destroy {owner}",
+        )
+        self.owner, self.cpus = owner, cpus
+
+
+class NoSuchEnclave(GhostError):
+    """There is no enclave ``id``."""
+
+    def __init__(self, id: int):
+        super().__init__(f"there is no enclave {id}", cure="ghostbpf enclave ls shows those there are")
+        self.id = id
+
+
+class NoSuchPolicy(GhostError):
+    """There is no policy ``name``; ``suggestion`` is the nearest one there is, or None."""
+
+    exit_status = 2
+
+    def __init__(self, name: str, known: Iterable[str]):
+        known = sorted(known)
+        self.name = name
+        self.suggestion = next(iter(difflib.get_close_matches(name, known, n=1)), None)
+        cure = f"did you mean {self.suggestion}?" if self.suggestion else f"there are: {', '.join(known)}"
+        super().__init__(f'there is no policy "{name}"', cure=cure)
+
+
+class NoPolicyInFile(GhostError):
+    """File ``path`` cannot be run as a policy, for ``reason``."""
+
+    exit_status = 2
+
+    def __init__(self, path: str, reason: str, cure: str | None = None):
+        super().__init__(f"no policy to be had from {path}: {reason}", cure=cure)
+        self.path, self.reason = path, reason
+
+
+class TaskError(GhostError):
+    """Task or process ``pid`` cannot be moved, for ``reason``."""
+
+    def __init__(self, pid: int, reason: str, *, cure: str | None = None):
+        super().__init__(f"cannot move task {pid}: {reason}", cure=cure)
+        self.pid, self.reason = pid, reason
+
+
+class SchedulerBusy(GhostError):
+    """Another sched_ext scheduler, ``ops``, runs; the kernel allows one."""
+
+    def __init__(self, ops: str):
+        super().__init__(f"the sched_ext scheduler {ops} is running", cure="stop it first; the kernel allows one")
+        self.ops = ops
+
+
+class StalePins(GhostError):
+    """What is pinned is not what this version pins, since ``why``."""
+
+    def __init__(self, path: str, why: str):
+        super().__init__(
+            f"{path} holds pins that this ghostbpf cannot use: {why}",
+            cure="clear them (tasks go back to the fair class): ghostbpf enclave destroy --all",
+        )
+        self.why = why
+
+
+class Ejected(GhostError):
+    """The kernel threw the core out: ``reason`` and ``message`` are its words, ``dump`` its state then."""
+
+    def __init__(self, reason: str, message: str, dump: str):
+        super().__init__(
+            f"EXIT: {reason}" + (f" ({message})" if message else ""),
+            cure="run starts anew; to clear what is left, and no more: ghostbpf enclave destroy --all",
+        )
+        self.reason, self.message, self.dump = reason, message, dump

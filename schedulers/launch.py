@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting a command inside an enclave, from its first instruction on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+#: What a shell says of a command it cannot find, and of one it may not run.
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+
+def endings() -> set[signal.Signals]:
+    """The signals that ask us to end; one that whoever started us has us ignore (nohup, a shell's &) is none."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+
+
+class Command:
+    """A child process that waits to be let go, so that whatever is done to it is done before it runs."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        gate, self._gate = os.pipe()
+        self._status: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._gate)
+            _wait_and_exec(gate, arguments)
+        os.close(gate)
+
+    def start(self, prepare: Callable[[int], object]) -> None:
+        """Call ``prepare`` with its pid, then let it run; where that raises, it never runs at all."""
+        try:
+            prepare(self.pid)
+            os.write(self._gate, b"!")
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            os.close(self._gate)
+
+    def wait(self, timeout: float) -> int | None:
+        """Its exit status as a shell has it (128 + n for signal n), or None after ``timeout`` seconds.
+
+        SIGCHLD and endings() must be blocked. Its end cuts the wait short. A signal that asks us to end is passed
+        on to it, but SIGINT: that the terminal sends to both of us.
+        """
+        if (status := self._poll()) is None:
+            came = signal.sigtimedwait({signal.SIGCHLD, *endings()}, timeout)
+            if came is not None and came.si_signo not in (signal.SIGCHLD, signal.SIGINT):
+                os.kill(self.pid, came.si_signo)
+            status = self._poll()
+        return status
+
+    def status(self) -> int:
+        """Wait for its end, whatever that takes, and give its exit status."""
+        while (status := self.wait(60)) is None:
+            pass
+        return status
+
+    def abandon(self) -> None:
+        """End it, whether it has been let go or not."""
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self._status = 128 + signal.SIGKILL
+            os.waitpid(self.pid, 0)
+
+    def _poll(self) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        return self._status
+
+
+def _wait_and_exec(gate: int, arguments: Sequence[str]) -> None:
+    status = _NOT_FOUND
+    try:
+        if not os.read(gate, 1):
+            os._exit(status)
+        # What Python has changed for itself.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, *(endings() & {signal.SIGINT})):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.execvp(arguments[0], list(arguments))
+    except OSError as error:
+        os.write(2, f"error: cannot run {arguments[0]}: {error.strerror}\n".encode())
+        status = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+    finally:
+        os._exit(status)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving tasks in and out of the ext class, one thread or a whole process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import TaskError
+
+SCHED_EXT = 7
+_PF_EXITING = 0x00000004
+_PF_KTHREAD = 0x00200000
+_REASONS = {
+    errno.ESRCH: "there is no such task",
+    errno.EINVAL: "it is a kernel thread",
+    errno.EPERM: "not permitted",
+    errno.EBUSY: "the kernel refuses it",
+}
+
+
+def policy_of(tid: int) -> int | None:
+    """The task's scheduling policy as set, not as it runs; None where it is gone."""
+    try:
+        return os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK
+    except ProcessLookupError:
+        return None
+
+
+def check(tid: int) -> None:
+    """Raise TaskError unless there is a task ``tid`` that is a user's."""
+    try:
+        kernel = _flags(tid) & _PF_KTHREAD
+    except OSError:
+        raise task_error(tid, errno.ESRCH) from None
+    if kernel:
+        raise task_error(tid, errno.EINVAL)
+
+
+def is_movable(tid: int) -> bool:
+    """Whether task ``tid`` is a user's and has not begun to end; OSError where it is gone."""
+    return not _flags(tid) & (_PF_KTHREAD | _PF_EXITING)
+
+
+def set_policy(tid: int, policy: int, priority: int = 0) -> None:
+    """Set the policy of one task; its nice value stays. Raises TaskError."""
+    try:
+        os.sched_setscheduler(tid, policy, os.sched_param(priority))
+    except OSError as error:
+        raise task_error(tid, error.errno or errno.EINVAL) from None
+
+
+def task_error(tid: int, number: int) -> TaskError:
+    """The TaskError for an errno."""
+    cure = "run it with sudo (CAP_SYS_NICE)" if number == errno.EPERM else None
+    return TaskError(tid, _REASONS.get(number, os.strerror(number)), cure=cure)
+
+
+def threads(pid: int) -> set[int]:
+    """The thread ids of process ``pid`` now; empty where it is gone."""
+    with contextlib.suppress(OSError):
+        return {int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()}
+    return set()
+
+
+def each_thread(pid: int, move: Callable[[int], None], forking: Callable[[], set[int]]) -> int:
+    """Call ``move`` with each thread of process ``pid`` until no new one shows; how many there were.
+
+    A thread that ends meanwhile is no error, as long as the process had one. One of those that ``forking`` names
+    after it was moved may be about to show another that has not moved with it. Raises TaskError.
+    """
+    seen: set[int] = set()
+    unsettled: set[int] = set()
+    while (new := threads(pid) - seen) or unsettled:
+        for tid in new:
+            try:
+                move(tid)
+            except TaskError:
+                if tid in threads(pid):
+                    raise
+        seen |= new
+        unsettled = forking() & (unsettled | new)
+    if not seen:
+        raise task_error(pid, errno.ESRCH)
+    return len(seen)
+
+
+def _flags(tid: int) -> int:
+    return int(Path(f"/proc/{tid}/stat").read_text(errors="replace").rpartition(")")[2].split()[6])

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: reads what the core tells, keeps its tasks, asks its policy, and commits what that decides.
+
+One turn: every message there is, then one ``schedule()``, then one commit of all it wants. An agent sleeps while
+there is nothing to read, or, with a CPU of its own, spins. Whatever happens to it, the core goes on without.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import resource
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ...hints import Hints
+from ...loaders.errors import GhostError
+from ..agents import AgentHalf, Agents
+from ..cpuset import CpuSet
+from ..enclave import Counters, Enclave
+from ..topology import Topology
+from .cpus import CpuFlags
+from .link import Channel, params_of
+from .policy import AgentPolicy
+from .task import BLOCKED, BOOSTED, LATCHED, ON_CPU, WAITING, MessageType, StatusWord, Task, Transaction, TxnState
+from .words import StatusWords
+
+_RING_BYTES = 1 << 20
+_LOOK_UP_S = 0.25
+_HINTS_S = 0.001  # nothing wakes an agent up for a hint
+_GATHER_S = 0.002
+_HOP_TURNS = 256
+# As plain numbers, for the loop over messages: an enum's member is looked up each time.
+_NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED = (
+    int(kind)
+    for kind in (
+        MessageType.TASK_NEW,
+        MessageType.TASK_YIELD,
+        MessageType.TASK_BLOCKED,
+        MessageType.TASK_DEAD,
+        MessageType.TASK_DEPARTED,
+    )
+)
+_COMPLETE = int(TxnState.COMPLETE)
+_SOON_AGAIN = (TxnState.STALE, TxnState.INVALID_CPU, TxnState.CPU_OFFLINE, TxnState.POISONED)
+
+
+class Agent:
+    """One agent of ``enclave``: of the whole of it, or of ``cpu`` alone.
+
+    ``half`` is its BPF half with the policy's class, ``values`` are the options of both. The thread that makes it is
+    the agent.
+    """
+
+    def __init__(self, enclave: Enclave, half: AgentHalf, values: dict[str, int], cpu: int | None = None) -> None:
+        there = Agents.open(enclave.id)
+        if there is None:
+            raise GhostError(f"the policy of enclave {enclave.id} has no agent")
+        self.enclave, self.cpu, self._values = enclave, cpu, values
+        self.tasks: dict[int, Task] = {}
+        self.topology = Topology.from_sysfs()
+        self.words = StatusWords(there)
+        self.spins, self.fastpath = bool(values["spin"]), bool(values["fastpath"])
+        channel = 0 if cpu is None else 1 + cpu
+        self._channel = Channel(enclave, there, half, channel, values.get("ring_bytes", _RING_BYTES))
+        self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
+        self._cpu_record = enclave.core.cpus
+        self._flags = CpuFlags(enclave, tuple(self._cpus))
+        self._params_map, self.params = params_of(enclave, half)
+        self._hints = Hints.open(enclave.hints_path) if half.agent.hinted else None
+        self._pause_s = _LOOK_UP_S if self._hints is None else _HINTS_S
+        self._seen_switches = 0
+        self.stopped = False
+        own = {option.field for option in half.agent.options}
+        self.policy: AgentPolicy = half.agent(self, **{name: v for name, v in values.items() if name in own})
+        self._callbacks: Any = [None] * (1 + max(MessageType))
+        for kind in MessageType:
+            name = kind.name.lower().replace("task_affinity", "affinity").replace("task_priority", "priority")
+            self._callbacks[kind] = getattr(self.policy, f"on_{name}")
+
+    @property
+    def cpus(self) -> CpuSet:
+        """The CPUs it decides for: the enclave's, or its own."""
+        return self._cpus
+
+    @property
+    def hints(self) -> Hints:
+        """What applications say of their tasks; only where the policy is ``hinted``."""
+        if self._hints is None:
+            raise GhostError(f"{self.policy.name} has no hints", cure="hinted = True in the policy's class")
+        return self._hints
+
+    def open_cpus(self) -> list[int]:
+        """Those of its CPUs for which nothing is committed, and which no other class has; the idle ones first."""
+        return self._flags.idle() + self._flags.busy()
+
+    def idle_cpus(self) -> list[int]:
+        """Those of its CPUs that have nothing to do."""
+        return self._flags.idle()
+
+    def busy_cpus(self) -> list[int]:
+        """Those of its CPUs that run a task of the enclave, and for which nothing is committed."""
+        return self._flags.busy()
+
+    def waits(self, task: Task) -> bool:
+        """Whether ``task`` still waits, by its status word; with the fast path, a CPU may have taken it meanwhile."""
+        return self.words.waits(task)
+
+    def counters(self) -> Counters:
+        """What the core counts for the enclave; see ``struct counters`` in bpf/abi.h."""
+        return self.enclave.counters()
+
+    def ticks(self, on: bool) -> None:
+        """Have the core tell each tick of a CPU that runs a task, or no longer."""
+        self._channel.record.ticks = on
+
+    def commit(self, transactions: Iterable[Transaction], *, group: bool = False) -> list[TxnState]:
+        """Commit ``transactions`` in batches, or as one ``group``, all of them or none; the state of each.
+
+        Raises ValueError where a group is larger than one batch.
+        """
+        wanted = list(transactions)
+        if group and len(wanted) > self._channel.batch:
+            raise ValueError(f"a group of {len(wanted)} transactions: at most {self._channel.batch}")
+        return [TxnState(state) for state in self._commit(wanted, group)]
+
+    def _commit(self, wanted: Sequence[Transaction], group: bool = False) -> list[int]:
+        size, results = self._channel.batch, []
+        for start in range(0, len(wanted), size):
+            batch = wanted[start : start + size]
+            states = self._channel.commit(batch, group)
+            for transaction, state in zip(batch, states, strict=True):
+                if state != _COMPLETE:
+                    self._failed(transaction, state)
+                elif transaction.task is not None:
+                    transaction.task.state = LATCHED
+            results += states
+        self._channel.count(committed=results.count(_COMPLETE), failed=len(results) - results.count(_COMPLETE))
+        return results
+
+    def associate(self, task: Task, cpu: int) -> bool:
+        """Hand ``task`` to the agent of ``cpu``; False where it is gone."""
+        self.tasks.pop(task.gtid, None)
+        return self._channel.associate(task.gtid, 1 + cpu)
+
+    def adopt(self, word: StatusWord) -> bool:
+        """Take the task of ``word`` over from another agent; it is told as a new one. False where it is gone."""
+        return self._channel.associate(word.gtid, self._channel.number)
+
+    def agent_cpus(self) -> list[int]:
+        """The CPUs that have an agent of their own."""
+        return [number - 1 for number, alive in self._channel.others() if number and alive]
+
+    def take_over(self) -> None:
+        """Become the agent: from here on the core asks this one. Raises whatever the policy does."""
+        self._settle()
+        self._channel.take_over(
+            timeout_ns=self._values["timeout_ns"],
+            fastpath=self.fastpath,
+            spins=self.spins,
+            policy=self.policy.name,
+        )
+        self._channel.take_stock()
+        self.resync()
+        self._decide()
+
+    def run(self) -> None:
+        """Decide until another agent takes over, the enclave is gone, or stop() is called.
+
+        It ends at the latest a quarter of a second after that.
+        """
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        collected = time.monotonic()
+        for turns in itertools.count():
+            if not self._channel.mine:
+                return
+            if self.turn():
+                continue
+            if self.spins:
+                if turns % _HOP_TURNS == 0:
+                    self._hop_if_wanted()
+                continue
+            if self.fastpath:
+                time.sleep(_GATHER_S)  # nobody has to wait for the agent: let messages gather
+            if not self._channel.wait(self._pause()) and time.monotonic() >= collected + _LOOK_UP_S:
+                gc.collect()
+                collected = time.monotonic()
+
+    def _pause(self) -> float:
+        """For how many seconds there may be nothing to do."""
+        if not (due_ns := self.policy.due_ns):
+            return self._pause_s
+        return min(max(due_ns - time.monotonic_ns(), 0) / 1e9, self._pause_s)
+
+    def turn(self) -> bool:
+        """Read every message there is, and commit what the policy wants; whether there was anything of either."""
+        began_ns = self._channel.beat()
+        if self._channel.overflowed:
+            self.resync()
+        read = self._read()
+        if not self._decide() and not read:
+            return False
+        self._channel.count_turn(read, began_ns)
+        return True
+
+    def stop(self, reason: str) -> None:
+        """Have run() end, and let the core decide at once; for signal handlers."""
+        self.stopped = True
+        self._channel.leave(reason)
+
+    def leave(self, reason: str = "") -> None:
+        """Let the core decide from here on, and say why."""
+        self._channel.leave(reason)
+        if self.spins and self.cpu is None:
+            self._release_cpu()
+
+    def resync(self) -> None:
+        """Learn from the status words what messages may have been lost; in the order in which tasks began to wait."""
+        self._channel.record.overflowed = 0
+        self._channel.record.resyncs += 1
+        own, others = self._channel.number, {number for number, alive in self._channel.others() if alive}
+        # The agent of the enclave answers for what no other does.
+        there = sorted(
+            (word.since_ns, number, word)
+            for number, word in self.words.in_use()
+            if word.channel == own or (own == 0 and word.channel not in others)
+        )
+        gone = self.tasks.keys() - {word.gtid for _, _, word in there}
+        for gtid in gone:
+            self.policy.on_task_departed(self.tasks.pop(gtid))
+        for _, number, word in there:
+            self._learn(number, word)
+
+    def _learn(self, number: int, word: StatusWord) -> None:
+        task = self.tasks.get(word.gtid)
+        is_new = task is None
+        if task is None:
+            task = self.tasks[word.gtid] = self.policy.task_type(word.gtid)
+        elif word.seq == task.seq:
+            return
+        before = task.state
+        task.word, task.seq, task.cpu, task.tgid = number, word.seq, word.cpu, word.tgid
+        task.weight, task.allowed, task.runtime_ns = word.weight, word.allowed, word.runtime_ns
+        task.since_ns, task.boosted, task.state = word.since_ns, bool(word.boosted), word.state
+        if word.state == WAITING and is_new:
+            self.policy.on_task_new(task)
+        elif word.state == WAITING and before != WAITING:
+            self.policy.on_task_wakeup(task)
+        elif word.state == BLOCKED and before != BLOCKED:
+            self.policy.on_task_blocked(task)
+
+    def _read(self) -> int:
+        records = self._channel.read()
+        tasks, callbacks = self.tasks, self._callbacks
+        for _, gtid, runtime_ns, at_ns, allowed, seq, kind, flags, word, cpu, tgid, weight in records:
+            if not gtid:
+                callbacks[kind](cpu)
+                continue
+            task = tasks.get(gtid)
+            ends = kind in (_DEAD, _DEPARTED)
+            if task is None:
+                if ends:
+                    continue
+                task = tasks[gtid] = self.policy.task_type(gtid)
+                kind = _NEW if kind <= _LAST_WAITING else kind
+            elif seq <= task.seq:
+                continue  # the status words told more
+            task.seq, task.cpu, task.since_ns, task.allowed = seq, cpu, at_ns, allowed
+            task.weight, task.tgid, task.word = weight, tgid, word
+            if kind <= _LAST_WAITING:
+                # One that has not run since it was told to wait has only been moved, and keeps its place.
+                moved = task.state == WAITING and task.runtime_ns == runtime_ns
+                task.state, task.runtime_ns, task.boosted = WAITING, runtime_ns, flags & BOOSTED != 0
+                if not moved:
+                    callbacks[kind](task)
+                continue
+            task.runtime_ns = runtime_ns
+            if kind == _TASK_BLOCKED:
+                task.state = BLOCKED
+            elif ends:
+                task.state = BLOCKED
+                del tasks[gtid]
+            callbacks[kind](task)
+        return len(records)
+
+    def _decide(self) -> int:
+        wanted = list(self.policy.schedule() or ())
+        return self._commit(wanted).count(_COMPLETE) if wanted else 0
+
+    def _failed(self, transaction: Transaction, state: int) -> None:
+        task = transaction.task
+        if task is None:
+            return
+        if state == TxnState.ON_CPU:
+            task.state = ON_CPU
+        elif state == TxnState.NOT_RUNNABLE:
+            task.state = BLOCKED
+        elif state in _SOON_AGAIN and self._still_waits(task):
+            task.state = WAITING
+            self.policy.on_refused(transaction, TxnState(state))
+        elif self.tasks.pop(task.gtid, None) is not None:
+            self.policy.on_task_departed(task)
+
+    def _still_waits(self, task: Task) -> bool:
+        word = self.words[task.word]
+        if word.gtid != task.gtid or word.channel != self._channel.number:
+            return False
+        task.allowed = word.allowed
+        return True
+
+    def _settle(self) -> None:
+        """Go to the agent's CPU, and when it is to spin there, have it run no tasks."""
+        wanted = self._values.get("agent_cpu", -1) if self.cpu is None else self.cpu
+        if self.spins and self.cpu is None:
+            cpus = self.enclave.cpus
+            if len(cpus) < 2:
+                raise GhostError("an agent that spins needs a CPU besides those that run tasks", cure="--cpus with two")
+            self._seize_cpu(wanted if wanted >= 0 else cpus.first)
+        elif wanted >= 0:
+            os.sched_setaffinity(0, {wanted})
+
+    def _seize_cpu(self, cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})
+        self._move_cpu(cpu, spins=True)
+        self._seen_switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+
+    def _release_cpu(self) -> None:
+        for cpu in os.sched_getaffinity(0):
+            self._move_cpu(cpu, spins=False)
+
+    def _move_cpu(self, cpu: int, *, spins: bool) -> None:
+        enclave, record = self.enclave.core.enclaves[self.enclave.id], self._cpu_record[cpu]
+        if record.enclave != self.enclave.id:
+            return
+        word, bit = cpu // 64, 1 << cpu % 64
+        record.spun, record.wanted = spins, 0
+        if spins:
+            enclave.agent_cpus[word] |= bit
+            enclave.cpus[word] &= ~bit
+        else:
+            enclave.cpus[word] |= bit
+            enclave.agent_cpus[word] &= ~bit
+
+    def _hop_if_wanted(self) -> None:
+        """Spin on another CPU where somebody else wants this one: near by preference."""
+        (here,) = os.sched_getaffinity(0)
+        switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+        if switches == self._seen_switches and not self._cpu_record[here].wanted:
+            return
+        near: Sequence[CpuSet] = self.topology.neighbours(here)
+        choice = next((cpu for ring in near for cpu in ring & self.enclave.cpus if cpu != here), None)
+        if choice is None:
+            return
+        self._seize_cpu(choice)
+        self._move_cpu(here, spins=False)

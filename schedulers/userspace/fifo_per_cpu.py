@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ghOSt's per-CPU FIFO: an agent and a queue for each CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from .policy import AgentPolicy, RunQueue, flag
+from .task import WAITING, StatusWord, Task, Transaction
+
+if TYPE_CHECKING:
+    from .agent import Agent
+
+
+class FifoPerCpu(AgentPolicy):
+    """A FIFO queue and an agent for each CPU.
+
+    New tasks are dealt out to the CPUs in turn, and stay. Each runs until it blocks or yields; then the head of its
+    CPU's queue is next. One whose turn was cut short by another class goes to the head. With --steal yes, a CPU whose
+    queue is empty takes the task that has waited longest for another.
+    """
+
+    name = "fifo_per_cpu"
+    options = (flag("steal", "steal", "yes: a CPU with nothing to do takes a task that waits for another"),)
+    per_cpu = True
+    fastpath = False
+    steal: int
+
+    def __init__(self, agent: Agent, **options: int) -> None:
+        super().__init__(agent, **options)
+        self.queue = RunQueue()
+
+    def enqueue(self, task: Task) -> None:
+        if self.agent.cpu is None or task.may_run_on(self.agent.cpu):
+            self.queue.add(task)
+        elif cpus := tuple(cpu for cpu in self.agent.agent_cpus() if task.may_run_on(cpu)):
+            self.agent.associate(task, self.place(task, cpus))
+
+    def on_affinity_changed(self, task: Task) -> None:
+        """A task that may not run here any more goes to another CPU's agent."""
+        if task.state == WAITING:
+            self.queue.discard(task)
+            self.enqueue(task)
+
+    def dequeue(self, task: Task) -> None:
+        self.queue.discard(task)
+
+    def schedule(self) -> Iterator[Transaction]:
+        for cpu in self.agent.idle_cpus():
+            if task := self.queue.pop(cpu):
+                yield Transaction(task, cpu)
+            elif self.steal:
+                self._steal(cpu)
+
+    def _steal(self, cpu: int) -> None:
+        """The task becomes this agent's, and comes as a new one."""
+        if waiting := [w for w in self._others() if cpu > 63 or w.allowed >> cpu & 1]:
+            self.agent.adopt(min(waiting, key=lambda word: word.since_ns))
+
+    def _others(self) -> Iterable[StatusWord]:
+        return (w for _, w in self.agent.words.in_use() if w.state == WAITING and w.gtid not in self.agent.tasks)

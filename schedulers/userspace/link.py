@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agent's side of its channel: the ring it reads, the transactions it writes, the programs it calls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...loaders import compiler
+from ...loaders.attach import Link, Sampler
+from ...loaders.link import Module, Target, create_map
+from ...loaders.maps import Hash, Map, MmapArray
+from ...loaders.object import MapDef
+from ...loaders.ring import Ring
+from ..agents import Agents
+from ..core import constant, ffi
+from ..enclave import Enclave
+from ..policy import Policy
+from ..topology import nr_cpu_words
+from .task import Transaction, TxnState, message_format
+
+_RINGBUF = 27
+_PULSE_HZ = 20
+_TXN = struct.Struct("=QQIiII")
+# Offsets in struct channel, in units of u64 and of u32.
+_TID, _HEARTBEAT, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
+    ffi().offsetof("struct channel", field) // 8
+    for field in ("tid", "heartbeat_ns", "messages", "committed", "failed", "turns", "busy_ns")
+)
+_OVERFLOWED = ffi().offsetof("struct channel", "overflowed") // 4
+
+
+class Channel:
+    """Channel ``number`` of ``enclave``, to be taken over by the calling thread; 0 is the enclave's, 1 + n CPU n's."""
+
+    def __init__(self, enclave: Enclave, agents: Agents, half: Policy, number: int, ring_bytes: int) -> None:
+        self.number, self.tid = number, os.getpid()
+        self._agents, self._maps = agents, {**enclave.core.maps, **agents.maps}
+        obj = compiler.compile(half.source, {"NR_CPU_WORDS": nr_cpu_words()})
+        module = Module(obj, maps=self._maps, constants={"enclave": enclave.id})
+        self._commit = module.load("call_commit", Target.syscall()).prepared(ffi().sizeof("struct commit_args"))
+        self._take_stock = module.load("call_take_stock", Target.syscall())
+        self._associate = module.load("call_associate", Target.syscall())
+        self._watches: list[Any] = [
+            Link.tracepoint(module.load("tp_sched_process_exit", Target.tracepoint("sched_process_exit")))
+        ]
+        if number == 0:
+            pulse = module.load("pulse", Target.perf_event())
+            self._watches.append(Sampler.on_cpu(pulse, min(os.sched_getaffinity(0)), _PULSE_HZ))
+        self.record = agents.channels[number]
+        self._words = agents.channels.view(number, 1).cast("Q")
+        self._halves = agents.channels.view(number, 1).cast("I")
+        self._ring_map = create_map(MapDef("ring", _RINGBUF, 0, 0, ring_bytes, 0, 0, 0, 0))
+        self._ring = Ring(self._ring_map, message_format())
+        self.read = self._ring.read
+        txns = MmapArray(agents.maps["txns"], ffi(), "struct txn")
+        self.batch = constant("TXNS")
+        self._txns = txns.view(number * self.batch, self.batch)
+        self._states = self._txns.cast("I")[_TXN.size // 4 - 1 :: _TXN.size // 4]
+
+    def take_over(self, *, timeout_ns: int, fastpath: bool, spins: bool, policy: str) -> None:
+        """Put this thread behind the channel, and any other agent of the enclave out; the last store does it.
+
+        An agent of one CPU puts out only the one before it there.
+        """
+        Hash(self._maps["rings"], ffi(), "u32", "u32")[self.number] = self._ring_map.fd
+        known = Hash(self._maps["agents"], ffi(), "u32", "u32")
+        # Not that of record.tid alone: who was killed, or left, has cleared that and is still known.
+        for tid in [tid for tid in known if known.get(tid) == self.number]:
+            with contextlib.suppress(KeyError):
+                del known[tid]
+        known[self.tid] = self.number
+        record = self.record
+        record.overflowed = record.silent = record.ticks = 0
+        record.messages = record.committed = record.failed = record.resyncs = record.lost = record.silences = 0
+        record.turns = record.busy_ns = 0
+        record.timeout_ns, record.fastpath, record.spins = timeout_ns, fastpath, spins
+        record.policy, record.reason = policy.encode()[:31], b""
+        record.asked_ns = 0
+        if self.number == 0:
+            for other in range(1, len(self._agents.channels)):
+                self._agents.channels[other].tid = 0
+        record.since_ns = self.beat()
+        record.tid = self.tid
+
+    def take_stock(self) -> None:
+        """Have every task that waits get a status word."""
+        self._take_stock.run(bytes(ffi().sizeof("struct commit_args")))
+
+    def beat(self) -> int:
+        """Show that the agent is about to read; when that is."""
+        self._words[_HEARTBEAT] = now = time.monotonic_ns()
+        return now
+
+    @property
+    def mine(self) -> bool:
+        """Whether this thread is still the agent behind it."""
+        return bool(self._words[_TID] == self.tid)
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether messages were lost."""
+        return bool(self._halves[_OVERFLOWED])
+
+    def count(self, committed: int, failed: int) -> None:
+        """Add transactions to what the agent shows of itself."""
+        self._words[_COMMITTED] += committed
+        self._words[_FAILED] += failed
+
+    def count_turn(self, messages: int, began_ns: int) -> None:
+        """Add a turn in which there was something to do, and which ends here."""
+        self._words[_MESSAGES] += messages
+        self._words[_TURNS] += 1
+        self._words[_BUSY] += time.monotonic_ns() - began_ns
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until there is something to read, ``seconds`` at most; whether there is."""
+        return bool(select.select([self._ring], [], [], seconds)[0])  # epoll would count in milliseconds
+
+    def commit(self, transactions: Sequence[Transaction], group: bool = False) -> list[int]:
+        """Commit up to ``batch`` transactions; the TxnState of each, in order."""
+        offset = 0
+        for task, cpu, slice_ns, flags in transactions:
+            gtid, seq = (task.gtid, task.seq) if task else (0, 0)
+            _TXN.pack_into(self._txns, offset, gtid, slice_ns, seq, cpu, flags, 0)
+            offset += _TXN.size
+        count = len(transactions)
+        struct.pack_into("=IIII", self._commit.context, 0, self.number, count, group, 0)
+        if self._commit():
+            return [TxnState.NOT_PERMITTED] * count
+        return self._states[:count].tolist()
+
+    def associate(self, gtid: int, channel: int) -> bool:
+        """Have the messages of a task go to another channel from now on; False where it is gone."""
+        argument = ffi().new("struct agent_task_args *", {"gtid": gtid, "channel": channel})
+        return self._associate.run(bytes(ffi().buffer(argument)))[0] == 0
+
+    def others(self) -> Iterator[tuple[int, bool]]:
+        """Each channel's number, and whether there is an agent behind it."""
+        return ((number, bool(channel.tid)) for number, channel in enumerate(self._agents.channels))
+
+    def leave(self, reason: str = "") -> None:
+        """Let the core decide from here on, unless another agent has taken over."""
+        if self.mine:
+            self.record.reason = reason.encode(errors="replace")[:159]
+            self.record.tid = 0
+
+
+def params_of(enclave: Enclave, half: Policy) -> tuple[MmapArray, Any]:
+    """The live parameters of the enclave's BPF half: the map, and its one record."""
+    bank = int(enclave.core.enclaves[enclave.id].bank)
+    kernel = Map.open(Path(enclave.path, f"policy_{bank}", "params"))
+    array = MmapArray(kernel, *half.params_type)
+    return array, array[0]

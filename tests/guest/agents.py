@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agents for the guest tier: one that the test drives by hand, and one that does as simple a thing as can be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ghostbpf.schedulers.enclave import Enclave
+from ghostbpf.schedulers.userspace import (
+    Agent,
+    AgentPolicy,
+    Crew,
+    MessageType,
+    RunQueue,
+    Task,
+    Transaction,
+    TxnState,
+)
+from ghostbpf.schedulers.userspace.task import HEAD, WAITING
+from workload import DEADLINE, Child, state
+
+MakeAgent = Callable[..., Agent]
+MakeCrew = Callable[..., tuple[Enclave, Crew]]
+
+
+class Fifo(AgentPolicy):
+    """As simple as can be."""
+
+    name = "fifo"
+
+    def __init__(self, agent: Agent, **options: int) -> None:
+        super().__init__(agent, **options)
+        self.queue = RunQueue()
+
+    def enqueue(self, task: Task) -> None:
+        self.queue.add(task)
+
+    def dequeue(self, task: Task) -> None:
+        self.queue.discard(task)
+
+    def schedule(self) -> Iterator[Transaction]:
+        for cpu in self.agent.idle_cpus():
+            if task := self.queue.pop(cpu):
+                yield Transaction(task, cpu)
+
+
+class Manual(Fifo):
+    """Keeps a log of all it is told; unless ``auto``, decides nothing but that those in ``kept`` keep their CPU."""
+
+    name = "manual"
+    fastpath = False
+
+    def __init__(self, agent: Agent, **options: int) -> None:
+        super().__init__(agent, **options)
+        self.auto = True
+        self.kept: dict[Task, int] = {}
+        self.log: list[tuple[str, Task]] = []
+        self.cpu_log: list[tuple[str, int]] = []
+        self.refused: list[tuple[Transaction, TxnState]] = []
+        for kind in MessageType:
+            self._log(
+                f"on_{kind.name.lower()}".replace("task_affinity", "affinity").replace("task_priority", "priority")
+            )
+
+    def _log(self, name: str) -> None:
+        then = getattr(self, name)
+
+        def callback(what: Any) -> None:
+            if isinstance(what, Task):
+                self.log.append((name.removeprefix("on_").removeprefix("task_"), what))
+            else:
+                self.cpu_log.append((name.removeprefix("on_cpu_"), what))
+            then(what)
+
+        setattr(self, name, callback)
+
+    def on_refused(self, transaction: Transaction, state: TxnState) -> None:
+        self.refused.append((transaction, state))
+        super().on_refused(transaction, state)
+
+    def schedule(self) -> Iterator[Transaction]:
+        for task, cpu in self.kept.items():
+            if task.state == WAITING and self.agent.tasks.get(task.gtid) is task:
+                self.queue.discard(task)
+                yield Transaction(task, cpu, flags=HEAD)
+        if self.auto:
+            yield from super().schedule()
+
+
+def drive(agent: Agent, condition: Callable[[], Any], what: str = "", seconds: float = DEADLINE) -> Any:
+    """Let ``agent`` have turn after turn until ``condition()`` is true, and give what it gave."""
+
+    deadline = time.monotonic() + seconds
+    while True:
+        busy = agent.turn()
+        if found := condition():
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what or condition}"
+        if not busy:
+            time.sleep(0.002)
+
+
+def manual(agent: Agent) -> Manual:
+    """Its policy, typed, and from here on deciding nothing."""
+    assert isinstance(agent.policy, Manual)
+    agent.policy.auto = False
+    return agent.policy
+
+
+def asleep(agent: Agent, child: Child) -> Child:
+    """Drive until ``child`` sleeps and the agent knows that."""
+    return drive(agent, lambda: state(child.pid) == "S" and not _waits(agent, child) and child, f"{child} sleeps")
+
+
+def task_of(agent: Agent, child: Child) -> Task:
+    """Drive, deciding nothing, until ``child`` waits for a CPU; the agent's task."""
+    manual(agent)
+    return drive(agent, lambda: _waits(agent, child), f"{child} waits")
+
+
+def _waits(agent: Agent, child: Child) -> Task | None:
+    return next((t for t in agent.tasks.values() if t.tid == child.pid and t.state == WAITING), None)

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``ghostbpf`` command without a new interpreter, which takes seconds in an emulated guest.
+
+A fork of the test process runs the very ``main()`` that the installed command runs, with its own process
+group, standard streams and signal handlers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import functools
+import importlib
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ghostbpf.loaders import compiler
+from ghostbpf.loaders.btf import Btf, Kind
+from ghostbpf.loaders.capabilities import NUMBERS as CAPABILITIES
+from ghostbpf.schedulers import core
+from ghostbpf.schedulers.policy import Policy
+from ghostbpf.schedulers.topology import nr_cpu_words
+from ghostbpf.tools import cli
+
+TIMEOUT = 120.0
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_CAPBSET_DROP = 24
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its exit status as a shell has it, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Running:
+    """A command that runs; it leads its own process group."""
+
+    def __init__(self, pid: int, streams: tuple[int, int]) -> None:
+        self.pid, self._streams = pid, streams
+        self._pidfd = os.pidfd_open(pid)
+
+    @property
+    def out(self) -> str:
+        """What it wrote to stdout so far."""
+        return _text(self._streams[0])
+
+    @property
+    def err(self) -> str:
+        """What it wrote to stderr so far."""
+        return _text(self._streams[1])
+
+    def signal(self, number: int, *, group: bool = False) -> None:
+        """Send it a signal; ``group`` as a terminal does it, to its children as well."""
+        (os.killpg if group else os.kill)(self.pid, number)
+
+    def ended(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for its end; whether it came."""
+        return bool(select.select([self._pidfd], [], [], timeout)[0])
+
+    def until(self, condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
+        """Wait for ``condition`` while it runs; fails with its output where that never comes."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if self.ended(0.02) and not condition():
+                done = self.wait()
+                raise AssertionError(f"it ended with status {done.status} first\n{done.out}\n{done.err}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"it did not come to that\n{self.out}\n{self.err}")
+
+    def wait(self, timeout: float = TIMEOUT) -> Done:
+        """Its end; kills it and fails where that takes longer than ``timeout`` seconds."""
+        hangs = not self.ended(timeout)
+        if hangs:
+            self.signal(signal.SIGKILL, group=True)
+        _, status = os.waitpid(self.pid, 0)
+        done = Done(_shell_status(status), self.out, self.err)
+        for fd in (self._pidfd, *self._streams):
+            os.close(fd)
+        self._streams = (-1, -1)
+        if hangs:
+            raise AssertionError(f"it still ran after {timeout} seconds\n{done.out}\n{done.err}")
+        return done
+
+
+def start(*arguments: object, first: Callable[[], object] | None = None) -> Running:
+    """Start ``ghostbpf ARGUMENTS``; ``first`` is called in its process before anything else."""
+    return fork(lambda: _main([str(argument) for argument in arguments]), first=first)
+
+
+def ghostbpf(*arguments: object, first: Callable[[], object] | None = None) -> Done:
+    """Run ``ghostbpf ARGUMENTS`` to its end."""
+    return start(*arguments, first=first).wait()
+
+
+def fork(body: Callable[[], object], *, first: Callable[[], object] | None = None) -> Running:
+    """Run ``body`` in a fork, with an uncaught exception as Python reports it: traceback, exit status 1."""
+    _warm_up()
+    streams = os.memfd_create("stdout"), os.memfd_create("stderr")
+    for stream in streams:  # the kernel does not lock a memfd's position: who writes at the same time would overwrite
+        fcntl.fcntl(stream, fcntl.F_SETFL, os.O_APPEND)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            os.setpgid(0, 0)
+            _own_streams(*streams)
+            _own_signals()
+            if first is not None:
+                first()
+            status = _status_of(body)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.setpgid(pid, pid)
+    return Running(pid, streams)
+
+
+def without(*capabilities: str) -> Callable[[], None]:
+    """For ``first``: root, but without these capabilities, and so are the programs it runs."""
+    return lambda: _set_capabilities(~sum(1 << CAPABILITIES[name] for name in capabilities))
+
+
+def nobody() -> None:
+    """For ``first``: an ordinary user."""
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+
+
+def read_sources_once(patch: pytest.MonkeyPatch, *policies: Policy) -> None:
+    """Have ``policies`` loaded again and again without a look at their files, which are far away from a guest."""
+    objects = {policy.source: compiler.compile(policy.source, {"NR_CPU_WORDS": nr_cpu_words()}) for policy in policies}
+    patch.setattr(compiler, "compile", lambda source, defines: objects[source])
+
+
+@contextlib.contextmanager
+def running(*arguments: object, first: Callable[[], object] | None = None) -> Iterator[Running]:
+    """``ghostbpf ARGUMENTS`` for the block; killed at its end if it still runs then."""
+    process = start(*arguments, first=first)
+    try:
+        yield process
+    finally:
+        if process._streams[0] >= 0:
+            process.signal(signal.SIGKILL, group=True)
+            process.wait()
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Load what every fork would have to load for itself."""
+    for name in ("doctor", "enclave", "policies", "pushtosched", "run"):
+        importlib.import_module(f"ghostbpf.tools.{name}")
+    Btf.kernel().find("task_struct", Kind.STRUCT)
+    core.ffi()
+
+
+def _main(arguments: list[str]) -> None:
+    sys.argv = ["ghostbpf", *arguments]
+    cli.main()
+
+
+def _status_of(body: Callable[[], object]) -> int:
+    try:
+        body()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _own_streams(out: int, err: int) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (out, 1), (err, 2)):
+        os.dup2(source, target)
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+
+
+def _own_signals() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _set_capabilities(keep: int) -> None:
+    for bit in CAPABILITIES.values():
+        if not keep >> bit & 1 and _LIBC.prctl(_PR_CAPBSET_DROP, bit, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    if _LIBC.capget(header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    for word in range(2):
+        for kind in range(3):
+            data[word * 3 + kind] &= keep >> 32 * word & 0xFFFFFFFF
+    if _LIBC.capset(header, data):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _shell_status(status: int) -> int:
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _text(fd: int) -> str:
+    return Path(f"/proc/self/fd/{fd}").read_text(errors="replace")

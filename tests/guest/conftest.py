@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the guest tier: a kernel with sched_ext that is the tests' own, throw-away guest.
+
+Every test is watched: it fails if it leaves an enclave, a pin, an attached scheduler or an offline CPU behind,
+or if the kernel's log meanwhile tells of an error. ``kernel_log.expect()`` is for tests that provoke one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ghostbpf.loaders import sched_ext as kernel
+from ghostbpf.loaders.errors import BpfError, KernelUnsupported
+from ghostbpf.schedulers import core
+from ghostbpf.schedulers.agents import AgentHalf
+from ghostbpf.schedulers.cpuset import CpuSet
+from ghostbpf.schedulers.enclave import Enclave, Enclaves
+from ghostbpf.schedulers.errors import Ejected
+from ghostbpf.schedulers.policy import Policy
+from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Crew, half_of
+
+# With --import-mode=importlib, a test's own directory is not on the path.
+sys.path.insert(0, str(Path(__file__).parent))
+from agents import MakeAgent, MakeCrew, Manual
+from kernel_log import KernelLog
+from workload import MakeEnclave, Workload, all_cpus, present_cpus, set_online
+
+#: The CPU of the test process and its helpers; enclaves take others, or tests would disturb what they watch.
+HOME = 0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--done", type=Path, metavar="FILE", help="leave out what FILE says has passed, and add to it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (path := config.getoption("--done")) is not None:
+        config.pluginmanager.register(Done(path))
+
+
+class Done:
+    """What became of each test, in a file that outlives the guest: another guest goes on where QEMU ended this one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._before = {name: outcome for outcome, _, name in (line.partition(" ") for line in lines)}
+        self._failed: set[str] = set()
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Leaves out what is known."""
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self._before])
+        items[:] = [item for item in items if item.nodeid not in self._before]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Notes what is known from now on."""
+        if report.failed:
+            self._failed.add(report.nodeid)
+        if report.when == "teardown":
+            outcome = "failed" if report.nodeid in self._failed else "passed"
+            with self._path.open("a") as file:
+                file.write(f"{outcome} {report.nodeid}\n")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """What failed in another guest has failed."""
+        if failed := [name for name, outcome in self._before.items() if outcome == "failed"]:
+            print("\nfailed in the guest before:", *failed, sep="\n  ")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        elif session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._before:
+            session.exitstatus = pytest.ExitCode.OK
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache() -> Iterator[None]:
+    """In place of a new cache for each run: the guest's is nobody's, and compiling takes it long."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(base / "ghostbpf-guest-tests"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def sched_ext() -> None:
+    """Skips where no scheduler of ours can be attached."""
+    try:
+        status = kernel.status()
+    except KernelUnsupported as error:
+        pytest.skip(f"{error} ({error.cure})")
+    if os.geteuid() != 0:
+        pytest.skip("loading BPF takes root")
+    if status.state != "disabled":
+        pytest.skip(f"the sched_ext scheduler {status.ops or '?'} is running")
+    if len(all_cpus()) < 4:
+        pytest.skip("these tests take 4 CPUs")
+
+
+@pytest.fixture
+def kernel_log() -> Iterator[KernelLog]:
+    """The kernel's log since the test began."""
+    log = KernelLog()
+    yield log
+    log.close()
+
+
+@pytest.fixture(autouse=True)
+def watched(sched_ext: None, kernel_log: KernelLog) -> Iterator[None]:
+    """Fails the test for what it left behind, and clears it away."""
+    assert kernel.status().state == "disabled", "the test before this one could not be cleaned up"
+    yield
+    wrong = [*_leftovers(), *(f"kernel: {line}" for line in kernel_log.trouble())]
+    if any("sched_ext" in line for line in wrong):
+        wrong.append(kernel_log.dump())
+    _clean_up()
+    wrong += [f"not even cleaning up removed: {what}" for what in _leftovers()]
+    if wrong:
+        pytest.fail("\n".join(["the test left behind:", *wrong]), pytrace=False)
+
+
+@pytest.fixture
+def workload(watched: None) -> Iterator[Workload]:
+    """Makes real tasks; they end with the test."""
+    with Workload() as made:
+        yield made
+
+
+@pytest.fixture
+def enclave(watched: None) -> Iterator[MakeEnclave]:
+    """``enclave("1-2", "biff", slice="20ms")`` makes an enclave; it is destroyed with the test."""
+    made: list[Enclave] = []
+
+    def make(cpus: str, policy: str | Policy = "biff", **options: str) -> Enclave:
+        with Enclaves.create() as enclaves:
+            chosen = POLICIES[policy] if isinstance(policy, str) else policy
+            made.append(enclaves.new(CpuSet.parse(cpus), chosen, options))
+        return made[-1]
+
+    yield make
+    with Enclaves.change() as enclaves:
+        for one in made:
+            if enclaves is not None and one.id in enclaves.ids():
+                enclaves.get(one.id).destroy()
+
+
+@pytest.fixture
+def agent(enclave: MakeEnclave, quiet: None) -> Iterator[MakeAgent]:
+    """``agent("1-3", Manual)`` makes an enclave whose agent is the test itself, turn by turn."""
+    made: list[Agent] = []
+
+    def make(cpus: str, policy: type[AgentPolicy] = Manual, ring_bytes: int = 1 << 20, **options: str) -> Agent:
+        half = half_of(policy)
+        options = {"agent-timeout": "10s"} | {name.replace("_", "-"): value for name, value in options.items()}
+        made.append(Agent(enclave(cpus, half, **options), half, half.values(options) | {"ring_bytes": ring_bytes}))
+        made[-1].take_over()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.leave()
+
+
+@pytest.fixture
+def crew(enclave: MakeEnclave) -> Iterator[MakeCrew]:
+    """``crew("1-3", "fifo_centralized")`` makes an enclave with an agent of its own process, or gives it a new one."""
+    made: list[Crew] = []
+
+    def make(where: str | Enclave, policy: str | type[AgentPolicy], **options: str) -> tuple[Enclave, Crew]:
+        half = POLICIES[policy] if isinstance(policy, str) else half_of(policy)
+        assert isinstance(half, AgentHalf)
+        options = {name.replace("_", "-"): value for name, value in options.items()}
+        one = Crew(half, half.values(options))
+        made.append(one)
+        if isinstance(where, Enclave):
+            with Enclaves.change() as enclaves:
+                assert enclaves is not None
+                enclaves.get(where.id).swap(half, options)
+        else:
+            where = enclave(where, half, **options)
+        return where, one.take_over(where)
+
+    yield make
+    for one in made:
+        one.end()
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Keeps the test process on CPU 0, away from enclaves; children of ``workload`` start with all CPUs again."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {HOME})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def _leftovers() -> list[str]:
+    found = []
+    try:
+        if (enclaves := Enclaves.open()) is not None:
+            found += [f"enclave {one.id} ({one.policy} on CPU {one.cpus})" for one in enclaves]
+    except Ejected as ejected:
+        found.append(f"{ejected}\n{ejected.dump[:4000]}")
+    if core.ROOT.exists():
+        found += [f"pin {path}" for path in (core.ROOT, *core.ROOT.iterdir())]
+    if (status := kernel.status()).state != "disabled":
+        found.append(f"the scheduler {status.ops}, {status.state}")
+    if missing := present_cpus() - all_cpus():
+        found.append(f"CPU {missing} offline")
+    return found
+
+
+def _clean_up() -> None:
+    for cpu in present_cpus() - all_cpus():
+        set_online(cpu, True)
+    with contextlib.suppress(Ejected, BpfError), Enclaves.change() as enclaves:
+        for one in enclaves or ():
+            one.destroy()
+    if core.ROOT.exists():
+        core.clear_pins()
+        shutil.rmtree(core.ROOT, ignore_errors=True)
+    kernel.wait_disabled()

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages and transactions one by one, with the test as the agent: what is told, and what each commit gives."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from agents import MakeAgent, asleep, drive, manual, task_of
+from ghostbpf.schedulers.userspace import Agent, Task, Transaction, TxnState
+from ghostbpf.schedulers.userspace.task import BLOCKED, HEAD, LATCHED, ON_CPU, PREEMPT, WAITING
+from workload import Child, MakeEnclave, Me, Workload, in_ext, offline, state, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+def sleeper(workload: Workload, agent: Agent) -> Child:
+    """A task of the agent's enclave that sleeps, and notes where it runs each time it is woken."""
+
+    def body(me: Me) -> None:
+        while not me.stopped:
+            me.block()
+            me.note()
+
+    manual(agent).auto = True
+    return asleep(agent, workload.spawn(body, agent.enclave))
+
+
+def spinner(workload: Workload, agent: Agent, cpu: int) -> tuple[Child, Task]:
+    """A task that spins on ``cpu``."""
+    child = workload.spinner(agent.enclave)
+    task = task_of(agent, child)
+    assert agent.commit([Transaction(task, cpu)]) == [TxnState.COMPLETE]
+    manual(agent).kept[task] = cpu  # also after a higher class has had its CPU
+    drive(agent, lambda: child.loops and child.at == cpu, "it spins there")
+    return child, task
+
+
+def woken(agent: Agent, child: Child) -> Task:
+    """Wake a sleeper; its task, which waits."""
+    child.wake()
+    return task_of(agent, child)
+
+
+def test_committed_task_runs_where_it_is_told(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-3")
+    child = sleeper(workload, one)
+    there = 0
+    for turn in range(6):
+        cpu = 1 + turn % 3
+        loops = child.loops
+        task = woken(one, child)
+        assert child.loops == loops, "it waits for a decision"
+        assert one.commit([Transaction(task, cpu)]) == [TxnState.COMPLETE]
+        assert task.state == LATCHED
+        asleep(one, child)
+        assert child.loops == loops + 1
+        assert one.words[task.word].state == BLOCKED
+        there += child.at == cpu
+    assert there >= 3, "all but those whose CPU another class took just then"
+
+
+def test_each_wrong_thing_gets_its_own_code_and_harms_nobody(
+    workload: Workload, agent: MakeAgent, enclave: MakeEnclave
+) -> None:
+    one = agent("1-3")
+    other = enclave("0", "biff")
+    gone, away = workload.spinner(one.enclave), workload.spinner(one.enclave)
+    dead, moved = task_of(one, gone), task_of(one, away)
+    other.add(away.pid)
+    away.progress()
+    os.kill(gone.pid, signal.SIGKILL)
+    manual(one).auto = True
+    drive(one, lambda: not gone.alive, "it ends")
+    runs, running = spinner(workload, one, 1)
+    children = [sleeper(workload, one) for _ in range(2)]
+    waits, sleeps = woken(one, children[0]), _known(one, children[1])
+    stale = Task(waits.gtid)
+    stale.seq, stale.word, stale.allowed = waits.seq - 1, waits.word, waits.allowed
+    nobody = Task(1 << 40 | 1)
+    nobody.seq = nobody.word = 0
+    drive(one, lambda: one.commit([Transaction(running, 2)]) == [TxnState.ON_CPU], "it is found to run")
+    expected = [
+        (sleeps, 2, TxnState.NOT_RUNNABLE),
+        (dead, 2, TxnState.NOT_FOUND),
+        (moved, 2, TxnState.NOT_PERMITTED),
+        (nobody, 2, TxnState.NOT_FOUND),
+        (stale, 2, TxnState.STALE),
+        (waits, 0, TxnState.INVALID_CPU),
+        (waits, -1, TxnState.INVALID_CPU),
+        (waits, 4000, TxnState.INVALID_CPU),
+        (None, 0, TxnState.INVALID_CPU),
+    ]
+    for task, cpu, code in expected:
+        assert one.commit([Transaction(task, cpu)]) == [code], (task, cpu)
+        assert one.words[waits.word].state == WAITING
+    with offline(3):
+        drive(one, lambda: one.commit([Transaction(waits, 3)]) == [TxnState.CPU_OFFLINE], "the CPU is found offline")
+    os.sched_setaffinity(children[0].pid, {1, 2})
+    drive(one, lambda: waits.allowed == 0b110, "the new affinity is told")
+    assert one.commit([Transaction(waits, 3)]) == [TxnState.INVALID_CPU]
+    assert one.commit([Transaction(waits, 2)]) == [TxnState.COMPLETE]
+    asleep(one, children[0])
+    assert children[0].at in (1, 2), "where it may run: on 1 if another class took 2 just then"
+    runs.progress()
+    away.progress()
+
+
+def _known(agent: Agent, child: Child) -> Task:
+    return next(task for task in agent.tasks.values() if task.tid == child.pid)
+
+
+def test_commit_of_a_task_that_died_is_not_found(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2")
+    for _ in range(20):
+        child = workload.spinner(one.enclave)
+        task = task_of(one, child)
+        os.kill(child.pid, signal.SIGKILL)
+        state_of = one.commit([Transaction(task, 1)])
+        assert state_of[0] in (TxnState.NOT_FOUND, TxnState.COMPLETE, TxnState.STALE)
+        manual(one).auto = True
+        drive(one, lambda child=child: not child.alive, "it ends")
+        assert one.commit([Transaction(task, 1)]) == [TxnState.NOT_FOUND]
+
+
+def test_group_is_all_or_nothing(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-3")
+    children = [sleeper(workload, one) for _ in range(3)]
+    for turn in range(20):
+        tasks = [woken(one, child) for child in children]
+        loops = [child.loops for child in children]
+        wrong = turn % 3
+        group = [Transaction(task, 0 if n == wrong else 1 + n) for n, task in enumerate(tasks)]
+        expected = [TxnState.INVALID_CPU if n == wrong else TxnState.POISONED for n in range(3)]
+        assert one.commit(group, group=True) == expected
+        assert [child.loops for child in children] == loops
+        assert all(one.words[task.word].state == WAITING for task in tasks)
+        group = [Transaction(task, 1 + n) for n, task in enumerate(tasks)]
+        assert one.commit(group, group=True) == [TxnState.COMPLETE] * 3
+        for child in children:
+            asleep(one, child)
+        assert [child.loops for child in children] == [n + 1 for n in loops]
+    with pytest.raises(ValueError, match="at most 64"):
+        one.commit([Transaction(None, 1)] * 65, group=True)
+
+
+def test_preempting_commit_takes_the_cpu_at_once(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1")
+    hog, victim = spinner(workload, one, 1)
+    child = sleeper_beside(workload, one)
+    for turn in range(10):
+        del manual(one).log[:]
+        task = woken(one, child)
+        if turn % 2:
+            assert one.commit([Transaction(task, 1, flags=PREEMPT)]) == [TxnState.COMPLETE]
+        else:
+            assert one.commit([Transaction(task, 1)]) == [TxnState.COMPLETE]
+            assert one.commit([Transaction(None, 1, flags=PREEMPT)]) == [TxnState.COMPLETE]
+        drive(one, lambda turn=turn: child.loops == turn + 1, "it runs")
+        assert ("preempt", victim) in manual(one).log
+        loops = hog.loops
+        drive(one, lambda loops=loops: hog.loops > loops, "the hog goes on")
+
+
+def sleeper_beside(workload: Workload, agent: Agent, say: int | None = None) -> Child:
+    """A sleeper that comes to the enclave asleep, so that it needs no CPU to get there; awake, it may ``say`` so."""
+
+    def body(me: Me) -> None:
+        me.note()
+        if say is not None:
+            me.say(say)
+
+    child = workload.sleeper(then=body)
+    agent.enclave.add(child.pid)
+    return child
+
+
+def test_head_goes_before_what_is_there(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1")
+    hog, _ = spinner(workload, one, 1)
+    children = [sleeper_beside(workload, one, say=n) for n in range(3)]
+    tasks = [woken(one, child) for child in children]
+    one.commit([Transaction(tasks[0], 1), Transaction(tasks[1], 1), Transaction(tasks[2], 1, flags=HEAD)])
+    hog.kill()
+    drive(one, lambda: all(child.loops for child in children), "all run")
+    order = [int(word) for _, word in workload.said()]
+    assert order == [2, 0, 1]
+
+
+def test_committed_task_can_be_committed_elsewhere(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2")
+    spinner(workload, one, 1)
+    there = 0
+    for _ in range(5):
+        child = sleeper_beside(workload, one)
+        task = woken(one, child)
+        # In one go, since CPU 1 serves what was committed to it as soon as another class interrupts the spinner.
+        assert one.commit([Transaction(task, 1), Transaction(task, 2)])[0] == TxnState.COMPLETE
+        drive(one, lambda child=child: child.loops == 1, "it runs")
+        there += child.at == 2
+    assert there >= 3, "all but those that CPU 1 had taken already"
+
+
+def test_slice_ends(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1")
+    child = workload.spinner(one.enclave)
+    task = task_of(one, child)
+    for _ in range(5):
+        before = task.runtime_ns
+        one.commit([Transaction(task, 1, slice_ns=5_000_000)])
+        drive(one, lambda: task.state == WAITING, "its slice ends")
+        assert manual(one).log[-1] == ("preempt", task)
+        assert task.boosted or task.runtime_ns - before >= 4_000_000
+    manual(one).kept[task] = 1
+    drive(one, lambda: child.loops > 20_000, "it runs without an end")
+    drive(one, lambda: one.words[task.word].state == ON_CPU, "it is still there, or again after a higher class")
+
+
+def test_what_a_task_does_is_told(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2")
+
+    def body(me: Me) -> None:
+        os.sched_yield()
+        os.setpriority(os.PRIO_PROCESS, 0, 5)
+        me.block()
+
+    child = workload.spawn(body, one.enclave)
+    drive(one, lambda: state(child.pid) == "S", "it sleeps")
+    (task,) = one.tasks.values()
+    os.sched_setaffinity(child.pid, {1})
+    drive(one, lambda: task.allowed == 0b10, "its affinity is told")
+    child.wake()
+    drive(one, lambda: not child.alive and not one.tasks, "it ended")
+    log = [what for what, of in manual(one).log if of is task]
+    assert (log[0], log[-1]) == ("new", "dead")
+    # It may also have waited for a page of its program, or for the CPU that another class had.
+    rest = iter(log)
+    for what in ("new", "yield", "priority_changed", "blocked", "affinity_changed", "wakeup", "dead"):
+        assert what in rest, log
+    assert task.weight < 100
+
+
+def test_departing_is_told(workload: Workload, agent: MakeAgent, enclave: MakeEnclave) -> None:
+    one = agent("1-2")
+    other = enclave("3", "biff")
+    runs, running = spinner(workload, one, 1)
+    waiting = workload.spinner(one.enclave)
+    waits = task_of(one, waiting)
+    sleeping = sleeper(workload, one)
+    manual(one)
+    sleeps = _known(one, sleeping)
+    one.enclave.remove(runs.pid)
+    os.sched_setscheduler(waiting.pid, os.SCHED_OTHER, os.sched_param(0))
+    other.add(sleeping.pid)
+    drive(one, lambda: not one.tasks, "all departed")
+    departed = [task for what, task in manual(one).log if what == "departed"]
+    assert {task.gtid for task in departed} == {running.gtid, waits.gtid, sleeps.gtid}
+    runs.progress()
+    waiting.progress()
+    sleeping.wake()
+    until(lambda: sleeping.at == 3, "it is the other enclave's")
+    one.enclave.add(sleeping.pid)
+    again = woken(one, sleeping)
+    assert again.gtid not in {running.gtid, waits.gtid, sleeps.gtid}, "a gtid is never used again"
+
+
+def test_child_of_a_task_is_told_as_new(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2")
+
+    def body(me: Me) -> None:
+        if not (pid := os.fork()):
+            os._exit(0 if in_ext(os.getpid()) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+
+    child = workload.spawn(body, one.enclave)
+    drive(one, lambda: not child.alive, "both end")
+    assert child.wait() == 0
+    new = [task for what, task in manual(one).log if what == "new"]
+    assert len(new) == 2
+    assert new[1].tgid == new[1].tid != new[0].tid
+
+
+def test_idle_and_ticking_cpus_are_told(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2")
+    child, _ = spinner(workload, one, 1)
+    one.ticks(True)
+    drive(one, lambda: ("tick", 1) in manual(one).cpu_log, "ticks of CPU 1")
+    one.ticks(False)
+    assert ("tick", 2) not in manual(one).cpu_log
+    waiting = workload.spinner(one.enclave)
+    task_of(one, waiting)
+    child.kill()
+    drive(one, lambda: ("idle", 1) in manual(one).cpu_log, "CPU 1 idles")
+
+
+def test_replaced_agent_may_not_commit(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2")
+    task = task_of(one, workload.spinner(one.enclave))
+    channel = one._channel.record
+    channel.tid, mine = 1, channel.tid
+    assert one.commit([Transaction(task, 1)]) == [TxnState.NOT_PERMITTED]
+    channel.tid = mine
+
+
+def test_affinity_race_strands_nobody(workload: Workload, agent: MakeAgent) -> None:
+    """The affinity of a task that is committed to a CPU changes away from it: it is told anew, and runs."""
+    one = agent("1-3")
+    for cpu in (1, 2, 3):
+        spinner(workload, one, cpu)
+    child = sleeper_beside(workload, one)
+    told = 0
+    for turn in range(25):
+        cpu, loops = 1 + turn % 3, child.loops
+        os.sched_setaffinity(child.pid, {1, 2, 3})
+        task = woken(one, child)
+        assert one.commit([Transaction(task, cpu)]) == [TxnState.COMPLETE]
+        os.sched_setaffinity(child.pid, {1, 2, 3} - {cpu})
+        # Unless a higher class took the CPU from its hog meanwhile, and it ran in time.
+        drive(one, lambda task=task, loops=loops: task.state == WAITING or child.loops > loops, "it waits again")
+        if task.state == WAITING:
+            told += 1
+            elsewhere = min({1, 2, 3} - {cpu})
+            assert one.commit([Transaction(task, elsewhere, flags=PREEMPT)]) == [TxnState.COMPLETE]
+            drive(one, lambda loops=loops: child.loops > loops, "it runs")
+            assert child.at != cpu
+        asleep(one, child)
+    assert told > 5

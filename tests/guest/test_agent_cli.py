@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf run`` with an agent: what a user sees of it while it works, when it dies, and when another comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from command import ghostbpf, running
+from ghostbpf.schedulers.enclave import Enclaves
+from workload import Workload, until
+
+BAD = """
+from ghostbpf.schedulers.userspace import AgentPolicy
+
+class Bad(AgentPolicy):
+    name = "bad"
+
+    def enqueue(self, task):
+        raise KeyError("a mistake")
+
+    def dequeue(self, task):
+        pass
+
+    def schedule(self):
+        return ()
+"""
+
+
+def agent_pid() -> int:
+    def found() -> int:
+        enclaves = Enclaves.open()
+        agents = [one.agent for one in enclaves or ()]
+        return next((agent.tid for agent in agents if agent is not None), 0)
+
+    return int(until(found, "there is an agent"))
+
+
+def test_command_runs_under_an_agent_and_ends_with_its_status() -> None:
+    done = ghostbpf("run", "fifo_centralized", "--cpus", "1-3", "--slice", "5ms", "--", "sh", "-c", "exit 7")
+    assert (done.status, done.out, done.err) == (7, "", "")
+
+
+@pytest.mark.soak
+def test_killed_agent_is_told_and_the_command_goes_on() -> None:
+    command = ("sh", "-c", "echo it starts; sleep 2; echo it ends")
+    with running("run", "fifo_centralized", "--cpus", "1-3", "--fastpath", "off", "--", *command) as run:
+        run.until(lambda: "it starts" in run.out)
+        os.kill(agent_pid(), signal.SIGKILL)
+        done = run.wait()
+    assert "it ends" in done.out
+    assert done.status == 1
+    assert "the agent of enclave 1 is gone: killed by SIGKILL" in done.err
+    assert "ghostbpf run POLICY --enclave 1" in done.err
+
+
+def test_mistake_in_a_policy_is_shown_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    done = ghostbpf("run", tmp_path / "bad.py", "--cpus", "1", "--fastpath", "off", "--", "sh", "-c", "echo it ends")
+    assert (done.status, done.out) == (1, "it ends\n")
+    assert re.search(r"the agent of enclave 1 is gone: KeyError: 'a mistake' \(bad.py:\d+\)", done.err), done.err
+
+
+@pytest.mark.soak
+def test_agent_that_cannot_start_is_told_and_the_one_before_it_leaves(tmp_path: Path) -> None:
+    assert ghostbpf("run", "fifo_centralized", "--cpus", "1-2", "--keep", "--", "true").status == 0
+    before = agent_pid()
+    (tmp_path / "bad.py").write_text(BAD.replace("def enqueue(self, task)", "def __init__(self, agent)"))
+    done = ghostbpf("run", tmp_path / "bad.py", "--enclave", 1, "--", "true")
+    assert done.status == 1
+    assert "the agent of enclave 1 is gone: KeyError: 'a mistake' (bad.py:" in done.err
+    assert "agent: gone: KeyError: 'a mistake'" in ghostbpf("enclave", "show", 1).out
+    until(lambda: not Path(f"/proc/{before}").exists(), "the agent before it has left")
+    assert ghostbpf("run", "fifo_centralized", "--enclave", 1, "--", "sh", "-c", "exit 5").status == 5
+    assert ghostbpf("enclave", "destroy", 1).status == 0
+
+
+def test_all_has_an_agent_schedule_ordinary_tasks(workload: Workload) -> None:
+    bystander = workload.spinner()
+    script = f"cat /proc/{bystander.pid}/sched; exit 6"
+    done = ghostbpf("run", "fifo_centralized", "--all", "--", "sh", "-c", script)
+    assert (done.status, done.err) == (6, "")
+    assert re.search(r"^ext.enabled\s*:\s*1$", done.out, re.M)
+    bystander.progress()
+
+
+@pytest.mark.soak
+def test_agent_that_is_kept_lets_go_of_the_terminal_and_shows_itself() -> None:
+    line = ["ghostbpf", "run", "fifo_centralized", "--cpus", "1-2", "--keep", "--", "true"]
+    subprocess.run(line, capture_output=True, timeout=100, check=True)
+    shown = json.loads(ghostbpf("enclave", "show", 1, "--tasks", "--json").out)
+    assert shown["agent"]["state"] == "deciding"
+    assert "agent: deciding, task" in ghostbpf("enclave", "show", 1).out
+    done = ghostbpf("enclave", "swap", 1, "fifo_per_cpu")
+    assert (done.status, "ghostbpf run fifo_per_cpu --enclave 1" in done.err) == (1, True)
+    with running("run", "fifo_per_cpu", "--enclave", 1) as run:
+        before = shown["agent"]["tid"]
+        until(lambda: agent_pid() != before, "another agent takes over")
+        run.signal(signal.SIGINT)
+        assert run.wait().status == 0
+    assert "agent: gone" in ghostbpf("enclave", "show", 1).out
+    assert ghostbpf("enclave", "destroy", 1).status == 0

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever happens to an agent, its tasks go on, the reason is shown, and a new agent carries on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agents import Fifo, MakeAgent, MakeCrew, Manual, drive, manual
+from ghostbpf.loaders import sched_ext
+from ghostbpf.schedulers.agents import AgentHalf, Agents
+from ghostbpf.schedulers.enclave import Enclave, Enclaves
+from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.schedulers.userspace import AgentError, Crew, Task, Transaction
+from workload import Child, MakeEnclave, Me, Workload, in_ext, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+SOAK = pytest.mark.soak
+MINUTES = [pytest.mark.marathon, pytest.mark.timeout(2400)]
+MARATHON = pytest.param(100, marks=MINUTES)
+
+
+def load(workload: Workload, enclave: Enclave) -> list[Child]:
+    """Tasks that block all the time, and tasks that only yield, more than there are CPUs."""
+
+    def blocks(me: Me) -> None:
+        while not me.stopped:
+            me.spin(1)
+            time.sleep(0.001)
+
+    def yields(me: Me) -> None:
+        while not me.stopped:
+            me.spin(5)
+            os.sched_yield()
+
+    return [workload.spawn(body, enclave) for body in (blocks,) * 4 + (yields,) * 3]
+
+
+def go_on(children: list[Child]) -> float:
+    """Wait until each child has made progress; the seconds that took."""
+    began = time.monotonic()
+    loops = [child.loops for child in children]
+    for child, before in zip(children, loops, strict=True):
+        until(lambda child=child, before=before: child.loops > before, f"{child} goes on")
+    return time.monotonic() - began
+
+
+def deciding(enclave: Enclave) -> bool:
+    return enclave.agent is not None and enclave.agent.state == "deciding"
+
+
+def _agents(enclave: Enclave) -> Agents:
+    agents = Agents.open(enclave.id)
+    assert agents is not None
+    return agents
+
+
+class Raises(Fifo):
+    """Has a mistake that shows after a while."""
+
+    name = "raises"
+    fastpath = False
+
+    def schedule(self) -> Iterator[Transaction]:
+        if len(self.agent.tasks) > 6:
+            raise LookupError("nobody thought of that")
+        return super().schedule()
+
+
+class Sleeps(Fifo):
+    """Is away for a second now and then, as in a long garbage collection."""
+
+    name = "sleeps"
+    fastpath = False
+
+    def schedule(self) -> Iterator[Transaction]:
+        if len(self.agent.tasks) > 6:
+            time.sleep(1)
+        return super().schedule()
+
+
+class Fills(Fifo):
+    """Takes memory without an end."""
+
+    name = "fills"
+    fastpath = False
+
+    def schedule(self) -> Iterator[Transaction]:
+        if len(self.agent.tasks) > 6:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))
+            self.hoard = [bytearray(1 << 20) for _ in range(1000)]
+        return super().schedule()
+
+
+class Forgets(Fifo):
+    """Never decides anything."""
+
+    name = "forgets"
+    fastpath = False
+
+    def schedule(self) -> Iterator[Transaction]:
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        (Raises, "LookupError: nobody thought of that (test_agent"),
+        pytest.param(Fills, "MemoryError", marks=SOAK),
+    ],
+)
+def test_mistake_costs_the_agent_and_no_task(
+    workload: Workload, crew: MakeCrew, policy: type[Fifo], reason: str
+) -> None:
+    one, failing = crew("1-3", policy)
+    children = load(workload, one)
+    until(lambda: not failing.alive, "it fails")
+    with pytest.raises(AgentError, match=r"the agent of enclave \d+ is gone") as error:
+        failing.check()
+    assert reason in str(error.value)
+    go_on(children)
+    assert one.agent is not None
+    assert (one.agent.state, reason in one.agent.reason) == ("gone", True)
+    crew(one, "fifo_centralized")
+    go_on(children)
+    assert deciding(one)
+    assert {task.tid for task in one.tasks()} == {child.pid for child in children}
+
+
+@SOAK
+def test_agent_that_is_away_is_not_waited_for(workload: Workload, crew: MakeCrew) -> None:
+    one, _ = crew("1-3", Sleeps)
+    children = load(workload, one)
+    for _ in range(3):
+        go_on(children)
+    agent = one.agent
+    assert agent is not None
+    assert agent.silences > 0
+    assert agent.tid
+
+
+@pytest.mark.parametrize("policy", ["fifo_centralized", pytest.param("fifo_per_cpu", marks=pytest.mark.marathon)])
+@SOAK
+def test_stopped_agent_is_not_waited_for(workload: Workload, crew: MakeCrew, policy: str) -> None:
+    one, stopped = crew("1-3", policy, fastpath="off")
+    children = load(workload, one)
+    go_on(children)
+    agents = [stopped.pid, *_children_of(stopped.pid)]
+    for pid in agents:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    while time.monotonic() < began + 5:
+        go_on(children)
+    assert any(channel.silent for channel in _agents(one).channels)
+    for pid in agents:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: deciding(one), "it decides again")
+    go_on(children)
+    assert sched_ext.status().state == "enabled"
+    assert stopped.check()
+
+
+@pytest.mark.parametrize("rounds", [2, MARATHON])
+@pytest.mark.parametrize(
+    "policies",
+    [
+        ("fifo_centralized", "fifo_per_cpu"),
+        *(pytest.param((policy, policy), marks=SOAK) for policy in ("sol", "shinjuku", "edf")),
+    ],
+    ids="-".join,
+)
+def test_killed_agents_lose_no_task(workload: Workload, crew: MakeCrew, policies: tuple[str, str], rounds: int) -> None:
+    one, agent = crew("1-3", policies[0], fastpath="off")
+    children = load(workload, one)
+    stalls = []
+    for turn in range(rounds):
+        go_on(children)
+        os.kill(agent.pid, signal.SIGKILL)
+        stalls.append(go_on(children))
+        with pytest.raises(AgentError, match="killed by SIGKILL"):
+            until(lambda agent=agent: not agent.check(), "its end is seen")
+        assert {task.tid for task in one.tasks()} == {child.pid for child in children}
+        _, agent = crew(one, policies[turn % 2], fastpath="off")
+    print(f"until every task had run again: {max(stalls):.3f} s at most")
+
+
+@SOAK
+def test_one_of_the_agents_of_all_cpus_takes_the_others_with_it(workload: Workload, crew: MakeCrew) -> None:
+    one, agents = crew("1-3", "fifo_per_cpu")
+    children = load(workload, one)
+    go_on(children)
+    (victim, *_) = _children_of(agents.pid)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: not agents.alive, "the others leave")
+    with pytest.raises(AgentError, match=f"process {victim}, ended with status -9"):
+        agents.check()
+    go_on(children)
+
+
+def _children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def each_pair(names: list[str]) -> list[str]:
+    """A walk that goes from each of ``names`` to each other once, and ends where it began."""
+    walk = []
+    for number, here in enumerate(names):
+        walk.append(here)
+        for there in names[number + 2 :]:
+            walk += [there, here]
+    return walk + names[-2::-1]
+
+
+def each_once(names: list[str]) -> list[str]:
+    """A walk that goes to each of ``names`` and ends where it began."""
+    return [*names, names[0]]
+
+
+@pytest.mark.parametrize(
+    "walk",
+    [
+        pytest.param(["fifo_centralized", "fifo_per_cpu", "biff", "fifo_centralized"], id="some"),
+        pytest.param(each_once(sorted(POLICIES)), id="each", marks=SOAK),
+        pytest.param(2 * each_pair(sorted(POLICIES)), id="each_pair_twice", marks=MINUTES),
+    ],
+)
+def test_upgrades_under_load_lose_no_task(
+    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, walk: list[str]
+) -> None:
+    one = enclave("1-3", "biff")
+    children = load(workload, one)
+    before: Crew | None = None
+    for turn, policy in enumerate(walk):
+        after = None
+        if isinstance(POLICIES[policy], AgentHalf):
+            _, after = crew(one, policy, fastpath="off" if turn % 2 else "idle")
+        else:
+            with Enclaves.change() as enclaves:
+                assert enclaves is not None
+                enclaves.get(one.id).swap(POLICIES[policy])
+            assert one.agent is None
+        if before is not None:
+            until(lambda agents=before: not agents.check(), "the old agent leaves, and leaves well")
+        before = after
+        go_on(children)
+        assert {task.tid for task in one.tasks()} == {child.pid for child in children}
+        assert one.policy == policy
+
+
+@SOAK
+def test_destroying_an_enclave_ends_its_agent(workload: Workload, crew: MakeCrew) -> None:
+    for policy in ("fifo_centralized", "fifo_per_cpu"):
+        one, agents = crew("1-3", policy, fastpath="off")
+        children = load(workload, one)
+        go_on(children)
+        with Enclaves.change() as enclaves:
+            assert enclaves is not None
+            enclaves.get(one.id).destroy()
+        until(lambda agents=agents: not agents.alive, "the agent leaves")
+        assert not agents.check()
+        go_on(children)
+        assert not any(in_ext(child.pid) for child in children)
+        for child in children:
+            child.kill()
+
+
+@pytest.mark.soak
+def test_full_ring_loses_nothing_but_time(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-3", ring_bytes=4096)
+    manual(one)
+    crowd = workload.crowd(200, lambda: None)
+    until(lambda: crowd.value == 200, "all threads have started")
+    one.enclave.add_process(crowd.pid)
+    crowd.wake()
+    policy = manual(one)
+
+    def lost() -> bool:
+        """Let those run that wait now, and then not read for a while."""
+        policy.auto = True
+        one.turn()
+        policy.auto = False
+        time.sleep(0.05)
+        return bool(one._channel.record.lost)
+
+    until(lost, "messages are lost")
+    policy.auto = True
+    drive(one, lambda: not crowd.alive, "every thread comes to its end")
+    assert crowd.wait() == 0
+    assert one._channel.record.resyncs > 1
+
+
+@SOAK
+def test_forgotten_task_gets_a_cpu_in_the_end(workload: Workload, crew: MakeCrew) -> None:
+    one, agents = crew("1-2", Forgets)
+    child = workload.spawn(lambda me: me.note(), one)
+    assert child.wait() == 0
+    assert agents.check()
+    assert sched_ext.status().state == "enabled"
+
+
+@pytest.mark.parametrize("rounds", [pytest.param(15, marks=SOAK), pytest.param(1000, marks=pytest.mark.marathon)])
+def test_departing_and_coming_back_is_told_from_the_first_to_the_last(
+    workload: Workload, agent: MakeAgent, rounds: int
+) -> None:
+    one = agent("1-3")
+
+    def body(me: Me) -> None:
+        while not me.stopped:
+            me.note()
+            os.sched_yield()
+
+    child = workload.spawn(body, one.enclave)
+    for _ in range(rounds):
+        os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
+        one.turn()
+        one.enclave.add(child.pid)
+        loops = child.loops
+        drive(one, lambda loops=loops: child.loops > loops + 5, "it runs")
+    assert isinstance(one.policy, Manual)
+    stories: dict[Task, list[str]] = {}
+    for what, task in one.policy.log:
+        stories.setdefault(task, []).append(what)
+    assert len(stories) > rounds / 2
+    for story in stories.values():
+        assert story[0] == "new"
+        assert "new" not in story[1:]
+        assert "departed" not in story[:-1]
+
+
+@SOAK
+def test_task_bound_to_the_cpu_of_a_spinning_agent_makes_it_hop(workload: Workload, crew: MakeCrew) -> None:
+    one, agents = crew("1-3", "fifo_centralized", spin="yes", agent_cpu="1")
+    assert os.sched_getaffinity(agents.pid) == {1}
+    child = workload.spinner(one, cpus=[1])
+    until(lambda: os.sched_getaffinity(agents.pid) != {1}, "the agent hops")
+    child.progress(100)
+    assert set(one.cpus) == {1, 2, 3}
+    assert agents.check()

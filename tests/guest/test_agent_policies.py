@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policies in Python schedule real tasks: every workload comes to its end, and each policy does as it says."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+from agents import MakeCrew
+from ghostbpf.schedulers.agents import Agents
+from ghostbpf.schedulers.enclave import Enclave
+from workload import Child, Me, Workload, in_ext, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+KINDS = {
+    "centralized": ("fifo_centralized", {}),
+    "centralized, asked everything": ("fifo_centralized", {"fastpath": "off"}),
+    "centralized, spinning": ("fifo_centralized", {"fastpath": "off", "spin": "yes", "agent_cpu": "1"}),
+    "centralized, 5 ms slices": ("fifo_centralized", {"slice": "5ms"}),
+    "per CPU": ("fifo_per_cpu", {}),
+    "per CPU, stealing": ("fifo_per_cpu", {"steal": "yes"}),
+    "sol": ("sol", {}),
+    "sol, spinning": ("sol", {"spin": "yes"}),
+    "sol, fast path": ("sol", {"fastpath": "idle"}),
+    "shinjuku": ("shinjuku", {"slice": "5ms"}),
+    "shinjuku, fast path": ("shinjuku", {"slice": "5ms", "fastpath": "idle"}),
+    "shinjuku, spinning": ("shinjuku", {"spin": "yes"}),
+    "edf": ("edf", {}),
+    "edf, fast path": ("edf", {"fastpath": "idle"}),
+}
+
+
+#: The others are for the long run.
+_MAIN = ("centralized", "centralized, asked everything", "per CPU")
+_SOAK = ("sol", "shinjuku", "edf")
+
+
+def _marks(kind: str) -> tuple[pytest.MarkDecorator, ...]:
+    if kind in _MAIN:
+        return ()
+    return (pytest.mark.soak if kind in _SOAK else pytest.mark.marathon,)
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=_marks(kind)) for kind in KINDS])
+def kind(request: pytest.FixtureRequest, crew: MakeCrew) -> Enclave:
+    policy, options = KINDS[request.param]
+    return crew("1-3", policy, **options)[0]
+
+
+def _simple() -> None:
+    time.sleep(0.01)
+    os.sched_yield()
+    time.sleep(0.01)
+
+
+def test_simple_exp(workload: Workload, kind: Enclave) -> None:
+    crowd = workload.crowd(1, _simple, kind, go=True)
+    until(lambda: crowd.value == 1, "the thread has started")
+    crowd.wake()
+    assert crowd.wait() == 0
+    until(lambda: kind.nr_tasks == 0, "nothing is left")
+
+
+@pytest.mark.marathon
+def test_simple_exp_many(workload: Workload, kind: Enclave) -> None:
+    crowd = workload.crowd(1000, _simple, kind)
+    until(lambda: crowd.value == 1000, "all threads have started")
+    crowd.wake()
+    assert crowd.wait() == 0
+
+
+@pytest.mark.soak
+def test_busy_exp(workload: Workload, kind: Enclave) -> None:
+    # Processes, or Python's own lock would decide who runs.
+    children = [workload.spawn(lambda me: me.spin(10), kind, go=False) for _ in range(100)]
+    for child in children:
+        child.wake()
+    assert [child.wait() for child in children] == [0] * 100
+
+
+@pytest.mark.marathon
+def test_departing_tasks_go_on(workload: Workload, kind: Enclave) -> None:
+    crowd = workload.crowd(200, _leave, kind)
+    until(lambda: crowd.value == 200, "all threads have started")
+    crowd.wake()
+    assert crowd.wait() == 0
+
+
+def _leave() -> None:
+    assert in_ext(threading.get_native_id())
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    assert not in_ext(threading.get_native_id())
+    _simple()
+
+
+@pytest.mark.soak
+def test_work_that_forks_blocks_and_spins_is_shared_by_all_cpus(workload: Workload, kind: Enclave) -> None:
+    def body(me: Me) -> None:
+        while not me.stopped:
+            me.spin(5)
+            if not (pid := os.fork()):
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+    children = [workload.spawn(body, kind) for _ in range(8)]
+    for child in children:
+        child.progress(500)
+    seen = set().union(*(child.cpus_seen for child in children))
+    spun = {cpu for cpu in kind.cpus if kind.core.cpus[cpu].spun}
+    assert seen == set(kind.cpus) - spun
+    for child in children:
+        child.stop()
+    agent = kind.agent
+    assert agent is not None
+    assert agent.state == "deciding"
+    assert agent.messages > 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("steal", ["no", "yes"])
+def test_tasks_of_one_cpu_stay_unless_it_may_steal(workload: Workload, crew: MakeCrew, steal: str) -> None:
+    one, _ = crew("1-2", "fifo_per_cpu", steal=steal)
+    children = [workload.spinner(one, go=False) for _ in range(2)]
+    for child in children:
+        child.wake()
+    until(lambda: all(child.loops for child in children), "both run")
+    assert {child.at for child in children} == {1, 2}, "they were dealt out in turn"
+    third = workload.sleeper()
+    one.add(third.pid)
+    third.wake()
+    home = until(lambda: _home(one, third), "it waits for a CPU")
+    hog, other = sorted(children, key=lambda child: child.at != home)
+    other.kill()
+    if steal == "yes":
+        until(lambda: third.loops, "it is taken to the other CPU")
+        assert third.at != home
+    else:
+        hog.progress(10_000)
+        assert not third.loops, "it waits for its own"
+        hog.kill()
+        until(lambda: third.loops, "its CPU is free")
+        assert third.at == home
+
+
+def _home(enclave: Enclave, child: Child) -> int | None:
+    """The CPU whose agent has ``child``; None as long as none has."""
+    agents = Agents.open(enclave.id)
+    assert agents is not None
+    channels = (word.channel for word in agents.words if word.gtid & 0xFFFFFFFF == child.pid)
+    return next((channel - 1 for channel in channels if channel), None)

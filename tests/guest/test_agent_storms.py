@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storms: messages by the hundred thousand, forks, affinities, and what stress-ng does to schedulers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+from agents import MakeAgent, MakeCrew, drive
+from ghostbpf.loaders import sched_ext
+from ghostbpf.schedulers.userspace import Message, MessageType
+from workload import Me, Workload, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+SOAKED = ("sol", "shinjuku", "edf")
+ENDS = (MessageType.TASK_DEAD, MessageType.TASK_DEPARTED)
+
+
+@pytest.mark.parametrize("count", [10_000, pytest.param(1_000_000, marks=[pytest.mark.marathon])])
+@pytest.mark.timeout(1200)
+def test_messages_of_each_task_come_in_order_and_without_a_gap(
+    workload: Workload, agent: MakeAgent, count: int
+) -> None:
+    one = agent("1-3", ring_bytes=1 << 24)
+    seen: dict[int, int] = {}
+    ended: set[int] = set()
+    total = 0
+    read = one._channel.read
+
+    def checked() -> list[tuple[int, ...]]:
+        nonlocal total
+        records = read()
+        assert one._channel.record.lost == 0
+        for record in records:
+            message = Message(*record)
+            if not message.gtid:
+                continue
+            assert message.gtid not in ended, f"{message} comes after the last of its task"
+            assert message.seq == seen.get(message.gtid, 0) + 1, f"{message} after number {seen.get(message.gtid)}"
+            assert (message.seq == 1) == (message.type == MessageType.TASK_NEW)
+            seen[message.gtid] = message.seq
+            if message.type in ENDS:
+                ended.add(message.gtid)
+        total += len(records)
+        return records
+
+    one._channel.read = checked
+
+    def forks(me: Me) -> None:
+        while not me.stopped:
+            if not (pid := os.fork()):
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+    def moves(me: Me) -> None:
+        while not me.stopped:
+            for child in targets:
+                os.sched_setaffinity(child.pid, {1, 2})
+                os.sched_setaffinity(child.pid, {2, 3})
+            time.sleep(0.0005)  # or the ring would be full before it is read
+
+    targets = [workload.spinner(one.enclave) for _ in range(2)]
+    children = [workload.spawn(forks, one.enclave) for _ in range(3)] + [workload.spawn(moves)]
+    drive(one, lambda: total > count, f"{count} messages", seconds=1100)
+    for child in [*children, *targets]:
+        child.stop(wait=False)
+    drive(one, lambda: not any(child.alive for child in [*children, *targets]), "all end")
+    print(f"{total} messages of {len(seen)} tasks")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("policy", SOAKED)
+def test_thousand_threads_come_to_their_end(workload: Workload, crew: MakeCrew, policy: str) -> None:
+    one, agents = crew("1-3", policy)
+
+    def sleep_yield_sleep() -> None:
+        time.sleep(0.01)
+        os.sched_yield()
+        time.sleep(0.01)
+
+    crowd = workload.crowd(1000, sleep_yield_sleep, one)
+    until(lambda: crowd.value == 1000, "all threads have started")
+    crowd.wake()
+    assert crowd.wait() == 0
+    until(lambda: one.nr_tasks == 0, "nothing is left")
+    assert agents.check()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["fifo_centralized", *(pytest.param(policy, marks=pytest.mark.soak) for policy in ("fifo_per_cpu", *SOAKED))],
+)
+def test_affinities_that_change_all_the_time_strand_nobody(workload: Workload, crew: MakeCrew, policy: str) -> None:
+    one, agents = crew("1-3", policy, fastpath="off")
+
+    def naps(me: Me) -> None:
+        while not me.stopped:
+            me.spin(1)
+            time.sleep(0.001)
+
+    children = [workload.spawn(naps, one) for _ in range(6)]
+    end = time.monotonic() + 5
+    turn = 0
+    while time.monotonic() < end:
+        turn += 1
+        child = children[turn % 6]
+        os.sched_setaffinity(child.pid, {1 + turn % 3} if turn % 2 else {1, 2, 3})
+        os.setpriority(os.PRIO_PROCESS, child.pid, turn % 20)
+    for child in children:
+        child.progress()
+    assert agents.check()
+
+
+@pytest.mark.marathon
+def test_a_thousand_processes_fork_and_end(workload: Workload, crew: MakeCrew) -> None:
+    one, agents = crew("1-3", "fifo_centralized", fastpath="off")
+
+    def breed(me: Me) -> None:
+        for _ in range(125):
+            if not (pid := os.fork()):
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+
+    children = [workload.spawn(breed, one) for _ in range(8)]
+    for child in children:
+        assert child.wait(200) == 0
+    assert agents.check()
+    until(lambda: one.nr_tasks == 0, "nothing is left")
+
+
+@pytest.mark.marathon
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("policy", ["fifo_centralized", "fifo_per_cpu"])
+@pytest.mark.parametrize(
+    "stressor", ["--schedmix 4", "--cpu-sched 4", "--affinity 4", "--cpu-online 1 --cpu 3", "--switch 4 --yield 2"]
+)
+def test_stress_ng_for_a_minute(workload: Workload, crew: MakeCrew, policy: str, stressor: str) -> None:
+    if shutil.which("stress-ng") is None:
+        pytest.skip("stress-ng is not installed")
+    one, agents = crew("1-3", policy, fastpath="off")
+    gate, go = os.pipe()
+    command = ["sh", "-c", f"read go; exec stress-ng {stressor} --timeout 60 --verbose"]
+    done = subprocess.Popen(command, stdin=gate, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    one.add(done.pid)
+    os.write(go, b"\n")
+    said, _ = done.communicate(timeout=300)
+    os.close(gate)
+    os.close(go)
+    assert done.returncode == 0, said[-3000:]
+    assert agents.check()
+    assert sched_ext.status().state == "enabled"

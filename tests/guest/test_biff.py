@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Biff: one FIFO for the enclave, and a slice that counts only when somebody waits."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from ghostbpf.schedulers.cpuset import CpuSet
+from workload import MakeEnclave, Me, Workload, in_ext, runtime_ns, sched_field, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+#: A slice that no test is long enough to use up.
+ENDLESS = "10s"
+
+
+def sleep_yield_sleep() -> None:
+    time.sleep(0.01)
+    os.sched_yield()
+    time.sleep(0.01)
+
+
+def test_one_thread_sleeps_and_yields_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2")
+
+    def body(me: Me) -> None:
+        me.set(in_ext(os.getpid()))
+        sleep_yield_sleep()
+
+    child = workload.spawn(body, biff)
+    assert child.wait() == 0
+    assert child.value == 1
+    counters = biff.counters()
+    # The start, two wakeups and a yield, each by the idle path or by the queue.
+    assert counters.switches >= 4
+    assert counters.idle + counters.queued >= 4
+
+
+def test_thousand_threads_all_finish_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2")
+    child = workload.crowd(1000, sleep_yield_sleep, biff)
+    until(lambda: child.value == 1000, "all threads have started")
+    tasks = [task for task in biff.tasks() if task.pid == child.pid]
+    assert len(tasks) == 1001
+    assert all(in_ext(task.tid) for task in tasks[::100])
+    before = biff.counters()
+    child.wake()
+    assert child.wait() == 0
+    after = biff.counters()
+    assert after.switches - before.switches >= 3 * 1000
+    assert biff.nr_tasks == 0
+
+
+def test_hundred_busy_threads_all_get_their_time(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2", slice="5ms")
+
+    def busy() -> None:
+        end = time.thread_time_ns() + 10**7
+        while time.thread_time_ns() < end:
+            pass
+
+    # More processes than CPUs, or Python's own lock would decide who runs.
+    children = [workload.crowd(20, busy, biff) for _ in range(5)]
+    until(lambda: all(child.value == 20 for child in children), "all threads have started")
+    for child in children:
+        child.wake()
+    assert [child.wait() for child in children] == [0] * 5
+    counters = biff.counters()
+    assert counters.runtime_ns >= 100 * 10**7
+    assert counters.preempted > 0
+
+
+def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1", slice=ENDLESS)
+    holder = workload.sleeper(biff, then=lambda me: me.spin(200))
+    sleepers = [workload.sleeper(biff, then=lambda me: me.say("ran")) for _ in range(12)]
+    orders = [list(range(12)), list(reversed(range(12))), [5, 0, 11, 3, 8, 1, 10, 2, 7, 4, 9, 6]]
+
+    for order in orders:
+        loops = holder.loops
+        holder.wake()
+        until(lambda loops=loops: holder.loops > loops, "the holder has the CPU")
+        for number in order:
+            sleepers[number].wake()
+        assert not workload.said()
+        holder.asleep()
+        assert [index for index, _ in _collect(workload, 12)] == [sleepers[number].index for number in order]
+
+
+def test_yield_goes_to_the_tail(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1", slice=ENDLESS)
+    holder = workload.sleeper(biff, then=lambda me: me.spin(100))
+
+    def thrice(me: Me) -> None:
+        for turn in range(3):
+            me.say(turn)
+            os.sched_yield()
+
+    sleepers = [workload.sleeper(biff, then=thrice) for _ in range(4)]
+
+    loops = holder.loops
+    holder.wake()
+    until(lambda: holder.loops > loops, "the holder has the CPU")
+    for sleeper in sleepers:
+        sleeper.wake()
+    assert not workload.said()
+    holder.asleep()
+    assert _collect(workload, 12) == [(sleeper.index, str(turn)) for turn in range(3) for sleeper in sleepers]
+
+
+def test_yield_alone_keeps_the_cpu(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1")
+
+    def body(me: Me) -> None:
+        for _ in range(1000):
+            os.sched_yield()
+            me.note()
+
+    child = workload.spawn(body, biff)
+    assert child.wait() == 0
+    assert child.loops == 1000
+    assert child.cpus_seen == biff.cpus
+
+
+def test_lone_spinner_is_never_preempted(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2", slice="10ms")
+    child = workload.spinner(biff)
+    until(lambda: runtime_ns(child.pid) > 300 * 10**6, "30 slices of run time")
+    child.stop()
+    assert biff.counters().preempted == 0
+
+
+def test_two_spinners_take_turns_by_the_slice(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1", slice="20ms")
+    pair = [workload.spinner(biff), workload.spinner(biff)]
+
+    def look() -> tuple[int, list[int], list[int]]:
+        ran = [runtime_ns(child.pid) for child in pair]
+        return biff.counters().preempted, ran, [int(sched_field(c.pid, "nr_involuntary_switches")) for c in pair]
+
+    for child in pair:
+        child.progress()
+    preempted, before, _ = look()
+    until(lambda: look()[0] > preempted + 30, "30 slices are used up")
+    preempted_now, now, turns = look()
+    ran = [after - since for after, since in zip(now, before, strict=True)]
+    # None is preempted before its slice is over; how much later depends on ticks, and on how fast the machine is.
+    assert sum(ran) >= 20 * 10**6 * (preempted_now - preempted - 1)
+    # A virtual CPU that is itself taken away makes a slice long, but it makes no turns.
+    assert max(turns) < 2 * min(turns), turns
+    assert min(ran) > 0.1 * sum(ran), ran
+
+
+def test_slice_that_is_not_used_up_preempts_nobody(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1", slice=ENDLESS)
+    holder = workload.spinner(biff)
+    holder.progress()
+    waiting = workload.spinner(biff)
+    used = runtime_ns(holder.pid)
+    until(lambda: runtime_ns(holder.pid) - used > 300 * 10**6, "the holder has run for long")
+    assert biff.counters().preempted == 0
+    holder.stop()
+    waiting.progress()
+    waiting.stop()
+
+
+def test_idle_cpu_is_used_at_once(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2", slice=ENDLESS)
+    holder = workload.spinner(biff)
+    sleeper = workload.sleeper(biff)
+    holder.progress()
+    for _ in range(30):
+        loops = sleeper.loops
+        sleeper.wake()
+        until(lambda loops=loops: sleeper.loops > loops, "the sleeper ran, though the holder goes on")
+    assert biff.counters().preempted == 0
+    assert biff.counters().idle > 0
+    assert sleeper.cpus_seen <= biff.cpus
+
+
+def test_idle_cpu_is_told_of_a_task_bound_to_it(workload: Workload, enclave: MakeEnclave) -> None:
+    """The kernel asks no policy for the CPU of a task with one allowed: it comes to the queue, and must be fetched."""
+    biff = enclave("1-2", slice=ENDLESS)
+    holder = workload.spinner(biff, cpus=[1])
+    holder.progress()
+    sleeper = workload.sleeper(biff, cpus=[2])
+    for _ in range(30):
+        loops = sleeper.loops
+        sleeper.wake()
+        until(lambda loops=loops: sleeper.loops > loops, "the sleeper ran on its idle CPU")
+    assert sleeper.cpus_seen == CpuSet([2])
+
+
+def test_every_cpu_takes_from_the_one_queue(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-3", slice=ENDLESS)
+    sleepers = [workload.sleeper(biff) for _ in range(5)]
+
+    for cpu in biff.cpus:
+        holders = {cpu: workload.spinner(biff, cpus=[cpu]) for cpu in biff.cpus}
+        for holder in holders.values():
+            holder.progress()
+        before = [sleeper.asleep().loops for sleeper in sleepers]
+        for sleeper in sleepers:
+            sleeper.wake()
+        holders.pop(cpu).stop()
+        until(lambda before=before: all(s.loops > n for s, n in zip(sleepers, before, strict=True)), "all ran")
+        assert {sleeper.at for sleeper in sleepers} == {cpu}
+        for holder in holders.values():
+            holder.stop()
+
+
+@pytest.mark.parametrize("policy", ["biff", "rr"])
+def test_task_that_exits_on_a_busy_cpu_gets_to_its_end(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+    """The kernel would queue a task that exits where no policy looks, if the core had not asked for it."""
+    one = enclave("1", policy, slice="10ms")
+    workload.spinner(one).progress()
+
+    def much_to_free(_: Me) -> None:
+        memory = bytearray(64 << 20)
+        memory[::4096] = b"!" * len(memory[::4096])
+
+    children = [workload.spawn(much_to_free, one) for _ in range(4)]
+    assert [child.wait() for child in children] == [0] * 4
+
+
+def _collect(workload: Workload, lines: int) -> list[tuple[int, str]]:
+    ran: list[tuple[int, str]] = []
+
+    def enough() -> bool:
+        ran.extend(workload.said())
+        return len(ran) >= lines
+
+    until(enough, "all have run")
+    assert len(ran) == lines
+    return ran

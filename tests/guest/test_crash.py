@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loaders that die, and changes that race: what is left is a working enclave or nothing, and no task is stranded."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import mmap
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from command import Done, Running, fork, read_sources_once, start
+from ghostbpf.loaders import sched_ext
+from ghostbpf.schedulers import core, launch, tasks
+from ghostbpf.schedulers import enclave as enclave_module
+from ghostbpf.schedulers.cpuset import CpuSet
+from ghostbpf.schedulers.enclave import Enclave, Enclaves
+from ghostbpf.schedulers.errors import NoSuchEnclave, TaskError
+from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.tools import run as run_module
+from workload import Child, MakeEnclave, Me, Workload, in_ext, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+# Fifty loaders are killed: at any time, at any line of a whole life, and at any line where the core was there before.
+_TIMED, _ATTACHING, _BESIDE = 10, 8, 32
+
+#: The files whose every line is a moment to die at.
+_WATCHED = {module.__file__ for module in (core, enclave_module, launch, tasks, run_module)}
+
+
+def _seeded() -> random.Random:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+def _nap(me: Me) -> None:
+    while not me.stopped:
+        me.note()
+        time.sleep(0.005)
+
+
+class Moments:
+    """Which line of ours a forked loader is at, seen from here; and where it is to die."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 16)
+        self._board = memoryview(self._memory).cast("Q")
+
+    @property
+    def passed(self) -> int:
+        """How many lines it has begun."""
+        return self._board[0]
+
+    def watch(self, last: int = 0) -> None:
+        """Count lines from here on, and die at number ``last``."""
+        self._board[0] = 0
+        lines = 0
+
+        def at_line(frame: FrameType, event: str, argument: Any) -> Any:
+            nonlocal lines
+            # The loops over all CPUs there may ever be are thousands of lines and one moment.
+            if event == "line" and "_cpus" not in frame.f_code.co_name:
+                lines += 1
+                self._board[0] = lines
+                if lines == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return at_line
+
+        sys.settrace(lambda frame, event, argument: at_line if frame.f_code.co_filename in _WATCHED else None)
+
+
+def _life(cpus: str, pids: list[int]) -> None:
+    """All that a loader does, in one process: attach, create, pin, join, swap, destroy, detach."""
+    with Enclaves.create() as enclaves:
+        made = enclaves.new(CpuSet.parse(cpus), POLICIES["biff"])
+    for pid in pids:
+        made.add(pid)
+    with Enclaves.change() as now:
+        assert now is not None
+        now.get(made.id).swap(POLICIES["rr"])
+    with Enclaves.change() as now:
+        assert now is not None
+        now.get(made.id).destroy()
+
+
+def _use_up(cpus: str, workload: Workload) -> str:
+    """Check that what a dead loader left on ``cpus`` is whole, and use it up; what it was."""
+    until(lambda: sched_ext.status().state in ("enabled", "disabled"))
+    enclaves = Enclaves.open()
+    if enclaves is None:
+        left = "pins of no use" if core.ROOT.exists() else "nothing"
+        assert sched_ext.wait_disabled(), "no pin holds the core, and still it is attached"
+    else:
+        left = "an enclave being destroyed" if cpus in map(str, (e.cpus for e in enclaves)) else "nothing"
+        assert sched_ext.status().state == "enabled"
+    with Enclaves.change() as found:
+        for e in found or ():
+            if str(e.cpus) != cpus:
+                continue
+            left = "a working enclave"
+            child = workload.spinner(e)
+            child.progress()
+            assert child.pid in {task.tid for task in e.tasks()}
+            e.swap(POLICIES["biff" if e.policy == "rr" else "rr"])
+            child.progress()
+            e.destroy()
+            assert not in_ext(child.pid)
+            child.progress()
+            child.stop()
+    return left
+
+
+def _kill(
+    loaders: Callable[[], Iterator[Running]], cpus: str, workload: Workload, children: list[Child]
+) -> collections.Counter[str]:
+    """Start loaders that die, and check each time what is left; how many left what."""
+    ends: collections.Counter[str] = collections.Counter()
+    for loader in loaders():
+        status = loader.wait().status
+        assert status in (137, 0)
+        ends[_use_up(cpus, workload) if status else "its own end"] += 1
+        for child in children:
+            child.progress()
+            assert tasks.policy_of(child.pid) == os.SCHED_OTHER
+    return ends
+
+
+@pytest.mark.soak
+def test_loader_killed_while_it_attaches_or_runs_leaves_a_working_enclave_or_nothing(
+    workload: Workload, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance, moments = _seeded(), Moments()
+    children = [workload.spawn(_nap)]
+    assert fork(lambda: _life("1-2", [children[0].pid]), first=moments.watch).wait() == Done(0, "", "")
+    lines = moments.passed
+    started = time.monotonic()
+    assert start("run", "biff", "--cpus", "1-2", "--", "sleep", "0.1").wait() == Done(0, "", "")
+    took = time.monotonic() - started
+
+    def loaders() -> Iterator[Running]:
+        for _ in range(_TIMED):
+            loader = start("run", "biff", "--cpus", "1-2", "--", "sleep", "0.1")
+            loader.ended(chance.uniform(0, took))
+            loader.signal(signal.SIGKILL)
+            yield loader
+        for _ in range(_ATTACHING):
+            last = chance.randint(1, lines)
+            yield fork(lambda: _life("1-2", [children[0].pid]), first=lambda last=last: moments.watch(last))
+
+    ends = _kill(loaders, "1-2", workload, children)
+    with capsys.disabled():
+        print(f"\n  killed at any time, or at one of {lines} lines; left: {dict(ends)}")
+    assert sched_ext.wait_disabled()
+    assert not core.ROOT.exists()
+
+
+@pytest.mark.soak
+def test_loader_killed_beside_another_enclave_harms_neither(
+    workload: Workload, enclave: MakeEnclave, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance, moments = _seeded(), Moments()
+    other = enclave("3")
+    resident = workload.spawn(_nap, other)
+    children = [workload.spawn(_nap), workload.spawn(_nap)]
+    pids = [child.pid for child in children]
+    assert fork(lambda: _life("1-2", pids), first=moments.watch).wait() == Done(0, "", "")
+    lines = moments.passed
+
+    def loaders() -> Iterator[Running]:
+        for _ in range(_BESIDE):
+            last = chance.randint(1, lines)
+            yield fork(lambda: _life("1-2", pids), first=lambda last=last: moments.watch(last))
+
+    ends = _kill(loaders, "1-2", workload, children)
+    with capsys.disabled():
+        print(f"\n  killed at one of {lines} lines; left: {dict(ends)}")
+    assert ends["a working enclave"] > 0
+    assert ends["nothing"] > 0
+    assert [e.id for e in Enclaves.open() or ()] == [other.id]
+    assert {path.name for path in core.ROOT.iterdir()} == {"core", f"enclave_{other.id}"}
+    assert in_ext(resident.pid)
+    resident.progress()
+
+
+#: Each process shows its pid, forks the next and exits: whoever lets one slip leaves them all behind.
+_CHAIN = """
+    $SIG{CHLD} = 'IGNORE'; open F, '+<', shift;
+    while (1) { sysseek F, 0, 0; syswrite F, sprintf '%10d', $$; select undef, undef, undef, 0.002; exit if fork }
+"""
+_FORKER = "while (1) { exit unless fork; wait; select undef, undef, undef, 0.002 }"
+
+
+@pytest.fixture
+def families(tmp_path: Path) -> Iterator[list[Callable[[], int]]]:
+    """A chain of forks, and a process that forks and waits: functions that give the pid to add."""
+    shown = tmp_path / "pid"
+    shown.write_text("")
+    chain = subprocess.Popen(["perl", "-e", _CHAIN, shown], process_group=0)
+    forker = subprocess.Popen(["perl", "-e", _FORKER], process_group=0)
+    until(lambda: shown.read_text())
+    yield [lambda: int(shown.read_text()), lambda: forker.pid]
+    for process in (chain, forker):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("races", [25, pytest.param(100, marks=pytest.mark.marathon)])
+def test_destroy_races_with_joins_forks_and_exits(
+    workload: Workload,
+    enclave: MakeEnclave,
+    families: list[Callable[[], int]],
+    monkeypatch: pytest.MonkeyPatch,
+    races: int,
+) -> None:
+    chance = _seeded()
+    biff = POLICIES["biff"]
+    read_sources_once(monkeypatch, biff)
+    stays = enclave("3")  # so that the core stays attached, and tasks that it has lost would show
+    joiners = [workload.spawn(_nap), workload.sleeper()]
+    known = {child.pid for child in joiners}
+    late = 0
+
+    def join(doomed: Enclave, begin: threading.Barrier) -> None:
+        begin.wait()
+        with contextlib.suppress(NoSuchEnclave):
+            while True:
+                for child in joiners:
+                    doomed.add(child.pid)
+
+    with Enclaves.change() as enclaves:
+        assert enclaves is not None
+        for _ in range(races):
+            doomed = enclaves.new(CpuSet([1, 2]), biff)
+            for pid in families:
+                until(lambda doomed=doomed, pid=pid: _joined(doomed, pid()), "the family is in it")
+            begin = threading.Barrier(2)
+            thread = threading.Thread(target=join, args=(doomed, begin))
+            thread.start()
+            begin.wait()
+            time.sleep(chance.uniform(0, 0.01))
+            doomed.destroy()
+            thread.join()
+            for task in stays.core.tasks():
+                assert task.pid in known, f"destroy left {task} behind"
+                assert task.enclave == 0, f"{task} is in an enclave that is gone"
+                late += 1
+            for child in joiners:
+                tasks.set_policy(child.pid, os.SCHED_OTHER)
+    print(f"{late} joins came after the destroy")
+    joiners[0].progress()
+    joiners[1].wake()
+    until(lambda: joiners[1].loops > 0)
+    assert sched_ext.status().state == "enabled"
+
+
+def _joined(enclave: Enclave, pid: int) -> bool:
+    """Whether ``enclave`` could catch task ``pid``, or one that it has forked, alive."""
+    with contextlib.suppress(TaskError):
+        enclave.add(pid)
+    return bool({task.tid for task in enclave.tasks()})

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EDF: earlier deadlines first, QoS before deadlines, and it learns how long work takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+from agents import MakeAgent, MakeCrew, drive
+from ghostbpf.hints import Hints
+from ghostbpf.schedulers.enclave import Enclave
+from ghostbpf.schedulers.userspace.edf import Edf
+from order import Order
+from workload import Child, Me, Workload, until
+
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+
+NORMAL, URGENT, HOLDER, REPEATING = 1, 2, 3, 4
+MS, S = 10**6, 10**9
+
+
+@pytest.fixture
+def one(crew: MakeCrew) -> Enclave:
+    """One CPU."""
+    return crew("1", "edf", agent_timeout="10s")[0]
+
+
+@pytest.fixture
+def hints(one: Enclave) -> Iterator[Hints]:
+    with Hints.open(one.hints_path) as table:
+        table.set_class(NORMAL, one_shot=True, qos=1)
+        table.set_class(URGENT, one_shot=True, qos=2)
+        table.set_class(HOLDER, one_shot=True, qos=3)
+        yield table
+
+
+def say(me: Me) -> None:
+    me.say("ran")
+
+
+def hold(workload: Workload, one: Enclave, hints: Hints) -> Child:
+    """Have one task keep the CPU, whoever else waits, until it is stopped."""
+    holder = workload.spinner(one)
+    hints.set_item(len(hints) - 1, tid=holder.pid, work_class=HOLDER)
+    holder.progress()
+    return holder
+
+
+def test_earlier_deadlines_go_first(workload: Workload, one: Enclave, hints: Hints) -> None:
+    sleepers = [workload.sleeper(one, then=say) for _ in range(8)]
+    now = time.monotonic_ns()
+    by_deadline = [3, 0, 6, 1, 7, 4, 2, 5]
+    for place, number in enumerate(by_deadline):
+        hints.set_item(number, tid=sleepers[number].pid, work_class=NORMAL, deadline_ns=now + (10 + place) * S)
+    holder = hold(workload, one, hints)
+    order = Order(workload, sleepers)
+    for sleeper in sleepers:
+        sleeper.wake()
+    until(lambda: _waiting(one) == len(sleepers), "all wait")
+    holder.stop()
+    assert order.ran() == order.of(sleepers[number] for number in by_deadline)
+
+
+def test_qos_goes_before_deadline(workload: Workload, one: Enclave, hints: Hints) -> None:
+    sleepers = [workload.sleeper(one, then=say) for _ in range(6)]
+    now = time.monotonic_ns()
+    for number, sleeper in enumerate(sleepers):
+        kind = URGENT if number >= 3 else NORMAL
+        hints.set_item(number, tid=sleeper.pid, work_class=kind, deadline_ns=now + (10 + number) * S)
+    holder = hold(workload, one, hints)
+    order = Order(workload, sleepers)
+    for sleeper in sleepers:
+        sleeper.wake()
+    until(lambda: _waiting(one) == len(sleepers), "all wait")
+    holder.stop()
+    assert order.ran() == order.of([*sleepers[3:], *sleepers[:3]])
+
+
+def test_deadline_that_changes_while_a_task_waits_counts(workload: Workload, one: Enclave, hints: Hints) -> None:
+    sleepers = [workload.sleeper(one, then=say) for _ in range(3)]
+    now = time.monotonic_ns()
+    for number, sleeper in enumerate(sleepers):
+        hints.set_item(number, tid=sleeper.pid, work_class=NORMAL, deadline_ns=now + (20 + number) * S)
+    holder = hold(workload, one, hints)
+    order = Order(workload, sleepers)
+    for sleeper in sleepers:
+        sleeper.wake()
+    until(lambda: _waiting(one) == len(sleepers), "all wait")
+    hints.set_runnable(2, True, deadline_ns=now + 10 * S)
+    holder.stop()
+    assert order.ran() == order.of([sleepers[2], sleepers[0], sleepers[1]])
+
+
+def test_an_earlier_deadline_takes_no_cpu_away(workload: Workload, one: Enclave, hints: Hints) -> None:
+    def hold_and_say(me: Me) -> None:
+        while not me.stopped:
+            me.note()
+        me.say("done")
+        me.block()
+
+    earlier = workload.sleeper(one, then=say)
+    now = time.monotonic_ns()
+    holder = workload.spawn(hold_and_say, one)
+    hints.set_item(0, tid=earlier.pid, work_class=NORMAL, deadline_ns=now + 10 * S)
+    hints.set_item(1, tid=holder.pid, work_class=NORMAL, deadline_ns=now + 20 * S)
+    holder.progress()
+    order = Order(workload, [holder, earlier])
+    earlier.wake()
+    until(lambda: _waiting(one) == 1, "it waits for its equal")
+    holder.progress()
+    holder.stop(wait=False)
+    assert order.ran() == order.of([holder, earlier])
+    assert one.counters().preempted == 0
+
+
+def test_higher_qos_takes_a_cpu_away(workload: Workload, one: Enclave, hints: Hints) -> None:
+    urgent = workload.sleeper(one)
+    now = time.monotonic_ns()
+    holder = workload.spinner(one)
+    hints.set_item(0, tid=urgent.pid, work_class=URGENT, deadline_ns=now + 20 * S)
+    hints.set_item(1, tid=holder.pid, work_class=NORMAL, deadline_ns=now + 10 * S)
+    for _ in range(5):
+        holder.progress()
+        loops = urgent.loops
+        urgent.wake()
+        until(lambda loops=loops: urgent.loops > loops, "it ran, though the other has not ended")
+    assert one.counters().preempted == 0
+
+
+def test_task_whose_work_is_done_waits_for_more(workload: Workload, one: Enclave, hints: Hints) -> None:
+    child = workload.spinner(one)
+    hints.set_item(0, tid=child.pid, work_class=NORMAL)
+    for _ in range(5):
+        child.progress()
+        hints.set_runnable(0, False)
+        until(lambda: [row["state"] for row in one.task_states()] == ["waiting"], "it waits for work")
+        hints.set_runnable(0, True)
+    child.progress()
+
+
+def test_simple_repeatable(workload: Workload, one: Enclave, hints: Hints) -> None:
+    """Ten pieces of 10 ms, each after its own period has begun."""
+    period_ns, pieces = 50 * MS, 10
+    hints.set_class(REPEATING, repeating=True, exectime_ns=10 * MS, period_ns=period_ns)
+
+    def body(me: Me) -> None:
+        with Hints.open(one.hints_path) as own:
+            own.set_item(0, tid=os.getpid(), work_class=REPEATING, runnable=False)
+            os.sched_yield()
+            first_ns = time.monotonic_ns()
+            for piece in range(1, pieces):
+                me.spin(10)
+                own.set_runnable(0, False)
+                os.sched_yield()
+                assert time.monotonic_ns() - first_ns >= (piece - 1) * period_ns
+                me.set(piece)
+
+    child = workload.spawn(body, one)
+    assert child.wait() == 0
+    assert child.value == pieces - 1
+
+
+@pytest.mark.soak
+def test_it_learns_how_long_work_of_a_class_takes(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2", Edf)
+    assert isinstance(one.policy, Edf)
+    estimates, pieces = one.policy.estimates, 4
+    with Hints.open(one.enclave.hints_path) as hints:
+        hints.set_class(NORMAL, one_shot=True, exectime_ns=2 * MS)
+        worker = workload.spawn(lambda me: _work(me, pieces), one.enclave)
+        hints.set_item(0, tid=worker.pid, work_class=NORMAL, runnable=False)
+        for piece in range(pieces):
+            hints.set_runnable(0, True, deadline_ns=time.monotonic_ns() + S)
+            worker.wake()
+            drive(one, lambda piece=piece: worker.value > piece, "the piece is done")
+            hints.set_runnable(0, False)
+            drive(one, lambda: estimates[NORMAL].mean_ns > 2 * MS, "it learns")
+    drive(one, lambda: not worker.alive, "it ends")
+    assert estimates[NORMAL].mean_ns >= (2 + pieces * 20) / (pieces + 1) * MS
+
+
+def _work(me: Me, pieces: int) -> None:
+    for piece in range(pieces):
+        me.block()
+        me.spin(20)
+        me.set(piece + 1)
+
+
+def _waiting(enclave: Enclave) -> int:
+    return sum(row["state"] == "waiting" for row in enclave.task_states())

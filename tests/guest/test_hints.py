@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hints reach who decides: an agent, the agent after it, and a policy in BPF."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agents import MakeCrew
+from command import ghostbpf
+from ghostbpf.hints import Hints
+from ghostbpf.loaders import Hash, Map, abi
+from ghostbpf.loaders.errors import GhostError
+from ghostbpf.schedulers.enclave import Enclave
+from ghostbpf.schedulers.policy import Policy
+from ghostbpf.schedulers.registry import POLICIES, from_file
+from ghostbpf.schedulers.userspace import Agent, AgentPolicy
+from workload import Child, MakeEnclave, Me, Workload, state, until
+
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+
+SOAK = pytest.mark.soak
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "hints.md"
+
+
+def shown(language: str, number: int) -> str:
+    """A fenced block of the document."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)[number]
+
+
+@pytest.fixture(scope="module")
+def earliest(tmp_path_factory: pytest.TempPathFactory) -> type[AgentPolicy]:
+    """The policy that the document shows: whoever has the earliest deadline goes first."""
+    file = tmp_path_factory.mktemp("policy") / "earliest.py"
+    file.write_text(shown("python", 1))
+    policy: type[AgentPolicy] = from_file(str(file)).agent
+    return policy
+
+
+class Line:
+    """Applications, each a process that writes an item of its own, that wait in line for one CPU."""
+
+    def __init__(self, workload: Workload, enclave: Enclave, deadlines: list[int]) -> None:
+        self._workload, self._enclave = workload, enclave
+        self._held = mmap.mmap(-1, 1)
+        self._holder = self._join(0, 1, self._hold)
+        self.sleepers = [self._join(index, deadline, Me.note) for index, deadline in enumerate(deadlines, 1)]
+
+    def _join(self, item: int, deadline_ns: int, work: Callable[[Me], object]) -> Child:
+        def body(me: Me) -> None:
+            with Hints.open(self._enclave.hints_path) as hints:
+                hints.set_item(item, tid=os.getpid(), deadline_ns=deadline_ns)
+            while not me.stopped:
+                me.block()
+                work(me)
+                me.say("ran")
+
+        return self._workload.spawn(body, self._enclave).asleep()
+
+    def _hold(self, me: Me) -> None:
+        while self._held[0]:
+            me.note()
+
+    def order(self) -> list[int]:
+        """Wake them all while another has the CPU; the order in which they run then, as places in ``sleepers``."""
+        self._held[0], loops = 1, self._holder.loops
+        self._holder.wake()
+        until(lambda: self._holder.loops > loops, "the CPU is taken")
+        for sleeper in self.sleepers:
+            sleeper.wake()
+            until(lambda sleeper=sleeper: state(sleeper.pid) == "R", f"{sleeper} waits")
+        self._held[0] = 0
+        said: list[tuple[int, str]] = []
+        until(lambda: said.extend(self._workload.said()) or len(said) == 1 + len(self.sleepers), "all have run")
+        places = {child.index: place for place, child in enumerate([self._holder, *self.sleepers], -1)}
+        first, *order = (places[index] for index, _ in said)
+        assert first == -1
+        for sleeper in self.sleepers:
+            sleeper.asleep()
+        return order
+
+
+def test_agent_obeys_what_applications_say(workload: Workload, crew: MakeCrew, earliest: type[AgentPolicy]) -> None:
+    one, _ = crew("1", earliest, agent_timeout="10s")
+    line = Line(workload, one, [40, 20, 30, 10])
+    assert line.order() == [3, 1, 2, 0]
+    with Hints.open(one.hints_path) as hints:
+        hints.set_item(2, tid=line.sleepers[1].pid, deadline_ns=50, take=True)
+    assert line.order() == [3, 2, 0, 1]
+
+
+@SOAK
+def test_next_agent_knows_what_was_said_to_one_that_was_killed(
+    workload: Workload, crew: MakeCrew, earliest: type[AgentPolicy]
+) -> None:
+    one, agent = crew("1", earliest, agent_timeout="10s")
+    line = Line(workload, one, [40, 20, 30, 10])
+    os.kill(agent.pid, signal.SIGKILL)
+    until(lambda: one.agent and one.agent.state == "gone", "the agent is gone")
+    crew(one, earliest, agent_timeout="10s")
+    assert line.order() == [3, 1, 2, 0]
+
+
+def test_table_stays_as_long_as_the_enclave(enclave: MakeEnclave, crew: MakeCrew, earliest: type[AgentPolicy]) -> None:
+    e = enclave("1")
+    assert not e.hints_path.exists()
+    crew(e, earliest)
+    with Hints.open(e.hints_path) as hints:
+        hints.set_item(3, tid=1)
+    assert e.hints_path.stat().st_mode & 0o777 == 0o600
+    e.swap(POLICIES["biff"])
+    crew(e, earliest)
+    with Hints.open(e.hints_path) as hints:
+        assert [index for index, _ in hints.updates()] == [3]
+    e.destroy()
+    assert not e.hints_path.exists()
+
+
+def test_policy_without_hints_has_none(crew: MakeCrew) -> None:
+    one, _ = crew("1", "fifo_centralized")
+    assert not one.hints_path.exists()
+    half = POLICIES["fifo_centralized"]
+    agent = Agent(one, half, half.values())  # type: ignore[arg-type]
+    with pytest.raises(GhostError, match="fifo_centralized has no hints"):
+        agent.hints  # noqa: B018
+
+
+@pytest.fixture
+def heeds(tmp_path: Path) -> Policy:
+    """A FIFO in BPF that notes of each task it runs what its hints say, with the function that the document shows."""
+    (tmp_path / "heeds.h").write_text("struct note {\n\tu64 deadline_ns;\n\tu64 qos;\n};\n")
+    (tmp_path / "heeds.bpf.c").write_text(
+        shown("c", 1)
+        + """
+#include "heeds.h"
+BPF_HASH(notes, u32, struct note, 1024);
+
+BPF_PROG(heeds_running, struct task_struct *p)
+{
+    struct note note = {.qos = qos_of(p)};
+    struct hint_item item;
+    u32 tid = p->pid;
+
+    if (hint_of(p, &item))
+        note.deadline_ns = item.deadline_ns;
+    notes.update(&tid, &note);
+    return 0;
+}
+"""
+    )
+    return Policy("heeds", "notes hints", directory=tmp_path)
+
+
+def test_policy_in_bpf_reads_hints(workload: Workload, enclave: MakeEnclave, heeds: Policy) -> None:
+    e = enclave("1-2", heeds)
+    notes = Hash(Map.open(e.path / "policy_0" / "notes"), abi.load(heeds.directory / "heeds.h"), "u32", "struct note")
+    first, second, plain = (workload.sleeper(e) for _ in range(3))
+
+    def noted() -> list[tuple[int, int]]:
+        found = []
+        for child in (first, second, plain):
+            goal = child.asleep().loops + 1
+            child.wake()
+            until(lambda child=child, goal=goal: child.loops == goal, f"{child} has run")
+            found.append((notes[child.pid].deadline_ns, notes[child.pid].qos))
+        return found
+
+    assert noted() == [(0, 0)] * 3
+    with Hints.open(e.hints_path) as hints:
+        hints.set_class(2, one_shot=True, qos=7)
+        hints.set_item(10, tid=first.pid, work_class=2, deadline_ns=111)
+        hints.set_item(len(hints) - 1, tid=second.pid, work_class=1, deadline_ns=222)
+        assert noted() == [(111, 7), (222, 0), (0, 0)]
+        hints.set_runnable(10, False, deadline_ns=112)
+        assert noted() == [(112, 7), (222, 0), (0, 0)]
+        hints.set_item(10, tid=plain.pid, work_class=2, deadline_ns=113)
+        assert noted() == [(0, 0), (222, 0), (113, 7)]
+        hints.set_item(11, tid=first.pid, deadline_ns=114)
+        assert noted() == [(114, 0), (222, 0), (113, 7)]
+
+
+@SOAK
+def test_command_finds_the_table_of_its_enclave(tmp_path: Path) -> None:
+    (tmp_path / "earliest.py").write_text(shown("python", 1))
+    end = "import os, sys\nhints.set_item(9, tid=1)\nos.execvp(sys.argv[1], sys.argv[1:])\n"
+    (tmp_path / "app.py").write_text(shown("python", 0) + end)
+    show = ("ghostbpf", "hints", "show", "1", "--json")
+    done = ghostbpf("run", tmp_path / "earliest.py", "--cpus", "1-2", "--", "python3", tmp_path / "app.py", *show)
+    assert (done.status, done.err) == (0, "")
+    row = json.loads(done.out)
+    assert row.items() >= {"item": 9, "tid": 1, "runnable": True, "class": 0, "kind": "", "qos": 0}.items()
+
+
+def test_hints_of_an_enclave_that_has_none(enclave: MakeEnclave) -> None:
+    enclave("1")
+    for arguments in (("show", "1"), ("admit", "1", "--user", "nobody")):
+        done = ghostbpf("hints", *arguments)
+        assert (done.status, done.err) == (1, "error: the policy of enclave 1, biff, reads no hints\n")

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPUs that go and come while an enclave owns them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import pytest
+from ghostbpf.loaders import sched_ext as kernel
+from ghostbpf.loaders.errors import GhostError
+from ghostbpf.schedulers.cpuset import CpuSet
+from ghostbpf.schedulers.enclave import Enclave
+from ghostbpf.schedulers.tasks import SCHED_EXT
+from workload import Child, MakeEnclave, Me, Workload, in_ext, offline, set_online, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+def run(children: Iterable[Child], loops: int = 50) -> None:
+    """Wait until each has gone on for a while."""
+    for child in children:
+        child.progress(loops)
+
+
+def come_back(children: Iterable[Child], one: Enclave) -> None:
+    """Wait until all run on the enclave's CPUs, and check that they stay."""
+    for child in children:
+        until(lambda child=child: child.at in one.cpus, f"{child} is back")
+        child.forget()
+        child.progress(100)
+        assert child.cpus_seen <= one.cpus
+
+
+def used(children: Iterable[Child]) -> CpuSet:
+    return CpuSet(child.at for child in children)
+
+
+@pytest.fixture(autouse=True)
+def still_attached(enclave: MakeEnclave) -> Iterator[None]:
+    """The kernel throws a scheduler out on hotplug, unless it looks after CPUs itself."""
+    yield
+    assert kernel.status().ops == "ghostbpf"
+
+
+@pytest.mark.parametrize("policy", ["biff", "rr"])
+def test_enclave_loses_a_cpu_under_load_and_gets_it_back(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+    one = enclave("1-2", policy, slice="5ms")
+    spinners = [workload.spinner(one) for _ in range(4)]
+    sleeper = workload.sleeper(one)
+    run(spinners)
+    with offline(2):
+        for spinner in spinners:
+            spinner.forget()
+        run(spinners)
+        sleeper.wake()
+        until(lambda: sleeper.loops == 1, "the sleeper ran")
+        assert {str(child.cpus_seen) for child in (*spinners, sleeper)} == {"1"}
+        assert all(in_ext(spinner.pid) for spinner in spinners)
+        assert str(one.cpus) == "1-2"
+    until(lambda: used(spinners) == one.cpus, "the CPU that is back is used")
+    assert one.counters().misfits == 0
+    assert one.nr_tasks == 5
+
+
+def test_tasks_of_an_enclave_without_cpus_run_elsewhere(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("3", slice="5ms")
+    spinners = [workload.spinner(biff) for _ in range(2)]
+    sleeper = workload.sleeper(biff)
+    run(spinners)
+    with offline(3):
+        for spinner in spinners:
+            spinner.forget()
+        run(spinners)
+        assert all(child.cpus_seen.isdisjoint(biff.cpus) for child in spinners)
+        assert biff.counters().misfits > 0
+        for turn in range(5):
+            sleeper.wake()
+            until(lambda turn=turn: sleeper.loops > turn, "the sleeper ran")
+            sleeper.asleep()
+        late = workload.spinner(biff)
+        late.progress(50)
+    come_back((*spinners, late), biff)
+    sleeper.wake()
+    until(lambda: sleeper.loops > 5, "the sleeper ran")
+    assert sleeper.at == 3
+
+
+@pytest.mark.parametrize("policy", ["biff", "rr"])
+def test_queue_of_a_cpu_that_goes_is_served_elsewhere(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+    one = enclave("3", policy, slice="50ms")
+    spinners = [workload.spinner(one) for _ in range(6)]
+    spinners[0].progress()
+    with offline(3):
+        run(spinners)
+    come_back(spinners, one)
+
+
+def test_tasks_that_rcu_waits_for_do_not_wait_for_the_cpu_that_goes(workload: Workload, enclave: MakeEnclave) -> None:
+    """The CPU goes only when all readers of RCU are done, as who walks a path is; some will have been preempted."""
+    one = enclave("3", "rr", slice="1ms")
+    path = "/" + "proc/../" * 400
+
+    def walk(me: Me) -> None:
+        while not me.stopped:
+            os.stat(path)
+            me.note()
+
+    walkers = [workload.spawn(walk, one) for _ in range(6)]
+    for _ in range(3):
+        run(walkers, 1)
+        with offline(3):
+            run(walkers, 1)
+
+
+def test_two_enclaves_and_one_loses_its_cpus(workload: Workload, enclave: MakeEnclave) -> None:
+    first, second = enclave("1", slice="5ms"), enclave("2-3", "rr")
+    mine, theirs = ([workload.spinner(one) for _ in range(3)] for one in (first, second))
+    run((*mine, *theirs))
+    with offline(1):
+        run((*mine, *theirs))
+        for child in theirs:
+            child.forget()
+        run(theirs)
+        assert all(child.cpus_seen <= second.cpus for child in theirs)
+    come_back(mine, first)
+    assert all(child.cpus_seen <= second.cpus for child in theirs)
+
+
+@pytest.mark.parametrize("spinners", [1, 4])
+@pytest.mark.parametrize("policy", ["biff", "rr"])
+def test_tasks_bound_to_the_cpu_that_goes_run_on(
+    workload: Workload, enclave: MakeEnclave, policy: str, spinners: int
+) -> None:
+    """The kernel widens their affinity, as it does in any class; but not while they wait on a queue of ours."""
+    one = enclave("1-2", policy)
+    bound = [workload.spinner(one, cpus=[2]) for _ in range(spinners)]
+    run(bound, 1)
+    with offline(2):
+        run(bound, 100)
+        assert used(bound).isdisjoint(CpuSet([2]))
+        assert all(os.sched_getaffinity(child.pid) != {2} for child in bound)
+    come_back(bound, one)
+
+
+def test_tasks_of_no_enclave_bound_to_the_cpu_that_goes_run_on(workload: Workload, enclave: MakeEnclave) -> None:
+    enclave("1")
+    bound = [workload.spinner(cpus=[2], go=False) for _ in range(4)]
+    for child in bound:
+        os.sched_setscheduler(child.pid, SCHED_EXT, os.sched_param(0))
+        child.wake()
+    run(bound, 1)
+    with offline(2):
+        run(bound, 100)
+    run(bound)
+
+
+def test_cpu_of_no_enclave_may_go_and_come(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2")
+    spinners = [workload.spinner(biff) for _ in range(3)]
+    with offline(3):
+        run(spinners)
+    run(spinners)
+    assert all(child.cpus_seen <= biff.cpus for child in spinners)
+
+
+def test_cpu_that_was_offline_at_attach_can_be_used(workload: Workload, enclave: MakeEnclave) -> None:
+    with offline(3):
+        first = enclave("1-2")
+        with pytest.raises(GhostError, match="CPU 3 is not there or not online"):
+            enclave("3")
+    second = enclave("3")
+    spinner = workload.spinner(second)
+    spinner.progress(100)
+    assert spinner.cpus_seen == CpuSet([3])
+    assert first.nr_tasks == 0
+
+
+@pytest.mark.parametrize("policy", ["biff", "rr"])
+def test_ten_times_under_load(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+    one = enclave("2-3", policy, slice="5ms")
+    spinners = [workload.spinner(one) for _ in range(3)]
+    sleepers = [workload.sleeper(one, then=lambda me: me.spin(0.2)) for _ in range(2)]
+    try:
+        for turn in range(10):
+            # Every other time both, so that the enclave has none.
+            set_online(2, False)
+            if turn % 2:
+                set_online(3, False)
+            for sleeper in sleepers:
+                sleeper.wake()
+            run(spinners, 5)
+            set_online(2, True)
+            for sleeper in sleepers:
+                sleeper.wake()
+            run(spinners, 5)
+            set_online(3, True)
+    finally:
+        set_online(2, True)
+        set_online(3, True)
+    come_back(spinners, one)
+    for sleeper in sleepers:
+        loops = sleeper.asleep().loops
+        sleeper.wake()
+        until(lambda sleeper=sleeper, loops=loops: sleeper.loops > loops, "the sleeper ran")
+    assert one.nr_tasks == 5

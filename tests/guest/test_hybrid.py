@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hybrid example: BPF places some, the agent others, and what each counts tunes the other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from ghostbpf.schedulers.registry import from_file
+from ghostbpf.schedulers.userspace.link import params_of
+from policy_file import scheduled, wake
+from workload import Workload, until
+
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+
+HYBRID = Path(__file__).parents[2] / "examples" / "hybrid.py"
+
+
+def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
+    with scheduled(HYBRID, "1-2", "--shortest", "2ms", "--longest", "100ms", "--verbose", "yes") as run:
+        _, params = params_of(run.enclave, from_file(str(HYBRID)))
+        sleeper = workload.sleeper(run.enclave)
+        before = run.enclave.counters().idle
+        wake(sleeper, 20)
+        assert run.enclave.counters().idle >= before + 15, "BPF places it"
+        until(lambda: params.slice_ns == 0, "endless while nobody waits")
+
+        hogs = [workload.spinner(run.enclave) for _ in range(4)]
+        until(lambda: params.slice_ns == 2_000_000, "the shortest where all have to wait")
+        committed = run.agent.committed
+        for hog in hogs:
+            hog.progress(1000)
+        until(lambda: run.agent.committed > committed + 20, "the agent decides who is next")
+        for hog in hogs:
+            hog.stop()
+
+        pair = [workload.spinner(run.enclave, cpus=[1]) for _ in range(2)]
+
+        def is_between() -> bool:
+            wake(sleeper, 5)
+            return 2_000_000 < params.slice_ns < 100_000_000
+
+        until(is_between, "longer where BPF places some")
+        pair[0].stop()
+        until(lambda: params.slice_ns == 0, "endless again")
+        before = run.enclave.counters().idle
+        wake(sleeper, 20)
+        assert run.enclave.counters().idle >= before + 15, "BPF places it again"
+        told = re.findall(
+            r"^hybrid: (\d+) placed by BPF, (\d+) had to wait: slice (.*)$", run.process.err, re.MULTILINE
+        )
+        assert {"2.0 ms", "endless"} < {slice for _, _, slice in told}
+        assert any(int(placed) and int(asked) for placed, asked, _ in told)
+
+
+def test_hybrid_lets_nobody_keep_an_endless_slice_when_others_come(workload: Workload) -> None:
+    with scheduled(HYBRID, "1") as run:
+        first = workload.spinner(run.enclave)
+        first.progress(1000)
+        second = workload.spinner(run.enclave)
+        second.progress(1000)
+        first.progress(1000)
+        second.progress(1000)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Others on an enclave's CPUs: tasks of the fair class, which outrank it, and SCHED_EXT tasks of no enclave."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from ghostbpf.schedulers.cpuset import CpuSet
+from ghostbpf.schedulers.enclave import Enclave
+from ghostbpf.schedulers.tasks import SCHED_EXT
+from workload import Child, MakeEnclave, Me, Workload, in_ext, present_cpus, runtime_ns, until
+
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+
+MS = 10**6
+ENDLESS = "10s"
+
+
+def bound_then_free(workload: Workload, one: Enclave, cpu: int) -> Child:
+    """A spinner that runs on ``cpu`` and may run anywhere."""
+    child = workload.spinner(one, cpus=[cpu])
+    child.progress()
+    os.sched_setaffinity(child.pid, set(present_cpus()))
+    return child
+
+
+def turn_ext(child: Child) -> Child:
+    """Put a child into the ext class, but in no enclave."""
+    os.sched_setscheduler(child.pid, SCHED_EXT, os.sched_param(0))
+    assert in_ext(child.pid)
+    return child
+
+
+@pytest.mark.parametrize("policy", ["biff", "rr"])
+def test_task_that_a_hog_preempts_goes_on_elsewhere(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+    one = enclave("1-2", policy)
+    for _ in range(5):
+        spinner = bound_then_free(workload, one, 1)
+        hog = workload.spinner(cpus=[1])
+        hog.progress()
+        until(lambda spinner=spinner: spinner.at == 2, "it went to the idle CPU")
+        spinner.progress(100)
+        hog.stop()
+        spinner.stop()
+
+
+def test_busy_enclave_goes_on_without_the_cpu_of_a_hog(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2", slice="5ms")
+    spinners = [workload.spinner(biff) for _ in range(4)]
+    sleeper = workload.sleeper(biff)
+    hog = workload.spinner(cpus=[1])
+    hog.progress()
+    for child in spinners:
+        child.forget(wait=False)
+    for child in spinners:
+        child.progress(100)
+        assert child.cpus_seen <= biff.cpus
+    for turn in range(10):
+        sleeper.asleep().wake()
+        until(lambda turn=turn: sleeper.loops > turn, "the sleeper ran")
+    hog.stop()
+    until(lambda: CpuSet(child.at for child in spinners) == biff.cpus, "the CPU is used again")
+
+
+@pytest.mark.parametrize("policy", ["biff", "rr"])
+def test_task_woken_onto_a_cpu_that_a_hog_takes_goes_on_elsewhere(
+    workload: Workload, enclave: MakeEnclave, policy: str
+) -> None:
+    """The idle CPU that it was to have goes to the fair class, before it ever ran there."""
+    one = enclave("1-2", policy)
+    sleeper = workload.sleeper(one)
+
+    def hog_until_told(me: Me) -> None:
+        while me.index not in told:
+            me.note()
+            if me.stopped:
+                break
+
+    told: set[int] = set()
+    for _ in range(15):
+        os.sched_setaffinity(sleeper.asleep().pid, {1})
+        loops = sleeper.loops
+        sleeper.wake()
+        until(lambda loops=loops: sleeper.loops > loops, "it ran on the CPU in question")
+        os.sched_setaffinity(sleeper.asleep().pid, set(present_cpus()))
+        hog = workload.spawn(hog_until_told, cpus=[1], go=False)
+        loops = sleeper.loops
+        sleeper.wake()
+        hog.wake()
+        until(lambda loops=loops: sleeper.loops > loops, "it ran, though the hog has its CPU", 20)
+        hog.stop()
+
+
+def test_enclave_outlasts_hogs_on_all_its_cpus(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2", slice="5ms")
+    spinners = [workload.spinner(biff) for _ in range(3)]
+    for child in spinners:
+        child.progress()
+    hogs = [workload.spinner(cpus=[cpu]) for cpu in biff.cpus]
+    until(lambda: all(runtime_ns(hog.pid) > 500 * MS for hog in hogs), "the hogs run")
+    for hog in hogs:
+        hog.stop()
+    for child in spinners:
+        child.progress(100)
+        child.forget()
+        child.progress(100)
+        assert child.cpus_seen <= biff.cpus
+
+
+def test_task_of_no_enclave_runs_on_free_cpus(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2")
+    loner = turn_ext(workload.spinner())
+    loner.progress(100)
+    assert biff.nr_tasks == 0
+    assert not biff.counters().switches
+
+
+@pytest.mark.parametrize("policy", ["biff", "rr"])
+@pytest.mark.parametrize("spinners", [4, 8])
+def test_task_of_no_enclave_gets_on_where_enclaves_hold_all_cpus(
+    workload: Workload, enclave: MakeEnclave, policy: str, spinners: int
+) -> None:
+    """With as many spinners as CPUs nobody waits on the enclave's queue, and Biff alone would preempt no one."""
+    one = enclave("0-3", policy, slice=ENDLESS)
+    members = [workload.spinner(one) for _ in range(spinners)]
+    for child in members[:4]:
+        child.progress()
+    loners = [turn_ext(workload.spinner(go=False)) for _ in range(2)]
+    for loner in loners:
+        loner.wake()
+        loner.progress(1000)
+    # They get a share, not all: the enclave goes on.
+    for child in members[:4]:
+        child.progress(10)
+    for loner in loners:
+        loner.stop()
+
+
+def test_task_of_no_enclave_shares_with_its_like(workload: Workload, enclave: MakeEnclave) -> None:
+    """Both are bound to a CPU whose enclave has work, but none that it could do there."""
+    biff = enclave("1-2", slice="5ms")
+    members = [workload.spinner(biff, cpus=[1]) for _ in range(2)]
+    for child in members:
+        child.progress()
+
+    def short(me: Me) -> None:
+        while not me.stopped:
+            me.spin(0.5)
+            time.sleep(0.02)
+
+    loners = [turn_ext(workload.spawn(short, cpus=[2], go=False)) for _ in range(3)]
+    for loner in loners:
+        loner.wake()
+    for loner in loners:
+        loner.progress(200)
+    assert {str(loner.cpus_seen) for loner in loners} == {"2"}
+    for child in members:
+        child.progress(10)
+
+
+def test_waiting_task_of_no_enclave_is_not_forgotten(workload: Workload, enclave: MakeEnclave) -> None:
+    """The CPU has just served the fallback queue, the enclave's queue is never empty, and then the CPU idles."""
+    biff = enclave("1-2", slice="5ms")
+    for _ in range(2):
+        workload.spinner(biff, cpus=[1]).progress()
+    for _ in range(10):
+        first, second = (turn_ext(workload.sleeper(cpus=[2], then=lambda me: me.spin(2))) for _ in range(2))
+        first.wake()
+        second.wake()
+        until(lambda first=first, second=second: first.loops and second.loops, "both ran", 20)
+        first.asleep().close()
+        second.asleep().close()

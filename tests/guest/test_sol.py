@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SOL: first come, first served, nothing lost at full speed, and how efficient that is."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+import pytest
+from agents import MakeCrew
+from command import ghostbpf
+from ghostbpf.schedulers.enclave import Enclave
+from order import Order
+from workload import Me, Workload, until
+
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+
+
+def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, crew: MakeCrew) -> None:
+    one, _ = crew("1", "sol", agent_timeout="10s")
+    sleepers = [workload.sleeper(one, then=lambda me: me.say("ran")) for _ in range(12)]
+    holder = workload.spinner(one)
+    holder.progress()
+    order = Order(workload, sleepers)
+    turns = [5, 0, 11, 3, 8, 1, 10, 2, 7, 4, 9, 6]
+    for number in turns:
+        sleepers[number].wake()
+    holder.stop()
+    ran = order.ran()
+    assert ran == order.of(sleepers[number] for number in turns)
+
+
+def test_what_was_to_follow_another_need_not_if_a_cpu_idles(workload: Workload, crew: MakeCrew) -> None:
+    one, _ = crew("1-2", "sol", agent_timeout="10s")
+    sleeper = workload.sleeper(one, cpus=[1])
+    stays, ends = workload.spinner(one, cpus=[1]), workload.spinner(one, cpus=[2])
+    for holder in (stays, ends):
+        holder.progress()
+    os.sched_setaffinity(sleeper.pid, {1, 2})
+    loops = sleeper.loops
+    committed = _committed(one)
+    sleeper.wake()
+    until(lambda: _committed(one) > committed, "it is committed to a busy CPU")
+    ends.stop()
+    until(lambda: sleeper.loops > loops, "it runs where it can")
+    stays.progress()
+
+
+@pytest.mark.parametrize("spin", ["no", pytest.param("yes", marks=pytest.mark.soak)])
+def test_nothing_is_lost_at_full_speed(workload: Workload, crew: MakeCrew, spin: str) -> None:
+    """Each yield is a message and a decision; none may be missing, and none made twice."""
+    one, agent = crew("1-3", "sol", spin=spin, agent_timeout="10s")
+    yields, tasks = 300, 20
+
+    def body(me: Me) -> None:
+        for _ in range(yields):
+            me.note()
+            os.sched_yield()
+
+    children = [workload.spawn(body, one, go=False) for _ in range(tasks)]
+    for child in children:
+        child.wake()
+    assert [child.wait() for child in children] == [0] * tasks
+    assert [child.loops for child in children] == [yields] * tasks
+    assert agent.check()
+    state = one.agent
+    assert state is not None
+    assert (state.silences, state.lost) == (0, 0)
+    assert state.committed >= yields * tasks
+    assert state.messages >= state.committed
+    assert 0 < state.busy_ns <= state.age_ns
+    assert state.rate <= state.capacity
+    shown = ghostbpf("enclave", "show", one.id).out
+    load = re.search(r"load: .*%: .* messages/s, .* a turn, queue .*/decision", shown)
+    assert load is not None, shown
+    print(load.group())
+
+
+@pytest.mark.soak
+def test_sol_test_prints_the_efficiency(workload: Workload, crew: MakeCrew) -> None:
+    """ghOSt's sol_test: tasks that spin and sleep, five for each CPU, and how near that comes to the ideal."""
+    one, agent = crew("1-3", "sol")
+    tasks, rounds = 15, 40
+    for spin_us in (1000, 500, 100, 50):
+        print(f"{spin_us / 1000:.2f} msecs")
+        for sleep_us in (spin_us, spin_us // 2, spin_us // 10):
+
+            def body(me: Me, spin_us: int = spin_us, sleep_us: int = sleep_us) -> None:
+                me.block()
+                for _ in range(rounds):
+                    me.spin(spin_us / 1000)
+                    time.sleep(sleep_us / 1e6)
+                me.set(rounds)
+
+            children = [workload.spawn(body, one).asleep() for _ in range(tasks)]
+            began = time.monotonic_ns()
+            for child in children:
+                child.wake()
+            assert [child.wait() for child in children] == [0] * tasks
+            actual = time.monotonic_ns() - began
+            assert [child.value for child in children] == [rounds] * tasks
+            ideal = rounds * 1000 * max(spin_us * tasks / len(one.cpus), spin_us + sleep_us)
+            print(f"  sleep {sleep_us / 1000:.3f} ms: efficiency {100 * ideal / actual:.1f} %")
+    assert agent.check()
+
+
+def _committed(enclave: Enclave) -> int:
+    assert enclave.agent is not None
+    return enclave.agent.committed

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command, as far as it goes without a sched_ext kernel."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ghostbpf.loaders.btf import Btf
+from ghostbpf.schedulers.errors import NoSuchPolicy
+from ghostbpf.schedulers.policy import duration_ns, find
+from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.tools.doctor import malformed_kfuncs
+from ghostbpf.tools.output import human_ns
+
+COMMANDS = [
+    (),
+    ("run",),
+    *(("run", name) for name in POLICIES),
+    ("enclave",),
+    ("hints",),
+    ("enclave", "enrol"),
+    ("pushtosched",),
+    ("fd",),
+    ("fd", "send"),
+    ("fd", "receive"),
+    ("policies",),
+    ("new",),
+    ("doctor",),
+    ("vm",),
+]
+no_sched_ext = pytest.mark.skipif(Path("/sys/kernel/sched_ext").exists(), reason="this kernel has sched_ext")
+
+
+def ghostbpf(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ghostbpf.tools.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_examples_within_80_columns(command: tuple[str, ...]) -> None:
+    done = ghostbpf(*command, "--help", COLUMNS="80")
+    assert done.returncode == 0
+    assert "Examples:" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_policies_are_listed_as_json() -> None:
+    rows = [json.loads(line) for line in ghostbpf("policies", "--json").stdout.splitlines()]
+    assert [row["policy"] for row in rows] == list(POLICIES)
+    assert all(row["what it does"] for row in rows)
+
+
+def test_unknown_policy_names_the_nearest() -> None:
+    done = ghostbpf("run", "bif", "--", "true")
+    assert done.returncode == 2
+    assert done.stderr == 'error: there is no policy "bif"\n  try: did you mean biff?\n'
+
+
+def test_unlike_any_policy_lists_them_all() -> None:
+    with pytest.raises(NoSuchPolicy) as error:
+        find("zzz", POLICIES)
+    assert error.value.suggestion is None
+    assert all(name in (error.value.cure or "") for name in POLICIES)
+
+
+@pytest.mark.parametrize("text", ["0", "-1ms", "5x", "11s", "ms", "", "nan", "1 ms s", "infs"])
+def test_bad_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="bad duration"):
+        duration_ns(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"), [("50ms", 50_000_000), ("300us", 300_000), ("1.5s", 1_500_000_000), ("1ns", 1)]
+)
+def test_duration_is_read(text: str, ns: int) -> None:
+    assert duration_ns(text) == ns
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "biff", "--slice", "5x", "--", "true"),
+        ("run", "biff", "--cpus", "0-x", "--", "true"),
+        ("run", "biff", "--enclave", "64", "--", "true"),
+        ("run", "biff", "--all", "--cpus", "0", "--", "true"),
+        ("run", "biff", "--nonsense"),
+        ("enclave", "show"),
+        ("enclave", "add", "1"),
+        ("enclave", "destroy"),
+        ("new",),
+        ("nonsense",),
+    ],
+    ids=" ".join,
+)
+def test_wrong_command_line_exits_2(arguments: tuple[str, ...]) -> None:
+    done = ghostbpf(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert "rror: " in done.stderr
+    assert not done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@no_sched_ext
+@pytest.mark.usefixtures("root")
+def test_run_without_sched_ext_says_what_to_boot() -> None:
+    done = ghostbpf("run", "biff", "--", "true")
+    assert done.returncode == 1
+    assert "has no sched_ext" in done.stderr
+    assert "ghostbpf vm" in done.stderr
+
+
+@no_sched_ext
+def test_doctor_fails_with_a_cure_for_each_lack() -> None:
+    done = ghostbpf("doctor", "--json")
+    rows = {row["what"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 1
+    assert rows["sched_ext"]["verdict"] == "fail"
+    assert all(row["cure"] for row in rows.values() if row["verdict"] == "fail")
+    assert rows["BTF"]["verdict"] == "ok"
+    assert ghostbpf("doctor").stdout.splitlines()[-1].startswith("NOT READY: sched_ext")
+
+
+@no_sched_ext
+def test_a_kernel_without_sched_ext_has_none_of_its_kfuncs() -> None:
+    assert malformed_kfuncs(Btf.kernel()) == ([], 0)
+
+
+def test_times_have_the_unit_that_suits() -> None:
+    assert [human_ns(n) for n in (740, 12_340, 4_100_000, 2.5e9)] == ["740 ns", "12.3 us", "4.1 ms", "2.5 s"]

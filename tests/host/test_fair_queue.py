@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue of cfs, and its accounts, without a kernel: whatever comes and goes, the order and the shares are right."""
+
+from __future__ import annotations
+
+from ghostbpf.schedulers.userspace.fair import Account, FairQueue, slice_ns
+from hypothesis import given
+from hypothesis import strategies as st
+
+MS = 10**6
+LATENCY, GRANULARITY = 10 * MS, MS
+
+vruntimes = st.integers(0, 100 * MS)
+weights = st.sampled_from([1, 9, 33, 100, 305, 1024, 8668])
+
+
+class Model(Account):
+    """A task as far as the queue sees one."""
+
+    def __init__(self, vruntime: int = 0) -> None:
+        super().__init__()
+        self.vruntime = vruntime
+
+
+@given(st.lists(vruntimes))
+def test_least_vruntime_goes_first_and_equals_in_the_order_of_their_coming(given: list[int]) -> None:
+    queue: FairQueue[Model] = FairQueue()
+    tasks = [Model(vruntime) for vruntime in given]
+    for task in tasks:
+        queue.add(task)
+    assert [queue.pop() for _ in tasks] == sorted(tasks, key=lambda task: task.vruntime)
+    assert queue.pop() is None
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["add", "discard"]), st.integers(0, 5), vruntimes),
+        st.tuples(st.sampled_from(["pop", "advance"]), st.just(0), vruntimes),
+    )
+)
+
+
+@given(operations)
+def test_whatever_comes_and_goes_the_least_and_the_oldest_are_known(done: list[tuple[str, int, int]]) -> None:
+    """Against a plain list; a task may be added with another vruntime while it is in."""
+    queue: FairQueue[Model] = FairQueue()
+    pool = [Model() for _ in range(6)]
+    there: list[Model] = []  # in the order of their coming
+    for what, index, vruntime in done:
+        task, clock = pool[index], queue.clock
+        if what == "add":
+            task.vruntime = vruntime
+            queue.add(task)
+            there = [other for other in there if other is not task] + [task]
+            assert task.vruntime == max(vruntime, clock)
+        elif what == "discard":
+            queue.discard(task)
+            there = [other for other in there if other is not task]
+        elif what == "pop" and (first := queue.pop()) is not None:
+            there.remove(first)
+            assert all(first.vruntime <= other.vruntime for other in there)
+        elif what == "advance":
+            queue.advance(Model(vruntime))
+        assert queue.clock >= clock
+        assert len(queue) == len(there)
+        assert all((other in queue) == (other in there) for other in pool)
+        assert queue.oldest() is (there[0] if there else None)
+        least = queue.first()
+        assert (least is None) == (not there)
+        assert least is None or least.vruntime == min(other.vruntime for other in there)
+
+
+@given(st.lists(weights, min_size=2, max_size=6), st.lists(st.integers(1, 20 * MS), min_size=50, max_size=200))
+def test_hogs_share_by_weight_within_one_turn_each(given: list[int], turns: list[int]) -> None:
+    """Turns may be of any length, as on a machine whose ticks come late: what one had too much, it waits for."""
+    queue: FairQueue[Model] = FairQueue()
+    tasks = [Model() for _ in given]
+    weight_of = dict(zip(tasks, given, strict=True))
+    ran = dict.fromkeys(tasks, 0)
+    for task in tasks:
+        task.charge(0, weight_of[task])
+        queue.add(task)
+    for turn in turns:
+        task = queue.pop()
+        assert task is not None
+        ran[task] += turn
+        task.charge(ran[task], weight_of[task])
+        queue.advance(task)
+        queue.add(task)
+    for task in tasks:
+        for other in tasks:
+            mine, its = (100 * ran[one] / weight_of[one] for one in (task, other))
+            assert mine - its <= 100 * max(turns) / weight_of[task] + 2 * len(turns)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50 * MS), weights), min_size=1, max_size=50))
+def test_each_piece_of_run_time_counts_once_and_by_the_weight_of_its_time(pieces: list[tuple[int, int]]) -> None:
+    task, runtime, expected = Model(), 0, 0
+    weight = 100
+    task.charge(runtime, weight)
+    for ran, new_weight in pieces:
+        runtime += ran
+        expected += ran * 100 // weight
+        task.charge(runtime, new_weight)
+        task.charge(runtime, new_weight)
+        weight = new_weight
+    assert task.vruntime == expected
+
+
+@given(st.integers(1, 10 * MS))
+def test_what_ran_before_the_first_charge_does_not_count(before: int) -> None:
+    task = Model()
+    task.charge(before, 100)
+    assert task.vruntime == 0
+    task.charge(before + MS, 100)
+    assert task.vruntime == MS
+
+
+@given(vruntimes, vruntimes)
+def test_who_slept_begins_at_the_clock_and_not_with_all_it_missed(slept: int, running: int) -> None:
+    queue: FairQueue[Model] = FairQueue()
+    queue.advance(Model(running))
+    sleeper = Model(slept)
+    queue.add(sleeper)
+    assert sleeper.vruntime == max(slept, running)
+
+
+@given(st.integers(1, 10_000))
+def test_turns_fill_the_latency_or_are_the_granularity(tasks: int) -> None:
+    turn = slice_ns(tasks, LATENCY, GRANULARITY)
+    assert turn >= GRANULARITY
+    if tasks * GRANULARITY <= LATENCY:
+        assert LATENCY <= tasks * turn < LATENCY + tasks
+    else:
+        assert turn == GRANULARITY

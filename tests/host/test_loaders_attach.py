@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs on tracepoints and over all tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ghostbpf.loaders import abi, attach
+from ghostbpf.loaders.link import Module, Target
+from ghostbpf.loaders.maps import Array
+from ghostbpf.loaders.object import Object
+
+
+@pytest.fixture(scope="module")
+def compiled(build: Callable[[str], Object]) -> Object:
+    return build(
+        """
+        BPF_ARRAY(switched_from, u64, 1);
+
+        int on_switch(unsigned long long *ctx)
+        {
+            struct task_struct *prev = (struct task_struct *)ctx[1];
+            u32 zero = 0;
+            u64 *times = switched_from.lookup(&zero);
+
+            if (times && prev->tgid == LINK_CONSTANT(who))
+                __sync_fetch_and_add(times, 1);
+            return 0;
+        }
+
+        int each_task(struct bpf_iter__task *ctx)
+        {
+            struct bpf_iter_meta *meta = ctx->meta;
+            struct task_struct *p = ctx->task;
+            /* A kilobyte a task: more than one read() returns. */
+            struct { u32 pid, pad[63]; } record = {};
+
+            if (!p)
+                return 0;
+            record.pid = p->pid;
+            for (int i = 0; i < 4; i++)
+                bpf_seq_write(meta->seq, &record, sizeof(record));
+            return 0;
+        }
+        """
+    )
+
+
+@pytest.fixture
+def module(compiled: Object) -> Iterator[Module]:
+    with contextlib.closing(Module(compiled, constants={"who": os.getpid()})) as made:
+        yield made
+
+
+def sleep_often() -> None:
+    for _ in range(20):
+        time.sleep(0.001)
+
+
+def test_tracepoint_program_runs_while_it_is_attached(module: Module) -> None:
+    times = Array(module.maps["switched_from"], abi.load(), "u64")
+    with module.load("on_switch", Target.tracepoint("sched_switch")) as program:
+        link = attach.Link.tracepoint(program)
+    with link:
+        sleep_often()
+        assert times[0] >= 20
+    sleep_often()
+    after = times[0]
+    sleep_often()
+    assert times[0] == after
+
+
+def pids(iterator: attach.Iterator) -> set[int]:
+    return {pid for (pid,) in struct.iter_unpack("I252x", iterator.read())}
+
+
+def test_iterator_goes_over_all_tasks_anew_each_time(module: Module) -> None:
+    with module.load("each_task", Target.iterator("task")) as program:
+        iterator = attach.Iterator.attach(program)
+    with iterator:
+        assert os.getpid() in pids(iterator)
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        try:
+            assert child in pids(iterator)
+        finally:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        assert child not in pids(iterator)
+
+
+def test_pinned_iterator_opens_again(module: Module, bpffs: Path) -> None:
+    with module.load("each_task", Target.iterator("task")) as program, attach.Iterator.attach(program) as iterator:
+        iterator.pin(bpffs / "tasks")
+    with attach.Iterator.open(bpffs / "tasks") as iterator:
+        assert os.getpid() in pids(iterator)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ring buffer from the program that fills it to the function that receives."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+from ghostbpf.loaders.link import Module, Target
+from ghostbpf.loaders.maps import RingBuffer
+from ghostbpf.loaders.object import Object
+
+BURST = 16
+
+
+@pytest.fixture(scope="module")
+def compiled(build: Callable[[str], Object]) -> Object:
+    return build(
+        f"#define BURST {BURST}\n"
+        + """
+        BPF_RINGBUF_OUTPUT(events, 1);
+
+        int emit(u64 *ctx)
+        {
+            for (u32 i = 0; i < BURST; i++) {
+                struct { u64 batch, number; } record = {ctx[0], i};
+                if (events.ringbuf_output(&record, sizeof(record), 0))
+                    return i;
+            }
+            return BURST;
+        }
+        """
+    )
+
+
+@pytest.fixture
+def module(compiled: Object) -> Iterator[Module]:
+    with contextlib.closing(Module(compiled)) as made:
+        yield made
+
+
+@pytest.fixture
+def emit(module: Module) -> Iterator[Callable[[int], int]]:
+    """``emit(batch)`` puts up to BURST records of that batch into the ring; how many there was room for."""
+    with module.load("emit", Target.syscall()) as program:
+        yield lambda batch: program.run(struct.pack("Q", batch))[0]
+
+
+def test_ring_buffer_delivers_every_record_in_order(module: Module, emit: Callable[[int], int]) -> None:
+    got: list[tuple[int, ...]] = []
+    ring = RingBuffer(module.maps["events"], lambda data: got.append(struct.unpack("2Q", data)))
+    assert ring.consume() == 0
+    for batch in range(3):
+        assert emit(batch) == BURST
+    assert ring.poll(1000) == 3 * BURST
+    assert got == [(batch, i) for batch in range(3) for i in range(BURST)]
+    emit(3)
+    assert ring.consume() == BURST
+    assert got[-1] == (3, BURST - 1)
+
+
+def test_full_ring_buffer_refuses_and_goes_on_when_read(module: Module, emit: Callable[[int], int]) -> None:
+    got: list[bytes] = []
+    ring = RingBuffer(module.maps["events"], got.append)
+    sent = 0
+    while (sent_now := emit(0)) == BURST:
+        sent += BURST
+    # A page, less a head of eight bytes a record of 16.
+    assert sent + sent_now == 4096 // 24
+    assert ring.consume() == 4096 // 24 == len(got)
+    assert emit(0) == BURST
+
+
+def test_ring_buffer_waits_no_longer_than_told_and_wakes_select(module: Module, emit: Callable[[int], int]) -> None:
+    ring = RingBuffer(module.maps["events"], lambda data: None)
+    assert ring.poll(0) == 0
+    assert select.select([ring], [], [], 0) == ([], [], [])
+    emit(0)
+    assert select.select([ring], [], [], 5)[0] == [ring]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_exception_in_the_receiver_reaches_the_caller(module: Module, emit: Callable[[int], int]) -> None:
+    def receive(data: bytes) -> None:
+        raise LookupError(data)
+
+    ring = RingBuffer(module.maps["events"], receive)
+    emit(0)
+    with pytest.raises(LookupError):
+        ring.consume()

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf pushtosched`` and the other utilities, as far as they go without a sched_ext kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ghostbpf.schedulers.classes import SchedulingClass
+from tracing import DEADLINE, Task
+
+NOBODY = 65534
+
+
+def ghostbpf(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ghostbpf.tools.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False, **options)
+
+
+def push(target: str, stdin: str, *arguments: object) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and rows of ``ghostbpf pushtosched TARGET --json``."""
+    done = ghostbpf("pushtosched", target, "--json", *arguments, input=stdin)
+    assert done.stderr == ""
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.usefixtures("root")
+def test_every_class_and_back(task: Callable[..., Task]) -> None:
+    one = task(lambda: None)
+    os.setpriority(os.PRIO_PROCESS, one.pid, 5)
+    before = "other"
+    for target, policy, priority in (
+        ("fifo:10", os.SCHED_FIFO, 10),
+        ("rr:99", os.SCHED_RR, 99),
+        ("rr:1", os.SCHED_RR, 1),
+        ("idle", os.SCHED_IDLE, 0),
+        ("batch", os.SCHED_BATCH, 0),
+        ("other", os.SCHED_OTHER, 0),
+    ):
+        moved = {"tid": one.pid, "result": "moved", "before": before, "error": None}
+        assert push(target, f"{one.pid}\n") == (0, [moved])
+        assert os.sched_getscheduler(one.pid) == policy
+        assert os.sched_getparam(one.pid).sched_priority == priority
+        before = target
+    assert os.getpriority(os.PRIO_PROCESS, one.pid) == 5
+
+
+def test_what_moved_what_was_there_and_what_died(task: Callable[..., Task]) -> None:
+    one, two, dead = task(lambda: None), task(lambda: None), task(lambda: None)
+    os.sched_setscheduler(two.pid, os.SCHED_BATCH, os.sched_param(0))
+    dead.kill()
+    done = ghostbpf("pushtosched", "batch", input=f"\n  {one.pid}\t{two.pid}\n\n{dead.pid}")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        f"{one.pid}: moved from other",
+        f"{two.pid}: there already",
+        f"{dead.pid}: died meanwhile",
+    ]
+    assert done.stderr == "1 moved, 1 there, 1 died, 0 failed\n"
+
+
+def test_bad_words_are_named_with_their_line_and_the_rest_is_done(task: Callable[..., Task]) -> None:
+    one = task(lambda: None)
+    words = ("x1", "-5", "0", "99999999999999999999", "1.5", "\N{ARABIC-INDIC DIGIT FIVE}")
+    done = subprocess.run(
+        [sys.executable, "-m", "ghostbpf.tools.cli", "pushtosched", "batch"],
+        input="\n".join([*words, str(one.pid)]).encode() + b"\n\xff\xfe\n",
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout.decode() == f"{one.pid}: moved from other\n"
+    lines = done.stderr.decode().splitlines()
+    assert lines[:-1] == [
+        *(f'failed: line {number}: "{word}" is no TID' for number, word in enumerate(words, 1)),
+        'failed: line 8: "\\xff\\xfe" is no TID',
+    ]
+    assert lines[-1] == "1 moved, 0 there, 0 died, 7 failed"
+    assert os.sched_getscheduler(one.pid) == os.SCHED_BATCH
+
+
+def test_tasks_are_moved_as_their_lines_come(task: Callable[..., Task]) -> None:
+    one = task(lambda: None)
+    command = [sys.executable, "-m", "ghostbpf.tools.cli", "pushtosched", "batch"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{one.pid}\n".encode())
+        process.stdin.flush()
+        assert process.stdout.readline() == f"{one.pid}: moved from other\n".encode()
+        process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0
+
+
+@pytest.mark.usefixtures("root")
+def test_what_is_not_permitted_fails_with_the_cure(task: Callable[..., Task]) -> None:
+    one = task(lambda: os.setresuid(NOBODY, NOBODY, NOBODY))
+    one.run()
+    without = ["setpriv", "--bounding-set", "-sys_nice"]
+    command = [*without, sys.executable, "-m", "ghostbpf.tools.cli", "pushtosched", "batch", "--json"]
+    done = subprocess.run(command, input=f"{one.pid}\n", capture_output=True, text=True, check=False)
+    row = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (row["tid"], row["result"]) == (one.pid, "failed")
+    assert row["error"] == f"cannot move task {one.pid}: not permitted; run it with sudo (CAP_SYS_NICE)"
+    assert os.sched_getscheduler(one.pid) == os.SCHED_OTHER
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fair", 'there is no class "fair"'),
+        ("fifo", "fifo takes a priority from 1 to 99, for example fifo:1"),
+        ("fifo:", "fifo takes a priority"),
+        ("fifo:0", "fifo takes a priority"),
+        ("rr:100", "rr takes a priority"),
+        ("rr:x", "rr takes a priority"),
+        ("other:5", "other has no priority"),
+        ("ext:1", "ext has no priority"),
+        ("deadline", "chrt --deadline"),
+        ("", 'there is no class ""'),
+    ],
+)
+def test_class_that_is_none_says_what_to_write(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        SchedulingClass.parse(text)
+
+
+@pytest.mark.parametrize("text", ["ext", "other", "batch", "idle", "fifo:1", "rr:99"])
+def test_class_is_written_as_it_is_read(text: str) -> None:
+    assert str(SchedulingClass.parse(text)) == text
+
+
+def test_class_of_who_is_gone_is_none(task: Callable[..., Task]) -> None:
+    one = task(lambda: None)
+    assert SchedulingClass.of(one.pid) == SchedulingClass("other")
+    one.kill()
+    assert SchedulingClass.of(one.pid) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("pushtosched",), "CLASS"),
+        (("pushtosched", "fair"), 'there is no class "fair"'),
+        (("pushtosched", "ext"), "ext takes an --enclave ID"),
+        (("pushtosched", "other", "--enclave", "1"), "--enclave is for ext"),
+        (("enclave", "enrol", "1"), "say who is meant: --comm, --cgroup, --uid or --parent"),
+        (("enclave", "enrol", "1", "--uid", "no-such-user"), 'there is no user "no-such-user"'),
+        (("enclave", "enrol", "1", "--parent", "999999999"), "there is no process 999999999"),
+        (("enclave", "enrol", "1", "--comm", "sixteen-letters!"), 'write "sixteen-letters"'),
+        (("enclave", "enrol", "1", "--comm", "x", "--period", "1h"), 'bad duration "1h"'),
+        (("enclave", "add", "1", "1", "--follow"), "--follow needs --cgroup"),
+        (("enclave", "add", "1"), "--cgroup PATH"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_command_line_exits_2(arguments: tuple[str, ...], says: str) -> None:
+    done = ghostbpf(*arguments, input="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in " ".join(done.stderr.split())
+
+
+@pytest.mark.skipif(Path("/sys/fs/bpf/ghostbpf").exists(), reason="this machine has enclaves")
+@pytest.mark.usefixtures("root")
+def test_enclave_that_is_not_there() -> None:
+    for line in ("pushtosched ext --enclave 5", "enclave enrol 5 --comm x", "enclave enrol 5 --comm x --once"):
+        done = ghostbpf(*line.split(), input=str(os.getpid()))
+        assert (done.returncode, done.stdout) == (1, ""), line
+        assert done.stderr == "error: there is no enclave 5\n  try: ghostbpf enclave ls shows those there are\n"

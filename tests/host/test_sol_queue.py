@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SOL's queue: first come, first served, and everybody where it ran last, whatever comes."""
+
+from __future__ import annotations
+
+from ghostbpf.schedulers.userspace import Task
+from ghostbpf.schedulers.userspace.sol import StickyQueue, nearest
+from hypothesis import given
+from hypothesis import strategies as st
+
+CPUS = range(8)
+#: Two CPUs each share a core.
+SIBLINGS = {cpu: (cpu & ~1, cpu | 1) for cpu in CPUS}
+
+masks = st.integers(0, 255)
+free_cpus = st.lists(st.sampled_from(CPUS), unique=True)
+
+
+@st.composite
+def tasks(draw: st.DrawFn, allowed: st.SearchStrategy[int] = masks) -> list[Task]:
+    made = []
+    for gtid in range(1, 1 + draw(st.integers(0, 20))):
+        task = Task(gtid)
+        task.cpu, task.allowed = draw(st.sampled_from((-1, *CPUS))), draw(allowed)
+        made.append(task)
+    return made
+
+
+def queue_of(waiting: list[Task]) -> StickyQueue:
+    queue = StickyQueue(SIBLINGS)
+    for task in waiting:
+        queue.add(task)
+    return queue
+
+
+@given(tasks(), free_cpus)
+def test_each_task_gets_a_cpu_of_its_own_that_it_may_run_on(waiting: list[Task], cpus: list[int]) -> None:
+    matched = queue_of(waiting).match(list(cpus))
+    assert all(task.may_run_on(cpu) and cpu in cpus for task, cpu in matched)
+    assert len({task for task, _ in matched}) == len({cpu for _, cpu in matched}) == len(matched)
+
+
+@given(tasks(), free_cpus)
+def test_no_cpu_stays_free_for_which_a_task_waits(waiting: list[Task], cpus: list[int]) -> None:
+    queue, free = queue_of(waiting), list(cpus)
+    matched = queue.match(free)
+    assert sorted([*free, *(cpu for _, cpu in matched)]) == sorted(cpus)
+    left = [task for task in waiting if task not in dict(matched)]
+    assert len(queue) == len(left)
+    assert not any(task.may_run_on(cpu) for task in left for cpu in free)
+
+
+@given(tasks(), free_cpus)
+def test_nobody_is_passed_over_by_one_that_came_later(waiting: list[Task], cpus: list[int]) -> None:
+    given_cpus = dict(queue_of(waiting).match(list(cpus)))
+    for place, task in enumerate(waiting):
+        if task not in given_cpus:
+            taken_by_later = {given_cpus[later] for later in waiting[place:] if later in given_cpus}
+            assert not any(task.may_run_on(cpu) for cpu in taken_by_later)
+
+
+@given(tasks(st.just(255)), free_cpus)
+def test_without_affinities_it_is_a_fifo(waiting: list[Task], cpus: list[int]) -> None:
+    matched = queue_of(waiting).match(list(cpus))
+    assert [task for task, _ in matched] == waiting[: len(cpus)]
+
+
+@given(tasks(), free_cpus)
+def test_what_was_left_keeps_its_order(waiting: list[Task], cpus: list[int]) -> None:
+    queue = queue_of(waiting)
+    taken = dict(queue.match(list(cpus)))
+    left = [task for task in waiting if task not in taken]
+    for task in left:
+        task.allowed = (1 << 20) - 1
+    assert [task for task, _ in queue.match(list(range(len(left))))] == left
+
+
+@given(tasks(), free_cpus)
+def test_last_cpu_goes_before_its_sibling_and_that_before_any_other(waiting: list[Task], cpus: list[int]) -> None:
+    for task in waiting:
+        able = [cpu for cpu in cpus if task.may_run_on(cpu)]
+        chosen = nearest(task, cpus, SIBLINGS)
+        best = [cpu for cpu in able if cpu == task.cpu] or [cpu for cpu in able if cpu ^ 1 == task.cpu] or able[:1]
+        assert [chosen] == (best or [None])

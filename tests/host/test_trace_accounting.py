@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPU time over fair shares, by scheduling class, and what tasks wait for: beside what the kernel accounts for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ghostbpf.tools.trace.taskstats import TaskStats
+from tracing import Figures, Task, Traced, be_fifo, objects, only, run_together, run_trace, spin, spin_until, tracing
+
+BURSTS = 15
+
+
+def burst_and_nap() -> None:
+    for _ in range(BURSTS):
+        spin(0.003)
+        time.sleep(0.001)
+
+
+def spin_for(seconds: float) -> Callable[[], None]:
+    """Spin for so long by the clock on the wall, whoever else has the CPU."""
+
+    def work() -> None:
+        end = time.monotonic() + seconds
+        spin_until(lambda: time.monotonic() >= end)
+
+    return work
+
+
+def total(rows: Iterable[Mapping[str, Any]]) -> int:
+    return sum(row["count"] for row in rows)
+
+
+def fairness(traced: Traced, name: str, nice: int) -> dict[int, int]:
+    return {row["tenths"]: row["count"] for row in only(traced.named(name), nice=nice)}
+
+
+def test_each_time_from_wakeup_to_block_counts_once_by_priority(task: Callable[..., Task]) -> None:
+    def nice_work() -> None:
+        os.nice(5)
+        burst_and_nap()
+
+    worker = task(nice_work)
+    with tracing("schedfair", "-t", worker.pid) as traced:
+        before = worker.figures()
+        worker.run()
+        found = worker.figures() - before
+    windows = traced.named("wake_to_block")
+    assert {row["prio"] for row in windows} == {25}
+    assert {row["nice"] for row in windows} == {5}
+    assert found.has(total(windows), found.blocked)
+    # Over the whole trace it is one task; it was of the priority that it had when it blocked first.
+    assert total(traced.named("full_trace")) == 1
+
+
+def test_two_equal_spinners_get_the_same_share_and_a_nicer_one_less(task: Callable[..., Task], cpus: list[int]) -> None:
+    def nicer() -> None:
+        os.nice(10)
+        spin_for(0.5)()
+
+    tasks = [*(task(spin_for(0.5), cpu=cpus[-1], name="crowd") for _ in range(2)), task(nicer, cpu=cpus[-1])]
+    with tracing("schedfair", "-c", "crowd") as equal, tracing("schedfair", "-t", tasks[-1].pid) as less:
+        run_together(tasks)
+    shares = fairness(equal, "full_trace", nice=0)
+    assert sum(shares.values()) == 2
+    assert max(shares) - min(shares) <= 1
+    assert max(fairness(less, "full_trace", nice=10)) < min(shares)
+
+
+def test_windows_are_of_the_interval_and_the_whole_trace_is_not(task: Callable[..., Task]) -> None:
+    worker = task(burst_and_nap)
+    with tracing("schedfair", "-t", worker.pid, 0.05) as traced:
+        before = worker.figures()
+        for _ in range(3):
+            worker.run()
+        found = worker.figures() - before
+    assert found.has(total(traced.named("wake_to_block")), found.blocked)
+    assert len(traced.named("full_trace")) > 1
+    assert {row["count"] for row in traced.named("full_trace")} == {1}
+
+
+def test_fairness_is_drawn_as_ghost_does() -> None:
+    done = run_trace("schedfair", "--", "sh", "-c", "sleep 0.01; sleep 0.01")
+    lines = done.stdout.splitlines()
+    head = "Pr | .0 .1 .2 .3 .4 .5 .6 .7 .8 .9 1x 11 12 13 14 15 16 17 18 19  row_max row_total"
+    for title in ("Wake-to-block Fairness", "Full trace Fairness"):
+        at = lines.index(title)
+        assert lines[at + 1] == head
+        fields = lines[at + 2].replace("|", " ").split()
+        scaled, (most, whole) = list(map(int, fields[1:21])), map(int, fields[21:])
+        assert int(fields[0]) - 20 == os.nice(0)
+        assert len(fields) == 23
+        assert max(scaled) == 99
+        assert most <= whole
+
+
+def test_fifo_task_is_counted_as_fifo_for_the_cpu_time_it_used(task: Callable[..., Task], cpus: list[int]) -> None:
+    def work() -> None:
+        be_fifo()
+        spin(0.2)
+
+    spinner = task(work, cpu=cpus[-1])
+    with tracing("schedclasstop", "-t", spinner.pid) as traced:
+        before = spinner.figures()
+        spinner.run()
+        found = spinner.figures() - before
+    assert found.ran >= 0.2
+    assert {row["cpu"] for row in traced} == {cpus[-1]}
+    seconds = {row["class"]: row["cpu_seconds"] for row in traced}
+    assert set(seconds) <= {"CFS", "FIFO"}
+    assert seconds["FIFO"] >= 0.2 - found.slack
+    assert sum(seconds.values()) == pytest.approx(found.ran, rel=0.05, abs=found.slack)
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [(os.SCHED_OTHER, "CFS"), (os.SCHED_BATCH, "BATCH"), (os.SCHED_IDLE, "SCHED_IDLE"), (os.SCHED_RR, "RR")],
+    ids=["other", "batch", "idle", "rr"],
+)
+def test_each_policy_is_a_class_of_its_own(task: Callable[..., Task], policy: int, name: str) -> None:
+    worker = task(lambda: spin(0.002))
+    os.sched_setscheduler(worker.pid, policy, os.sched_param(1 if policy == os.SCHED_RR else 0))
+    with tracing("schedclasstop", "-t", worker.pid) as traced:
+        worker.run()
+    assert {row["class"] for row in traced} == {name}
+
+
+def test_no_cpu_spends_more_time_than_there_is(cpus: list[int]) -> None:
+    started = time.monotonic()
+    with tracing("schedclasstop") as traced:
+        time.sleep(0.3)
+    took = time.monotonic() - started
+    for cpu in cpus:
+        times = [row["cpu_seconds"] for row in only(traced, cpu=cpu)]
+        assert times
+        assert all(seconds > 0 for seconds in times)
+        assert 0.2 <= sum(times) <= took
+
+
+def test_only_the_wanted_cpu_is_in_the_picture(task: Callable[..., Task], cpus: list[int]) -> None:
+    # Spinners that nothing takes off their CPUs: what they have had is on no switch's account yet.
+    spinners = [task(lambda: spin_for(0.5)(), cpu=cpu) for cpu in cpus]
+    for spinner in spinners:
+        spinner.go()
+    with tracing("schedclasstop", "-C", cpus[-1]) as traced:
+        time.sleep(0.3)
+    for spinner in spinners:
+        spinner.finish()
+    assert {row["cpu"] for row in traced} == {cpus[-1]}
+
+
+def test_class_times_are_drawn_and_add_up() -> None:
+    done = run_trace("schedclasstop", "--", "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["CPU", "----|---"]
+    assert any("c" in line.partition("|")[2] for line in lines[2:])
+    total_line = next(line for line in lines if line.startswith("Total: "))
+    by_class = [float(line.split(":")[1].split()[0]) for line in lines if "cpu-seconds" in line]
+    assert sum(by_class) == pytest.approx(float(total_line.split()[-2]), abs=1e-5)
+
+
+@pytest.fixture
+def delay_accounting() -> Iterator[None]:
+    """The kernel accounts for all delays."""
+    sysctl = Path("/proc/sys/kernel/task_delayacct")
+    if not sysctl.exists():
+        pytest.skip("this kernel has no CONFIG_TASK_DELAY_ACCT")
+    before = sysctl.read_text()
+    sysctl.write_text("1")
+    yield
+    sysctl.write_text(before)
+
+
+@pytest.mark.usefixtures("delay_accounting")
+def test_waits_that_bpf_counts_are_those_of_taskstats_and_schedstat(task: Callable[..., Task], cpus: list[int]) -> None:
+    pair = [task(burst_and_nap, cpu=cpus[-1], name=f"pair{n}") for n in range(2)]
+    with TaskStats() as stats, tracing("delays", *(one.pid for one in pair)) as traced:
+        before = [(one.figures(), stats.get(one.pid) or {}) for one in pair]
+        run_together(pair)
+        after = [(one.figures(), stats.get(one.pid) or {}) for one in pair]
+    for number, (one, then, now) in enumerate(zip(pair, before, after, strict=True)):
+        found: Figures = now[0] - then[0]
+        [row] = only(traced.named("delays"), tid=one.pid)
+        assert row["comm"] == f"pair{number}"
+        assert row["cpu"] == found.runs == now[1]["cpu_count"] - then[1]["cpu_count"]
+        assert row["cpu_ms"] == pytest.approx(found.waited * 1e3, abs=0.01)
+        assert row["cpu_ms"] == pytest.approx((now[1]["cpu_delay_total"] - then[1]["cpu_delay_total"]) / 1e6, abs=0.01)
+        assert found.has(row["bpf"])
+        assert row["bpf_ms"] == pytest.approx(row["cpu_ms"], rel=0.05, abs=1 + found.slack * 1e3)
+
+
+def test_delays_are_reported_each_interval_for_every_thread(task: Callable[..., Task]) -> None:
+    from threading import Thread
+
+    def work() -> None:
+        threads = [Thread(target=burst_and_nap) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    process = task(work)
+    with tracing("delays", process.pid, "-i", 0.05) as traced:
+        before = process.figures()
+        process.run()
+        found = process.figures() - before
+    tids = {row["tid"] for row in traced}
+    # The threads had not been made yet when the trace began, and are gone when it ends.
+    assert process.pid in tids
+    assert len(tids) == 3
+    assert found.has(sum(row["bpf"] for row in only(traced, tid=process.pid)))
+
+
+def test_delays_of_a_process_are_those_of_each_of_its_threads() -> None:
+    sleeping = "for _ in range(10**6): time.sleep(0.001)"
+    script = f"import threading, time\ndef sleeps():\n {sleeping}\n" + (
+        "for _ in range(3): threading.Thread(target=sleeps, daemon=True).start()\nprint(flush=True)\nsleeps()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        tids = {int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()}
+        done = run_trace("delays", process.pid, "--json", "-i", 1, "-n", 1)
+        process.kill()
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in objects(done.stdout) if line["type"] == "row"]
+    assert len(tids) == 4
+    assert {row["tid"] for row in rows} == tids
+    assert all(row["bpf"] > 10 and row["cpu"] > 10 for row in rows)
+
+
+def test_delays_of_a_command_are_those_of_all_its_tasks() -> None:
+    done = run_trace("delays", "--", "sh", "-c", "sleep 0.01; sleep 0.01; exit 5")
+    assert done.returncode == 5
+    head, _, *rows = done.stdout.rstrip().splitlines()
+    assert head.split()[:6] == ["tid", "comm", "cpu", "cpu_ms", "bpf", "bpf_ms"]
+    assert len({row.split()[0] for row in rows}) == 3

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Queues of spinners on one CPU: runqlen, and runqslower with whom it blames."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Callable
+
+import pytest
+from tracing import Task, Traced, only, run_together, run_trace, spin, spin_until, tracing
+
+SPINNERS = 3
+
+
+@pytest.fixture
+def crowd(task: Callable[..., Task], cpus: list[int]) -> list[Task]:
+    """Tasks that spin on the last CPU, each for a tenth of a second of CPU time."""
+    return [task(lambda: spin(0.1), cpu=cpus[-1], name=f"crowd{n}") for n in range(SPINNERS)]
+
+
+def sampled_while_crowded(task: Callable[..., Task], cpu: int, *arguments: object) -> Traced:
+    """What runqlen shows of a CPU that SPINNERS spin on from before it starts until after it ends."""
+    stop = mmap.mmap(-1, 1)
+    spinners = [task(lambda: spin_until(lambda: stop[0]), cpu=cpu) for _ in range(SPINNERS)]
+    for spinner in spinners:
+        spinner.go()
+    with tracing("runqlen", *arguments) as traced:
+        time.sleep(0.5)
+    stop[0] = 1
+    for spinner in spinners:
+        spinner.finish()
+    return traced
+
+
+def test_queue_behind_spinners_is_as_long_as_there_are_others(task: Callable[..., Task], cpus: list[int]) -> None:
+    traced = sampled_while_crowded(task, cpus[-1], "--per-cpu")
+    queue = traced.histogram("runqlen", cpu=cpus[-1])
+    assert queue["count"] >= 10
+    assert {bucket["from"] for bucket in queue["buckets"] if bucket["count"]} <= set(range(SPINNERS - 1, 128))
+    assert all(bucket["from"] == bucket["to"] for bucket in queue["buckets"])
+
+
+def test_crowded_cpu_is_occupied_all_the_time(task: Callable[..., Task], cpus: list[int]) -> None:
+    traced = sampled_while_crowded(task, cpus[-1], "--per-cpu", "--runqocc")
+    assert [row["percent"] for row in only(traced, cpu=cpus[-1])] == [100.0]
+
+
+def test_samples_of_one_cpu_are_its_own(task: Callable[..., Task], cpus: list[int]) -> None:
+    traced = sampled_while_crowded(task, cpus[-1], "-C", cpus[-1], "-F", 49)
+    queue = traced.histogram()
+    assert queue["by"] == {}
+    assert all(bucket["count"] == 0 for bucket in queue["buckets"] if bucket["from"] < SPINNERS - 1)
+    assert 5 <= queue["count"] <= 49 * traced.end["seconds"] + 2
+
+
+def test_waits_that_are_shown_are_as_long_as_the_kernels_and_blame_the_others(crowd: list[Task]) -> None:
+    victim = crowd[0]
+    with tracing("runqslower", "--min", 1000, "-n", 16, "-t", victim.pid) as traced:
+        before = victim.figures()
+        run_together(crowd)
+        found = victim.figures() - before
+    assert traced.lines[:-1], "a wait of 1 ms there must be, with three on a CPU"
+    for wait in traced:
+        assert (wait["tid"], wait["pid"], wait["comm"]) == (victim.pid, victim.pid, "crowd0")
+        assert wait["usecs"] >= 1000
+        blamed = [culprit["usecs"] for culprit in wait["culprits"]]
+        assert blamed == sorted(blamed, reverse=True)
+        # Nobody ran on that CPU for longer than the wait took.
+        assert sum(blamed) <= wait["usecs"] + 1
+    # It is to blame itself only where it was not seen to run.
+    assert sum(bool(only(wait["culprits"], tid=victim.pid)) for wait in traced) <= found.hidden
+    waited = sum(wait["usecs"] for wait in traced) / 1e6
+    assert waited <= found.waited * 1.05 + found.slack
+    blamed_for = {
+        culprit["comm"]: sum(c["usecs"] for wait in traced for c in wait["culprits"] if c["comm"] == culprit["comm"])
+        for wait in traced
+        for culprit in wait["culprits"]
+    }
+    assert all(blamed_for.get(name, 0) > 0 for name in ("crowd1", "crowd2"))
+
+
+def test_shorter_waits_are_not_shown(crowd: list[Task]) -> None:
+    with tracing("runqslower", "--min", 30_000_000, "-p", crowd[0].pid) as traced:
+        run_together(crowd)
+    assert list(traced) == []
+    assert "nothing matched" in traced.stderr
+
+
+def test_as_many_are_blamed_as_are_asked_for(crowd: list[Task]) -> None:
+    with tracing("runqslower", "--min", 1000, "-n", 0, "-t", crowd[0].pid) as traced:
+        run_together(crowd)
+    assert list(traced)
+    assert all(wait["culprits"] == [] for wait in traced)
+
+
+def test_slow_waits_are_printed_as_they_end_under_one_head(cpus: list[int]) -> None:
+    loop = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done"
+    done = run_trace(
+        "runqslower", "--min", 500, "--", "taskset", "-c", cpus[-1], "sh", "-c", f"({loop}) & ({loop}) & wait"
+    )
+    head, *rows = done.stdout.splitlines()
+    assert head.split() == ["TIME", "COMM", "TID", "CPU", "LAT(us)", "RAN", "INSTEAD", "(us)"]
+    assert "sh" in {row.split()[1] for row in rows}
+    assert all(int(row.split()[4]) >= 500 for row in rows)

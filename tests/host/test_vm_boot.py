@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest itself: real boots. What a command says and how it ends must reach the caller exactly, and nothing stay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ghostbpf.vm import Guest, GuestLost, GuestOops, capture, run, shelf
+
+# Taken before any fixture gives the tests a cache of their own: making the guest's root takes half a minute.
+_CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+_COMMAND = [sys.executable, "-m", "ghostbpf.tools.cli", "vm"]
+_MARK = "GHOSTBPF_TEST_MARK"
+
+
+@pytest.fixture(scope="session")
+def root_made(root: None) -> None:
+    """The guest's kernel and root are there, so that what a test boots has no progress to report; skips without."""
+    if shutil.which("mmdebstrap") is None and not list(Path(_CACHE, "ghostbpf/vm").glob("root-*/")):
+        pytest.skip("no mmdebstrap on this machine (apt install mmdebstrap)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", _CACHE)
+        assert run(["true"], Guest(cpus=2, memory=1024), timeout=120, stdin=None) == 0
+
+
+@pytest.fixture(autouse=True)
+def guest(root_made: None, monkeypatch: pytest.MonkeyPatch) -> Guest:
+    """What every test boots."""
+    monkeypatch.setenv("XDG_CACHE_HOME", _CACHE)
+    return Guest(cpus=2, memory=1024)
+
+
+def marked() -> list[int]:
+    """The processes that have the running test's mark in their environment, this one apart."""
+    mark = f"{_MARK}={os.environ[_MARK]}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if mark in environment.split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Afterwards no process of the test's is alive, and no file is in its temporary directory."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv(_MARK, uuid.uuid4().hex)
+    yield
+    deadline = time.monotonic() + 5
+    while marked() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert marked() == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    """`ghostbpf vm` with the given arguments, in a process of its own."""
+    return subprocess.Popen(
+        [*_COMMAND, "--cpus", "2", "--memory", "1G", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def line_of(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_output_is_binary_safe_unmixed_and_complete_and_the_status_exact(nothing_left: None) -> None:
+    data = os.urandom(1 << 20)
+    process = start("--", "sh", "-c", "pwd >&2; cat; exit 42")
+    out, err = process.communicate(data, timeout=120)
+    assert process.returncode == 42, err
+    assert out == data
+    assert err.decode() == f"{Path.cwd()}\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("kill -TERM $$", 143), ("exec /nowhere", 127)],
+)
+def test_exit_status(guest: Guest, script: str, status: int) -> None:
+    assert run(["sh", "-c", script], guest, timeout=120, stdin=None) == status
+
+
+def test_output_is_complete_though_read_slowly_and_a_process_left_behind_holds_it_open(guest: Guest) -> None:
+    size = 0
+
+    def slow(data: bytes) -> None:
+        nonlocal size
+        if not size:
+            # The command is long gone, and most of what it wrote still in the guest, before we read on.
+            time.sleep(12)
+        size += len(data)
+
+    script = "sleep 1000 & head -c 3000000 /dev/zero"
+    assert run(["sh", "-c", script], guest, timeout=120, stdin=None, stdout=slow) == 0
+    assert size == 3_000_000
+
+
+def test_guest_is_what_was_asked_for_and_writes_the_share_in_place(root: None, tmp_path: Path) -> None:
+    inside = tmp_path / "share" / "inside"
+    inside.mkdir(parents=True)
+    asked = Guest(
+        cpus=3,
+        memory=1024,
+        append="panic_print=0",
+        share=tmp_path / "share",
+        environment={"GHOSTBPF_ASKED": "a b=c"},
+    )
+    script = "cat /proc/cmdline; nproc; cat /sys/kernel/sched_ext/state; pwd; echo $GHOSTBPF_ASKED"
+    done = capture(
+        ["sh", "-c", f"{script}; echo written >here; touch /usr/x || echo read-only"], asked, timeout=120, cwd=inside
+    )
+    command_line, *rest = done.stdout.decode().splitlines()
+    assert "panic_print=0" in command_line
+    assert rest == ["3", "disabled", str(inside), "a b=c", "read-only"]
+    assert (inside / "here").read_text() == "written\n"
+
+
+def test_kernel_panic_is_told_with_the_end_of_the_console(nothing_left: None) -> None:
+    # Without a command, the shell's script is what comes in.
+    process = start()
+    out, err = process.communicate(b"echo said before; echo c >/proc/sysrq-trigger; sleep 60\n", timeout=120)
+    assert process.returncode == 125
+    assert out == b"said before\n"
+    assert b"error: the guest's kernel died: Kernel panic - not syncing: sysrq triggered crash" in err
+    assert b"\n  | [" in err
+
+
+def test_guest_that_powers_off_is_lost(guest: Guest) -> None:
+    with pytest.raises(GuestLost, match="went away without an exit status") as raised:
+        run(["sh", "-c", "echo o >/proc/sysrq-trigger; sleep 60"], guest, timeout=120, stdin=None)
+    assert "Power down" in raised.value.console
+
+
+def test_guest_that_cannot_come_up_says_why(guest: Guest) -> None:
+    asked = replace(guest, append="root=/dev/nothing rootfstype=ext4")
+    with pytest.raises(GuestOops, match="Unable to mount root fs"):
+        run(["true"], asked, timeout=120, stdin=None)
+
+
+def test_time_out_ends_the_guest(nothing_left: None) -> None:
+    begin = time.monotonic()
+    process = start("--timeout", "20", "--", "sh", "-c", "echo up; sleep 1000")
+    out, err = process.communicate(b"", timeout=120)
+    assert process.returncode == 124, err
+    assert out == b"up\n"
+    assert b"still running after 20 s" in err
+    assert 20 <= time.monotonic() - begin < 35
+
+
+def test_first_interrupt_is_the_commands_and_the_second_ends_the_guest(nothing_left: None) -> None:
+    process = start("--", "sh", "-c", "trap 'echo trapped' INT; echo up; while :; do sleep 0.1; done")
+    assert line_of(process) == b"up\n"
+    process.send_signal(signal.SIGINT)
+    assert line_of(process) == b"trapped\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_guest_dies_with_its_host_process(nothing_left: None, number: signal.Signals) -> None:
+    process = start("--", "sh", "-c", "echo up; sleep 1000")
+    assert line_of(process) == b"up\n"
+    assert len(marked()) > 2, "QEMU and a file server for each share, and the command"
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+
+
+def test_shell_has_a_terminal_of_the_same_size_and_gives_ours_back(nothing_left: None) -> None:
+    ours, theirs = os.openpty()
+    try:
+        termios.tcsetwinsize(ours, (33, 101))
+        before = termios.tcgetattr(theirs)
+        process = subprocess.Popen(
+            [*_COMMAND, "--cpus", "2", "--memory", "1G"], stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        said = b""
+        while b"# " not in said:
+            said += os.read(ours, 1024)
+        os.write(ours, b"stty size; exit 7\n")
+        while b"33 101" not in said:
+            said += os.read(ours, 1024)
+        assert process.wait(60) == 7
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_reader_that_goes_away_ends_the_command(guest: Guest) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        assert run(["yes"], guest, timeout=120, stdin=None, stdout=write) == 128 + signal.SIGPIPE
+    finally:
+        os.close(write)
+
+
+def test_oldest_kernel_boots_too(guest: Guest) -> None:
+    done = capture(["uname", "-r"], replace(guest, kernel="oldest"), timeout=120)
+    oldest = min((k for k in shelf().list() if k.verdict and k.verdict.usable), key=lambda kernel: kernel.order)
+    assert done.stdout.decode() == f"{oldest.release}\n"

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``ghostbpf`` command: one group, its commands imported only when they are used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+#: Command name to module (of this package) and help line, in the order that help shows them.
+_COMMANDS = {
+    "run": ("run", "Schedule a command, or the tasks you add, by a policy."),
+    "enclave": ("enclave", "Look at enclaves, and change them."),
+    "hints": ("hints", "Look at the hints that applications give, and say who may."),
+    "pushtosched": ("pushtosched", "Move tasks, named on stdin, to any scheduling class."),
+    "trace": ("trace.command", "See what the scheduler does: latencies, run lengths, queues, stacks."),
+    "fd": ("fd", "Hand an open descriptor to another process."),
+    "policies": ("policies", "List the policies there are."),
+    "new": ("new", "Write a package with a policy of your own, in Python."),
+    "doctor": ("doctor", "Say whether this machine can run ghostbpf, and what to do if not."),
+    "vm": ("vm_command", "Run a command in a throw-away guest with a sched_ext kernel."),
+}
+
+EXAMPLES = """\b
+Examples:
+  ghostbpf doctor                            can this machine do it?
+  sudo ghostbpf run biff -- make -j8         one command under Biff
+  sudo ghostbpf run biff --cpus 2-3 --keep   an enclave to add tasks to
+  sudo ghostbpf enclave add 1 4711           process 4711 joins enclave 1
+  sudo ghostbpf enclave swap 1 rr            another policy, with no gap
+  ghostbpf new my_policy                     a policy of your own, in Python
+  ghostbpf vm -- ghostbpf run biff -- ls     no sched_ext here? in a guest
+"""
+
+
+class Lazy(click.Group):
+    """A group that knows its commands' names and help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _ = _COMMANDS[cmd_name]
+        command: click.Command = importlib.import_module(f".{module}", __package__).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.group(cls=Lazy, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ghostbpf")
+def ghostbpf() -> None:
+    """ghOSt's scheduling model on mainline Linux: enclaves of CPUs, each with its own scheduler,
+    written in BPF C or Python and replaced while they run."""
+
+
+def main() -> None:
+    """The entry point: exceptions become one message with a cure, and the documented exit status."""
+    try:
+        status = ghostbpf.main(prog_name="ghostbpf", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    except BrokenPipeError:
+        # Whoever read us has gone; nothing is left to say, and to nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except Exception as error:
+        if not hasattr(error, "exit_status"):
+            raise
+        status = report(error)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def report(error: Any) -> int:
+    """Print an error with its cure to stderr; its exit status."""
+    click.echo(f"error: {error}", err=True)
+    if cure := getattr(error, "cure", None):
+        click.echo(f"  try: {cure}", err=True)
+    return int(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

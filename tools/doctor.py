@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf doctor``: what this machine has, what it lacks, and the cure for each lack."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ..loaders import _bcc, _libbpf, capabilities, sched_ext
+from ..loaders.btf import VMLINUX, Btf, Kind
+from ..loaders.errors import GhostError
+from ..schedulers.core import BPFFS
+from .output import json_option
+
+_KFUNCS = re.compile(r"(scx_bpf_|__scx_bpf_|bpf_iter_scx_)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding: ``verdict`` is ok, warn or fail; a ``cure`` goes with the last two."""
+
+    what: str
+    verdict: str
+    found: str
+    cure: str = ""
+
+
+@click.command(epilog="\b\nExamples:\n  ghostbpf doctor\n  ghostbpf doctor --json")
+@json_option
+def command(as_json: bool) -> int:
+    """Say whether this machine can run ghostbpf, and what to do where it cannot. Exit status 0 or 1."""
+    rows = list(examine())
+    failed = [row for row in rows if row.verdict == "fail"]
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(vars(row)))
+        return int(bool(failed))
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for row in rows:
+        click.echo(f"{click.style(f'{row.verdict:4}', fg=colours[row.verdict])}  {row.what:<16} {row.found}")
+        if row.cure:
+            click.echo(f"      {'':<16} -> {row.cure}")
+    click.echo()
+    if failed:
+        click.echo(f"NOT READY: {', '.join(row.what for row in failed)}")
+    else:
+        click.echo("READY: sudo ghostbpf run biff -- CMD")
+    return int(bool(failed))
+
+
+def examine() -> Iterator[Row]:
+    """Every row of the report; a check that cannot be made fails with the reason."""
+    for what, check in _CHECKS.items():
+        try:
+            yield check(what)
+        except (GhostError, OSError) as error:
+            yield Row(what, "fail", str(error), getattr(error, "cure", None) or "")
+
+
+def _kernel(what: str) -> Row:
+    return Row(what, "ok", f"{os.uname().release} {platform.machine()}")
+
+
+def _sched_ext(what: str) -> Row:
+    status = sched_ext.status()
+    if status.state == "disabled":
+        return Row(what, "ok", "there, no scheduler loaded")
+    found = f"{status.state}: {status.ops}" + (" (all tasks)" if status.switch_all else " (SCHED_EXT tasks)")
+    if status.ops == "ghostbpf":
+        return Row(what, "ok", found)
+    return Row(what, "fail", found, f"stop {status.ops}: the kernel allows one scheduler")
+
+
+def _btf(what: str) -> Row:
+    return Row(what, "ok", f"{len(Btf.kernel())} types, {VMLINUX.stat().st_size >> 20} MiB")
+
+
+def _kfuncs(what: str) -> Row:
+    malformed, total = malformed_kfuncs(Btf.kernel())
+    if malformed:
+        cure = "boot another build of the kernel: this one was made with a pahole older than 1.31"
+        return Row(what, "fail", f"{len(malformed)} of {total} malformed, {malformed[0]} first", cure)
+    if not total:
+        return Row(what, "fail", "none", "boot a kernel with CONFIG_SCHED_CLASS_EXT=y, or use: ghostbpf vm")
+    return Row(what, "ok", f"{total} of sched_ext, all well-formed")
+
+
+def malformed_kfuncs(btf: Btf) -> tuple[list[str], int]:
+    """The sched_ext kfuncs whose prototype shows the kernel's implicit argument, and how many there are.
+
+    From 7.1 on, pahole before 1.31 loses at random the tag by which the kernel knows to leave it out.
+    """
+    malformed, total = [], 0
+    for name in sorted(btf.names(Kind.FUNC)):
+        if _KFUNCS.match(name) and not name.endswith("_impl"):
+            total += 1
+            params = btf.params(btf.find(name, Kind.FUNC) or 0)
+            if params and _is_prog_aux(btf, params[-1].type_id):
+                malformed.append(name)
+    return malformed, total
+
+
+def _is_prog_aux(btf: Btf, type_id: int) -> bool:
+    type_id = btf.resolve(type_id)
+    return btf.kind(type_id) is Kind.PTR and btf.name(btf.resolve(btf.target(type_id))) == "bpf_prog_aux"
+
+
+def _jit(what: str) -> Row:
+    path = Path("/proc/sys/net/core/bpf_jit_enable")
+    if path.exists() and path.read_text().strip() == "0":
+        return Row(what, "fail", "off", "sysctl net.core.bpf_jit_enable=1")
+    return Row(what, "ok", "on")
+
+
+def _compiler(what: str) -> Row:
+    return Row(what, "ok", f"bcc {_bcc.version()} ({_bcc.library()})")
+
+
+def _bcc_python(what: str) -> Row:
+    spec = importlib.util.find_spec("bcc")
+    if spec is None or spec.origin is None:
+        return Row(what, "warn", "not visible to this Python; only comparisons with stock bcc need it", "make setup")
+    if not Path(spec.origin).with_name("libbcc.py").exists():
+        return Row(what, "warn", f"{spec.origin} is not the BPF Compiler Collection", "pip uninstall bcc")
+    return Row(what, "ok", str(Path(spec.origin).parent))
+
+
+def _library(what: str) -> Row:
+    major, minor = _libbpf.version()
+    return Row(what, "ok", f"{major}.{minor}")
+
+
+def _capabilities(what: str) -> Row:
+    held = capabilities.held()
+    if missing := [name for name in capabilities.NUMBERS if name not in held]:
+        return Row(what, "fail", f"missing: {' '.join(missing)}", "run ghostbpf with sudo")
+    return Row(what, "ok", " ".join(capabilities.NUMBERS))
+
+
+def _bpffs(what: str) -> Row:
+    if f" {BPFFS} bpf " in Path("/proc/mounts").read_text():
+        return Row(what, "ok", f"mounted at {BPFFS}")
+    return Row(what, "warn", "not mounted; run mounts it", f"mount -t bpf bpf {BPFFS}")
+
+
+def _preempt_rt(what: str) -> Row:
+    realtime = Path("/sys/kernel/realtime")
+    on = realtime.exists() and realtime.read_text().strip() == "1"
+    return Row(what, "ok", "a PREEMPT_RT kernel" if on else "no")
+
+
+def _isolcpus(what: str) -> Row:
+    match = re.search(r"\bisolcpus=(\S+)", Path("/proc/cmdline").read_text())
+    if match:
+        return Row(what, "fail", match[1], "boot without isolcpus=: sched_ext refuses it (use cpusets or nohz_full)")
+    return Row(what, "ok", "none")
+
+
+def _hz(what: str) -> Row:
+    # The coarse clock (CLOCK_MONOTONIC_COARSE, 6) advances one tick at a time.
+    tick = time.clock_getres(6)
+    return Row(what, "ok", f"{1 / tick:.0f}: a slice ends on a tick, each {tick * 1000:.0f} ms")
+
+
+def _python(what: str) -> Row:
+    return Row(what, "ok", f"{platform.python_version()} ({sys.executable})")
+
+
+_CHECKS: dict[str, Callable[[str], Row]] = {
+    "kernel": _kernel,
+    "sched_ext": _sched_ext,
+    "BTF": _btf,
+    "kfuncs": _kfuncs,
+    "BPF JIT": _jit,
+    "compiler": _compiler,
+    "bcc (Python)": _bcc_python,
+    "libbpf": _library,
+    "capabilities": _capabilities,
+    "bpffs": _bpffs,
+    "PREEMPT_RT": _preempt_rt,
+    "isolcpus": _isolcpus,
+    "HZ": _hz,
+    "Python": _python,
+}

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf enclave``: look at enclaves, and change them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from ..loaders import sched_ext
+from ..loaders.errors import GhostError
+from ..schedulers import cgroups, core
+from ..schedulers.agents import AgentHalf, AgentState
+from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.enrolment import Enrolment
+from ..schedulers.errors import Ejected, NoSuchEnclave, StalePins
+from ..schedulers.policy import find
+from ..schedulers.processes import Rule
+from ..schedulers.registry import POLICIES
+from ..schedulers.tasks import check
+from .enrol import enrol, follow, report
+from .output import human_ns, json_option, show
+from .watch import watch
+
+_EXAMPLES = """\b
+Examples:
+  ghostbpf enclave ls
+  ghostbpf enclave show 1 --tasks
+  sudo ghostbpf enclave add 1 4711 4712     two processes, every thread
+  sudo ghostbpf enclave add 1 --tid 4713    one thread alone
+  sudo ghostbpf enclave add 1 --cgroup user.slice --follow
+  sudo ghostbpf enclave enrol 1 --comm 'nginx*'   by rule, until Ctrl-C
+  sudo ghostbpf enclave swap 1 rr --set slice=2ms
+  sudo ghostbpf enclave watch 1             time the next upgrade of its agent
+  sudo ghostbpf enclave destroy 1           tasks go back to the fair class
+"""
+
+
+@click.group(epilog=_EXAMPLES)
+def command() -> None:
+    """Look at enclaves, and change them."""
+
+
+command.add_command(watch)
+command.add_command(enrol)
+
+
+@command.command()
+@json_option
+def ls(as_json: bool) -> None:
+    """List the enclaves there are."""
+    enclaves = Enclaves.open()
+    show((_row(e) for e in enclaves or ()), as_json=as_json, empty="no enclaves")
+
+
+@command.command("show")
+@click.argument("id", type=int)
+@click.option("--tasks", is_flag=True, help="List its tasks too.")
+@json_option
+def show_one(id: int, tasks: bool, as_json: bool) -> None:
+    """Show one enclave: its policy, CPUs, counters by CPU, and tasks."""
+    enclave = _get(Enclaves.open(), id)
+    per_cpu = [{"cpu": cpu, **vars(counters)} for cpu, counters in enclave.per_cpu().items()]
+    listed = _task_rows(enclave) if tasks else []
+    agent = enclave.agent
+    if as_json:
+        document = {**_row(enclave), "counters": vars(enclave.counters()), "per_cpu": per_cpu}
+        if agent is not None:
+            document["agent"] = vars(agent)
+        click.echo(json.dumps({**document, "task_list": listed} if tasks else document))
+        return
+    for name, value in _row(enclave).items():
+        click.echo(f"{name:>8}: {value}")
+    if agent is not None:
+        click.echo(f"{'agent':>8}: {_agent_line(agent)}")
+        if agent.turns:
+            click.echo(f"{'load':>8}: {_load_line(agent)}")
+    click.echo()
+    show(
+        ({**row, "runtime_ns": human_ns(row["runtime_ns"])} for row in per_cpu),
+        as_json=False,
+        empty="it has run nothing yet",
+    )
+    if tasks:
+        click.echo()
+        show(({**row, "runtime_ns": human_ns(row["runtime_ns"])} for row in listed), as_json=False, empty="no tasks")
+
+
+@command.command()
+@click.argument("id", type=int)
+@click.argument("pids", type=int, nargs=-1)
+@click.option("--tid", "tids", type=int, multiple=True, help="Move one thread, not its whole process.")
+@click.option("--cgroup", "paths", multiple=True, metavar="PATH", help="Move all tasks of a cgroup (v2) and below.")
+@click.option("--follow", "stay", is_flag=True, help="Go on with those that come into the cgroup, until Ctrl-C.")
+def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str, ...], stay: bool) -> None:
+    """Move processes (all their threads; children follow), single threads, or cgroups, into enclave ID."""
+    if stay and not paths:
+        raise click.UsageError("--follow needs --cgroup")
+    _need_some(pids, tids, paths)
+    for pid in (*pids, *tids):
+        check(pid)
+    rule = Rule(cgroups=tuple(map(cgroups.find, paths)))
+    with _changing(id) as enclave:
+        moved = sum(enclave.add_process(pid) for pid in pids)
+        for tid in tids:
+            enclave.add(tid)
+    if pids or tids:
+        click.echo(f"{moved + len(tids)} tasks joined enclave {id}")
+    if stay:
+        follow(enclave, rule)
+    elif paths:
+        report(enclave, Enrolment(enclave, rule).once())
+
+
+@command.command()
+@click.argument("id", type=int)
+@click.argument("pids", type=int, nargs=-1)
+@click.option("--tid", "tids", type=int, multiple=True, help="Move one thread, not its whole process.")
+def rm(id: int, pids: tuple[int, ...], tids: tuple[int, ...]) -> None:
+    """Hand processes, or single threads, of enclave ID back to the fair class."""
+    _need_some(pids, tids)
+    with _changing(id) as enclave:
+        moved = sum(enclave.remove_process(pid) for pid in pids)
+        for tid in tids:
+            enclave.remove(tid)
+        click.echo(f"{moved + len(tids)} tasks left enclave {id}")
+
+
+@command.command()
+@click.argument("id", type=int, required=False)
+@click.option("--all", "everything", is_flag=True, help="Destroy every enclave, detach, and clear all pins away.")
+def destroy(id: int | None, everything: bool) -> None:
+    """Hand the tasks of enclave ID back to the fair class, and free its CPUs."""
+    if everything == (id is not None):
+        raise click.UsageError("name one enclave, or --all")
+    if everything:
+        _destroy_all()
+    else:
+        with _changing(id or 0) as enclave:
+            enclave.destroy()
+    click.echo("all enclaves are gone" if everything else f"enclave {id} is gone")
+
+
+@command.command()
+@click.argument("id", type=int)
+@click.argument("policy")
+@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="An option of the new policy.")
+def swap(id: int, policy: str, settings: tuple[str, ...]) -> None:
+    """Replace the policy of enclave ID while it runs; no task notices."""
+    chosen = find(policy, POLICIES)
+    if isinstance(chosen, AgentHalf):
+        raise GhostError(f"{policy} has an agent, a process that stays", cure=f"ghostbpf run {policy} --enclave {id}")
+    options = dict(setting.partition("=")[::2] for setting in settings)
+    with _changing(id) as enclave:
+        before = enclave.policy
+        try:
+            enclave.swap(chosen, options)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        click.echo(f"enclave {id}: {before} -> {policy}")
+
+
+@contextlib.contextmanager
+def _changing(id: int) -> Iterator[Enclave]:
+    with Enclaves.change() as enclaves:
+        yield _get(enclaves, id)
+
+
+def _get(enclaves: Enclaves | None, id: int) -> Enclave:
+    if enclaves is None:
+        raise NoSuchEnclave(id)
+    return enclaves.get(id)
+
+
+def _need_some(pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str, ...] = ()) -> None:
+    if not (pids or tids or paths):
+        raise click.UsageError("name at least one PID, --tid TID, or, to add, --cgroup PATH")
+
+
+def _destroy_all() -> None:
+    """Works on pins that cannot be understood, too: what is behind the link's pin is detached, whatever it is."""
+    try:
+        with Enclaves.change() as enclaves:
+            for enclave in enclaves or ():
+                enclave.destroy()
+    except (Ejected, StalePins) as error:
+        click.echo(f"{error}", err=True)
+    with core.locked():
+        core.clear_pins()
+    sched_ext.wait_disabled()
+
+
+def _task_rows(enclave: Enclave) -> list[dict[str, Any]]:
+    """Its tasks; with what the agent knows of each, where there is one."""
+    known = {row.pop("tid"): row for row in enclave.task_states()}
+    rows = [vars(task) for task in enclave.tasks()]
+    if not known:
+        return rows
+    unknown = {"state": "", "for": None, "seq": None}
+    return [{**row, **known.get(row["tid"], unknown)} for row in rows]
+
+
+def _agent_line(agent: AgentState) -> str:
+    if agent.state == "gone":
+        return f"gone: {agent.reason or 'it was killed, or told to leave'}"
+    counts = ("messages", "committed", "failed", "resyncs", "lost", "silences")
+    return f"{agent.state}, task {agent.tid}; " + " ".join(f"{name}={getattr(agent, name)}" for name in counts)
+
+
+def _load_line(agent: AgentState) -> str:
+    """Its rate and capacity; the queue is what messages would wait in, came they at random (M/M/1)."""
+    load = min(agent.rate / max(agent.capacity, 1e-9), 1.0)
+    queue = f"{load / (1 - load):.2f}" if load < 1 else "endless"
+    return (
+        f"{load:.0%}: {agent.rate:.0f} of {agent.capacity:.0f} messages/s, {agent.messages / agent.turns:.1f} a turn, "
+        f"queue {queue}; {human_ns(agent.decision_ns)}/decision"
+    )
+
+
+def _row(enclave: Enclave) -> dict[str, Any]:
+    return {
+        "enclave": enclave.id,
+        "policy": enclave.policy,
+        "cpus": str(enclave.cpus),
+        "tasks": enclave.nr_tasks,
+        "swaps": enclave.swaps,
+        "uid": enclave.uid,
+        "age": f"{enclave.age:.0f}s",
+    }

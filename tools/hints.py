@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf hints``: what applications say of their tasks, and who may say it."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+import time
+from typing import Any
+
+import click
+
+from ..hints import INCLUDE, Hints, Item, admit
+from ..loaders.errors import GhostError
+from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.errors import NoSuchEnclave
+from .output import human_ns, json_option, show
+
+_EXAMPLES = """\b
+Examples:
+  sudo ghostbpf hints show 1                what applications say in enclave 1
+  sudo ghostbpf hints admit 1 --user www    user www may say it, too
+  cc $(ghostbpf hints cflags) app.c         an application in C
+"""
+
+
+@click.group(epilog=_EXAMPLES)
+def command() -> None:
+    """Look at the hints that applications give, and say who may give them."""
+
+
+@command.command("show")
+@click.argument("id", type=int)
+@json_option
+def show_one(id: int, as_json: bool) -> None:
+    """Show the scheduling items in use in enclave ID, each with its work class; times are from now on."""
+    with Hints.open(_hinted(id).hints_path) as hints:
+        rows = [_row(hints, index, item) for index, item in sorted(hints.updates())]
+    if not as_json:
+        rows = [{name: human_ns(v) if v and name.endswith("_ns") else v for name, v in row.items()} for row in rows]
+    show(rows, as_json=as_json, empty="no hints")
+
+
+@command.command("admit")
+@click.argument("id", type=int)
+@click.option("--user", metavar="NAME", help="In place of the one before.")
+@click.option("--group", metavar="NAME", help="In place of the one before.")
+def admit_to(id: int, user: str | None, group: str | None) -> None:
+    """Let a user, or a group, open the table of enclave ID and write hints."""
+    if user is None and group is None:
+        raise click.UsageError("name a --user, or a --group")
+    try:
+        uid = None if user is None else pwd.getpwnam(user).pw_uid
+        gid = None if group is None else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise click.UsageError(f"there is no {' and '.join(filter(None, (user, group)))}") from None
+    admit(_hinted(id).hints_path, uid=uid, gid=gid)
+
+
+@command.command()
+def cflags() -> None:
+    """Print what a C compiler needs to find ghostbpf_hints.h."""
+    click.echo(f"-I{INCLUDE}")
+
+
+def _hinted(id: int) -> Enclave:
+    if (enclaves := Enclaves.open()) is None:
+        raise NoSuchEnclave(id)
+    enclave = enclaves.get(id)
+    if not enclave.hints_path.exists():
+        raise GhostError(f"the policy of enclave {id}, {enclave.policy}, reads no hints")
+    return enclave
+
+
+def _row(hints: Hints, index: int, item: Item) -> dict[str, Any]:
+    work = hints.work_class(item.work_class)
+    return {
+        "item": index,
+        "tid": item.tid,
+        "owner": item.owner,
+        "runnable": item.runnable,
+        "deadline_ns": item.deadline_ns and item.deadline_ns - time.monotonic_ns(),
+        "class": item.work_class,
+        "kind": "repeating" if work.repeating else "one-shot" if work.one_shot else "",
+        "qos": work.qos,
+        "exectime_ns": work.exectime_ns,
+        "period_ns": work.period_ns,
+    }

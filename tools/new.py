@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf new NAME``: a small package with a policy of one's own, complete and working, to be changed."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import os
+import re
+import sys
+from pathlib import Path
+from string import Template
+
+import click
+
+from ..loaders.errors import GhostError
+from ..schedulers.core import constant
+from ..schedulers.registry import POLICIES
+
+_TEMPLATES = Path(__file__).with_name("templates")
+#: What Python takes for a module, packaging for a project, and the kernel's half for a policy.
+_NAME = re.compile(r"[A-Za-z](\w*[A-Za-z0-9])?", re.ASCII)
+
+_NEXT_STEPS = """\
+{here} is a policy that works. Run it as it is, change it, and run it again:
+  sudo {bin}/ghostbpf run {here}/{name}.py -- sleep 1
+Install it, so that ghostbpf knows it by its name; what you change from then on counts at once:
+  {bin}/pip install -e {here}
+  sudo {bin}/ghostbpf run {name} -- sleep 1"""
+
+
+class BadName(GhostError):
+    """A policy cannot be called ``name``."""
+
+    exit_status = 2
+
+    def __init__(self, name: str, why: str, cure: str):
+        super().__init__(f'a policy cannot be called "{name}": {why}', cure=cure)
+        self.name = name
+
+
+@click.command(
+    epilog="\b\nExamples:\n  ghostbpf new my_policy                 writes ./my_policy\n"
+    "  sudo ghostbpf run my_policy/my_policy.py -- make -j8"
+)
+@click.argument("name")
+@click.option(
+    "--dir",
+    "where",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    show_default=True,
+    help="Where to make the new directory.",
+)
+def command(name: str, where: Path) -> None:
+    """Write a Python package with a policy of your own called NAME, in a new directory of that name.
+
+    It schedules as it is, and its comments say where to change what.
+    """
+    check(name)
+    try:
+        (where / name).mkdir()
+        for template, file in (("policy.py.in", f"{name}.py"), ("pyproject.toml.in", "pyproject.toml")):
+            text = Template((_TEMPLATES / template).read_text()).substitute(name=name)
+            (where / name / file).write_text(text)
+    except FileExistsError:
+        raise GhostError(f"{where / name} is there already", cure="take another name, or --dir") from None
+    except OSError as error:
+        raise GhostError(f"cannot write {where / name}: {error.strerror}", cure="--dir with one of yours") from None
+    click.echo(_NEXT_STEPS.format(here=where / name, name=name, bin=_shorter(Path(sys.executable).parent)))
+
+
+def check(name: str) -> None:
+    """Raise BadName unless a new policy, and its module, can be called ``name``."""
+    longest = constant("POLICY_NAME_LEN") - 1
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise BadName(name, "it is no name of a Python module", "letters, digits and _, like my_policy")
+    if len(name) > longest:
+        raise BadName(name, f"it is longer than {longest} characters", f"for example {name[:12].rstrip('_')}")
+    if name in POLICIES:
+        raise BadName(name, "there is such a policy", f"for example my_{name}; ghostbpf policies lists those there are")
+    if importlib.util.find_spec(name):
+        raise BadName(name, "there is such a Python module", f"for example my_{name}")
+
+
+def _shorter(path: Path) -> Path:
+    """``path`` from here, if it is below."""
+    return path.relative_to(os.getcwd()) if path.is_relative_to(os.getcwd()) else path

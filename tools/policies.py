@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf policies``."""
+
+from __future__ import annotations
+
+import click
+
+from ..schedulers.agents import AgentHalf
+from ..schedulers.policy import Option, Policy
+from ..schedulers.registry import POLICIES
+from .output import json_option, show
+
+
+@click.command(epilog="\b\nExamples:\n  ghostbpf policies\n  ghostbpf run biff --help    what one takes")
+@json_option
+def command(as_json: bool) -> None:
+    """List the policies there are, with their options and defaults.
+
+    Those in Python have some in common, too: --fastpath, --agent-timeout, --agent-cpu and --spin.
+    """
+    show(
+        (
+            {
+                "policy": policy.name,
+                "in": "Python" if isinstance(policy, AgentHalf) else "BPF",
+                "options": " ".join(f"--{option.name} {option.default}" for option in _own_options(policy)),
+                "what it does": policy.summary,
+            }
+            for policy in POLICIES.values()
+        ),
+        as_json=as_json,
+    )
+
+
+def _own_options(policy: Policy) -> tuple[Option, ...]:
+    options: tuple[Option, ...] = policy.agent.options if isinstance(policy, AgentHalf) else policy.options
+    return options

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf pushtosched``: tasks, named on standard input, to any scheduling class, in and out of enclaves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import click
+
+from ..schedulers.classes import Pusher, SchedulingClass
+from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.errors import NoSuchEnclave, TaskError
+from ..schedulers.tasks import policy_of
+from .output import json_option
+
+_EXAMPLES = """\b
+Examples:
+  ls /proc/4711/task | sudo ghostbpf pushtosched ext --enclave 1
+  ps -L -o lwp= -C nginx | sudo ghostbpf pushtosched ext --enclave 1
+  pgrep -w nginx | sudo ghostbpf pushtosched other     and back again
+  echo 4711 4712 | sudo ghostbpf pushtosched fifo:10 --json
+\b
+CLASS is ext, other, batch, idle, fifo:PRIO or rr:PRIO.
+"""
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What became of one task, or one word that names none: moved, there (already), died, failed."""
+
+    tid: int | None
+    result: str
+    before: str | None = None
+    error: str | None = None
+
+    def __str__(self) -> str:
+        if self.result == "failed":
+            return f"failed: {self.error}"
+        says = {"moved": f"moved from {self.before}", "there": "there already", "died": "died meanwhile"}
+        return f"{self.tid}: {says[self.result]}"
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("target", metavar="CLASS")
+@click.option("--enclave", "id", type=int, metavar="ID", help="The enclave to put them into; for ext.")
+@json_option
+def command(target: str, id: int | None, as_json: bool) -> int:
+    """Move tasks to a scheduling class; their TIDs are read from standard input.
+
+    Each TID is one thread, moved when its line is read. Who died meanwhile is no failure. The exit status is 1 if any
+    task could not be moved, or any word was no TID.
+    """
+    pusher = _pusher(target, id)
+    counts: Counter[str] = Counter()
+    for result in _push_all(pusher):
+        counts[result.result] += 1
+        click.echo(json.dumps(vars(result)) if as_json else str(result), err=result.result == "failed" and not as_json)
+    if not as_json:
+        click.echo(", ".join(f"{counts[one]} {one}" for one in ("moved", "there", "died", "failed")), err=True)
+    return int(counts["failed"] > 0)
+
+
+def _pusher(target: str, id: int | None) -> Pusher:
+    try:
+        wanted = SchedulingClass.parse(target)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="CLASS") from None
+    if (wanted.name == "ext") != (id is not None):
+        raise click.UsageError("ext takes an --enclave ID" if id is None else "--enclave is for ext")
+    return Pusher(wanted, None if id is None else _enclave(id))
+
+
+def _enclave(id: int) -> Enclave:
+    if (enclaves := Enclaves.open()) is None:
+        raise NoSuchEnclave(id)
+    return enclaves.get(id)
+
+
+def _push_all(pusher: Pusher) -> Iterator[_Result]:
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        for word in line.decode(errors="backslashreplace").split():
+            if word.isascii() and word.isdecimal() and 0 < int(word) < 1 << 31:
+                yield _push(pusher, int(word))
+            else:
+                yield _Result(None, "failed", error=f'line {number}: "{word}" is no TID')
+
+
+def _push(pusher: Pusher, tid: int) -> _Result:
+    before = SchedulingClass.of(tid)
+    try:
+        return _Result(tid, "moved" if pusher.push(tid) else "there", str(before))
+    except TaskError as error:
+        if policy_of(tid) is None:
+            return _Result(tid, "died")
+        return _Result(tid, "failed", str(before), f"{error}" + (f"; {error.cure}" if error.cure else ""))

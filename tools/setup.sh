@@ -1,0 +1,50 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Install what ghostbpf needs and this machine lacks: Debian packages by name, then a venv that sees
+# the distribution's bcc. Without root or apt, say what to install, and stop.
+set -eu
+
+PYTHON=${PYTHON:-/usr/bin/python3}
+VENV=${VENV:-.venv}
+
+# command or file that shows a package is there, then the package
+needs="
+/usr/lib/python3/dist-packages/bcc/__init__.py python3-bpfcc
+- python3-venv
+/usr/sbin/bpftool bpftool
+/usr/bin/mmdebstrap mmdebstrap
+"
+
+missing=
+have() {
+	case $2 in
+	python3-venv) "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ;;
+	*) [ -e "$1" ] ;;
+	esac
+}
+while read -r witness package; do
+	[ -n "$package" ] || continue
+	have "$witness" "$package" || missing="$missing $package"
+done <<END
+$needs
+END
+
+if [ -n "$missing" ]; then
+	if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+		echo "ghostbpf needs these Debian packages:$missing" >&2
+		echo "  try: sudo apt-get install$missing" >&2
+		exit 1
+	fi
+	echo "setup: installing$missing"
+	log=$(mktemp)
+	if ! { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $missing; } \
+		>"$log" 2>&1; then
+		tail -n 20 "$log" >&2
+		exit 1
+	fi
+	rm -f "$log"
+fi
+
+echo "setup: Python packages into $VENV"
+[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv --system-site-packages "$VENV"
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[plot,test,dev]'

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ext scheduling class: the address by which a task that is really in it is known."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from ...loaders.btf import Btf, Kind
+from ...loaders.errors import GhostError
+
+_KALLSYMS = Path("/proc/kallsyms")
+
+
+@functools.cache
+def ext_class() -> dict[str, int]:
+    """LINK_CONSTANT ``ext_class``: 0, which no class has, where the kernel has no sched_ext.
+
+    Raises GhostError where the kernel hides its addresses.
+    """
+    if Btf.kernel().find("sched_ext_ops", Kind.STRUCT) is None:
+        return {"ext_class": 0}
+    with _KALLSYMS.open() as symbols:
+        address = next((int(line.split()[0], 16) for line in symbols if line.split()[2] == "ext_sched_class"), 0)
+    if not address:
+        raise GhostError("the kernel hides its addresses", cure="root, and sysctl kernel.kptr_restrict=0 or 1")
+    return {"ext_class": address}

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tasks wait for: the kernel's delay accounting beside what BPF measures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from ...loaders.errors import GhostError
+from .counts import Counted
+from .filters import By
+from .report import Section, Table
+from .taskstats import TaskStats, is_complete
+from .tool import Tool
+from .tracer import Tracer
+
+#: The columns that are printed even if they are 0 for all.
+_ALWAYS = ("tid", "comm", "cpu", "cpu_ms", "bpf", "bpf_ms")
+#: What the kernel accounts for, each as <name>_count and <name>_delay_total in ns, where it has them.
+_DELAYS = ("blkio", "swapin", "freepages", "thrashing", "compact", "wpcopy", "irq")
+
+
+class TOOL(Tool):
+    """What the threads of each PID waited for since the last report: their waits for a CPU as the kernel counts them
+    (taskstats, cpu) and as BPF does (bpf), then the kernel's other delays. Times are in ms.
+    """
+
+    NAME = "delays"
+    SUMMARY = "What tasks wait for: the kernel's accounting beside BPF's."
+    TRACES = "delays"
+    BREAKS_DOWN = False
+    PLOTS = False
+    FILTERS = False
+    EXAMPLES = """\b
+Examples:
+  {name} 4711 4712              two processes, until Ctrl-C
+  {name} -i 1 -n 10 4711        a report a second, ten times
+
+"""
+    ARGUMENTS = (
+        click.Option(
+            ["-i", "--interval"], type=click.FloatRange(0, min_open=True), help="Report every so many seconds."
+        ),
+        click.Option(["-n", "--count"], type=click.IntRange(1), help="Report so many times."),
+        click.Argument(["pids"], type=click.IntRange(1), nargs=-1, metavar="PID..."),
+    )
+
+    def make(self) -> Tracer:
+        """runqlat's tracer does: a histogram a thread has its count and its sum."""
+        self._pids: tuple[int, ...] = self.request.options["pids"]
+        if not self._pids and not self.request.filters.command:
+            raise click.UsageError("which processes? give PIDs, or a command after --")
+        for pid in self._pids:
+            if not Path(f"/proc/{pid}").exists():
+                raise GhostError(f"there is no process {pid}", cure="ps -e")
+        filters = dataclasses.replace(self.request.filters, command=True)
+        return Tracer("runqlat", filters, by=By.THREAD)
+
+    def begin(self) -> None:
+        self._stats = self.tracer.keep(TaskStats())
+        self._kernel, self._bpf = Counted(), Counted()
+        for tid in self._threads():
+            self.tracer.mark(tid)
+        self._look()
+        if not is_complete():
+            click.echo("only waits for a CPU are accounted: sysctl kernel.task_delayacct=1 for the others", err=True)
+
+    def report(self, seconds: float) -> Iterable[Section]:
+        kernel, bpf = self._look()
+        rows = []
+        for tid in sorted({tid for tid, _ in (*kernel, *bpf)}):
+            row = {
+                "tid": tid,
+                "comm": self._comms.get(tid) or _comm(tid),
+                "cpu": kernel.get((tid, "cpu_count"), 0),
+                "cpu_ms": _ms(kernel.get((tid, "cpu_delay_total"), 0)),
+                "bpf": bpf.get((tid, "count"), 0),
+                "bpf_ms": _ms(bpf.get((tid, "ns"), 0)),
+            }
+            row |= {f"{name}_ms": _ms(kernel.get((tid, f"{name}_delay_total"), 0)) for name in _DELAYS}
+            rows.append(row)
+        yield Table("delays", rows, picture=_picture(rows))
+
+    def _look(self) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
+        """By how much each figure of each thread has grown: the kernel's, and ours."""
+        wanted = {"cpu_count", "cpu_delay_total", *(f"{name}_delay_total" for name in _DELAYS)}
+        waits = self.tracer.histograms()
+        self._comms = self.tracer.names()
+        kernel: dict[tuple[int, str], int] = {}
+        for tid in {*self._threads(), *(owner for _, owner in waits)}:
+            for name, value in (self._stats.get(tid) or {}).items():
+                if name in wanted:
+                    kernel[tid, name] = value
+        bpf = {(owner, "count"): h.count for (_, owner), h in waits.items()}
+        bpf |= {(owner, "ns"): h.sum_ns for (_, owner), h in waits.items()}
+        return dict(self._kernel.most(kernel)), dict(self._bpf.most(bpf))
+
+    def _threads(self) -> Iterator[int]:
+        for pid in self._pids:
+            yield from sorted(int(path.name) for path in Path(f"/proc/{pid}/task").glob("*"))
+
+
+def _comm(tid: int) -> str:
+    try:
+        return Path(f"/proc/{tid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return "?"
+
+
+def _picture(rows: list[dict[str, Any]]) -> str:
+    """The table, without the kinds of delay that nobody had."""
+    shown = [name for name in (rows[0] if rows else ()) if name in _ALWAYS or any(row[name] for row in rows)]
+    return tabulate([[row[name] for name in shown] for row in rows], headers=shown, disable_numparse=True)
+
+
+def _ms(ns: int) -> float:
+    return round(ns / 1e6, 3)

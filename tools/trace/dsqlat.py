@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time in each DSQ; see bpf/tracers/dsqlat.bpf.c."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...loaders import Btf, sched_ext
+from .classes import ext_class
+from .filters import By
+from .tool import HistogramTool
+from .tracer import Tracer
+
+_CORE = "ghostbpf"
+#: As bpf/sched.bpf.h numbers its DSQs.
+_FALLBACK, _PENDING = 1, 0x10000
+
+
+class TOOL(HistogramTool):
+    """How long tasks wait in each dispatch queue (DSQ) of sched_ext, by queue and by enclave, whatever sched_ext
+    scheduler is attached.
+    """
+
+    NAME = "dsqlat"
+    SUMMARY = "How long tasks wait in each sched_ext DSQ."
+    TRACES = "time in DSQs"
+    BREAKS_DOWN = False
+
+    def make(self) -> Tracer:
+        sched_ext.status()  # raises KernelUnsupported where there is no sched_ext
+        r = self.request
+        return Tracer(self.NAME, r.filters, by=By.OTHER, unit_ns=r.unit_ns, constants=ext_class())
+
+    def begin(self) -> None:
+        super().begin()
+        self._names = dsq_names()
+
+    def named(self, which: int) -> tuple[str, str]:
+        return "wait", ""
+
+    def owner(self, id: int, names: Mapping[int, str], which: int) -> dict[str, Any]:
+        return {"dsq": self._dsq(id), "enclave": which}
+
+    def _dsq(self, id: int) -> str:
+        local_on = self._names["LOCAL_ON"]
+        if id & local_on == local_on:
+            return f"LOCAL_ON {id & 0xFFFFFFFF}"
+        for name, value in self._names.items():
+            if id == value:
+                return name
+        if sched_ext.status().ops == _CORE and id & ~0xFF == _PENDING:
+            return f"PENDING {id & 0xFF}"
+        return f"{id:#x}"
+
+
+def dsq_names() -> dict[str, int]:
+    """The DSQs that have names; a task on "none" is held by its scheduler, in a queue of its own."""
+    ids = Btf.kernel().enum("scx_dsq_id_flags")
+    names = {name: ids[f"SCX_DSQ_{name}"] for name in ("GLOBAL", "LOCAL", "LOCAL_ON", "INVALID")}
+    names["none"] = names.pop("INVALID")
+    return names | ({"FALLBACK": _FALLBACK} if sched_ext.status().ops == _CORE else {})

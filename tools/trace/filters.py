@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to trace: the command line's filters as constants of a BPF program."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from ...loaders.errors import GhostError
+from ...schedulers.enclave import Enclaves
+from ...schedulers.errors import NoSuchEnclave
+
+MOUNTS = Path("/proc/mounts")
+_COMM_BYTES = 16
+
+
+class By(IntEnum):
+    """What histograms are broken down by (enum trace_by of bpf/tracers/trace.h)."""
+
+    NOTHING = 0
+    PROCESS = 1
+    THREAD = 2
+    CPU = 3
+    OTHER = 4
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Every filter that is given must match; ``cgroup`` matches what is below it, too."""
+
+    pid: int | None = None
+    tid: int | None = None
+    comm: str | None = None
+    cgroup: Path | None = None
+    enclave: int | None = None
+    cpu: int | None = None
+    command: bool = False
+
+    def constants(self) -> dict[str, int]:
+        """Values for the LINK_CONSTANTs of bpf/tracers/trace.bpf.h; raises GhostError where nothing can match."""
+        comm = _comm(self.comm)
+        level, group = _cgroup(self.cgroup) if self.cgroup else (0, 0)
+        return {
+            "tgid": _process(self.pid),
+            "tid": _existing(self.tid, "thread"),
+            "comm_low": int.from_bytes(comm[:8], "little"),
+            "comm_high": int.from_bytes(comm[8:], "little"),
+            "cgroup": group,
+            "cgroup_level": level,
+            "enclave": _enclave(self.enclave),
+            "cpu_plus_1": 0 if self.cpu is None else _cpu(self.cpu) + 1,
+            "marked": int(self.command),
+        }
+
+    def why_nothing(self) -> str:
+        """Why no event may have matched, as far as can be told."""
+        for number, what in ((self.pid, "process"), (self.tid, "thread")):
+            if number is not None and not Path(f"/proc/{number}").exists():
+                return f"{what} {number} has ended"
+            if number is not None:
+                return f"{what} {number} was neither woken nor preempted meanwhile"
+        if self.comm is not None:
+            return f'no task called "{self.comm}" did anything meanwhile (a name has at most 15 characters)'
+        if self.cgroup is not None:
+            return f"no task below {self.cgroup} did anything meanwhile"
+        if self.enclave is not None:
+            return f"no task of enclave {self.enclave} did anything meanwhile: ghostbpf enclave show {self.enclave}"
+        if self.cpu is not None:
+            return f"CPU {self.cpu} idled, or its task ran on and on"
+        return "nothing was to be seen in so short a time"
+
+
+def _existing(number: int | None, what: str) -> int:
+    if number is None:
+        return 0
+    if not Path(f"/proc/{number}").exists():
+        raise GhostError(f"there is no {what} {number}", cure="ps -eLf")
+    return number
+
+
+def _process(number: int | None) -> int:
+    pid = _existing(number, "process")
+    if pid:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        if (process := int(status["Tgid"])) != pid:
+            raise GhostError(f"{pid} is a thread of process {process}", cure=f"-t {pid}, or -p {process}")
+    return pid
+
+
+def _comm(name: str | None) -> bytes:
+    if name == "":
+        raise GhostError("a task's name has at least one character", cure="ps -eLo comm")
+    comm = os.fsencode(name or "")
+    if len(comm) >= _COMM_BYTES:
+        raise GhostError(
+            f'no task is called "{name}": the kernel keeps 15 characters of a name',
+            cure=f'-c "{comm[: _COMM_BYTES - 1].decode(errors="replace")}"',
+        )
+    return comm.ljust(_COMM_BYTES, b"\0")
+
+
+def _cgroup(path: Path) -> tuple[int, int]:
+    """A cgroup's depth and id; its id is its directory's inode number."""
+    root = _cgroup_root()
+    full = path if path.is_absolute() else root / path
+    try:
+        inside = full.resolve(strict=True).relative_to(root)
+    except (OSError, ValueError):
+        raise GhostError(f"there is no cgroup {path}", cure=f"one of the directories under {root}") from None
+    return len(inside.parts), full.stat().st_ino
+
+
+def _cgroup_root() -> Path:
+    mounts = (line.split() for line in MOUNTS.read_text().splitlines())
+    for _, point, kind, *_ in mounts:
+        if kind == "cgroup2":
+            return Path(point)
+    raise GhostError("there is no cgroup v2 hierarchy", cure="mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified")
+
+
+def _enclave(number: int | None) -> int:
+    if number is None:
+        return 0
+    enclaves = Enclaves.open()
+    if enclaves is None:
+        raise NoSuchEnclave(number)
+    return enclaves.get(number).id
+
+
+def _cpu(number: int) -> int:
+    if not Path(f"/sys/devices/system/cpu/cpu{number}").exists():
+        raise GhostError(f"there is no CPU {number}", cure="lscpu -e")
+    return number

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Histograms of times: how the kernel side keeps them, percentiles, and the look that all tracers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+_SCALE = 1024
+_STARS, _NARROW_STARS = 40, 20
+_NARROW_ROWS = 32
+#: So much of the figures under a histogram is on one line of 79 with their indent and the blanks between them.
+_FIGURES_WIDTH = 79 - 5 - 6 * 2
+
+#: The percentiles under every histogram, by name.
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+
+UNITS = {1_000: "usecs", 1_000_000: "msecs"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Times from ``low`` to ``high``, both in whole units and inclusive, and how many there were."""
+
+    low: int
+    high: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts by bucket of bpf/tracers/trace.h; ``unit_ns`` is 1,000 or 1,000,000, sums and maxima are in ns."""
+
+    unit_ns: int
+    counts: tuple[int, ...]
+    sum_ns: int
+    max_ns: int
+
+    @classmethod
+    def empty(cls, unit_ns: int, buckets: int) -> Self:
+        """One that has counted nothing."""
+        return cls(unit_ns, (0,) * buckets, 0, 0)
+
+    @property
+    def count(self) -> int:
+        """How many times were counted."""
+        return sum(self.counts)
+
+    @property
+    def unit(self) -> str:
+        """ "usecs" or "msecs"."""
+        return UNITS[self.unit_ns]
+
+    @property
+    def mean(self) -> float:
+        """In units; 0 where nothing was counted."""
+        return self.sum_ns / self.unit_ns / (self.count or 1)
+
+    @property
+    def max(self) -> float:
+        """In units."""
+        return self.max_ns / self.unit_ns
+
+    def since(self, before: Histogram) -> Histogram:
+        """What was counted after ``before``; its maximum is exact only where it is the greatest yet."""
+        counts = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
+        highest = max((bucket for bucket, count in enumerate(counts) if count), default=None)
+        edge = 0 if highest is None else edges(highest)[1] * self.unit_ns // _SCALE
+        most = self.max_ns if self.max_ns > before.max_ns else min(edge, self.max_ns)
+        return Histogram(self.unit_ns, counts, self.sum_ns - before.sum_ns, most)
+
+    def percentile(self, share: float) -> float:
+        """The time, in units, that ``share`` of all are not above; right within an eighth."""
+        wanted, seen = share * self.count, 0
+        for bucket, count in enumerate(self.counts):
+            if count and seen + count >= wanted:
+                low, high = edges(bucket)
+                return min((low + (high - low) * (wanted - seen) / count) / _SCALE, self.max)
+            seen += count
+        return self.max
+
+    def rows(self) -> list[Row]:
+        """A row for each power of two, from 0 up to the last that has a count."""
+        counts: dict[int, int] = {}
+        for bucket, count in enumerate(self.counts):
+            if count:
+                row = max((edges(bucket)[0] // _SCALE).bit_length() - 1, 0)
+                counts[row] = counts.get(row, 0) + count
+        last = max(counts, default=-1)
+        return [Row(1 << n if n else 0, (2 << n) - 1, counts.get(n, 0)) for n in range(last + 1)]
+
+    def summary(self) -> dict[str, float]:
+        """Percentiles, maximum and mean, in units."""
+        values = {name: self.percentile(share) for name, share in PERCENTILES.items()}
+        return {**values, "max": self.max, "avg": self.mean}
+
+    def text(self) -> str:
+        """The picture and, under it, the percentiles."""
+        figures = [f"{name} {_short(value)}" for name, value in self.summary().items()]
+        figures.append(f"({self.count} in all)")
+        lines = [figures] if sum(map(len, figures)) <= _FIGURES_WIDTH else [figures[:4], figures[4:]]
+        return "\n".join([picture(self.rows(), self.unit), *("     " + "  ".join(line) for line in lines)])
+
+
+def edges(bucket: int) -> tuple[int, int]:
+    """A bucket's lowest value and the one after its highest, in 1/1024ths of the unit."""
+    if bucket < 8:
+        return bucket, bucket + 1
+    power, step = bucket // 8 + 2, bucket % 8
+    return 8 + step << power - 3, 9 + step << power - 3
+
+
+def picture(rows: Iterable[Row], label: str) -> str:
+    """The look of bcc's print_log2_hist(): a row a power of two, 40 stars for the greatest."""
+    rows = list(rows)
+    wide = len(rows) > _NARROW_ROWS
+    stars, width = (_NARROW_STARS, 20) if wide else (_STARS, 10)
+    most = max((row.count for row in rows), default=0)
+    lines = [f"     {label:<{2 * width - 1}} : count     distribution"]
+    lines += [
+        f"{row.low:{width}d} -> {row.high:<{width}d} : {row.count:<8d} |{_stars(row.count, most, stars)}|"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def linear_picture(counts: list[int], label: str) -> str:
+    """The look of bcc's print_linear_hist(): a row a value."""
+    most = max(counts, default=0)
+    lines = [f"     {label:<13} : count     distribution"]
+    lines += [
+        f"        {value:<10d} : {count:<8d} |{_stars(count, most, _STARS)}|" for value, count in enumerate(counts)
+    ]
+    return "\n".join(lines)
+
+
+def _stars(count: int, most: int, width: int) -> str:
+    return ("*" * (width * count // most if most else 0)).ljust(width)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

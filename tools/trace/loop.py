@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a tracer: attach, wait, print, until the time, the command or Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from ...loaders.errors import GhostError
+from ...schedulers.launch import Command, endings
+from .report import HistogramSection, Section
+from .tool import Tool
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When to print: every ``interval`` seconds, ``count`` times, and after ``duration`` seconds at the latest."""
+
+    interval: float | None = None
+    count: int | None = None
+    duration: float | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """How to print."""
+
+    as_json: bool = False
+    timestamps: bool = False
+    plot: Path | None = None
+
+
+class Printer:
+    """Prints reports as they come, and keeps what is to be plotted."""
+
+    def __init__(self, tool: Tool, output: Output) -> None:
+        self._tool, self._output = tool, output
+        self.events = 0
+        self.plotted: list[tuple[float, list[HistogramSection]]] = []
+
+    def show(self, sections: Iterable[Section], seconds: float | None = None) -> None:
+        """Print the sections that hold something; with ``seconds``, they are the report on so much time."""
+        found = [section for section in sections if section.events]
+        self.events += sum(section.events for section in found)
+        if seconds is not None:
+            self.plotted.append((seconds, [s for s in found if isinstance(s, HistogramSection)]))
+        if self._output.as_json:
+            for section in found:
+                for line in section.json():
+                    click.echo(
+                        json.dumps({**self._stamp(), **({"seconds": round(seconds, 3)} if seconds else {}), **line})
+                    )
+            return
+        if seconds is not None and self._output.timestamps:
+            click.echo(datetime.now().strftime("%H:%M:%S"))
+        for section in found:
+            click.echo(section.text() + ("\n" if seconds is not None else ""))
+
+    def end(self, seconds: float, drops: int) -> None:
+        """Say what was lost, and why there is nothing if there is nothing."""
+        if self._output.as_json:
+            end = {"type": "end", "seconds": round(seconds, 3), "events": self.events, "drops": drops}
+            click.echo(json.dumps({**self._stamp(), **end}))
+        if drops:
+            click.echo(f"{drops} events were dropped: the figures are too low", err=True)
+        if not self.events:
+            click.echo(f"nothing matched: {self._tool.why_nothing()}", err=True)
+
+    def _stamp(self) -> dict[str, str]:
+        return {"tool": self._tool.NAME, "time": datetime.now().astimezone().isoformat(timespec="milliseconds")}
+
+
+def run(tool: Tool, pace: Pace, output: Output, command: tuple[str, ...]) -> int:
+    """Trace, and print as ``pace`` and ``output`` say; the exit status: ``command``'s, where there is one."""
+    _check_plot(output.plot)
+    with _signals_wait():
+        child = Command(command) if command else None
+        try:
+            status = _trace(tool, pace, output, child)
+        except BaseException:
+            if child is not None:
+                child.abandon()
+            raise
+    return status
+
+
+def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int:
+    printer = Printer(tool, output)
+    with tool:
+        if child is None:
+            click.echo(f"Tracing {tool.TRACES}... Hit Ctrl-C to end.", err=True)
+        else:
+            child.start(tool.tracer.mark)
+        started = last = time.monotonic()
+        status = 0
+        for reported in _moments(pace, started, child):
+            printer.show(tool.poll())
+            if reported:
+                now = time.monotonic()
+                printer.show(tool.report(now - last), now - last)
+                last = now
+        if child is not None:
+            status = child.status()
+        printer.end(time.monotonic() - started, tool.tracer.drops())
+    if output.plot is not None:
+        _draw(output.plot, tool.NAME, printer.plotted)
+    return status
+
+
+def _moments(pace: Pace, started: float, child: Command | None) -> Iterator[bool]:
+    """Every tenth of a second False, and True when a report is due; ends after the last one."""
+    over = started + (pace.duration if pace.duration is not None else math.inf)
+    left = pace.count if pace.count is not None else math.inf
+    due = started + (pace.interval or math.inf)
+    while left > 0:
+        until = min(due, over, time.monotonic() + _POLL_SECONDS)
+        ended = _wait(until - time.monotonic(), child)
+        now = time.monotonic()
+        if ended or now >= over:
+            yield True
+            return
+        yield now >= due
+        if now >= due:
+            left -= 1
+            interval = pace.interval or math.inf
+            # Where a report was late, the next one still has most of an interval to report on.
+            due = max(due, now - interval / 2) + interval
+
+
+def _wait(seconds: float, child: Command | None) -> bool:
+    """Wait so long, or less where a signal or the command's end comes; whether it is time to end."""
+    seconds = max(seconds, 0)
+    if child is not None:
+        return child.wait(seconds) is not None
+    return signal.sigtimedwait(endings(), seconds) is not None
+
+
+def _draw(path: Path, name: str, reports: list[tuple[float, list[HistogramSection]]]) -> None:
+    if not any(sections for _, sections in reports):
+        click.echo(f"there is nothing to draw: no {path}", err=True)
+        return
+    from . import plot
+
+    plot.draw(path, name, reports)
+
+
+def _check_plot(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix not in (".svg", ".png"):
+        raise click.BadParameter(f'"{path}" is neither .svg nor .png', param_hint="--plot")
+    if path.is_dir():
+        raise click.BadParameter(f"{path} is a directory", param_hint="--plot")
+    if not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no directory {path.absolute().parent}", param_hint="--plot")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise GhostError("--plot takes matplotlib", cure="apt install python3-matplotlib") from None
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """For the block, the signals that would end us wait to be asked for."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *endings()})
+    try:
+        yield
+    finally:
+        while signal.sigtimedwait(endings(), 0) is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

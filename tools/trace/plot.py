@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Histograms drawn: bars for one report, a heat map over time for several; with matplotlib, imported only here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from .histogram import Histogram
+from .report import HistogramSection
+
+#: How many histograms fit into a picture; the busiest are drawn.
+MOST = 12
+_WIDTH, _HEIGHT = 8.0, 3.4
+_COLOUR, _MARK = "#3b6ea5", "#b03a2e"
+
+#: What was reported at the end of so many seconds.
+Reports = Sequence[tuple[float, Sequence[HistogramSection]]]
+
+
+def draw(path: Path, tool: str, reports: Reports) -> None:
+    """Draw all ``reports`` into ``path``, whose suffix tells the format; there must be a histogram in one."""
+    series = _series(reports)
+    figure = Figure(figsize=(_WIDTH, _HEIGHT * len(series)), layout="constrained")
+    for axes, (label, histograms) in zip(figure.subplots(len(series), squeeze=False)[:, 0], series, strict=True):
+        axes.set_title(f"{tool}: {label}")
+        shown = [h for h in histograms if h is not None and h.count]
+        if len(reports) == 1:
+            _bars(axes, shown[0])
+        else:
+            _heat(axes, [seconds for seconds, _ in reports], histograms, shown)
+    figure.savefig(path)
+
+
+def _series(reports: Reports) -> list[tuple[str, list[Histogram | None]]]:
+    """Each histogram through all reports (None where it is not in one), the ones that counted most first."""
+    found: dict[str, list[Histogram | None]] = {}
+    for number, (_, sections) in enumerate(reports):
+        for section in sections:
+            label = " ".join(part for part in (section.name, section.label) if part)
+            found.setdefault(label, [None] * len(reports))[number] = section.histogram
+    busiest = sorted(found.items(), key=lambda item: -sum(h.count for h in item[1] if h))
+    return busiest[:MOST]
+
+
+def _bars(axes: Any, histogram: Histogram) -> None:
+    rows = histogram.rows()
+    axes.bar(range(len(rows)), [row.count for row in rows], width=0.9, color=_COLOUR)
+    axes.set_xticks(range(len(rows)), [_short(row.low) for row in rows])
+    axes.set_xlabel(f"{histogram.unit}, from")
+    axes.set_ylabel("count")
+    top = max(row.count for row in rows)
+    for name, value in histogram.summary().items():
+        if name.startswith("p"):
+            axes.axvline(math.log2(max(value, 1)) - 0.5, color=_MARK, linewidth=0.8)
+            axes.text(math.log2(max(value, 1)) - 0.5, top, f" {name}", color=_MARK, fontsize=7, rotation=90, va="top")
+
+
+def _heat(axes: Any, seconds: Sequence[float], histograms: Sequence[Histogram | None], shown: list[Histogram]) -> None:
+    height = max(len(h.rows()) for h in shown)
+    columns = [_column(h, height) for h in histograms]
+    edges = [sum(seconds[:n]) for n in range(len(seconds) + 1)]
+    cells = [[column[row] or math.nan for column in columns] for row in range(height)]
+    mesh = axes.pcolormesh(edges, range(height + 1), cells, norm=LogNorm(vmin=1), cmap="viridis")
+    axes.figure.colorbar(mesh, ax=axes, label="count")
+    axes.set_yticks(range(height), [_short(1 << row if row else 0) for row in range(height)])
+    axes.set_xlabel("seconds")
+    axes.set_ylabel(shown[0].unit)
+
+
+def _column(histogram: Histogram | None, height: int) -> list[int]:
+    counts = [row.count for row in histogram.rows()] if histogram else []
+    return counts + [0] * (height - len(counts))
+
+
+def _short(value: int) -> str:
+    for size, letter in ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "k")):
+        if value >= size:
+            return f"{value // size}{letter}"
+    return str(value)

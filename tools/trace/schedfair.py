@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPU time over fair share; see bpf/tracers/schedfair.bpf.c."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from .report import Section, Table
+from .tool import Tool
+from .tracer import Tracer, ffi
+
+_HEADER = "schedfair.h"
+_HEAD = "Pr | .0 .1 .2 .3 .4 .5 .6 .7 .8 .9 1x 11 12 13 14 15 16 17 18 19  row_max row_total"
+_TOP = 99
+
+
+class TOOL(Tool):
+    """How much of its fair share of the CPUs each task got: 1x is just that. A row a priority (nice + 20), the share
+    in tenths, and each row scaled to 99. Once for each time from wakeup to block, once for each task's whole trace.
+    After ghOSt's schedfair.
+    """
+
+    NAME = "schedfair"
+    SUMMARY = "Fairness: the CPU time tasks got over their fair share."
+    TRACES = "run time and fair shares"
+    BREAKS_DOWN = False
+    PLOTS = False
+
+    def make(self) -> Tracer:
+        milli = 1000 * (os.cpu_count() or 1)
+        return Tracer(self.NAME, self.request.filters, constants={"milli_cpus": milli}, header=_HEADER)
+
+    def begin(self) -> None:
+        self._bins = _constant("FAIR_BINS")
+        self._prios = _constant("FAIR_PRIOS")
+        self._before = [0] * (self._bins * self._prios)
+
+    def report(self, seconds: float) -> Iterable[Section]:
+        windows = self.tracer.per_cpu("windows", "u64")
+        bins = self._bins
+        now = [sum(windows[index]) for index in range(len(self._before))]
+        grown = [n - b for n, b in zip(now, self._before, strict=True)]
+        self._before = now
+        woken = {prio: row for prio in range(self._prios) if any(row := grown[prio * bins : (prio + 1) * bins])}
+        whole: dict[int, list[int]] = {}
+        for task in self.tracer.hash("totals", "u64", "struct fair_task").values():
+            if task.share:
+                bin = min(task.ran * 10 * 1000 // task.share, bins - 1)
+                whole.setdefault(task.prio, [0] * bins)[bin] += 1
+        yield _table("wake_to_block", "Wake-to-block Fairness", woken)
+        yield _table("full_trace", "Full trace Fairness", dict(sorted(whole.items())))
+
+
+def _constant(name: str) -> int:
+    return int(getattr(ffi(_HEADER).dlopen(None), name))
+
+
+def _table(name: str, title: str, rows: dict[int, list[int]]) -> Table:
+    lines = [_HEAD]
+    for prio, counts in rows.items():
+        most = max(counts)
+        scaled = " ".join(f"{_TOP * count // most:2d}" for count in counts)
+        lines.append(f"{prio:2d} | {scaled}  {most:7d} {sum(counts):9d}")
+    data = [
+        {"prio": prio, "nice": prio - 20, "tenths": bin, "count": count}
+        for prio, counts in rows.items()
+        for bin, count in enumerate(counts)
+        if count
+    ]
+    return Table(name, data, title, "\n".join(lines))

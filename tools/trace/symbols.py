@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names for addresses: bcc's own symbol caches, by cffi."""
+
+from __future__ import annotations
+
+import functools
+from types import TracebackType
+from typing import Any, Self
+
+import cffi
+
+from ...loaders import _bcc
+from ...loaders._libbpf import text as c_text
+
+_KERNEL = -1
+
+
+class Symbols:
+    """Looks up addresses in the kernel and in processes; one that has ended has no names any more."""
+
+    def __init__(self) -> None:
+        self._ffi = cffi.FFI()
+        self._ffi.cdef(
+            """
+            struct bcc_symbol { const char *name; const char *demangle_name; const char *module; uint64_t offset; };
+            void *bcc_symcache_new(int pid, void *option);
+            void bcc_free_symcache(void *cache, int pid);
+            int bcc_symcache_resolve(void *cache, uint64_t address, struct bcc_symbol *symbol);
+            void bcc_symbol_free_demangle_name(struct bcc_symbol *symbol);
+            """
+        )
+        self._lib: Any = self._ffi.dlopen(str(_bcc.library()))
+        self._caches: dict[int, Any] = {}
+        self._named = functools.lru_cache(maxsize=1 << 16)(self._name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pid, cache in self._caches.items():
+            self._lib.bcc_free_symcache(cache, pid)
+        self._caches.clear()
+
+    def kernel(self, address: int) -> str:
+        """The kernel function that ``address`` is in."""
+        return self._named(_KERNEL, address)
+
+    def user(self, pid: int, address: int) -> str:
+        """The function of process ``pid`` that ``address`` is in."""
+        return self._named(pid, address)
+
+    def _name(self, pid: int, address: int) -> str:
+        if pid not in self._caches:
+            self._caches[pid] = self._lib.bcc_symcache_new(pid, self._ffi.NULL)
+        symbol: Any = self._ffi.new("struct bcc_symbol *")
+        if self._lib.bcc_symcache_resolve(self._caches[pid], address, symbol) < 0:
+            return self._unknown(symbol)
+        name = symbol.demangle_name if symbol.demangle_name != self._ffi.NULL else symbol.name
+        text = c_text(name)
+        self._lib.bcc_symbol_free_demangle_name(symbol)
+        return text
+
+    def _unknown(self, symbol: Any) -> str:
+        if symbol.module == self._ffi.NULL:
+            return "[unknown]"
+        module = c_text(symbol.module)
+        return f"[{module.rpartition('/')[2]}]" if module else "[unknown]"

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tracer in the kernel: its programs attached by their names, its maps read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ...loaders import Hash, KernelUnsupported, Link, Module, PerCpuArray, Program, Sampler, Target, abi, compile
+from ...loaders._libbpf import info_by_fd
+from ...loaders.btf import Btf
+from ...loaders.maps import Map
+from ...loaders.source import BPF_DIR
+from ...schedulers.core import CORE, Core
+from ...schedulers.topology import Topology
+from .filters import By, Filters
+from .histogram import Histogram
+
+TRACERS = BPF_DIR / "tracers"
+_PIDFD_THREAD = os.O_EXCL
+_TRACEPOINT, _FOLLOW, _NAMED = "tp_", "follow_", "named_"
+
+#: Of the core, where one is attached: who is in which enclave, and when a CPU last asked for a task.
+_FROM_CORE = ("tasks", "cpus")
+
+
+@functools.cache
+def ffi(*headers: str) -> Any:
+    """An FFI that knows bpf/abi.h, bpf/tracers/trace.h and ``headers`` beside that."""
+    return abi.load(BPF_DIR / "abi.h", *(TRACERS / name for name in ("trace.h", *headers)))
+
+
+def constant(name: str) -> int:
+    """A #define or enumerator of bpf/tracers/trace.h."""
+    return int(getattr(ffi().dlopen(None), name))
+
+
+class Tracer:
+    """``bpf/tracers/<name>.bpf.c``, attached for the length of a with block.
+
+    Each function ``tp_<tracepoint>`` is attached to the tracepoint of that name. ``constants`` are the tool's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        filters: Filters,
+        *,
+        by: By = By.NOTHING,
+        unit_ns: int = 1_000,
+        constants: Mapping[str, int] | None = None,
+        defines: Mapping[str, int | str] | None = None,
+        entries: Mapping[str, int] | None = None,
+        header: str | None = None,
+    ) -> None:
+        self.by, self.unit_ns = by, unit_ns
+        self._ffi = ffi(header) if header else ffi()
+        core = open_core()
+        values = {
+            **filters.constants(),
+            "default_enclave": core.state.default_enclave if core else 0,
+            "by": int(by),
+            "unit": unit_ns,
+            **(constants or {}),
+        }
+        borrowed = {name: core.maps[name] for name in _FROM_CORE} if core else {}
+        self.object = compile(TRACERS / f"{name}.bpf.c", defines)
+        self.has_core = core is not None
+        self._open = ExitStack()
+        self.module = Module(self.object, maps=borrowed, constants=values, entries=entries)
+        self._open.callback(self.module.close)
+        self.programs: dict[str, Program] = {}
+        self._follow = filters.command
+
+    def __enter__(self) -> Self:
+        try:
+            wanted = {
+                _TRACEPOINT: True,
+                _FOLLOW: self._follow,
+                _NAMED: self.by in (By.PROCESS, By.THREAD),
+            }
+            for function in self.object.functions:
+                prefix = next((prefix for prefix, on in wanted.items() if on and function.startswith(prefix)), None)
+                if prefix is not None:
+                    tracepoint = function.removeprefix(prefix)
+                    self.programs[function] = self.module.load(function, Target.tracepoint(tracepoint))
+                    self._open.enter_context(self.programs[function])
+            for program in self.programs.values():
+                self._open.enter_context(Link.tracepoint(program))
+        except BaseException:
+            self._open.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def keep(self, context: Any) -> Any:
+        """Enter a context that is left with the tracer."""
+        return self._open.enter_context(context)
+
+    def sample(self, hertz: int) -> None:
+        """Run its function ``perf_sample`` on each CPU, ``hertz`` times a second."""
+        program = self.keep(self.module.load("perf_sample", Target.perf_event()))
+        for cpu in Topology.from_sysfs().all_cpus:
+            self.keep(Sampler.on_cpu(program, cpu, hertz))
+
+    def mark(self, tid: int) -> None:
+        """Trace task ``tid`` and all that it will fork; nothing where it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = _pidfd(tid)
+            try:
+                self.hash("marks", "s32", "u32")[pidfd] = 1
+            finally:
+                os.close(pidfd)
+
+    def hash(self, name: str, key: str, value: str) -> Hash:
+        """A view of one of its maps."""
+        return Hash(self.map(name), self._ffi, key, value)
+
+    def per_cpu(self, name: str, value: str) -> PerCpuArray:
+        """A view of one of its per-CPU arrays."""
+        return PerCpuArray(self.map(name), self._ffi, value)
+
+    def map(self, name: str) -> Map:
+        """One of its maps."""
+        return self.module.maps[name]
+
+    def histograms(self) -> dict[tuple[int, int], Histogram]:
+        """What was counted so far, by (which histogram of the tool's, id); the id is 0 without a breakdown."""
+        return self._cells() if self.by else self._hists()
+
+    def names(self) -> dict[int, str]:
+        """The names of the tasks that histograms are broken down by."""
+        if self.by not in (By.PROCESS, By.THREAD):
+            return {}
+        return {key: comm(value.comm) for key, value in self.hash("names", "u64", "struct task_name").items()}
+
+    def drops(self) -> int:
+        """Events that were lost: for want of memory, or since another was being handled on the same CPU."""
+        missed = Btf.kernel().members(Btf.kernel().struct_id("bpf_prog_info")).get("recursion_misses")
+        recursion = 0
+        for program in self.programs.values():
+            if missed:
+                recursion += struct.unpack_from("=Q", info_by_fd(program.fd, 512), missed.offset)[0]
+        counted = sum(self.per_cpu("drops", "u64")[0]) if "drops" in self.module.maps else 0
+        return int(counted + recursion)
+
+    def _hists(self) -> dict[tuple[int, int], Histogram]:
+        found = {}
+        hists = self.per_cpu("hists", "struct hist")
+        for which in range(len(hists)):
+            cpus = hists[which]
+            per_cpu = [self._ffi.unpack(cpu.count, len(cpu.count)) for cpu in cpus]
+            found[which, 0] = Histogram(
+                self.unit_ns,
+                tuple(map(sum, zip(*per_cpu, strict=True))),
+                sum(cpu.sum for cpu in cpus),
+                max(cpu.max for cpu in cpus),
+            )
+        return found
+
+    def _cells(self) -> dict[tuple[int, int], Histogram]:
+        size = constant("HIST_BUCKETS")
+        counts: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * size)
+        sums: dict[tuple[int, int], int] = defaultdict(int)
+        most: dict[tuple[int, int], int] = defaultdict(int)
+        for key, cell in self.hash("cells", "struct cell_key", "struct cell").items():
+            at = (key.which, key.id)
+            counts[at][key.bucket] = cell.count
+            sums[at] += cell.sum
+            most[at] = max(most[at], cell.max)
+        return {at: Histogram(self.unit_ns, tuple(counts[at]), sums[at], most[at]) for at in sorted(counts)}
+
+
+def _pidfd(tid: int) -> int:
+    try:
+        return os.pidfd_open(tid, _PIDFD_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    try:
+        return os.pidfd_open(tid)  # before Linux 6.9, only a process's first thread
+    except OSError:
+        raise KernelUnsupported("PIDFD_THREAD", f"this kernel cannot mark thread {tid} alone", cure="-p PID") from None
+
+
+def open_core() -> Core | None:
+    """The core, where one is attached and we may see it."""
+    try:
+        return Core.open() if Path(CORE).exists() else None
+    except PermissionError:
+        return None
+
+
+def comm(chars: Any) -> str:
+    """A task's name, from a char array of the kernel's."""
+    return b"".join(chars).split(b"\0")[0].decode(errors="replace")

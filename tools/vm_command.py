@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf vm``: run a command in a throw-away guest that has a sched_ext kernel."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .output import json_option, show
+
+if TYPE_CHECKING:
+    from ..vm import Kernel
+
+_EXAMPLES = """\b
+Examples:
+  ghostbpf vm                                  a shell in the newest kernel
+  ghostbpf vm -- uname -r
+  ghostbpf vm -- ghostbpf run biff -- hackbench
+  ghostbpf vm --kernel oldest --cpus 4 -- python3 -m pytest tests/guest
+  ghostbpf vm --kernel 6.18 --timeout 60 -- ./reproduce.sh <input >output
+  ghostbpf vm --kernel ../linux/arch/x86/boot/bzImage --console -- true
+  ghostbpf vm --list                           which kernels there are
+
+\b
+Exit status: CMD's own (128+N if signal N ended it); or 123 QEMU killed
+the guest's kernel, 124 time-out, 125 the guest's kernel died,
+126 and 127 as in a shell, 128 guest lost.
+"""
+
+
+@click.command("vm", epilog=_EXAMPLES, context_settings={"ignore_unknown_options": False})
+@click.option(
+    "--kernel",
+    default="newest",
+    show_default=True,
+    metavar="SPEC",
+    help="newest, oldest, a series (7.3), a version, or the path of a kernel image.",
+)
+@click.option("--cpus", type=int, metavar="N", help="Virtual CPUs.  [default: this machine's, 2 at least]")
+@click.option("--memory", default="2G", show_default=True, metavar="SIZE", help="Memory, like 2G or 512M.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after this long.  [default: never]")
+@click.option(
+    "--share",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Share DIR.  [default: the checkout]",
+)
+@click.option("--tty", is_flag=True, help="Give CMD a terminal; a shell has one anyway.")
+@click.option("--accel", default="auto", show_default=True, metavar="auto|kvm|tcg", help="How to run the guest.")
+@click.option("--append", default="", metavar="WORDS", help="Add WORDS to the kernel's command line.")
+@click.option("--console", is_flag=True, help="Print the kernel's console on stderr.")
+@click.option("--with-headers", is_flag=True, help="Give the guest its kernel's headers.")
+@click.option("--mirror", metavar="URI", help="Debian archive.  [default: the one apt uses]")
+@click.option("--refresh", is_flag=True, help="Fetch the package lists now.  [default: once a day]")
+@click.option("--list", "list_kernels", is_flag=True, help="List the kernels there are.")
+@json_option
+@click.argument("cmd", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
+def command(
+    kernel: str,
+    cpus: int | None,
+    memory: str,
+    timeout: float | None,
+    share: Path | None,
+    tty: bool,
+    accel: str,
+    append: str,
+    console: bool,
+    with_headers: bool,
+    mirror: str | None,
+    refresh: bool,
+    list_kernels: bool,
+    as_json: bool,
+    cmd: tuple[str, ...],
+) -> int:
+    """Run CMD in a throw-away guest that has a sched_ext kernel, and exit with its status.
+
+    The guest is a Debian cloud kernel in QEMU. It sees this checkout in its own place, writable, and starts in
+    the same directory; CMD has your stdin, stdout and stderr, and Ctrl-C. The kernel and the rest are fetched from
+    the Debian archive once and kept. Without CMD: a shell, which Ctrl-] ends if all else fails.
+    """
+    from .. import vm as guests
+
+    if list_kernels:
+        if cmd:
+            raise click.UsageError("--list runs no command")
+        rows = [_row(kernel) for kernel in guests.shelf(mirror).list(refresh=refresh)]
+        show(rows if as_json else map(_in_words, rows), as_json=as_json, empty="no kernels on offer")
+        return 0
+    if as_json:
+        raise click.UsageError("--json goes with --list")
+    interactive = not cmd and sys.stdin.isatty()
+    guest = guests.Guest(
+        kernel=kernel,
+        cpus=cpus,
+        memory=guests.parse_memory(memory),
+        accel=accel,
+        append=append,
+        share=share,
+        headers=with_headers,
+        mirror=mirror,
+        refresh=refresh,
+    )
+    return guests.run(
+        cmd or (("bash", "-l") if interactive else ("sh",)),
+        guest,
+        timeout=timeout,
+        console=guests.console_to_stderr if console else None,
+        terminal=tty or interactive,
+    )
+
+
+def _row(kernel: Kernel) -> dict[str, object]:
+    verdict = kernel.verdict
+    return {
+        "kernel": kernel.release,
+        "suite": kernel.suite,
+        "sched_ext": verdict and verdict.sched_ext,
+        "usable": verdict and verdict.usable,
+        "reason": verdict.reason if verdict else "not fetched yet",
+        "cached": kernel.cached,
+    }
+
+
+def _in_words(row: dict[str, object]) -> dict[str, object]:
+    """The row for a person: shorter, within 80 columns."""
+    words: dict[object, str] = {None: "?", True: "yes", False: "no"}
+    reason = f": {row['reason']}" if row["reason"] else ""
+    return {
+        "kernel": str(row["kernel"]).removesuffix("-cloud-amd64"),
+        "suite": row["suite"],
+        "sched_ext": words[row["sched_ext"]],
+        "usable": words[row["usable"]] + reason,
+        "cached": words[row["cached"]],
+    }

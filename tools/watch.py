@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf enclave watch``: how long an enclave is without an agent when one takes over from another.
+
+It looks at the mapped record of the enclave's channel again and again, so what it tells is right within the time
+between two looks, which it tells, too. The idea is ghOSt's enclave_watcher.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import click
+
+from ..loaders.errors import GhostError
+from ..schedulers.agents import Agents
+from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.errors import NoSuchEnclave
+from .output import human_ns, json_option
+
+_PERIOD_S = 0.0002
+_LOOK_UP_S = 0.1
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Another task is behind the channel, 0 for none, since the look before the one at ``at_ns``."""
+
+    tid: int
+    at_ns: int
+    resolution_ns: int
+    switches: int
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """From one agent, by its thread, to another; ``switches`` is how often tasks came on a CPU in between."""
+
+    enclave: int
+    before: int
+    after: int
+    blackout_ms: float
+    switches: int
+    kill_to_offline_ms: float | None
+    resolution_ms: float
+
+    def __str__(self) -> str:
+        killed = self.kill_to_offline_ms
+        return (
+            f"agent {self.before} -> {self.after}: blackout {human_ns(self.blackout_ms * 1e6)}, "
+            f"{self.switches} switches meanwhile"
+            + (f"; offline {human_ns(killed * 1e6)} after the kill" if killed is not None else "")
+            + f"; within {human_ns(self.resolution_ms * 1e6)}"
+        )
+
+
+@click.command()
+@click.argument("id", type=int)
+@click.option("--agent-pid", type=int, metavar="PID", help="End this process, which must be the agent, and watch that.")
+@click.option("--sigkill", is_flag=True, help="End it by SIGKILL, not SIGTERM.")
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="End after so many hand-overs.")
+@json_option
+def watch(id: int, agent_pid: int | None, sigkill: bool, count: int, as_json: bool) -> None:
+    """Time how long enclave ID is without an agent when another takes over.
+
+    Its tasks go on meanwhile: the core schedules them.
+    """
+    if sigkill and agent_pid is None:
+        raise click.UsageError("--sigkill needs --agent-pid")
+    enclaves = Enclaves.open()
+    if enclaves is None:
+        raise NoSuchEnclave(id)
+    enclave = enclaves.get(id)
+    agents = _wait_for_agent(enclave)
+    changes = _changes(enclave, agents)
+    first = next(changes)
+    click.echo(f"enclave {id}: agent {first.tid} is in charge; Ctrl-C ends", err=True)
+    killed_ns = None if agent_pid is None else _end(enclave, agent_pid, first.tid, sigkill)
+    for hand_over in itertools.islice(_hand_overs(enclave, first, changes, killed_ns), count):
+        click.echo(json.dumps(vars(hand_over)) if as_json else str(hand_over))
+
+
+def _hand_overs(
+    enclave: Enclave, first: _Change, changes: Iterator[_Change], killed_ns: int | None
+) -> Iterator[HandOver]:
+    before = offline = first
+    for change in changes:
+        if not change.tid:
+            offline = change
+            continue
+        # Without a look in between that found none, one follows the other directly.
+        left = offline if not offline.tid else change
+        yield HandOver(
+            enclave=enclave.id,
+            before=before.tid,
+            after=change.tid,
+            blackout_ms=(change.at_ns - left.at_ns) / 1e6,
+            switches=change.switches - left.switches,
+            kill_to_offline_ms=None if killed_ns is None else (left.at_ns - killed_ns) / 1e6,
+            resolution_ms=max(left.resolution_ns, change.resolution_ns) / 1e6,
+        )
+        before = offline = change
+        killed_ns = None
+
+
+def _changes(enclave: Enclave, agents: Agents) -> Iterator[_Change]:
+    """Who is behind the enclave's channel now, and then each change of it."""
+    channel = agents.channels[0]
+    seen, before_ns = -1, time.monotonic_ns()
+    looked_up_ns = before_ns
+    while True:
+        at_ns, tid = time.monotonic_ns(), int(channel.tid)
+        if tid != seen:
+            yield _Change(tid, at_ns, at_ns - before_ns, enclave.counters().switches)
+        elif not tid and at_ns - looked_up_ns > _LOOK_UP_S * 1e9:
+            _check(enclave)
+            looked_up_ns = at_ns
+        seen, before_ns = tid, at_ns
+        time.sleep(_PERIOD_S)
+
+
+def _check(enclave: Enclave) -> None:
+    if enclave not in Enclaves(enclave.core):
+        raise NoSuchEnclave(enclave.id)
+    if Agents.open(enclave.id) is None:
+        raise GhostError(f"enclave {enclave.id} has a policy without an agent by now", cure="ghostbpf enclave ls")
+
+
+def _wait_for_agent(enclave: Enclave) -> Agents:
+    while True:
+        agents = Agents.open(enclave.id)
+        if agents is not None and agents.channels[0].tid:
+            return agents
+        if enclave not in Enclaves(enclave.core):
+            raise NoSuchEnclave(enclave.id)
+        time.sleep(_LOOK_UP_S)
+
+
+def _end(enclave: Enclave, pid: int, agent: int, by_force: bool) -> int:
+    """End the agent, and tell when; what else may be called ``pid`` by mistake is spared."""
+    if pid != agent:
+        raise GhostError(
+            f"process {pid} is not the agent of enclave {enclave.id}", cure=f"--agent-pid {agent}" if agent else None
+        )
+    at_ns = time.monotonic_ns()
+    os.kill(pid, signal.SIGKILL if by_force else signal.SIGTERM)
+    return at_ns

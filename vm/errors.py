@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong with a guest, and the exit status each failure stands for.
+
+VmError
+├── BadRequest       2    a value on the command line or in a call is wrong
+├── KernelNotFound   1    no kernel answers to that name, or none of them is usable
+├── ImageError       1    the guest's root, the tools or the packages could not be made
+└── GuestError       1    the guest was started and failed
+    ├── GuestTimeout 124  it was still running when its time was up
+    ├── GuestOops    125  its kernel died; 123 if that was QEMU's doing
+    └── GuestLost    128  it went away without a word
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+CONSOLE_TAIL = 20
+
+
+class VmError(Exception):
+    """Root of this package's errors: a lower-case message, and the cure where one is known."""
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, cure: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure
+
+
+class BadRequest(VmError):
+    """A value given by the caller cannot be used; nothing was started."""
+
+    exit_status = 2
+
+
+class KernelNotFound(VmError):
+    """No kernel answers to the name, or none that does is usable."""
+
+
+class ImageError(VmError):
+    """Packages could not be fetched, or the guest's root or tools could not be made."""
+
+
+class GuestError(VmError):
+    """The guest was started and failed; `console` is what its kernel printed."""
+
+    def __init__(self, message: str, cure: str | None = None, console: str = "") -> None:
+        super().__init__(message, cure)
+        self.console = console
+
+    def __str__(self) -> str:
+        tail = self.console.splitlines()[-CONSOLE_TAIL:]
+        if not tail:
+            return f"{self.message} (its kernel has printed nothing)"
+        return "\n".join([self.message, "last lines of its console:", *(f"  | {line}" for line in tail)])
+
+
+class GuestTimeout(GuestError):
+    """The guest was still running when its time was up."""
+
+    exit_status = 124
+
+
+class GuestOops(GuestError):
+    """The guest's kernel died: an oops, a BUG or a panic.
+
+    `emulation` tells the one kind that says nothing of the kernel: QEMU's TCG can run code while another virtual CPU is
+    patching it, and then executes a breakpoint (int3) that is no longer there. It is rare and needs a busy host.
+    """
+
+    exit_status: int = 125  # type: ignore[misc]
+
+    def __init__(self, message: str, cure: str | None = None, console: str = "", *, emulation: bool = False) -> None:
+        super().__init__(message, cure, console)
+        self.emulation = emulation
+        if emulation:
+            self.exit_status = 123
+
+
+class GuestLost(GuestError):
+    """The guest went away without handing over an exit status."""
+
+    exit_status = 128

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two trees a guest needs, made by mmdebstrap: the root it runs on, and the tools that run it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cache import locked, remove_unless_in_use, scratch_dir, stage, write_whole
+from .errors import ImageError
+from .mirrors import Mirror
+
+SUITE = "trixie"
+
+ROOT_PACKAGES = (
+    "python3",
+    "python3-bpfcc",
+    "libbpf1",
+    "python3-cffi",
+    "python3-click",
+    "python3-tabulate",
+    "python3-pyroute2",
+    "python3-pytest",
+    "python3-pytest-timeout",
+    "python3-hypothesis",
+    "python3-jsonschema",
+    "bpftool",
+    "bpfcc-tools",
+    "linux-perf",
+    "stress-ng",
+    "rt-tests",
+    "util-linux",
+    "mount",
+    "procps",
+    "iproute2",
+    "strace",
+    "kmod",
+)
+TOOLS_PACKAGES = ("qemu-system-x86", "virtiofsd")
+
+# Mount points and the one directory that stays writable; everything else in the root is read-only to the guest.
+STATE = "var/lib/ghostbpf"
+_DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "opt/ghostbpf", "usr/lib/modules", "usr/src", STATE)
+
+_COMMAND = """#!/bin/sh
+exec python3 -m ghostbpf.tools.cli "$@"
+"""
+
+_LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a tree is made; a change of any part of it makes a new tree."""
+
+    name: str
+    variant: str
+    packages: tuple[str, ...]
+    directories: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change when the recipe does."""
+        return hashlib.sha256(repr((SUITE, _LEFT_OUT, self)).encode()).hexdigest()[:12]
+
+
+GUEST_ROOT = Recipe("root", "essential", ROOT_PACKAGES, _DIRECTORIES, (("usr/local/bin/ghostbpf", _COMMAND),))
+# Only unpacked, never configured: nothing in it is run but two programs, by its own dynamic loader.
+TOOLS_ROOT = Recipe("tools", "extract", TOOLS_PACKAGES)
+
+
+def tree(home: Path, recipe: Recipe, mirror: Mirror) -> tuple[Path, Path]:
+    """The tree of `recipe` under `home`, made now if it is not there, and the lock to hold (shared) while using it.
+
+    It is made aside and renamed into place when complete, and trees of older recipes are then removed.
+    Raises ImageError.
+    """
+    place = home / f"{recipe.name}-{recipe.fingerprint}"
+    lock = home / f"{place.name}.lock"
+    if place.is_dir():
+        return place, lock
+    with locked(home / f"{recipe.name}.build.lock"):
+        if place.is_dir():
+            return place, lock
+        with scratch_dir(home, recipe.name) as scratch:
+            part = scratch / "tree"
+            with stage(f"making the guest's {recipe.name} from {len(recipe.packages)} {SUITE} packages"):
+                _bootstrap(recipe, mirror, part)
+            for name in recipe.directories:
+                (part / name).mkdir(parents=True, exist_ok=True)
+            for name, text in recipe.files:
+                write_whole(part / name, text.encode())
+                (part / name).chmod(0o755)
+            part.replace(place)
+        for old in home.glob(f"{recipe.name}-*/"):
+            if old != place:
+                remove_unless_in_use(old, home / f"{old.name}.lock")
+    return place, lock
+
+
+def _bootstrap(recipe: Recipe, mirror: Mirror, target: Path) -> None:
+    argv = [
+        # It mounts into the tree it makes. In namespaces of its own, its mounts and children go with it, and it goes
+        # with us, whichever of us is killed.
+        *("setpriv", "--pdeathsig", "KILL", "--"),
+        *("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--"),
+        "mmdebstrap",
+        f"--variant={recipe.variant}",
+        f"--include={','.join(recipe.packages)}",
+        "--architectures=amd64",
+        '--aptopt=APT::Install-Recommends "false"',
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
+        SUITE,
+        str(target),
+        mirror.source(SUITE),
+    ]
+    if shutil.which("mmdebstrap") is None:
+        raise ImageError("mmdebstrap is not installed", "apt install mmdebstrap")
+    lines: list[str] = []
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line.rstrip())
+            _show(line.strip())
+    if process.returncode:
+        tail = [line for line in lines if not re.match(r"\S+ +\d+%|done$", line)][-6:]
+        raise ImageError(
+            f"mmdebstrap failed with status {process.returncode}: " + "; ".join(tail),
+            f"another archive with --mirror, if {mirror.uri} is out of reach or has no {SUITE}",
+        )
+
+
+def _show(line: str) -> None:
+    # mmdebstrap's "I:" lines are its stages; the rest is progress bars.
+    if line.startswith("I: ") and sys.stderr.isatty():
+        print(f"  {line[3:]}", file=sys.stderr, flush=True)

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels that a guest can boot: which are on offer, which of them a name means, and where one lies once fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .btf import Verdict, btf_section, judge, vmlinux_of
+from .cache import locked, read_json, say, scratch_dir, write_json, write_whole
+from .errors import ImageError, KernelNotFound
+from .packages import Apt, Package, unpack
+
+_IMAGE = re.compile(r"linux-(?:image|binary)-((\d+(?:\.\d+)*)\S*-cloud-amd64)$")
+FLAVOUR = "-cloud-amd64"
+_NUMBERS = re.compile(r"\d+(\.\d+)*")
+_HEADER_PARTS = re.compile(r"(linux-headers-\S+-common|linux-kbuild-[^\s,]+)")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel on offer or in the cache; `release` is what `uname -r` says in it, `package` is None if only cached."""
+
+    release: str
+    suite: str
+    package: Package | None
+    verdict: Verdict | None = None
+    cached: bool = False
+
+    @property
+    def order(self) -> tuple[tuple[int, ...], str]:
+        """Sort key: the upstream version, then the build."""
+        return upstream(self.release), self.release
+
+
+@dataclass(frozen=True)
+class BootImage:
+    """A kernel ready to boot: `vmlinux` is the uncompressed ELF, which a guest starts fastest."""
+
+    release: str
+    vmlinux: Path
+    verdict: Verdict
+
+
+def upstream(release: str) -> tuple[int, ...]:
+    """The numbers a release starts with: `7.3.4+deb13-cloud-amd64` is (7, 3, 4)."""
+    match = _NUMBERS.match(release)
+    return tuple(int(n) for n in match[0].split(".")) if match else ()
+
+
+def on_offer(packages: Iterable[Package]) -> list[Kernel]:
+    """The kernels in a package list, oldest first, each once.
+
+    Up to 6.18 the image is in linux-image-RELEASE; from 6.19 on that one is empty and linux-binary-RELEASE has it.
+    """
+    best: dict[str, Package] = {}
+    for package in packages:
+        match = _IMAGE.match(package.name)
+        if match and (match[1] not in best or best[match[1]].name.startswith("linux-image-")):
+            best[match[1]] = package
+    return sorted((Kernel(release, p.suite, p) for release, p in best.items()), key=lambda kernel: kernel.order)
+
+
+def matching(spec: str, kernels: Sequence[Kernel]) -> list[Kernel]:
+    """The kernels that `spec` may mean, the preferred one first.
+
+    `newest`; `oldest`; a series or version by its numbers (`7.3`, `7.3.4`: the newest of it); or one build, with its
+    flavour or without (`7.3.4+deb13`).
+    """
+    oldest_first = sorted(kernels, key=lambda kernel: kernel.order)
+    if spec == "oldest":
+        return oldest_first
+    newest_first = oldest_first[::-1]
+    if spec == "newest":
+        return newest_first
+    if _NUMBERS.fullmatch(spec):
+        wanted = upstream(spec)
+        return [k for k in newest_first if upstream(k.release)[: len(wanted)] == wanted]
+    return [k for k in newest_first if spec in (k.release, k.release.removesuffix(FLAVOUR))]
+
+
+class Shelf:
+    """The kernels kept in a directory, and the archive that more can be had from."""
+
+    def __init__(self, home: Path, apt: Apt) -> None:
+        self.home = home
+        self.apt = apt
+
+    def list(self, *, refresh: bool = False) -> list[Kernel]:
+        """All kernels on offer or in the cache, oldest first, with what is known of each; raises ImageError."""
+        kept = {path.parent.name for path in self.home.glob("[0-9]*/vmlinux")}
+        try:
+            found = {k.release: k for k in on_offer(self.apt.packages(refresh=refresh))}
+        except ImageError as error:
+            if not kept:
+                raise
+            found = {}
+            say(f"warning: {error.message}; only kernels already fetched are in reach")
+        for release in kept:
+            found.setdefault(release, Kernel(release, "cache only", None))
+        known = [
+            Kernel(k.release, k.suite, k.package, _verdict(self._record(k.release)), k.release in kept)
+            for k in found.values()
+        ]
+        return sorted(known, key=lambda kernel: kernel.order)
+
+    def resolve(self, spec: str, *, refresh: bool = False) -> BootImage:
+        """The kernel that `spec` means, fetched if need be: see `matching`, or the path of a kernel image.
+
+        A name that leaves a choice never gives an unusable kernel; one version alone gives it, with a warning.
+        Raises KernelNotFound and ImageError.
+        """
+        if "/" in spec:
+            return self._from_path(Path(spec))
+        candidates = matching(spec, self.list(refresh=refresh))
+        if not candidates and not refresh:
+            candidates = matching(spec, self.list(refresh=True))
+        if not candidates:
+            raise KernelNotFound(
+                f"no kernel {spec!r} on offer in {', '.join(self.apt.suites)}",
+                "newest, oldest, a series such as 7.3, a version from `ghostbpf vm --list`, or the path of an image",
+            )
+        rejected: list[str] = []
+        for kernel in candidates:
+            verdict = kernel.verdict or self.fetch(kernel).verdict
+            if verdict.usable:
+                return self.fetch(kernel)
+            rejected.append(f"{kernel.release}: {verdict.reason}")
+        if spec.count(".") > 1:
+            say(f"warning: {rejected[0]}; no scheduler will load into it")
+            return self.fetch(candidates[0])
+        raise KernelNotFound(
+            f"no usable kernel for {spec!r}: " + "; ".join(rejected), "a full version, to boot one of them all the same"
+        )
+
+    def fetch(self, kernel: Kernel) -> BootImage:
+        """Bring `kernel` into the cache and judge it, unless that has been done."""
+        place = self.home / kernel.release
+        with locked(self.home / f".{kernel.release}.lock"):
+            if not (place / "vmlinux").exists() or _verdict(self._record(kernel.release)) is None:
+                if kernel.package is None:
+                    raise KernelNotFound(f"kernel {kernel.release} is no longer on offer", "ghostbpf vm --list")
+                with scratch_dir(self.home, kernel.release) as scratch:
+                    unpack(self.apt.download([kernel.package], scratch), scratch)
+                    self._keep(_image_in(scratch, kernel.release), place)
+        return self._boot_image(kernel.release)
+
+    def headers(self, release: str) -> Path:
+        """A tree with usr/src and usr/lib/modules of the kernel's headers, fetched if need be.
+
+        Raises ImageError; the archive drops a kernel's headers sooner than the kernel.
+        """
+        place = self.home / release / "headers"
+        with locked(self.home / f".{release}.lock"):
+            if place.is_dir():
+                return place
+            parts = header_packages(release, self.apt.packages())
+            with scratch_dir(self.home, release) as scratch:
+                (scratch / "headers").mkdir()
+                unpack(self.apt.download(parts, scratch), scratch / "headers")
+                place.parent.mkdir(exist_ok=True)
+                (scratch / "headers").replace(place)
+        return place
+
+    def _record(self, key: str) -> dict[str, Any]:
+        document = read_json(self.home / key / "verdict.json")
+        return document if isinstance(document, dict) else {}
+
+    def _keep(self, image: Path, place: Path, **more: Any) -> None:
+        elf = vmlinux_of(image.read_bytes())
+        blob = btf_section(elf)
+        verdict = judge(blob) if blob else Verdict(sched_ext=False)
+        banner = re.search(rb"Linux version (\d\S*) ", elf)
+        # The kernel first: a verdict without one only means that it is fetched again.
+        write_whole(place / "vmlinux", elf)
+        release = banner[1].decode() if banner else image.name
+        record = {"release": release, "sched_ext": verdict.sched_ext, "malformed": verdict.malformed}
+        write_json(place / "verdict.json", {**record, **more})
+
+    def _boot_image(self, key: str) -> BootImage:
+        record = self._record(key)
+        verdict = _verdict(record)
+        if verdict is None:
+            raise ImageError(f"{self.home / key} is damaged", f"rm -r {self.home / key}")
+        return BootImage(record.get("release", key), self.home / key / "vmlinux", verdict)
+
+    def _from_path(self, path: Path) -> BootImage:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise KernelNotFound(f"kernel image {path}: {(error.strerror or '').lower()}") from None
+        if not path.is_file():
+            raise KernelNotFound(f"kernel image {path} is not a file")
+        # One place for each path, so that the kernels of a developer's many builds do not pile up.
+        key = f"path-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+        source = [stat.st_ino, stat.st_mtime_ns, stat.st_size]
+        with locked(self.home / f".{key}.lock"):
+            if self._record(key).get("source") != source:
+                try:
+                    self._keep(path, self.home / key, source=source)
+                except ImageError as error:
+                    raise ImageError(f"{path}: {error.message}", error.cure) from None
+            image = self._boot_image(key)
+        if not image.verdict.usable:
+            say(f"warning: {path}: {image.verdict.reason}; no scheduler will load into it")
+        return image
+
+
+def header_packages(release: str, packages: Sequence[Package]) -> list[Package]:
+    """The packages that together are the headers of kernel `release`; raises ImageError if they are not on offer."""
+    by_name = {p.name: p for p in packages}
+    first = by_name.get(f"linux-headers-{release}")
+    if first is None:
+        prefix, suffix = "linux-headers-", FLAVOUR
+        named = (name.removeprefix(prefix) for name in by_name if name.startswith(prefix) and name.endswith(suffix))
+        there = sorted(named, key=upstream)
+        raise ImageError(
+            f"the headers of kernel {release} are not on offer",
+            f"one of {', '.join(there)}" if there else "another archive with --mirror",
+        )
+    names = _HEADER_PARTS.findall(first.depends)
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ImageError(f"{first.name} needs {', '.join(missing)}, not on offer", "ghostbpf vm --refresh")
+    return [first, *(by_name[name] for name in names)]
+
+
+def _verdict(record: dict[str, Any]) -> Verdict | None:
+    if "sched_ext" not in record:
+        return None
+    return Verdict(bool(record["sched_ext"]), tuple(record.get("malformed", ())))
+
+
+def _image_in(tree: Path, release: str) -> Path:
+    for place in (f"boot/vmlinuz-{release}", f"usr/lib/modules/{release}/vmlinuz", f"lib/modules/{release}/vmlinuz"):
+        if (tree / place).is_file():
+            return tree / place
+    raise ImageError(f"the packages of kernel {release} hold no vmlinuz", "another kernel")

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs that run a guest, and the words to start them with."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .agent import CONTROL_PORT, IO_PORT
+
+# Older ones translate code that the guest's kernel is patching: an attach now and then dies of an int3 oops.
+QEMU_MINIMUM = (8, 1)
+
+# A child that outlives this process would hold the guest's memory and its share for nobody.
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """QEMU and the Rust virtiofsd, as argument lists to start them with."""
+
+    qemu: tuple[str, ...]
+    virtiofsd: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """A host directory that the guest sees under `path` (the root: empty)."""
+
+    tag: str
+    directory: Path
+    path: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A virtual machine: `memory` in MiB, `accel` kvm or tcg, `append` kernel words, `start` the agent's script."""
+
+    kernel: Path
+    cpus: int
+    memory: int
+    accel: str
+    append: str = ""
+    start: str = ""
+
+
+def tools_in(tree: Path) -> Tools:
+    """The tools of a tools tree, run by the tree's own dynamic loader: no chroot, and no library of the host's."""
+    loader = (
+        str(tree / "usr/lib64/ld-linux-x86-64.so.2"),
+        "--library-path",
+        str(tree / "usr/lib/x86_64-linux-gnu"),
+    )
+    qemu = (*loader, str(tree / "usr/bin/qemu-system-x86_64"))
+    data = ("-L", str(tree / "usr/share/qemu"), "-L", str(tree / "usr/share/seabios"))
+    return Tools((*qemu, *data), (*loader, str(tree / "usr/libexec/virtiofsd")), _version(qemu))
+
+
+def host_tools() -> Tools | None:
+    """The host's own tools, if they are new enough."""
+    qemu = shutil.which("qemu-system-x86_64")
+    virtiofsd = shutil.which("virtiofsd", path=f"{os.environ.get('PATH', '')}:/usr/libexec:/usr/lib/qemu")
+    if not qemu or not virtiofsd:
+        return None
+    version = _version((qemu,))
+    if tuple(int(n) for n in version.split(".")) < QEMU_MINIMUM:
+        return None
+    # The one in C, of old, knows other options; its version line says "virtiofsd version".
+    if not re.match(r"virtiofsd \d", _first_line((virtiofsd, "--version"))):
+        return None
+    return Tools((qemu,), (virtiofsd,), version)
+
+
+def _first_line(argv: Sequence[str]) -> str:
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0]
+
+
+def _version(qemu: Sequence[str]) -> str:
+    match = re.search(r"version (\d+\.\d+(\.\d+)?)", _first_line((*qemu, "--version")))
+    return match[1] if match else "0.0"
+
+
+def virtiofsd_argv(tools: Tools, share: Share, listener: int) -> list[str]:
+    """How to serve `share` to whoever connects to the listening socket `listener`."""
+    return [
+        *_DIE_WITH_PARENT,
+        *tools.virtiofsd,
+        f"--fd={listener}",
+        f"--shared-dir={share.directory}",
+        # The root changes under nobody's feet; the checkout is being edited while the guest runs.
+        f"--cache={'auto' if share.path else 'always'}",
+        "--sandbox=none",
+        "--log-level=error",
+        *(["--readonly"] if share.read_only else []),
+    ]
+
+
+def qemu_argv(
+    tools: Tools, machine: Machine, *, console: int, io: int, control: int, shares: Sequence[tuple[str, int]]
+) -> list[str]:
+    """How to start `machine`; the numbers are inherited sockets, `shares` is the tag and socket of each."""
+    argv = [
+        *_DIE_WITH_PARENT,
+        *tools.qemu,
+        *("-name", "ghostbpf", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot"),
+        *_accelerator(machine.accel),
+        *("-machine", "pc,memory-backend=mem,usb=off,vmport=off"),
+        *("-smp", str(machine.cpus), "-m", f"{machine.memory}M"),
+        # vhost-user devices work on the guest's memory from another process.
+        *("-object", f"memory-backend-memfd,id=mem,size={machine.memory}M,share=on"),
+        *("-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci"),
+    ]
+    for name, fd in ((IO_PORT, io), (CONTROL_PORT, control)):
+        argv += ["-chardev", f"socket,id={name},fd={fd}", "-device", f"virtserialport,chardev={name},name={name}"]
+    for tag, fd in shares:
+        argv += ["-chardev", f"socket,id={tag},fd={fd}", "-device", f"vhost-user-fs-pci,chardev={tag},tag={tag}"]
+    return [*argv, "-kernel", str(machine.kernel), "-append", _command_line(machine)]
+
+
+def _accelerator(accel: str) -> list[str]:
+    if accel == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
+
+
+def _command_line(machine: Machine) -> str:
+    words = [
+        "console=ttyS0 loglevel=5",
+        "root=root rootfstype=virtiofs rw",
+        "oops=panic panic=-1",
+        # What Debian spends on hardening and self-tests is dear under emulation and shields nothing here.
+        "mitigations=off init_on_alloc=0 cryptomgr.notests initcall_blacklist=load_system_certificate_list",
+        # On a busy host an emulated timer is late, and the kernel would panic over it.
+        "tsc=reliable no_timer_check",
+        # sched_ext ejects a scheduler when one of these fires, and an emulated CPU can stand still for seconds.
+        "watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=300",
+        machine.append,
+        f"init=/usr/bin/python3 -- -E -S {machine.start}",
+    ]
+    return " ".join(word for word in words if word)
