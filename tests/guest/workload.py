@@ -282,6 +282,7 @@ class Workload:
         self.children.append(child)
         with contextlib.closing(os.fdopen(ready_out, "rb")) as ready:
             assert ready.read(1), f"{child} died before it ran"
+        child.asleep()  # or it joins on a CPU that may not be the enclave's, and goes on there until the next tick
         if enclave is not None:
             enclave.add(child.pid)
         if go:
