@@ -9,7 +9,7 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, or what a map of the core holds, changes its meaning. */
-#define ABI_VERSION 5
+#define ABI_VERSION 6
 
 #define MAX_ENCLAVES 64 /* enclave ids run from 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
@@ -53,8 +53,9 @@ struct cpu {
 	u32 taken; /* a higher class has it */
 	u32 told_idle; /* since it last ran a task of its enclave, the agent has been told that it idles */
 	u32 kick; /* TXN_KICK_…: what was just committed to it has it woken, or preempted, once */
-	u32 reserved;
+	u32 lingers; /* the task that is on it does: see task_ctx */
 	u64 checked_at; /* when it last looked for tasks that an agent has forgotten; CLOCK_MONOTONIC */
+	u64 left_at; /* when its task last woke another and was about to sleep; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 };
 
@@ -75,6 +76,7 @@ struct task_ctx {
 	u32 left; /* and enclave with it: enclave tells where it was */
 	u64 left_ns; /* of its slice, when a higher class took the CPU from it */
 	u64 woke_at_runtime_ns; /* of a CPU's own kernel thread, in full mode */
+	u64 lingers; /* it last stayed on its CPU when it had woken another and was about to sleep */
 };
 
 /* Per enclave and CPU. Events since the enclave was made; runtime in ns. */

@@ -49,10 +49,9 @@ static struct task_ctx *task_ctx_of(struct task_struct *p)
 	return tasks.task_storage_get(p, 0, 0);
 }
 
-/* The enclave p belongs to, and in *e its record; 0 where there is none. */
-static u32 membership(struct task_struct *p, struct enclave **e)
+/* The enclave that a task with this record belongs to, and in *e its own; 0 where there is none. */
+static u32 membership(struct task_ctx *t, struct enclave **e)
 {
-	struct task_ctx *t = task_ctx_of(p);
 	struct core *c = the_core();
 	u32 id = c ? c->default_enclave : 0;
 
@@ -72,10 +71,10 @@ static bool is_cpus_own(struct task_struct *p)
 }
 
 /* The enclave that schedules p: its own, unless p's affinity excludes every CPU of it now, or p is a CPU's own. */
-static u32 enclave_of_task(struct task_struct *p, struct enclave **e)
+static u32 scheduling(struct task_struct *p, struct task_ctx *t, struct enclave **e)
 {
 	struct core *c = the_core();
-	u32 id = membership(p, e);
+	u32 id = membership(t, e);
 
 	if (!id || !*e || !c || is_cpus_own(p))
 		return 0;
@@ -85,6 +84,11 @@ static u32 enclave_of_task(struct task_struct *p, struct enclave **e)
 			return id;
 	COUNT(id, misfits);
 	return 0;
+}
+
+static u32 enclave_of_task(struct task_struct *p, struct enclave **e)
+{
+	return scheduling(p, task_ctx_of(p), e);
 }
 
 /* The enclave whose CPU this is; 0 where there is none. */
@@ -174,7 +178,7 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 /* A queue that somebody waits on while a CPU of its enclave idles: tell that CPU. */
 static void kick_idle(u32 id, struct enclave *e, s32 here)
 {
-	if (scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || scx_bpf_dsq_nr_queued(ORDERED_DSQ(here)))
+	if (is_waited_for(id, e, here))
 		kick_any_idle(e, here);
 }
 
@@ -262,18 +266,31 @@ BPF_PROG(core_running, struct task_struct *p)
 {
 	s32 here = scx_bpf_task_cpu(p);
 	struct cpu *cpu = cpu_of(here);
+	struct task_ctx *t = task_ctx_of(p);
 	struct enclave *e = NULL;
-	u32 id = enclave_of_task(p, &e);
+	u32 id = scheduling(p, t, &e);
 
 	if (!cpu)
 		return 0;
 	cpu->running = id;
+	cpu->lingers = t && t->lingers;
 	open_for_next(cpu, here);
 	cpu->ran_at = scx_bpf_now();
 	COUNT(id, switches);
 	if (id && e)
 		slot_running.call(ctx, slot_of(id, e));
 	return 0;
+}
+
+/* Did the task that leaves this CPU do so when it was to sleep? Noted where that is news. */
+static void note_lingering(struct cpu *cpu, struct task_struct *p, u64 now)
+{
+	bool lingers = elapsed(cpu->left_at, now) > LINGER;
+	struct task_ctx *t = lingers == cpu->lingers ? NULL : task_ctx_of(p);
+
+	if (t)
+		t->lingers = lingers;
+	cpu->left_at = 0;
 }
 
 /*
@@ -284,6 +301,7 @@ BPF_PROG(core_running, struct task_struct *p)
 BPF_PROG(core_stopping, struct task_struct *p, bool runnable)
 {
 	struct cpu *cpu = cpu_of(scx_bpf_task_cpu(p));
+	u64 now = scx_bpf_now();
 	struct counters *n;
 	struct task_ctx *t;
 	struct enclave *e;
@@ -295,7 +313,9 @@ BPF_PROG(core_stopping, struct task_struct *p, bool runnable)
 	cpu->running = 0;
 	n = counters_of(id);
 	if (n)
-		n->runtime_ns += scx_bpf_now() - cpu->ran_at;
+		n->runtime_ns += elapsed(cpu->ran_at, now);
+	if (cpu->left_at)
+		note_lingering(cpu, p, now);
 	if (runnable) {
 		t = task_ctx_of(p);
 		if (t)
@@ -363,7 +383,7 @@ BPF_PROG(core_disable, struct task_struct *p)
 BPF_PROG(core_set_cpumask, struct task_struct *p, const struct cpumask *allowed)
 {
 	struct enclave *e = NULL;
-	u32 id = membership(p, &e);
+	u32 id = membership(task_ctx_of(p), &e);
 
 	if (id && e)
 		slot_set_cpumask.call(ctx, slot_of(id, e));
@@ -373,7 +393,7 @@ BPF_PROG(core_set_cpumask, struct task_struct *p, const struct cpumask *allowed)
 BPF_PROG(core_set_weight, struct task_struct *p, u32 weight)
 {
 	struct enclave *e = NULL;
-	u32 id = membership(p, &e);
+	u32 id = membership(task_ctx_of(p), &e);
 
 	if (id && e)
 		slot_set_weight.call(ctx, slot_of(id, e));
@@ -383,7 +403,7 @@ BPF_PROG(core_set_weight, struct task_struct *p, u32 weight)
 BPF_PROG(core_yield, struct task_struct *from, struct task_struct *to)
 {
 	struct enclave *e = NULL;
-	u32 id = membership(from, &e);
+	u32 id = membership(task_ctx_of(from), &e);
 
 	set_slice(from, 0);
 	if (id && e)

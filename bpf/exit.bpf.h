@@ -38,7 +38,7 @@ BPF_PROG(core_dump_task, struct scx_dump_ctx *dctx, struct task_struct *p)
 {
 	char format[] = "enclave %llu\n";
 	struct enclave *e = NULL;
-	u64 args[1] = { membership(p, &e) };
+	u64 args[1] = { membership(task_ctx_of(p), &e) };
 
 	scx_bpf_dump_bstr(format, args, sizeof(args));
 	return 0;

@@ -93,7 +93,7 @@ int iter_tasks(struct bpf_iter__task *ctx)
 	if (t->enclave && e && e->state != ENCLAVE_FREE && e->generation == t->generation)
 		record.enclave = t->enclave; /* also where the enclave is going: its destroyer looks for them */
 	else
-		record.enclave = membership(p, &e);
+		record.enclave = membership(t, &e);
 	record.cpu = scx_bpf_task_cpu(p);
 	record.on_cpu = p->on_cpu;
 	record.runtime_ns = p->se.sum_exec_runtime;

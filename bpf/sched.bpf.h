@@ -73,6 +73,24 @@ static struct core *the_core(void)
 	return core.lookup(&zero);
 }
 
+/* From then to now. What another CPU notes meanwhile, or by a clock that is ahead, is no time ago, and not for ever. */
+static u64 elapsed(u64 then, u64 now)
+{
+	return (s64)(now - then) > 0 ? now - then : 0;
+}
+
+/* Since then, by CLOCK_MONOTONIC. */
+static u64 ns_since(u64 then)
+{
+	return elapsed(then, bpf_ktime_get_ns());
+}
+
+/* How long the task on this CPU has been there. */
+static u64 ns_on(struct cpu *cpu)
+{
+	return elapsed(cpu->ran_at, scx_bpf_now());
+}
+
 static void set_slice(struct task_struct *p, u64 ns)
 {
 #ifdef HAVE_scx_bpf_task_set_slice
@@ -224,30 +242,39 @@ static void take_back(void)
 #define CAN_TAKE_BACK 0
 #endif
 
-static bool shares_cache(struct cpu *cpu, s32 other)
+/* Waking an idle CPU takes about as long. */
+#define LINGER (100 * 1000ULL)
+
+/* Does anybody wait for a CPU of e's, or this one? */
+static bool is_waited_for(u32 id, struct enclave *e, s32 cpu)
 {
-	return has_bit(cpu->llc, other);
+	bool queues = (e->bank ? e->queues[1] : e->queues[0]) || e->leftover;
+
+	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || (queues && scx_bpf_dsq_nr_queued(ORDERED_DSQ(cpu)));
 }
 
-/* The CPU that we run on, if it is e's, its task is e's, and nobody waits for either; -1 otherwise. */
-static s32 wakers_cpu(u32 id, struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev)
+/*
+ * The CPU that we run on, if its task, the waker, is about to sleep and leaves it: it is e's, as is the task, and nobody
+ * waits for either; -1 otherwise. Some do not sleep though it is said of them, as of everyone who writes to a pipe: what
+ * the waker did the last time tells.
+ */
+static s32 wakers_cpu(u32 id, struct enclave *e, struct core *c, const struct cpumask *allowed)
 {
 	s32 here = bpf_get_smp_processor_id();
 	struct cpu *cpu = cpu_of(here);
 
-	if (!cpu || cpu->running != id || !is_usable(e, c, allowed, here) || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | here))
+	if (!cpu || cpu->running != id || !is_usable(e, c, allowed, here) ||
+	    scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | here) || is_waited_for(id, e, here))
 		return -1;
-	if (here != prev && shares_cache(cpu, prev) && is_usable(e, c, allowed, prev) &&
-	    scx_bpf_test_and_clear_cpu_idle(prev))
-		return prev;
-	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || scx_bpf_dsq_nr_queued(ORDERED_DSQ(here)) ? -1 : here;
+	cpu->left_at = scx_bpf_now();
+	return cpu->lingers ? -1 : here;
 }
 
 /*
  * ops.select_cpu for most policies: an idle CPU runs p at once, for slice ns; otherwise p will be enqueued.
  *
- * A waker that is about to sleep (WAKE_SYNC) leaves its CPU to p, unless somebody waits, or p's own is idle and as
- * near: that spares waking another CPU. Should it not sleep after all, the next tick lets p have its turn.
+ * A waker that is about to sleep (WAKE_SYNC) leaves its CPU to p, unless somebody waits: that spares waking another CPU.
+ * Should it not sleep after all, the next tick lets p have its turn.
  *
  * Where p could not be taken back, if a fair task that wakes just then takes the CPU first, it goes through the
  * queue even so: enqueue_pending() finds the CPU that was chosen here idle, and kicks it.
@@ -261,7 +288,7 @@ static s32 select_idle(u32 id, struct task_struct *p, s32 prev, u64 wake_flags, 
 	if (!e || !c)
 		return prev;
 #if CAN_TAKE_BACK
-	cpu = wake_flags & SCX_WAKE_SYNC ? wakers_cpu(id, e, c, p->cpus_ptr, prev) : -1;
+	cpu = wake_flags & SCX_WAKE_SYNC ? wakers_cpu(id, e, c, p->cpus_ptr) : -1;
 	if (cpu < 0)
 		cpu = claim_idle_cpu(e, c, p->cpus_ptr, prev);
 	if (cpu >= 0)

@@ -7,8 +7,19 @@ import os
 import time
 
 import pytest
+from ghostbpf.loaders.btf import Btf, Kind
 from ghostbpf.schedulers.cpuset import CpuSet
-from workload import MakeEnclave, Me, Workload, in_ext, runtime_ns, sched_field, until
+from workload import (
+    MakeEnclave,
+    Me,
+    Workload,
+    getcpu,
+    in_ext,
+    present_cpus,
+    runtime_ns,
+    sched_field,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -209,6 +220,65 @@ def test_every_cpu_takes_from_the_one_queue(workload: Workload, enclave: MakeEnc
         assert {sleeper.at for sleeper in sleepers} == {cpu}
         for holder in holders.values():
             holder.stop()
+
+
+@pytest.mark.once
+def test_pair_that_wake_each_other_in_turn_share_a_cpu(workload: Workload, enclave: MakeEnclave) -> None:
+    """Whoever writes to a pipe and then sleeps leaves its CPU to the reader, though others idle."""
+    if Btf.kernel().find("scx_bpf_reenqueue_local___v2", Kind.FUNC) is None:
+        pytest.skip("this kernel cannot take a task back: wakeups go through the queue")
+    biff = enclave("1-3")
+    there, back = os.pipe(), os.pipe()
+    rounds = 2000
+
+    def serve(me: Me) -> None:
+        for _ in range(rounds):
+            os.read(there[0], 1)
+            os.write(back[1], b"%c" % getcpu())
+
+    def call(me: Me) -> None:
+        together = 0
+        for _ in range(rounds):
+            os.write(there[1], b"!")
+            together += os.read(back[0], 1)[0] == getcpu()
+        me.set(together)
+
+    pair = [workload.spawn(body, biff, cpus=[cpu], go=False) for cpu, body in ((1, serve), (2, call))]
+    for child in pair:
+        os.sched_setaffinity(child.pid, present_cpus())
+        child.wake()
+    assert [child.wait() for child in pair] == [0, 0]
+    assert pair[1].value > rounds / 2
+
+
+@pytest.mark.parametrize("policy", ["biff", "rr"])
+def test_waker_that_does_not_sleep_keeps_nobody_waiting(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+    """The kernel takes each writer to a pipe for one that is about to sleep; this one goes on."""
+    one = enclave("1-3", policy, slice=ENDLESS)
+    heard, tell = os.pipe()
+
+    def listen(me: Me) -> None:
+        while os.read(heard, 1) != b".":
+            me.note()
+
+    listener = workload.spawn(listen, one).asleep()
+    rounds = 50
+
+    def go_on(me: Me) -> None:
+        elsewhere = 0
+        for turn in range(1, rounds + 1):
+            here = getcpu()
+            os.write(tell, b"!")
+            while listener.loops < turn:
+                me.note()
+            elsewhere += listener.at != here
+            listener.asleep()
+        os.write(tell, b".")
+        me.set(elsewhere)
+
+    teller = workload.spawn(go_on, one)
+    assert [teller.wait(), listener.wait()] == [0, 0]
+    assert teller.value > rounds / 2
 
 
 @pytest.mark.parametrize("policy", ["biff", "rr"])
