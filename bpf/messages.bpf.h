@@ -29,7 +29,7 @@ static struct channel *channel_at(u32 number)
 /* An agent that has been asked, and has not begun to read for timeout_ns since, is silent. */
 static bool is_silent(struct channel *ch)
 {
-	bool silent = ch->asked_ns > ch->heartbeat_ns && bpf_ktime_get_ns() - ch->asked_ns > ch->timeout_ns;
+	bool silent = ch->asked_ns > ch->heartbeat_ns && ns_since(ch->asked_ns) > ch->timeout_ns;
 
 	if (silent && !ch->silent)
 		ch->silences++;

@@ -77,7 +77,7 @@ static void open_for_next(struct cpu *cpu, s32 here)
 static bool is_owed(struct cpu *cpu, s32 here)
 {
 	return scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | here) > 0 ||
-	       (scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0 && bpf_ktime_get_ns() - cpu->fallback_at >= FALLBACK_PERIOD);
+	       (scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0 && ns_since(cpu->fallback_at) >= FALLBACK_PERIOD);
 }
 
 #endif

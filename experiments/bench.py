@@ -97,7 +97,7 @@ def throughput(runs: int) -> list[Row]:
 
 
 def ops(runs: int) -> list[Row]:
-    """Nanoseconds of BPF per call of each op, core and Biff together, from the kernel's own statistics."""
+    """Nanoseconds of BPF per call of each op and tracepoint, core and Biff together, by the kernel's own statistics."""
     with enclave_under(POLICIES["biff"]) as enclave, bpf_stats():
         for workload in _WORKLOADS.values():
             perf(workload, enclave.add)
@@ -105,7 +105,7 @@ def ops(runs: int) -> list[Row]:
     return [
         {"what": p["name"], "calls": p["run_cnt"], "ns per call": p["run_time_ns"] / p["run_cnt"]}
         for p in sorted(shown, key=lambda p: -p.get("run_time_ns", 0))
-        if p.get("run_cnt") and p["type"] == "struct_ops"
+        if p.get("run_cnt") and (p["type"] == "struct_ops" or p["name"].startswith("tp_"))
     ]
 
 

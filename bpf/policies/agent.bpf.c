@@ -127,7 +127,7 @@ static u64 waited(u64 dsq)
 		struct agent_task *a = agent_task_of(p, 0);
 		struct status_word *w = a ? word_at(a->word) : NULL;
 
-		return w && w->state == TASK_WAITING ? bpf_ktime_get_ns() - w->since_ns : 0;
+		return w && w->state == TASK_WAITING ? ns_since(w->since_ns) : 0;
 	}
 	return 0;
 }
@@ -135,11 +135,9 @@ static u64 waited(u64 dsq)
 /* Has the agent forgotten somebody? Looked up now and then. */
 static bool is_patience_lost(struct cpu *cpu, s32 here)
 {
-	u64 now = bpf_ktime_get_ns();
-
-	if (now - cpu->checked_at < CHECK_PERIOD)
+	if (ns_since(cpu->checked_at) < CHECK_PERIOD)
 		return false;
-	cpu->checked_at = now;
+	cpu->checked_at = bpf_ktime_get_ns();
 	return waited(PENDING) > PATIENCE || (cpu->latched && waited(CPU_DSQ(here)) > PATIENCE);
 }
 
@@ -191,7 +189,7 @@ BPF_PROG(agent_tick, struct task_struct *p)
 	if (has_agent(ch))
 		late = is_patience_lost(cpu, here);
 	else
-		late = scx_bpf_now() - cpu->ran_at > FALLBACK_SLICE &&
+		late = ns_on(cpu) > FALLBACK_SLICE &&
 		       (cpu->latched || scx_bpf_dsq_nr_queued(PENDING));
 	if (late) {
 		cpu->checked_at = 0; /* so that dispatch() sees it, too */
@@ -229,7 +227,7 @@ BPF_PROG(agent_stopping, struct task_struct *p, bool runnable)
 
 	if (!a || !cpu)
 		return 0;
-	a->runtime_ns += scx_bpf_now() - cpu->ran_at;
+	a->runtime_ns += ns_on(cpu);
 	w = word_at(a->word);
 	if (w)
 		w->runtime_ns = a->runtime_ns;

@@ -156,7 +156,7 @@ static s32 find_abandoned(s32 here)
 			continue;
 		if (!has_bit(c->online, id))
 			return id;
-		if (!cpu->running && bpf_ktime_get_ns() - cpu->dispatched_at > CHECK_PERIOD)
+		if (!cpu->running && ns_since(cpu->dispatched_at) > CHECK_PERIOD)
 			return id;
 	}
 	return -1;
@@ -167,7 +167,7 @@ static bool is_starving(s32 here, bool move)
 {
 	for_each_waiting(waiting, p, ORDERED_DSQ(here), SCX_DSQ_ITER_REV) {
 		struct fair_task *t = fair_tasks.task_storage_get(p, 0, 0);
-		bool starving = t && bpf_ktime_get_ns() - t->waits_since > PATIENCE;
+		bool starving = t && ns_since(t->waits_since) > PATIENCE;
 
 		if (starving && move)
 			scx_bpf_dsq_move(&waiting, p, PENDING, SCX_ENQ_HEAD);
@@ -178,7 +178,7 @@ static bool is_starving(s32 here, bool move)
 
 static bool is_check_due(struct cpu *cpu)
 {
-	return bpf_ktime_get_ns() - cpu->checked_at > CHECK_PERIOD;
+	return ns_since(cpu->checked_at) > CHECK_PERIOD;
 }
 
 static bool serve_overdue(struct cpu *cpu, s32 here)
@@ -285,7 +285,7 @@ BPF_PROG(cfs_bpf_tick, struct task_struct *p)
 	place(p, t, here);
 	charge(p, t);
 	late = set_clock(here, t->vtime) || scx_bpf_dsq_nr_queued(PENDING) > 0;
-	late = late && scx_bpf_now() - cpu->ran_at > slice_on(here);
+	late = late && ns_on(cpu) > slice_on(here);
 	if (is_check_due(cpu) && (find_abandoned(here) >= 0 || is_starving(here, false))) {
 		cpu->checked_at = 0; /* so that dispatch() sees it, too */
 		late = true;

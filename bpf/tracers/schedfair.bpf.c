@@ -36,7 +36,8 @@ static u64 share_now(s64 more)
 			rate = LINK_CONSTANT(milli_cpus) / load;
 		if (f->at && now > f->at)
 			f->share += rate * (now - f->at);
-		f->at = now;
+		if (now > f->at)
+			f->at = now;
 		f->busy = 0;
 	}
 	share = f->share;

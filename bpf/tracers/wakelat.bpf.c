@@ -93,11 +93,12 @@ BPF_PROG(wakelat_switch, bool preempt, struct task_struct *prev, struct task_str
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (total) {
-		u64 gap = now - total->last_on;
+		s64 gap = now - total->last_on;
 
-		if (total->last_on && now > total->last_on && gap > total->longest_gap_ns)
+		if (total->last_on && gap > 0 && gap > (s64)total->longest_gap_ns)
 			total->longest_gap_ns = gap;
-		total->last_on = now;
+		if (gap > 0)
+			total->last_on = now;
 		__sync_fetch_and_add(&total->switches, 1);
 	}
 	if (!mark->since)
