@@ -37,6 +37,7 @@ struct enclave {
 	u32 queues[2]; /* does each bank's policy have tasks wait on CPUs' own queues, too? */
 	u32 leftover; /* the policy before did, and some may wait there still */
 	u32 reserved;
+	u64 gtids; /* handed out */
 };
 
 /* One CPU. */
@@ -55,6 +56,8 @@ struct cpu {
 	u32 kick; /* TXN_KICK_…: what was just committed to it has it woken, or preempted, once */
 	u32 lingers; /* the task that is on it does: see task_ctx */
 	u64 checked_at; /* when it last looked for tasks that an agent has forgotten; CLOCK_MONOTONIC */
+	u32 overdue; /* its enclave's policy is asked before the queue of what is latched: somebody has waited for too long */
+	u32 reserved;
 	u64 left_at; /* when its task last woke another and was about to sleep; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 };
@@ -184,20 +187,20 @@ struct status_word {
 struct agent_task {
 	u64 gtid;
 	u64 runtime_ns;
-	u32 word; /* 0: the agent does not know it */
+	u64 word; /* 0: the agent does not know it */
 	u32 channel;
 	u32 knows; /* enum task_state that the agent was last told: TASK_WAITING or TASK_BLOCKED */
 	u32 yielded;
 	u32 latched; /* 1 + the CPU whose queue it waits on */
-	u32 reserved;
 };
 
 /* Between the core and one agent. */
 struct channel {
 	u64 tid; /* of the agent; 0: none. A new agent stores its own, and the old one leaves */
 	u64 heartbeat_ns; /* when the agent last began to read; CLOCK_MONOTONIC */
+	u64 turning; /* and it has not come to the end of that turn */
 	u64 asked_ns; /* when the first message came since */
-	u64 timeout_ns; /* an agent that has not begun to read for so long is silent: the core decides meanwhile */
+	u64 timeout_ns; /* an agent that reads nothing, or does not get to an end, for so long is silent: the core decides */
 	u64 silences; /* how often it was found silent */
 	u64 lost; /* messages that did not fit in */
 	u32 overflowed; /* some since the agent last read all status words */
@@ -264,7 +267,6 @@ struct agent_task_args {
 /* What an enclave's agents have handed out. */
 struct census {
 	u64 words;
-	u64 gtids;
 };
 
 #endif

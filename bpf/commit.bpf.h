@@ -46,12 +46,13 @@ static u32 check_cpu(s32 id, const struct cpumask *allowed)
 
 static u32 check_task(struct task_struct *p, struct agent_task *a, struct txn *x)
 {
-	struct task_ctx *t = tasks.task_storage_get(p, 0, 0);
-	struct enclave *e = enclave_of(ENCLAVE);
+	struct task_ctx *t = task_ctx_of(p);
+	struct enclave *e = NULL;
 	struct status_word *w;
+	u32 id = t && t->enabled ? membership(t, &e) : 0;
 
-	if (!t || !t->enabled || !e || t->enclave != ENCLAVE || t->generation != e->generation)
-		return t && t->enabled && t->enclave && t->enclave != ENCLAVE ? TXN_NOT_PERMITTED : TXN_NOT_FOUND;
+	if (id != ENCLAVE)
+		return id ? TXN_NOT_PERMITTED : TXN_NOT_FOUND;
 	if (!a || a->gtid != x->gtid)
 		return TXN_NOT_FOUND;
 	w = word_at(a->word);
@@ -70,22 +71,27 @@ static u32 latch(struct task_struct *p, struct txn *x)
 	u32 state = check_task(p, a, x);
 	u64 flags = x->flags & TXN_HEAD ? SCX_ENQ_HEAD : 0, slice = x->slice_ns ? x->slice_ns : SLICE_ENDLESS;
 	struct cpu *cpu = cpu_of(x->cpu);
+	u32 before;
+	u64 from;
 
 	if (state != TXN_COMPLETE)
 		return state;
 	state = check_cpu(x->cpu, p->cpus_ptr);
 	if (state != TXN_COMPLETE || !a || !cpu)
 		return state;
+	from = queue_of(a);
+	before = a->latched;
+	a->latched = 1 + x->cpu; /* already, for once it is moved it may wait elsewhere any moment */
 	/*
 	 * A message can overtake its task, which is on the queue only when its enqueue() has returned. The first try
 	 * waits for that, since it takes the lock of the task's runqueue; then the second finds the task.
 	 */
-	if (!move_task(p, queue_of(a), CPU_DSQ(x->cpu), slice, flags) &&
-	    !move_task(p, queue_of(a), CPU_DSQ(x->cpu), slice, flags)) {
+	if (!move_task(p, from, CPU_DSQ(x->cpu), slice, flags) && !move_task(p, from, CPU_DSQ(x->cpu), slice, flags)) {
+		if (a->latched == 1 + x->cpu)
+			a->latched = before;
 		state = check_task(p, a, x);
 		return state == TXN_COMPLETE ? TXN_STALE : state;
 	}
-	a->latched = 1 + x->cpu;
 	cpu->latched = 1;
 	return TXN_COMPLETE;
 }
@@ -144,7 +150,7 @@ static u32 commit(struct txn *x)
 	return state;
 }
 
-/* A task whose group failed waits as before. */
+/* A task whose group failed waits on the enclave's queue, also if it waited for a CPU before. */
 static void undo(struct txn *x)
 {
 	struct task_struct *p = bpf_task_from_pid((s32)x->gtid);
@@ -160,15 +166,19 @@ static void undo(struct txn *x)
 	bpf_task_release(p);
 }
 
+/* While a CPU is held it may ask for a task and get none: it is told when it is not any more. */
 static void hold(s32 id, bool on)
 {
 	struct cpu *cpu = cpu_of(id);
 
-	if (cpu && cpu->enclave == ENCLAVE)
-		cpu->held = on;
+	if (!cpu || cpu->enclave != ENCLAVE)
+		return;
+	cpu->held = on;
+	if (!on)
+		scx_bpf_kick_cpu(id, SCX_KICK_IDLE);
 }
 
-enum step { HOLD, COMMIT, UNDO, RELEASE, KICK };
+enum step { HOLD, COMMIT, UNDO, RELEASE, ASK, KICK };
 
 /* One step for each transaction; args->committed tells how many of them are complete. */
 static void each_txn(struct commit_args *args, u32 step)
@@ -196,7 +206,7 @@ static void each_txn(struct commit_args *args, u32 step)
 		if (x->state != TXN_COMPLETE)
 			continue;
 		args->committed++;
-		if (step == COMMIT)
+		if (step == (args->group ? ASK : COMMIT))
 			ask_for_kick(x);
 		if (step == KICK)
 			kick(x->cpu);
@@ -216,8 +226,10 @@ int call_commit(struct commit_args *args)
 	each_txn(args, COMMIT);
 	if (args->group && args->committed < all)
 		each_txn(args, UNDO);
-	if (args->group)
+	if (args->group) {
 		each_txn(args, RELEASE);
+		each_txn(args, ASK);
+	}
 	each_txn(args, KICK);
 	return 0;
 }
@@ -232,7 +244,9 @@ static void take_stock(u64 dsq)
 			continue;
 		a->knows = TASK_WAITING;
 		w->allowed = p->cpus_ptr->bits[0];
-		w->state = TASK_WAITING;
+		/* It may have left the queue for a CPU by now, and come on it before it had a word to note that in. */
+		if (!p->scx.dsq)
+			w->state = TASK_ON_CPU;
 	}
 }
 
@@ -250,10 +264,14 @@ int call_take_stock(struct commit_args *args)
 	return 0;
 }
 
-/* From now on a task's messages go to another channel; if it waits, that agent learns of it at once. */
+/*
+ * From now on a task's messages go to another channel; if it waits, that agent learns of it at once. What happens to the
+ * task just then is told beside this: if the two may have got the same number, that agent reads the status words.
+ */
 int call_associate(struct agent_task_args *args)
 {
 	struct task_struct *p = bpf_task_from_pid((s32)args->gtid);
+	struct channel *ch = channel_at(args->channel);
 	struct agent_task *a;
 	struct status_word *w;
 	int error = -3; /* ESRCH */
@@ -263,9 +281,15 @@ int call_associate(struct agent_task_args *args)
 	bpf_rcu_read_lock();
 	a = agent_task_of(p, 0);
 	w = a && a->gtid == args->gtid ? word_at(a->word) : NULL;
-	if (w && args->channel < MAX_CPUS) {
+	if (w && ch) {
+		u32 state = w->state, seq = w->seq + 1;
+
 		a->channel = args->channel;
-		tell(p, a, w, w->state == TASK_WAITING ? MSG_TASK_NEW : MSG_TASK_BLOCKED, 0);
+		tell(p, a, w, state == TASK_WAITING ? MSG_TASK_NEW : MSG_TASK_BLOCKED, 0);
+		if (w->state != state || w->seq != seq) {
+			w->seq++;
+			ch->overflowed = 1;
+		}
 		error = 0;
 	}
 	bpf_rcu_read_unlock();

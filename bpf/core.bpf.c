@@ -34,34 +34,9 @@ BPF_ARRAY(exit_info, struct exit_record, 1);
 
 #define FULL_MODE LINK_CONSTANT(full_mode)
 
-static bool is_live(struct enclave *e, u32 generation)
-{
-	return e->state == ENCLAVE_ACTIVE && e->generation == generation;
-}
-
 static u32 slot_of(u32 id, struct enclave *e)
 {
 	return id + (e->bank ? MAX_ENCLAVES : 0);
-}
-
-static struct task_ctx *task_ctx_of(struct task_struct *p)
-{
-	return tasks.task_storage_get(p, 0, 0);
-}
-
-/* The enclave that a task with this record belongs to, and in *e its own; 0 where there is none. */
-static u32 membership(struct task_ctx *t, struct enclave **e)
-{
-	struct core *c = the_core();
-	u32 id = c ? c->default_enclave : 0;
-
-	if (t && t->enclave) {
-		*e = enclave_of(t->enclave);
-		if (*e && is_live(*e, t->generation))
-			return t->enclave;
-	}
-	*e = enclave_of(id);
-	return id && *e && (*e)->state == ENCLAVE_ACTIVE ? id : 0;
 }
 
 /* In full mode, is this a kernel thread of one CPU? */
@@ -227,7 +202,9 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 		return 0;
 	if (serve_fallback(cpu, cpu_id, id))
 		return 0;
-	if (cpu->latched && !cpu->held && serve_latched(cpu, cpu_id))
+	if (cpu->overdue)
+		cpu->overdue = 0;
+	else if (cpu->latched && !cpu->held && serve_latched(cpu, cpu_id))
 		return 0;
 	if (id && e) {
 		if (e->leftover && each_leftover(id, e, SERVE))
@@ -368,15 +345,16 @@ BPF_PROG(core_disable, struct task_struct *p)
 {
 	struct task_ctx *t = task_ctx_of(p);
 	struct task_struct *lender = p->pi_top_task;
-	struct enclave *e;
+	struct enclave *e = NULL;
+	u32 id;
 
 	if (!t)
 		return 0;
 	t->enabled = 0;
 	t->left = !lender || lender->prio >= MAX_RT_PRIO;
-	e = enclave_of(t->enclave);
-	if (t->enclave && e && is_live(e, t->generation))
-		slot_disable.call(ctx, slot_of(t->enclave, e));
+	id = membership(t, &e);
+	if (id && e)
+		slot_disable.call(ctx, slot_of(id, e));
 	return 0;
 }
 

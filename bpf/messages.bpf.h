@@ -26,10 +26,12 @@ static struct channel *channel_at(u32 number)
 	return channels.lookup(&number);
 }
 
-/* An agent that has been asked, and has not begun to read for timeout_ns since, is silent. */
+/* An agent that has been asked, and has not begun to read since, or has not come to a decision, is silent. */
 static bool is_silent(struct channel *ch)
 {
-	bool silent = ch->asked_ns > ch->heartbeat_ns && ns_since(ch->asked_ns) > ch->timeout_ns;
+	u64 asked = ch->asked_ns, heartbeat = ch->heartbeat_ns;
+	bool silent = (asked > heartbeat && ns_since(asked) > ch->timeout_ns) ||
+		      (ch->turning && ns_since(heartbeat) > ch->timeout_ns);
 
 	if (silent && !ch->silent)
 		ch->silences++;
@@ -85,6 +87,15 @@ static struct status_word *word_at(u32 number)
 	return number ? words.lookup(&number) : NULL;
 }
 
+/* Have there ever been more tasks than words? */
+static bool are_words_scarce(void)
+{
+	u32 zero = 0;
+	struct census *c = census.lookup(&zero);
+
+	return c && c->words >= MAX_WORDS - 1;
+}
+
 /* A free status word's number; 0 if there is none. */
 static u32 take_word(void)
 {
@@ -95,17 +106,24 @@ static u32 take_word(void)
 		return number;
 	if (!c || c->words >= MAX_WORDS - 1)
 		return 0;
-	number = 1 + __sync_fetch_and_add(&c->words, 1);
+	number = count_up(&c->words);
 	return number < MAX_WORDS ? number : 0;
+}
+
+static void give_word_back(u32 number)
+{
+	struct status_word *w = word_at(number);
+
+	if (w)
+		w->gtid = 0;
+	free_words.push(&number, BPF_ANY);
 }
 
 static u64 next_gtid(struct task_struct *p)
 {
-	u32 zero = 0;
-	struct census *c = census.lookup(&zero);
-	u64 count = c ? 1 + __sync_fetch_and_add(&c->gtids, 1) : 0;
+	struct enclave *e = enclave_of(ENCLAVE);
 
-	return count << 32 | (u32)p->pid;
+	return (e ? count_up(&e->gtids) : 0) << 32 | (u32)p->pid;
 }
 
 static struct agent_task *agent_task_of(struct task_struct *p, u64 flags)
@@ -113,7 +131,10 @@ static struct agent_task *agent_task_of(struct task_struct *p, u64 flags)
 	return agent_tasks.task_storage_get(p, 0, flags);
 }
 
-/* p's status word, a new one if it has none; NULL where all are in use. */
+/*
+ * p's status word, a new one if it has none; NULL where all are in use. An agent that comes gives words to all who wait,
+ * just as one of them may get its own.
+ */
 static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
 {
 	struct status_word *w = word_at(a->word);
@@ -125,16 +146,22 @@ static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
 	w = word_at(number);
 	if (!w)
 		return NULL;
-	a->gtid = next_gtid(p);
-	a->runtime_ns = 0;
-	w->runtime_ns = w->seq = w->channel = w->state = w->boosted = 0;
+	w->runtime_ns = w->seq = w->channel = w->boosted = 0;
+	w->state = TASK_WAITING;
 	w->since_ns = bpf_ktime_get_ns();
 	w->allowed = p->cpus_ptr->bits[0];
 	w->weight = p->scx.weight;
 	w->cpu = scx_bpf_task_cpu(p);
 	w->tgid = p->tgid;
-	w->gtid = a->gtid;
-	a->word = number;
+	w->gtid = next_gtid(p);
+	if (__sync_val_compare_and_swap(&a->word, 0, number)) {
+		give_word_back(number);
+		w = word_at(a->word);
+	} else {
+		a->runtime_ns = 0;
+	}
+	if (w)
+		a->gtid = w->gtid;
 	return w;
 }
 
@@ -149,12 +176,14 @@ static void tell(struct task_struct *p, struct agent_task *a, struct status_word
 	struct message m = {};
 	u32 number;
 
+	m.gtid = w->gtid;
+	if (!m.gtid)
+		return; /* it has just gone */
 	channel_of(a, &number);
 	w->channel = number;
 	w->cpu = scx_bpf_task_cpu(p);
 	w->boosted = flags & MSG_BOOSTED;
 	w->seq++;
-	m.gtid = a->gtid;
 	m.runtime_ns = a->runtime_ns;
 	m.at_ns = bpf_ktime_get_ns();
 	m.allowed = w->allowed;
@@ -237,13 +266,12 @@ static void tell_gone(struct task_struct *p, struct agent_task *a, u16 type)
 		return;
 	set_state(w, TASK_BLOCKED);
 	tell(p, a, w, type, 0);
-	w->gtid = 0;
 	a->word = 0;
 	a->gtid = 0;
 	a->knows = TASK_BLOCKED;
 	a->channel = 0;
 	a->latched = 0;
-	free_words.push(&number, BPF_ANY);
+	give_word_back(number);
 }
 
 #endif

@@ -73,6 +73,43 @@ static struct core *the_core(void)
 	return core.lookup(&zero);
 }
 
+static struct task_ctx *task_ctx_of(struct task_struct *p)
+{
+	return tasks.task_storage_get(p, 0, 0);
+}
+
+static bool is_live(struct enclave *e, u32 generation)
+{
+	return e->state == ENCLAVE_ACTIVE && e->generation == generation;
+}
+
+/* The enclave that a task with this record belongs to, and in *e its own; 0 where there is none. */
+static u32 membership(struct task_ctx *t, struct enclave **e)
+{
+	struct core *c = the_core();
+	u32 id = c ? c->default_enclave : 0;
+
+	if (t && t->enclave) {
+		*e = enclave_of(t->enclave);
+		if (*e && is_live(*e, t->generation))
+			return t->enclave;
+	}
+	*e = enclave_of(id);
+	return id && *e && (*e)->state == ENCLAVE_ACTIVE ? id : 0;
+}
+
+/* One more than it was. */
+static u64 count_up(u64 *counter)
+{
+	for_each_number(tries, 0, 1000) {
+		u64 old = *counter;
+
+		if (__sync_val_compare_and_swap(counter, old, old + 1) == old)
+			return old + 1;
+	}
+	return 0;
+}
+
 /* From then to now. What another CPU notes meanwhile, or by a clock that is ahead, is no time ago, and not for ever. */
 static u64 elapsed(u64 then, u64 now)
 {
@@ -326,7 +363,7 @@ static bool is_interrupted(struct task_struct *p, u64 *slice, u64 enq_flags)
 		return false;
 	if (enq_flags & SCX_ENQ_REENQ)
 		return true;
-	t = tasks.task_storage_get(p, 0, 0);
+	t = task_ctx_of(p);
 	if (!t || !t->left_ns)
 		return false;
 	left = t->left_ns;
@@ -337,23 +374,20 @@ static bool is_interrupted(struct task_struct *p, u64 *slice, u64 enq_flags)
 }
 
 /*
- * ops.enqueue for most policies: p waits at the end of the enclave's queue, or at its head if p was interrupted, and
- * a CPU that has nothing to do is told.
+ * p waits on the enclave's queue for a slice, and a CPU that has nothing to do is told.
  *
  * Tells whether p waits: nobody was free for it. A kick is delivered after the insert has taken effect. A CPU that
  * turns idle between the look at the idle mask and the insert is not told; if it is p's own, the kernel reschedules it,
  * and if p's own is not the enclave's, one of the enclave's is kicked whatever it does; else the next tick in the
  * enclave finds p.
  */
-static bool enqueue_pending(u32 id, struct task_struct *p, u64 slice, u64 enq_flags)
+static bool enqueue_for(u32 id, struct task_struct *p, u64 slice, u64 enq_flags)
 {
 	struct enclave *e = enclave_of(id);
 	struct core *c = the_core();
 	s32 here = scx_bpf_task_cpu(p), cpu;
 
 	COUNT(id, queued);
-	if (is_interrupted(p, &slice, enq_flags))
-		enq_flags |= SCX_ENQ_HEAD;
 	/* Nobody else wants the CPU that p is on: p goes on, unless the CPU is not the enclave's. */
 	if (enq_flags & SCX_ENQ_LAST && e && c && is_usable(e, c, p->cpus_ptr, here)) {
 		go_on(p, here, slice, enq_flags);
@@ -375,6 +409,14 @@ static bool enqueue_pending(u32 id, struct task_struct *p, u64 slice, u64 enq_fl
 			scx_bpf_kick_cpu(cpu, 0);
 	}
 	return true;
+}
+
+/* ops.enqueue for most policies: p waits at the end of the enclave's queue, or at its head if p was interrupted. */
+static void enqueue_pending(u32 id, struct task_struct *p, u64 slice, u64 enq_flags)
+{
+	if (is_interrupted(p, &slice, enq_flags))
+		enq_flags |= SCX_ENQ_HEAD;
+	enqueue_for(id, p, slice, enq_flags);
 }
 
 #endif

@@ -16,24 +16,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+from ..loaders.errors import GhostError
 from ..loaders.handle import open_pinned
 from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Array, Map, MmapArray, possible_cpus
 from ..loaders.object import Object
 from .core import ROOT, constant, ffi, make_private, text
+from .cpuset import CpuSet
 from .policy import LoadedPolicy, Policy
 from .tasks import set_policy
+from .topology import Topology
 
 #: What successive agents of one enclave share.
 SHARED = ("agent_tasks", "words", "free_words", "channels", "census", "rings", "txns", "agents")
 _RT_PRIORITY = 1
 _BEST_NICE = -20
 _STATES = ("blocked", "waiting", "on CPU")
+_COUNTS = ("messages", "committed", "failed", "resyncs", "lost", "silences", "turns", "busy_ns")
 
 
 @dataclass(frozen=True)
 class AgentState:
-    """The agent behind an enclave's channel 0; counts are since it took over. ``state``: deciding, silent or gone."""
+    """An enclave's agent; counts are since it took over, and where each CPU has one, those of all of them.
+
+    ``state``: deciding, silent (one of them at least) or gone.
+    """
 
     state: str
     tid: int
@@ -82,23 +89,15 @@ class Agents:
 
     @property
     def state(self) -> AgentState:
-        """What there is to know about the agent that decides for the whole enclave."""
-        c = self.channels[0]
+        """What there is to know about the agent, or the agents together."""
+        first = self.channels[0]
         now = time.monotonic_ns()
-        late = c.asked_ns > c.heartbeat_ns and now - c.asked_ns > c.timeout_ns
-        state = ("silent" if late else "deciding") if c.tid else "gone"
-        counts = (
-            c.messages,
-            c.committed,
-            c.failed,
-            c.resyncs,
-            c.lost,
-            c.silences,
-            c.turns,
-            c.busy_ns,
-            now - c.since_ns,
-        )
-        return AgentState(state, c.tid, text(c.policy), text(c.reason), *map(int, counts))
+        there = [first, *(channel for channel in islice(self.channels, 1, None) if channel.tid)]
+        silent = any(_is_silent(channel, now) for channel in there)
+        state = ("silent" if silent else "deciding") if first.tid else "gone"
+        counts = {name: sum(int(getattr(channel, name)) for channel in there) for name in _COUNTS}
+        age_ns = int(now - first.since_ns)
+        return AgentState(state, first.tid, text(first.policy), text(first.reason), **counts, age_ns=age_ns)
 
     @property
     def words_used(self) -> int:
@@ -146,6 +145,14 @@ class AgentHalf(Policy):
         """Whether either half reads hints."""
         return self.agent.hinted or super().is_hinted(compiled)
 
+    def check(self, values: Mapping[str, int], cpus: CpuSet) -> None:
+        """Raise GhostError where an agent with these options cannot decide for ``cpus``."""
+        cpu = values["agent_cpu"]
+        if cpu >= 0 and cpu not in (online := Topology.from_sysfs().all_cpus):
+            raise GhostError(f"CPU {cpu}, for the agent, is not there or not online", cure=f"online are {online}")
+        if values.get("spin") and len(cpus) < 2:
+            raise GhostError("an agent that spins needs a CPU besides those that run tasks", cure="--cpus with two")
+
     def load(self, compiled: Object, enclave: int, maps: Mapping[str, Map], values: Mapping[str, int]) -> LoadedPolicy:
         """Like Policy.load; the maps that agents share are those there are, or made and pinned."""
         shared = _open_maps(enclave)
@@ -166,6 +173,12 @@ def stand_apart(tid: int, *, full: bool) -> None:
     else:
         set_policy(tid, os.SCHED_OTHER)
         os.setpriority(os.PRIO_PROCESS, tid, _BEST_NICE)
+
+
+def _is_silent(channel: Any, now: int) -> bool:
+    """As is_silent() of bpf/messages.bpf.h."""
+    late = channel.asked_ns > channel.heartbeat_ns and now - channel.asked_ns > channel.timeout_ns
+    return bool(late or (channel.turning and now - channel.heartbeat_ns > channel.timeout_ns))
 
 
 def forget(id: int) -> None:

@@ -143,6 +143,7 @@ class Enclaves:
         """Make an enclave of ``cpus`` scheduled by ``policy``; raises EnclaveBusy and what loading raises."""
         values = policy.values(options)
         self._check_cpus(cpus)
+        policy.check(values, cpus)
         if id is None:
             id = self._free_id()
         enclave = Enclave(self.core, id)
@@ -294,9 +295,11 @@ class Enclave:
 
         Where both have an agent, the old agent stays until a new one takes over; where the new one has none, it leaves.
         """
+        values = policy.values(options)
+        policy.check(values, self.cpus)
         old, new = int(self._record.bank), 1 - int(self._record.bank)
         next_agent = isinstance(policy, agents.AgentHalf) and agents.Agents.open(self.id) is not None
-        loaded = self._load(policy, policy.values(options))
+        loaded = self._load(policy, values)
         self._fill(new, loaded)
         if self._record.queues[old] and not next_agent:
             self._record.leftover = 1
@@ -387,6 +390,8 @@ class Enclave:
         for i in range(constant("CPU_WORDS")):
             self._record.cpus[i] |= self._record.agent_cpus[i]
             self._record.agent_cpus[i] = 0
+        for number in self.cpus:
+            self.core.cpus[number].spun = 0
 
     def _disown_cpus(self) -> None:
         for number in range(possible_cpus()):

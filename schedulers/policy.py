@@ -15,6 +15,7 @@ from ..loaders.link import Module, Program, Target, close_all
 from ..loaders.maps import Map, MmapArray
 from ..loaders.object import Object
 from ..loaders.source import BPF_DIR
+from .cpuset import CpuSet
 from .errors import NoSuchPolicy
 from .topology import nr_cpu_words
 
@@ -75,6 +76,9 @@ class Policy:
         if given:
             raise ValueError(f"{self.name} has no option {', '.join(sorted(given))}")
         return values
+
+    def check(self, values: Mapping[str, int], cpus: CpuSet) -> None:
+        """Raise GhostError where the policy cannot schedule ``cpus`` with these values of its options."""
 
     def compile_ahead(self) -> AbstractContextManager[None]:
         """Compile it on another CPU while the block runs, for a load() after that."""

@@ -28,11 +28,13 @@ def _installed() -> dict[str, Policy]:
     for entry in entry_points(group=GROUP):
         try:
             policy = entry.load()
+            if isinstance(policy, type) and issubclass(policy, AgentPolicy):
+                policy = half_of(policy)
+            if not isinstance(policy, Policy):
+                raise TypeError(f"{policy!r} is neither a Policy nor a class of AgentPolicy")
         except Exception as error:
             warnings.warn(f"policy {entry.name} of {entry.value} cannot be imported: {error}", stacklevel=2)
             continue
-        if isinstance(policy, type) and issubclass(policy, AgentPolicy):
-            policy = half_of(policy)
         found[policy.name] = policy
     return found
 

@@ -16,6 +16,7 @@
 #define FALLBACK_SLICE (20 * 1000000ULL)
 #define PATIENCE (5 * 1000000000ULL)
 #define CHECK_PERIOD (250 * 1000000ULL)
+#define MOST_LOOKED_AT 32
 
 BPF_F_TABLE("array", u32, struct agent_params, params, 1, BPF_F_MMAPABLE);
 BPF_HASH(agents, u32, u32, MAX_CPUS);
@@ -86,9 +87,10 @@ static void ask(struct task_struct *p, struct agent_task *a, u64 enq_flags)
 BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	struct agent_task *a = agent_task_of(p, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	bool waits, boosted;
+	u64 length = slice();
 	struct channel *ch;
 	u32 number;
-	bool waits;
 
 	if (!a) {
 		go_home(p, enq_flags);
@@ -99,46 +101,63 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 		ask(p, a, enq_flags);
 		return 0;
 	}
-	waits = enqueue_pending(ENCLAVE, p, slice(), enq_flags);
+	boosted = is_interrupted(p, &length, enq_flags);
+	waits = enqueue_for(ENCLAVE, p, length, boosted ? enq_flags | SCX_ENQ_HEAD : enq_flags);
 	/* One that is silent just now reads it when it is back. */
-	if (!waits || !ch || !ch->tid || !tell_waits(p, a, enq_flags, enq_flags & SCX_ENQ_REENQ))
+	if (!waits || !ch || !ch->tid || !tell_waits(p, a, enq_flags, boosted))
 		note_waits(a);
 	return 0;
 }
 
 /*
- * What was committed to a CPU that another class has taken may run here, unless it is its own agent that has it. With
- * the fast path, where no CPU idles while a task waits, so may what was committed to any.
+ * What was committed to this CPU may run here, and what was committed to one that another class has taken, unless it is
+ * its own agent that has it. With the fast path, where no CPU idles while a task waits, so may what was committed to any.
  */
-static bool rescue(bool any)
+static bool rescue(s32 here, bool any)
 {
+	bool scarce = are_words_scarce(); /* then go_home() puts tasks there, too */
 	struct cpu *cpu;
 
 	for_each_cpu_of(ENCLAVE, cpu, id)
-		if (cpu->latched && (any || is_lost(cpu, id)) && !cpu->held && scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
+		if ((cpu->latched || scarce) && (any || id == here || is_lost(cpu, id)) && !cpu->held &&
+		    scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
 			return true;
 	return false;
 }
 
-/* How long the task at a queue's head has waited. */
-static u64 waited(u64 dsq)
+/* Has p, which waits, done so for too long? Who came when there was no agent has no status word: no agent knows it. */
+static bool is_forgotten(struct task_struct *p)
 {
-	for_each_waiting(waiting, p, dsq, 0) {
-		struct agent_task *a = agent_task_of(p, 0);
-		struct status_word *w = a ? word_at(a->word) : NULL;
+	struct agent_task *a = agent_task_of(p, 0);
+	struct status_word *w = a ? word_at(a->word) : NULL;
 
-		return w && w->state == TASK_WAITING ? ns_since(w->since_ns) : 0;
-	}
-	return 0;
+	return !w || (w->state == TASK_WAITING && ns_since(w->since_ns) > PATIENCE);
 }
 
-/* Has the agent forgotten somebody? Looked up now and then. */
-static bool is_patience_lost(struct cpu *cpu, s32 here)
+/* Is there one like that among the first on a queue? If it is to be moved, it is the first. */
+static bool has_forgotten(u64 dsq, bool move)
+{
+	volatile u32 seen = 0;
+
+	for_each_waiting(waiting, p, dsq, 0) {
+		if (is_forgotten(p)) {
+			if (move && seen)
+				scx_bpf_dsq_move(&waiting, p, dsq, SCX_ENQ_HEAD);
+			return true;
+		}
+		if (++seen >= MOST_LOOKED_AT)
+			return false;
+	}
+	return false;
+}
+
+/* Looked up now and then. */
+static bool is_check_due(struct cpu *cpu)
 {
 	if (ns_since(cpu->checked_at) < CHECK_PERIOD)
 		return false;
 	cpu->checked_at = bpf_ktime_get_ns();
-	return waited(PENDING) > PATIENCE || (cpu->latched && waited(CPU_DSQ(here)) > PATIENCE);
+	return true;
 }
 
 /* Does an agent have the say over everything that CPU here does? Where each CPU has one, so must the enclave. */
@@ -159,12 +178,12 @@ BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
 
 	if (!cpu)
 		return 0;
-	if (!is_delegated(here) || is_patience_lost(cpu, here)) {
+	if ((is_check_due(cpu) && has_forgotten(PENDING, true)) || !is_delegated(here)) {
 		if (!scx_bpf_dsq_move_to_local(PENDING))
-			rescue(true);
+			rescue(here, true);
 		return 0;
 	}
-	if (rescue(false) || cpu->told_idle || !scx_bpf_dsq_nr_queued(PENDING))
+	if (rescue(here, false) || cpu->told_idle || !scx_bpf_dsq_nr_queued(PENDING))
 		return 0;
 	cpu->told_idle = 1;
 	tell_cpu(here, MSG_CPU_IDLE);
@@ -176,8 +195,8 @@ BPF_PROG(agent_tick, struct task_struct *p)
 	s32 here = scx_bpf_task_cpu(p);
 	struct cpu *cpu = cpu_of(here);
 	struct channel *ch;
+	bool late = false;
 	u32 number;
-	bool late;
 
 	if (!cpu)
 		return 0;
@@ -186,13 +205,15 @@ BPF_PROG(agent_tick, struct task_struct *p)
 		return 0;
 	if (ch->ticks)
 		tell_cpu(here, MSG_CPU_TICK);
-	if (has_agent(ch))
-		late = is_patience_lost(cpu, here);
-	else
-		late = ns_on(cpu) > FALLBACK_SLICE &&
-		       (cpu->latched || scx_bpf_dsq_nr_queued(PENDING));
+	if (!has_agent(ch)) {
+		late = ns_on(cpu) > FALLBACK_SLICE && (cpu->latched || scx_bpf_dsq_nr_queued(PENDING));
+	} else if (is_check_due(cpu)) {
+		cpu->overdue = has_forgotten(PENDING, false);
+		late = cpu->overdue || (cpu->latched && has_forgotten(CPU_DSQ(here), false));
+		if (late)
+			cpu->checked_at = 0; /* so that dispatch() looks, too */
+	}
 	if (late) {
-		cpu->checked_at = 0; /* so that dispatch() sees it, too */
 		COUNT(ENCLAVE, preempted);
 		set_slice(p, 0);
 	}

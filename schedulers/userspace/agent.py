@@ -62,7 +62,7 @@ class Agent:
         self.tasks: dict[int, Task] = {}
         self.topology = Topology.from_sysfs()
         self.words = StatusWords(there)
-        self.spins, self.fastpath = bool(values["spin"]), bool(values["fastpath"])
+        self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
         channel = 0 if cpu is None else 1 + cpu
         self._channel = Channel(enclave, there, half, channel, values.get("ring_bytes", _RING_BYTES))
         self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
@@ -72,6 +72,7 @@ class Agent:
         self._hints = Hints.open(enclave.hints_path) if half.agent.hinted else None
         self._pause_s = _LOOK_UP_S if self._hints is None else _HINTS_S
         self._seen_switches = 0
+        self._spot: int | None = None  # the CPU that it spins on
         self.stopped = False
         own = {option.field for option in half.agent.options}
         self.policy: AgentPolicy = half.agent(self, **{name: v for name, v in values.items() if name in own})
@@ -149,9 +150,18 @@ class Agent:
         """Take the task of ``word`` over from another agent; it is told as a new one. False where it is gone."""
         return self._channel.associate(word.gtid, self._channel.number)
 
+    def is_online(self, cpu: int) -> bool:
+        """Whether ``cpu`` is online."""
+        return self._flags.is_online(cpu)
+
+    def may_run(self, task: Task, cpu: int) -> bool:
+        """Whether ``task`` may run on ``cpu``, and that is online."""
+        return task.may_run_on(cpu) and self.is_online(cpu)
+
     def agent_cpus(self) -> list[int]:
-        """The CPUs that have an agent of their own."""
-        return [number - 1 for number, alive in self._channel.others() if number and alive]
+        """The CPUs that are online and have an agent of their own."""
+        others = (number - 1 for number, alive in self._channel.others() if number and alive)
+        return [cpu for cpu in others if self.is_online(cpu)]
 
     def take_over(self) -> None:
         """Become the agent: from here on the core asks this one. Raises whatever the policy does."""
@@ -162,9 +172,12 @@ class Agent:
             spins=self.spins,
             policy=self.policy.name,
         )
+        if self.cpu is None:
+            self._claim_cpus()
         self._channel.take_stock()
         self.resync()
         self._decide()
+        self._channel.rest()
 
     def run(self) -> None:
         """Decide until another agent takes over, the enclave is gone, or stop() is called.
@@ -178,11 +191,9 @@ class Agent:
         for turns in itertools.count():
             if not self._channel.mine:
                 return
-            if self.turn():
-                continue
-            if self.spins:
-                if turns % _HOP_TURNS == 0:
-                    self._hop_if_wanted()
+            if self.spins and turns % _HOP_TURNS == 0:
+                self._hop_if_wanted()
+            if self.turn() or self.spins:
                 continue
             if self.fastpath:
                 time.sleep(_GATHER_S)  # nobody has to wait for the agent: let messages gather
@@ -202,10 +213,11 @@ class Agent:
         if self._channel.overflowed:
             self.resync()
         read = self._read()
-        if not self._decide() and not read:
-            return False
-        self._channel.count_turn(read, began_ns)
-        return True
+        is_busy = self._decide() > 0 or read > 0
+        if is_busy:
+            self._channel.count_turn(read, began_ns)
+        self._channel.rest()
+        return is_busy
 
     def stop(self, reason: str) -> None:
         """Have run() end, and let the core decide at once; for signal handlers."""
@@ -215,8 +227,8 @@ class Agent:
     def leave(self, reason: str = "") -> None:
         """Let the core decide from here on, and say why."""
         self._channel.leave(reason)
-        if self.spins and self.cpu is None:
-            self._release_cpu()
+        if self._spot is not None and self._channel.abandoned:
+            self._move_cpu(self._spot, spins=False)
 
     def resync(self) -> None:
         """Learn from the status words what messages may have been lost; in the order in which tasks began to wait."""
@@ -242,7 +254,7 @@ class Agent:
             task = self.tasks[word.gtid] = self.policy.task_type(word.gtid)
         elif word.seq == task.seq:
             return
-        before = task.state
+        before, allowed = task.state, task.allowed
         task.word, task.seq, task.cpu, task.tgid = number, word.seq, word.cpu, word.tgid
         task.weight, task.allowed, task.runtime_ns = word.weight, word.allowed, word.runtime_ns
         task.since_ns, task.boosted, task.state = word.since_ns, bool(word.boosted), word.state
@@ -252,6 +264,8 @@ class Agent:
             self.policy.on_task_wakeup(task)
         elif word.state == BLOCKED and before != BLOCKED:
             self.policy.on_task_blocked(task)
+        if not is_new and word.allowed != allowed:
+            self.policy.on_affinity_changed(task)
 
     def _read(self) -> int:
         records = self._channel.read()
@@ -313,24 +327,20 @@ class Agent:
         return True
 
     def _settle(self) -> None:
-        """Go to the agent's CPU, and when it is to spin there, have it run no tasks."""
+        """Go to the agent's CPU."""
         wanted = self._values.get("agent_cpu", -1) if self.cpu is None else self.cpu
-        if self.spins and self.cpu is None:
-            cpus = self.enclave.cpus
-            if len(cpus) < 2:
-                raise GhostError("an agent that spins needs a CPU besides those that run tasks", cure="--cpus with two")
-            self._seize_cpu(wanted if wanted >= 0 else cpus.first)
-        elif wanted >= 0:
+        if self.spins and wanted < 0:
+            wanted = next(filter(self.is_online, self.enclave.cpus))
+        if wanted >= 0:
             os.sched_setaffinity(0, {wanted})
+        if self.spins:
+            self._spot = wanted
+            self._seen_switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
-    def _seize_cpu(self, cpu: int) -> None:
-        os.sched_setaffinity(0, {cpu})
-        self._move_cpu(cpu, spins=True)
-        self._seen_switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-
-    def _release_cpu(self) -> None:
-        for cpu in os.sched_getaffinity(0):
-            self._move_cpu(cpu, spins=False)
+    def _claim_cpus(self) -> None:
+        """Have all CPUs of the enclave run tasks, whatever the agent before held, but the one to spin on."""
+        for cpu in self.enclave.cpus:
+            self._move_cpu(cpu, spins=cpu == self._spot)
 
     def _move_cpu(self, cpu: int, *, spins: bool) -> None:
         enclave, record = self.enclave.core.enclaves[self.enclave.id], self._cpu_record[cpu]
@@ -346,14 +356,17 @@ class Agent:
             enclave.agent_cpus[word] &= ~bit
 
     def _hop_if_wanted(self) -> None:
-        """Spin on another CPU where somebody else wants this one: near by preference."""
-        (here,) = os.sched_getaffinity(0)
-        switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-        if switches == self._seen_switches and not self._cpu_record[here].wanted:
+        """Spin on another CPU where somebody else wants this one, or it goes: near by preference."""
+        assert self._spot is not None
+        here, switches = self._spot, resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+        is_wanted = switches != self._seen_switches or self._cpu_record[here].wanted
+        if self.is_online(here) and not is_wanted:
             return
         near: Sequence[CpuSet] = self.topology.neighbours(here)
-        choice = next((cpu for ring in near for cpu in ring & self.enclave.cpus if cpu != here), None)
-        if choice is None:
+        others = (cpu for ring in near for cpu in ring & self.enclave.cpus if cpu != here)
+        if (choice := next(filter(self.is_online, others), None)) is None:
             return
-        self._seize_cpu(choice)
+        os.sched_setaffinity(0, {choice})
+        self._spot, self._seen_switches = choice, switches
+        self._move_cpu(choice, spins=True)
         self._move_cpu(here, spins=False)

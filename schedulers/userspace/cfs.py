@@ -73,13 +73,12 @@ class Cfs(AgentPolicy):
         self.current: FairTask | None = None
         self.picked_ns = 0  # what the current one had run when its slice began
         self._flags = CpuFlags(agent.enclave, tuple(agent.enclave.cpus))
-        self._online = agent.enclave.core.state.online
         self._loads, self._counted_ns = Counter[int](), 0
 
     def enqueue(self, task: Task) -> None:
         assert isinstance(task, FairTask)
         task.charge(task.runtime_ns, task.weight)
-        cpus = () if self._may_run(task, self._here) else self._elsewhere(task)
+        cpus = () if self.agent.may_run(task, self._here) else self._elsewhere(task)
         if cpus or not task.may_run_on(self._here):
             self.dequeue(task)
             self.agent.associate(task, self.place(task, cpus) if cpus else _PLACER)
@@ -133,7 +132,7 @@ class Cfs(AgentPolicy):
             words = (word for _, word in self.agent.words.in_use())
             self._loads = Counter(word.channel - 1 for word in words if word.state != BLOCKED)
             self._counted_ns = now
-        cpu = min(cpus, key=lambda cpu: (not self._may_run(task, cpu), self._loads[cpu], cpu != task.cpu))
+        cpu = min(cpus, key=lambda cpu: (not self.agent.may_run(task, cpu), self._loads[cpu], cpu != task.cpu))
         self._loads[cpu] += 1
         return cpu
 
@@ -212,9 +211,6 @@ class Cfs(AgentPolicy):
         self.dequeue(task)
         return False
 
-    def _may_run(self, task: Task, cpu: int) -> bool:
-        return task.may_run_on(cpu) and bool(self._online[cpu // 64] >> cpu % 64 & 1)
-
     def _elsewhere(self, task: Task) -> tuple[int, ...]:
         """The other CPUs with an agent that ``task`` may run on."""
-        return tuple(cpu for cpu in self.agent.agent_cpus() if cpu != self._here and self._may_run(task, cpu))
+        return tuple(cpu for cpu in self.agent.agent_cpus() if cpu != self._here and self.agent.may_run(task, cpu))

@@ -16,11 +16,12 @@ _here = ctypes.CDLL(None).sched_getcpu
 
 
 class CpuFlags:
-    """The state of ``cpus``, in their order."""
+    """The state of ``cpus``, in their order; those that are offline are neither idle nor busy."""
 
     def __init__(self, enclave: Enclave, cpus: tuple[int, ...]) -> None:
         self._places = [(cpu, cpu * _SIZE) for cpu in cpus]
         self._flags = enclave.core.cpus.view().cast("I")
+        self._online = enclave.core.state.online
 
     def idle(self) -> list[int]:
         """Those that run nothing and have nothing committed to them."""
@@ -37,4 +38,8 @@ class CpuFlags:
         if flags[at + _LATCHED] or flags[at + _SPUN]:
             return False
         # The agent's own CPU is taken by itself, and will soon be free.
-        return not flags[at + _TAKEN] or cpu == _here()
+        return self.is_online(cpu) and (not flags[at + _TAKEN] or cpu == _here())
+
+    def is_online(self, cpu: int) -> bool:
+        """Whether ``cpu`` is."""
+        return bool(self._online[cpu // 64] >> cpu % 64 & 1)

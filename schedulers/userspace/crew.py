@@ -23,6 +23,7 @@ from ...loaders.errors import GhostError
 from ..agents import AgentHalf, Agents, stand_apart
 from ..enclave import Enclave, Enclaves
 from ..errors import NoSuchEnclave
+from ..launch import endings
 from .agent import Agent
 from .placer import Placer
 
@@ -32,6 +33,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 #: How long an agent that is to end may take.
 _PATIENCE_S = 4.0
+#: How often to look whether somebody has lost patience with an agent that does not get to its start.
+_LOOK_UP_S = 0.25
 _TOLD, _TOLD_REASON = 3, "it was told to end"
 
 
@@ -76,13 +79,19 @@ class Crew:
         os.write(self._gate, f"{enclave.id}\n".encode())
         os.close(self._gate)
         self._gate = -1
-        said = os.read(self._words, 4096).decode(errors="replace")
-        if said != _IN_CHARGE:
+        if (said := self._hear()) != _IN_CHARGE:
             reason = said or self.reason()
             if agents := Agents.open(enclave.id):
                 agents.dismiss(reason)
             raise AgentError(enclave.id, reason)
         return self
+
+    def _hear(self) -> str:
+        """What it says of its start; it is ended where somebody asks us to end before that."""
+        while not select.select([self._words], [], [], _LOOK_UP_S)[0]:
+            if signal.sigpending() & endings():
+                self.end()
+        return os.read(self._words, 4096).decode(errors="replace")
 
     @property
     def alive(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from .policy import AgentPolicy, RunQueue, flag
-from .task import WAITING, StatusWord, Task, Transaction
+from .task import WAITING, StatusWord, Task, Transaction, TxnState
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -32,10 +32,14 @@ class FifoPerCpu(AgentPolicy):
         self.queue = RunQueue()
 
     def enqueue(self, task: Task) -> None:
-        if self.agent.cpu is None or task.may_run_on(self.agent.cpu):
+        if not self._hand_on(task):
             self.queue.add(task)
-        elif cpus := tuple(cpu for cpu in self.agent.agent_cpus() if task.may_run_on(cpu)):
-            self.agent.associate(task, self.place(task, cpus))
+
+    def on_refused(self, transaction: Transaction, state: TxnState) -> None:
+        """It is the first again."""
+        task = transaction.task
+        if task is not None and not self._hand_on(task):
+            self.queue.add_first(task)
 
     def on_affinity_changed(self, task: Task) -> None:
         """A task that may not run here any more goes to another CPU's agent."""
@@ -47,11 +51,21 @@ class FifoPerCpu(AgentPolicy):
         self.queue.discard(task)
 
     def schedule(self) -> Iterator[Transaction]:
+        if self.agent.cpu is not None and not self.agent.is_online(self.agent.cpu):
+            self.queue.discard_if(self._hand_on)
         for cpu in self.agent.idle_cpus():
             if task := self.queue.pop(cpu):
                 yield Transaction(task, cpu)
             elif self.steal:
                 self._steal(cpu)
+
+    def _hand_on(self, task: Task) -> bool:
+        """A task that may not run here, or not now, becomes another agent's; False where it may, or there is none."""
+        here = self.agent.cpu
+        if here is None or self.agent.may_run(task, here):
+            return False
+        cpus = tuple(cpu for cpu in self.agent.agent_cpus() if cpu != here and task.may_run_on(cpu))
+        return bool(cpus) and self.agent.associate(task, self.place(task, cpus))
 
     def _steal(self, cpu: int) -> None:
         """The task becomes this agent's, and comes as a new one."""

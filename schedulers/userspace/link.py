@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import struct
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,9 +30,9 @@ _RINGBUF = 27
 _PULSE_HZ = 20
 _TXN = struct.Struct("=QQIiII")
 # Offsets in struct channel, in units of u64 and of u32.
-_TID, _HEARTBEAT, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
+_TID, _HEARTBEAT, _TURNING, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
     ffi().offsetof("struct channel", field) // 8
-    for field in ("tid", "heartbeat_ns", "messages", "committed", "failed", "turns", "busy_ns")
+    for field in ("tid", "heartbeat_ns", "turning", "messages", "committed", "failed", "turns", "busy_ns")
 )
 _OVERFLOWED = ffi().offsetof("struct channel", "overflowed") // 4
 
@@ -40,7 +41,7 @@ class Channel:
     """Channel ``number`` of ``enclave``, to be taken over by the calling thread; 0 is the enclave's, 1 + n CPU n's."""
 
     def __init__(self, enclave: Enclave, agents: Agents, half: Policy, number: int, ring_bytes: int) -> None:
-        self.number, self.tid = number, os.getpid()
+        self.number, self.tid = number, threading.get_native_id()
         self._agents, self._maps = agents, {**enclave.core.maps, **agents.maps}
         obj = compiler.compile(half.source, {"NR_CPU_WORDS": nr_cpu_words()})
         module = Module(obj, maps=self._maps, constants={"enclave": enclave.id})
@@ -96,12 +97,22 @@ class Channel:
     def beat(self) -> int:
         """Show that the agent is about to read; when that is."""
         self._words[_HEARTBEAT] = now = time.monotonic_ns()
+        self._words[_TURNING] = 1
         return now
+
+    def rest(self) -> None:
+        """Show that it has come to the end of a turn: there is nothing to be waited for."""
+        self._words[_TURNING] = 0
 
     @property
     def mine(self) -> bool:
         """Whether this thread is still the agent behind it."""
         return bool(self._words[_TID] == self.tid)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether there is no agent behind it."""
+        return not self._words[_TID]
 
     @property
     def overflowed(self) -> bool:

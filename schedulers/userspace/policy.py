@@ -25,7 +25,7 @@ class Fifo(AgentPolicy):
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from ..agents import AgentHalf
@@ -182,6 +182,11 @@ class RunQueue:
         """Out of it, wherever it is."""
         self._tasks.pop(task, None)
 
+    def discard_if(self, condition: Callable[[Task], bool]) -> None:
+        """Out of it with those for which ``condition`` holds."""
+        for task in [task for task in self._tasks if condition(task)]:
+            self.discard(task)
+
     def pop(self, cpu: int) -> Task | None:
         """Take the first that may run on ``cpu``."""
         for task in self._tasks:
@@ -209,12 +214,13 @@ class RunQueue:
 def half_of(policy: type[AgentPolicy]) -> AgentHalf:
     """``policy`` as the registry and the command know it, with the options that every agent has."""
     cpu_help = "the agent's CPU; when it spins there, that CPU runs no tasks"
-    common = (
+    common: tuple[Option, ...] = (
         Option("fastpath", "fastpath", _fastpath, "idle" if policy.fastpath else "off", "idle: what needs no decision "
                "is done in BPF; off: the agent is asked everything"),
         Option("agent-timeout", "timeout_ns", duration_ns, "200ms", "after which a silent agent is not waited for"),
         Option("agent-cpu", "agent_cpu", _cpu, "any", cpu_help),
-        flag("spin", "spin", "yes: the agent never sleeps, and has a CPU for itself"),
     )  # fmt: skip
+    if not policy.per_cpu:
+        common += (flag("spin", "spin", "yes: the agent never sleeps, and has a CPU for itself"),)
     summary = (policy.__doc__ or "").strip().partition("\n")[0].rstrip(".")
     return AgentHalf(policy.name, summary, (*policy.options, *common), agent=policy)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..policy import Option
 from .policy import AgentPolicy, RunQueue, slice_ns
-from .task import LATCHED, Task, Transaction
+from .task import LATCHED, Task, Transaction, TxnState
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -42,6 +42,11 @@ class Sol(AgentPolicy):
 
     def dequeue(self, task: Task) -> None:
         self.queue.discard(task)
+
+    def on_refused(self, transaction: Transaction, state: TxnState) -> None:
+        """It is the first again."""
+        if transaction.task is not None:
+            self.queue.add_first(transaction.task)
 
     def schedule(self) -> Iterator[Transaction]:
         idle = self.agent.idle_cpus()

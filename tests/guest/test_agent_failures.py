@@ -16,7 +16,7 @@ from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.agents import AgentHalf, Agents
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.schedulers.userspace import AgentError, Crew, Task, Transaction
+from ghostbpf.schedulers.userspace import Agent, AgentError, Crew, Task, Transaction
 from workload import Child, MakeEnclave, Me, Workload, in_ext, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -107,6 +107,28 @@ class Forgets(Fifo):
 
     def schedule(self) -> Iterator[Transaction]:
         return iter(())
+
+
+class Favours(Fifo):
+    """Knows only the first two tasks, and always has one of them wait for each CPU."""
+
+    name = "favours"
+    fastpath = False
+
+    def __init__(self, agent: Agent, **options: int) -> None:
+        super().__init__(agent, **options)
+        self.known: set[Task] = set()
+
+    def enqueue(self, task: Task) -> None:
+        if len(self.known) < 2:
+            self.known.add(task)
+        if task in self.known:
+            super().enqueue(task)
+
+    def schedule(self) -> Iterator[Transaction]:
+        for cpu in self.agent.open_cpus():
+            if task := self.queue.pop(cpu):
+                yield Transaction(task, cpu, 5_000_000)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +324,19 @@ def test_forgotten_task_gets_a_cpu_in_the_end(workload: Workload, crew: MakeCrew
     one, agents = crew("1-2", Forgets)
     child = workload.spawn(lambda me: me.note(), one)
     assert child.wait() == 0
+    assert agents.check()
+    assert sched_ext.status().state == "enabled"
+
+
+def test_forgotten_task_gets_a_cpu_though_others_are_committed_to_it(workload: Workload, crew: MakeCrew) -> None:
+    one, agents = crew("1", Favours)
+    favourites = [workload.spinner(one) for _ in range(2)]
+    for favourite in favourites:
+        favourite.progress()
+    child = workload.spawn(lambda me: me.note(), one)
+    assert child.wait() == 0
+    for favourite in favourites:
+        favourite.progress()
     assert agents.check()
     assert sched_ext.status().state == "enabled"
 
