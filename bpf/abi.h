@@ -79,7 +79,9 @@ struct task_ctx {
 	u32 left; /* and enclave with it: enclave tells where it was */
 	u64 left_ns; /* of its slice, when a higher class took the CPU from it */
 	u64 woke_at_runtime_ns; /* of a CPU's own kernel thread, in full mode */
-	u64 lingers; /* it last stayed on its CPU when it had woken another and was about to sleep */
+	u64 latched_at; /* when it was last put on a CPU's own queue to wait there; CLOCK_MONOTONIC */
+	u32 committed; /* by an agent */
+	u32 lingers; /* it last stayed on its CPU when it had woken another and was about to sleep */
 };
 
 /* Per enclave and CPU. Events since the enclave was made; runtime in ns. */

@@ -71,6 +71,7 @@ static u32 latch(struct task_struct *p, struct txn *x)
 	u32 state = check_task(p, a, x);
 	u64 flags = x->flags & TXN_HEAD ? SCX_ENQ_HEAD : 0, slice = x->slice_ns ? x->slice_ns : SLICE_ENDLESS;
 	struct cpu *cpu = cpu_of(x->cpu);
+	struct task_ctx *t;
 	u32 before;
 	u64 from;
 
@@ -79,6 +80,9 @@ static u32 latch(struct task_struct *p, struct txn *x)
 	state = check_cpu(x->cpu, p->cpus_ptr);
 	if (state != TXN_COMPLETE || !a || !cpu)
 		return state;
+	t = task_ctx_of(p);
+	if (t)
+		note_latch(t, true);
 	from = queue_of(a);
 	before = a->latched;
 	a->latched = 1 + x->cpu; /* already, for once it is moved it may wait elsewhere any moment */

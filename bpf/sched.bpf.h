@@ -98,6 +98,13 @@ static u32 membership(struct task_ctx *t, struct enclave **e)
 	return id && *e && (*e)->state == ENCLAVE_ACTIVE ? id : 0;
 }
 
+/* A task is about to wait on a CPU's own queue; tracers want to know. */
+static void note_latch(struct task_ctx *t, bool by_agent)
+{
+	t->latched_at = bpf_ktime_get_ns();
+	t->committed = by_agent;
+}
+
 /* One more than it was. */
 static u64 count_up(u64 *counter)
 {

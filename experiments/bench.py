@@ -67,7 +67,7 @@ def start_up(runs: int) -> list[Row]:
     columns: tuple[list[float], ...] = ([], [], [], [])
     for run in range(runs + 1):
         with tempfile.TemporaryDirectory() as cache:
-            row = _stock_compile(), _attach_in_child(cache), _attach_in_child(cache)
+            row = in_child(_stock_compile), _attach_in_child(cache), _attach_in_child(cache)
         took = timed([*_GHOSTBPF, "run", "biff", "--", "true"])
         # The first round pays for the page cache, and under emulation for the translation of the compiler's code.
         if run:

@@ -150,7 +150,7 @@ def _swap_live(enclave: Enclave) -> int:
 def _kill_loader() -> bool:
     say("starting a loader, and killing it with SIGKILL while its command runs")
     loader = subprocess.Popen([*_GHOSTBPF, "run", "biff", "--", "sh", "-c", f"exec {_LONGER} >/dev/null"])
-    enclave = _wait_for_tasks(160)
+    enclave = _wait_for_tasks(160, loader)
     loader.send_signal(signal.SIGKILL)
     loader.wait()
     before, at = enclave.counters().switches, time.monotonic()
@@ -164,14 +164,15 @@ def _kill_loader() -> bool:
     return switches > 0
 
 
-def _wait_for_tasks(count: int) -> Enclave:
-    while True:
+def _wait_for_tasks(count: int, loader: subprocess.Popen[bytes]) -> Enclave:
+    while loader.poll() is None:
         enclaves = Enclaves.open()
         if enclaves is not None:
             for enclave in enclaves:
                 if enclave.nr_tasks >= count:
                     return enclave
         time.sleep(0.02)
+    raise GhostError(f"the loader ended with status {loader.returncode} before its tasks were all there")
 
 
 if __name__ == "__main__":

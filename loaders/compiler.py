@@ -83,7 +83,7 @@ def _own_identity() -> str:
 
 def _compile(unit: source.Source, macros: dict[str, str]) -> Object:
     generated = headers.generate(unit.code, Btf.kernel())
-    with tempfile.TemporaryDirectory(prefix="ghostbpf-") as scratch:
+    with _scratch() as scratch:
         tree, result, output = Path(scratch, "tree"), Path(scratch, "object"), Path(scratch, "output")
         generated.write(tree)
         child = os.fork()
@@ -94,6 +94,21 @@ def _compile(unit: source.Source, macros: dict[str, str]) -> Object:
         if status == 0 and result.exists():
             return Object.from_bytes(result.read_bytes())
     raise _error(unit, status, said)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    try:
+        with tempfile.TemporaryDirectory(prefix="ghostbpf-") as scratch:
+            yield scratch
+    except OSError as error:
+        raise GhostError(f"cannot compile: {error}", cure=f"free some space in {_temporary()}, or set TMPDIR") from None
+
+
+def _temporary() -> str:
+    with contextlib.suppress(OSError):
+        return tempfile.gettempdir()
+    return "/tmp"
 
 
 def _in_child(

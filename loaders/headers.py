@@ -64,6 +64,7 @@ _PROLOGUE = """\
 _TYPE_NAME = re.compile(r"\b(struct|union|enum)\s+([A-Za-z_]\w*)")
 _ENUMERATOR = re.compile(r"\b[A-Z][A-Z0-9]*_[A-Za-z0-9_]*\b")
 _CALL = re.compile(r"(?<![.>\w])([A-Za-z_]\w*)\s*\(")
+_ASKED_FOR = re.compile(r"\bHAVE_(\w+)")
 _DEFINED = re.compile(r"\b(\w+)\s*\((?:[^;{}()]|\([^;{}()]*\))*\)\s*\{|#\s*define\s+(\w+)\(")
 _CONSTANT = re.compile(r"\bLINK_CONSTANT\(\s*(\w+)\s*\)")
 _KINDS = {"struct": (Kind.STRUCT,), "union": (Kind.UNION,), "enum": (Kind.ENUM, Kind.ENUM64)}
@@ -118,9 +119,9 @@ def _enumerators(code: str, btf: Btf) -> list[tuple[str, str]]:
 
 
 def _kfuncs(code: str, btf: Btf) -> dict[str, int]:
-    """The kernel functions that ``code`` calls, less its own and BPF's helpers (which are in BTF too)."""
+    """The kernel functions that ``code`` calls or asks for, less its own and BPF's helpers (which are in BTF too)."""
     helpers = {"bpf_" + name.removeprefix("BPF_FUNC_") for name in btf.enum("bpf_func_id")}
     own = {name for pair in _DEFINED.findall(code) for name in pair}
-    called = sorted(set(_CALL.findall(code)) - helpers - own)
+    called = sorted({*_CALL.findall(code), *_ASKED_FOR.findall(code)} - helpers - own)
     found = {name: btf.find(name, Kind.FUNC) for name in called}
     return {name: func_id for name, func_id in found.items() if func_id}

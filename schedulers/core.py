@@ -101,6 +101,8 @@ class Core:
         It is gone with this process until pin(). Raises SchedulerBusy, AttachError, KernelUnsupported.
         """
         before = sched_ext.status()
+        if before.state == "disabling" and sched_ext.wait_disabled():
+            before = sched_ext.status()
         if before.state != "disabled":
             raise SchedulerBusy(before.ops or before.state)
         obj = compile(BPF_DIR / "core.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..hints import Hints
+from ..loaders import sched_ext
 from ..loaders.errors import GhostError
 from ..loaders.maps import Map, possible_cpus
 from . import agents, tasks
@@ -34,9 +35,6 @@ from .cpuset import CpuSet
 from .errors import Ejected, EnclaveBusy, NoSuchEnclave, TaskError
 from .policy import LoadedPolicy, Policy
 from .topology import Topology
-
-#: How long to go on after tasks that fork all the time.
-_PATIENCE_S = 60.0
 
 #: How often to look whether a task's making has come to its end.
 _BIRTH_S = 0.0001
@@ -66,8 +64,9 @@ class Enclaves:
         """The enclaves, with the core attached if it is not; locked against other changes for the block.
 
         A policy to be used in the block can be compiled ``ahead``, beside the core.
-        The core becomes permanent when the block has made an enclave; else it goes again.
+        The core becomes permanent when the block has made an enclave; else it goes again. Raises KernelUnsupported.
         """
+        sched_ext.status()
         with locked():
             core = _open_or_clear()
             if core is not None and core.full != full and full:
@@ -340,6 +339,7 @@ class Enclave:
         record.cpus = cpus.words(constant("CPU_WORDS"))
         record.agent_cpus = CpuSet().words(constant("CPU_WORDS"))
         self._disown_cpus()
+        self.core.set_stray(self.id, False)
         for cpu in cpus:
             self.core.cpus[cpu].enclave = self.id
         record.state = constant("ENCLAVE_ACTIVE")
@@ -371,7 +371,7 @@ class Enclave:
         # its task was handed back shows its child only when it is done.
         seen: set[int] = set()
         forking: set[int] = set()
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + tasks.PATIENCE_S
         while (found := {task.tid for task in self.tasks() if wanted(task)}) or forking:
             for tid in found:
                 try:

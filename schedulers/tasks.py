@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from .errors import TaskError
 
 SCHED_EXT = 7
+#: How many seconds to go on after tasks that fork all the time.
+PATIENCE_S = 60.0
 _PF_EXITING = 0x00000004
 _PF_KTHREAD = 0x00200000
 _REASONS = {
@@ -74,7 +77,10 @@ def each_thread(pid: int, move: Callable[[int], None], forking: Callable[[], set
     """
     seen: set[int] = set()
     unsettled: set[int] = set()
+    deadline = time.monotonic() + PATIENCE_S
     while (new := threads(pid) - seen) or unsettled:
+        if time.monotonic() > deadline:
+            raise TaskError(pid, f"it makes threads, or tries to, and has not come to an end in {PATIENCE_S:.0f} s")
         for tid in new:
             try:
                 move(tid)

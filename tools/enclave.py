@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
@@ -48,7 +48,11 @@ command.add_command(watch)
 command.add_command(enrol)
 
 
-@command.command()
+def _example(line: str) -> str:
+    return f"\b\nExamples:\n  {line}"
+
+
+@command.command(epilog=_example("ghostbpf enclave ls --json"))
 @json_option
 def ls(as_json: bool) -> None:
     """List the enclaves there are."""
@@ -56,7 +60,7 @@ def ls(as_json: bool) -> None:
     show((_row(e) for e in enclaves or ()), as_json=as_json, empty="no enclaves")
 
 
-@command.command("show")
+@command.command("show", epilog=_example("ghostbpf enclave show 1 --tasks"))
 @click.argument("id", type=int)
 @click.option("--tasks", is_flag=True, help="List its tasks too.")
 @json_option
@@ -89,7 +93,7 @@ def show_one(id: int, tasks: bool, as_json: bool) -> None:
         show(({**row, "runtime_ns": human_ns(row["runtime_ns"])} for row in listed), as_json=False, empty="no tasks")
 
 
-@command.command()
+@command.command(epilog=_example("sudo ghostbpf enclave add 1 4711 --tid 4713"))
 @click.argument("id", type=int)
 @click.argument("pids", type=int, nargs=-1)
 @click.option("--tid", "tids", type=int, multiple=True, help="Move one thread, not its whole process.")
@@ -104,18 +108,15 @@ def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str,
         check(pid)
     rule = Rule(cgroups=tuple(map(cgroups.find, paths)))
     with _changing(id) as enclave:
-        moved = sum(enclave.add_process(pid) for pid in pids)
-        for tid in tids:
-            enclave.add(tid)
-    if pids or tids:
-        click.echo(f"{moved + len(tids)} tasks joined enclave {id}")
+        if pids or tids:
+            _move(f"joined enclave {id}", pids, enclave.add_process, tids, enclave.add)
     if stay:
         follow(enclave, rule)
     elif paths:
         report(enclave, Enrolment(enclave, rule).once())
 
 
-@command.command()
+@command.command(epilog=_example("sudo ghostbpf enclave rm 1 4711"))
 @click.argument("id", type=int)
 @click.argument("pids", type=int, nargs=-1)
 @click.option("--tid", "tids", type=int, multiple=True, help="Move one thread, not its whole process.")
@@ -123,13 +124,10 @@ def rm(id: int, pids: tuple[int, ...], tids: tuple[int, ...]) -> None:
     """Hand processes, or single threads, of enclave ID back to the fair class."""
     _need_some(pids, tids)
     with _changing(id) as enclave:
-        moved = sum(enclave.remove_process(pid) for pid in pids)
-        for tid in tids:
-            enclave.remove(tid)
-        click.echo(f"{moved + len(tids)} tasks left enclave {id}")
+        _move(f"left enclave {id}", pids, enclave.remove_process, tids, enclave.remove)
 
 
-@command.command()
+@command.command(epilog=_example("sudo ghostbpf enclave destroy --all"))
 @click.argument("id", type=int, required=False)
 @click.option("--all", "everything", is_flag=True, help="Destroy every enclave, detach, and clear all pins away.")
 def destroy(id: int | None, everything: bool) -> None:
@@ -144,7 +142,7 @@ def destroy(id: int | None, everything: bool) -> None:
     click.echo("all enclaves are gone" if everything else f"enclave {id} is gone")
 
 
-@command.command()
+@command.command(epilog=_example("sudo ghostbpf enclave swap 1 rr --set slice=2ms"))
 @click.argument("id", type=int)
 @click.argument("policy")
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="An option of the new policy.")
@@ -178,6 +176,28 @@ def _get(enclaves: Enclaves | None, id: int) -> Enclave:
 def _need_some(pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str, ...] = ()) -> None:
     if not (pids or tids or paths):
         raise click.UsageError("name at least one PID, --tid TID, or, to add, --cgroup PATH")
+
+
+def _move(
+    what: str,
+    pids: Iterable[int],
+    process: Callable[[int], int],
+    tids: Iterable[int],
+    thread: Callable[[int], object],
+) -> None:
+    """Move processes, then threads, and say how many tasks that were, also where one of them cannot be moved."""
+    moved = 0
+    try:
+        for pid in pids:
+            moved += process(pid)
+        for tid in tids:
+            thread(tid)
+            moved += 1
+    except GhostError:
+        if moved:
+            click.echo(f"{moved} tasks {what}", err=True)
+        raise
+    click.echo(f"{moved} tasks {what}")
 
 
 def _destroy_all() -> None:

@@ -14,6 +14,9 @@ needs="
 /usr/sbin/bpftool bpftool
 /usr/bin/mmdebstrap mmdebstrap
 "
+# Where there is no need of a guest, demo and benchmark run here, with perf.
+[ ! -e /sys/kernel/sched_ext ] || needs="$needs/usr/bin/perf linux-perf
+"
 
 missing=
 have() {

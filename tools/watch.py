@@ -59,7 +59,7 @@ class HandOver:
         )
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  ghostbpf enclave watch 1 &\n  sudo ghostbpf run sol --enclave 1 --keep -- true")
 @click.argument("id", type=int)
 @click.option("--agent-pid", type=int, metavar="PID", help="End this process, which must be the agent, and watch that.")
 @click.option("--sigkill", is_flag=True, help="End it by SIGKILL, not SIGTERM.")

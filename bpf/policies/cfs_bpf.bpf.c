@@ -216,6 +216,7 @@ BPF_PROG(cfs_bpf_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	s32 here = scx_bpf_task_cpu(p), cpu, idle;
 	struct fair_task *t = fair_task_of(p);
+	struct task_ctx *member = task_ctx_of(p);
 	struct enclave *e = enclave_of(ENCLAVE);
 	struct core *c = the_core();
 
@@ -232,6 +233,8 @@ BPF_PROG(cfs_bpf_enqueue, struct task_struct *p, u64 enq_flags)
 		cpu = choose_cpu(e, c, p, cpu);
 	place(p, t, cpu);
 	t->waits_since = bpf_ktime_get_ns();
+	if (member)
+		note_latch(member, false);
 	scx_bpf_dsq_insert_vtime(p, ORDERED_DSQ(cpu), SLICE_ENDLESS, t->vtime, enq_flags);
 	/* The kernel itself makes an idle CPU look up where a task wakes. */
 	if (cpu != here || (idle >= 0 && !(enq_flags & SCX_ENQ_WAKEUP)))

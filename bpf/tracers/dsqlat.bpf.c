@@ -4,7 +4,8 @@
  *
  * A wait begins when a task is put on a DSQ because it woke or was taken off its CPU, and ends when it runs. The DSQ is
  * the one that it was put on then: schedulers move tasks on, from a shared DSQ to a CPU's own, when that CPU is
- * about to run them. One that is on no DSQ by then is held by the scheduler itself, in a queue of its own.
+ * about to run them. One that is on no DSQ by then is held by the scheduler itself, in a queue of its own. Of our own
+ * core it is known when an agent committed a task: from then on it waits in the queue of a CPU.
  */
 #define HISTS 1
 #define TRACE_STATE
@@ -13,6 +14,8 @@ struct state {
 	u64 dsq;
 };
 #include "wait.bpf.h"
+
+#define CPU_DSQ(cpu) (0x20000ULL | (cpu))
 
 static int begin(struct task_struct *p)
 {
@@ -41,13 +44,20 @@ BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
 
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
 {
+	u64 since, now = bpf_ktime_get_ns();
 	struct state *state;
-	u64 since;
+	struct task_ctx *t;
 
 	if (prev->pid && stays_runnable(preempt, prev_state))
 		begin(prev);
 	state = end_wait(next, &since);
-	if (state && wanted_here())
-		record_for(state->dsq, enclave_of(next), next, bpf_ktime_get_ns() - since);
+	if (!state || !wanted_here())
+		return 0;
+	t = task_ctx_of(next);
+	if (t && t->committed && t->latched_at > since) {
+		record_for(CPU_DSQ(bpf_get_smp_processor_id()), enclave_of(next), next, now - t->latched_at);
+		now = t->latched_at;
+	}
+	record_for(state->dsq, enclave_of(next), next, now - since);
 	return 0;
 }

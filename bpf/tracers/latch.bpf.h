@@ -4,7 +4,8 @@
  * and from there to the CPU.
  *
  * A policy latches a task either as it wakes, by putting it on the local queue of an idle CPU, which is to be seen in
- * the task right after; or when a CPU asks for one: the core notes when each CPU last did.
+ * the task right after; or by having it wait on a CPU's own queue, as agents do, which the core notes; or when a CPU
+ * asks for one: the core notes when each CPU last did.
  */
 #define TRACE_STATE
 struct state {
@@ -35,16 +36,22 @@ static void becomes_runnable(struct task_struct *p, bool woken)
 		state->latched = woken && is_on_local_queue(p) ? state->since : 0;
 }
 
-/* When p, which has waited and just come on this CPU, was latched; 0 if it is in no enclave. */
-static u64 latched_at(struct task_struct *p, struct state *state, u64 since)
+/* When p, which has waited and just come on this CPU, was latched; 0 if it is in no enclave. And by an agent? */
+static u64 latched_at(struct task_struct *p, struct state *state, u64 since, bool *by_agent)
 {
 	u32 here = bpf_get_smp_processor_id();
 	struct cpu *cpu = cpus.lookup(&here);
+	struct task_ctx *t = task_ctx_of(p);
 
+	*by_agent = false;
 	if (!enclave_of(p))
 		return 0;
 	if (state->latched)
 		return state->latched;
+	if (t && t->latched_at > since) {
+		*by_agent = t->committed;
+		return t->latched_at;
+	}
 	return cpu && cpu->dispatched_at > since ? cpu->dispatched_at : since;
 }
 

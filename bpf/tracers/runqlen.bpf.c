@@ -23,8 +23,8 @@ int perf_sample(struct bpf_perf_event_data *ctx)
 		return 0;
 	bpf_probe_read_kernel(&rq, sizeof(rq), fair + LINK_CONSTANT(cfs_rq_rq));
 	bpf_probe_read_kernel(&waiting, sizeof(waiting), rq + LINK_CONSTANT(rq_nr_running));
-	if (waiting)
-		waiting--;
+	if (waiting && current_task->pid)
+		waiting--; /* it runs; and where the CPU idles, those of sched_ext may wait even so */
 	slot = waiting < RUNQLEN_MAX ? waiting : RUNQLEN_MAX - 1;
 	/* LLVM bounds a copy of it where the verifier watches the other: let it not see that the mask does nothing. */
 	asm volatile("" : "+r"(slot));

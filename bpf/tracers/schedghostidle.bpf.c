@@ -15,6 +15,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	u64 latched, since, idle_since;
 	struct idle_totals *total;
 	struct state *state;
+	bool by_agent;
 	u32 zero = 0;
 
 	if (prev->pid && stays_runnable(preempt, prev_state))
@@ -27,12 +28,13 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	state = end_wait(next, &since);
 	if (!state || !wanted_here())
 		return 0;
-	latched = latched_at(next, state, since);
+	latched = latched_at(next, state, since, &by_agent);
 	if (!latched)
 		return 0;
 	total->latches++;
-	total->bpf_latches++;
-	if (idle_since && latched > idle_since)
+	if (!by_agent)
+		total->bpf_latches++;
+	if (!by_agent && idle_since && latched > idle_since)
 		total->idle_to_bpf_latches++;
 	record(0, next, idle_since && latched > idle_since ? latched - idle_since : 0);
 	return 0;

@@ -13,6 +13,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 {
 	u64 now, since, latched;
 	struct state *state;
+	bool by_agent;
 
 	if (prev->pid && stays_runnable(preempt, prev_state))
 		becomes_runnable(prev, false);
@@ -20,7 +21,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	if (!state || !wanted_here())
 		return 0;
 	now = bpf_ktime_get_ns();
-	latched = latched_at(next, state, since);
+	latched = latched_at(next, state, since, &by_agent);
 	if (latched) {
 		record(TO_LATCHED, next, latched - since);
 		record(LATCHED_TO_RUN, next, now - latched);

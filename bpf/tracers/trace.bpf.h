@@ -27,6 +27,7 @@ BPF_PERCPU_ARRAY(drops, u64, 1);
 BPF_TASK_STORAGE(marks, u32);
 /* The core's, where one is attached; else empty. */
 BPF_TASK_STORAGE(tasks, struct task_ctx);
+BPF_F_TABLE("array", u32, struct enclave, enclaves, MAX_ENCLAVES, BPF_F_MMAPABLE);
 
 static void dropped(void)
 {
@@ -46,8 +47,13 @@ static struct task_ctx *task_ctx_of(struct task_struct *p)
 static u32 enclave_of(struct task_struct *p)
 {
 	struct task_ctx *t = task_ctx_of(p);
+	struct enclave *e = t && t->enclave ? enclaves.lookup(&t->enclave) : NULL;
 
-	return t && t->enclave ? t->enclave : (u32)LINK_CONSTANT(default_enclave);
+	if (t && t->left)
+		return 0;
+	if (e && e->state == ENCLAVE_ACTIVE && e->generation == t->generation)
+		return t->enclave;
+	return LINK_CONSTANT(default_enclave);
 }
 
 static bool has_name(struct task_struct *p)

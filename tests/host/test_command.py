@@ -12,7 +12,7 @@ from ghostbpf.loaders.btf import Btf
 from ghostbpf.schedulers.errors import NoSuchPolicy
 from ghostbpf.schedulers.policy import duration_ns, find
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.tools.doctor import malformed_kfuncs
+from ghostbpf.tools.doctor import isolates_domains, malformed_kfuncs
 from ghostbpf.tools.output import human_ns
 
 COMMANDS = [
@@ -21,7 +21,7 @@ COMMANDS = [
     *(("run", name) for name in POLICIES),
     ("enclave",),
     ("hints",),
-    ("enclave", "enrol"),
+    *(("enclave", name) for name in ("ls", "show", "add", "rm", "destroy", "swap", "watch", "enrol")),
     ("pushtosched",),
     ("fd",),
     ("fd", "send"),
@@ -121,6 +121,13 @@ def test_doctor_fails_with_a_cure_for_each_lack() -> None:
     assert all(row["cure"] for row in rows.values() if row["verdict"] == "fail")
     assert rows["BTF"]["verdict"] == "ok"
     assert ghostbpf("doctor").stdout.splitlines()[-1].startswith("NOT READY: sched_ext")
+
+
+def test_only_isolated_scheduling_domains_are_in_the_way() -> None:
+    assert isolates_domains("1-3")
+    assert isolates_domains("domain,managed_irq,2")
+    assert not isolates_domains("managed_irq,2-3,5")
+    assert not isolates_domains("nohz,1-3")
 
 
 @no_sched_ext

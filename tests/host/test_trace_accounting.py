@@ -89,11 +89,12 @@ def test_windows_are_of_the_interval_and_the_whole_trace_is_not(task: Callable[.
 def test_fairness_is_drawn_as_ghost_does() -> None:
     done = run_trace("schedfair", "--", "sh", "-c", "sleep 0.01; sleep 0.01")
     lines = done.stdout.splitlines()
-    head = "Pr | .0 .1 .2 .3 .4 .5 .6 .7 .8 .9 1x 11 12 13 14 15 16 17 18 19  row_max row_total"
+    head = "Pr | .0 .1 .2 .3 .4 .5 .6 .7 .8 .9 1x 11 12 13 14 15 16 17 18 19  most   all"
     for title in ("Wake-to-block Fairness", "Full trace Fairness"):
         at = lines.index(title)
         assert lines[at + 1] == head
         fields = lines[at + 2].replace("|", " ").split()
+        assert all(len(line) < 80 for line in lines[at : at + 3])
         scaled, (most, whole) = list(map(int, fields[1:21])), map(int, fields[21:])
         assert int(fields[0]) - 20 == os.nice(0)
         assert len(fields) == 23

@@ -42,6 +42,8 @@ BAD_PACES = [
     (("--", ), "a command belongs after --"),
     (("-d", 0), "0.0 is not in the range"),
     (("-d", "soon"), "'soon' is not a valid float"),
+    (("-d", "nan"), "nan is no number of seconds"),
+    (("-d", "inf"), "inf is no number of seconds"),
     (("--nonsense",), "No such option"),
 ]  # fmt: skip
 
@@ -49,6 +51,7 @@ BAD_INTERVALS = [
     ((0,), "0.0 is not in the range"),
     ((-1,), "No such option"),
     (("x",), "'x' is not a valid float"),
+    (("nan",), "nan is no number of seconds"),
     ((1, 0), "0 is not in the range"),
     ((1, "x"), "'x' is not a valid integer"),
     ((1, 1, 1), "unexpected extra argument"),

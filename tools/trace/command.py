@@ -12,7 +12,7 @@ import click
 
 from .filters import By, Filters
 from .loop import Output, Pace, run
-from .tool import Request, Tool
+from .tool import Request, Seconds, Tool
 
 #: Tool name (of its module here, too) and help line, in the order that help shows them.
 TOOLS = {
@@ -90,9 +90,7 @@ def load(name: str) -> type[Tool]:
 def _command_for(tool: type[Tool]) -> click.Command:
     params: list[click.Parameter] = _filters() if tool.FILTERS else []
     params += [
-        click.Option(
-            ["-d", "--duration"], type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Trace so long."
-        ),
+        click.Option(["-d", "--duration"], type=Seconds(), metavar="SECONDS", help="Trace so long."),
         click.Option(["-T", "--timestamp"], is_flag=True, help="Print the time with each report."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object a line."),
     ]
@@ -112,7 +110,7 @@ def _command_for(tool: type[Tool]) -> click.Command:
         *(
             tool.ARGUMENTS
             or (
-                click.Argument(["interval"], type=click.FloatRange(0, min_open=True), required=False),
+                click.Argument(["interval"], type=Seconds(), required=False),
                 click.Argument(["count"], type=click.IntRange(1), required=False),
             )
         ),

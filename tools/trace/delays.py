@@ -16,13 +16,14 @@ from .counts import Counted
 from .filters import By
 from .report import Section, Table
 from .taskstats import TaskStats, is_complete
-from .tool import Tool
+from .tool import Seconds, Tool
 from .tracer import Tracer
 
 #: The columns that are printed even if they are 0 for all.
 _ALWAYS = ("tid", "comm", "cpu", "cpu_ms", "bpf", "bpf_ms")
 #: What the kernel accounts for, each as <name>_count and <name>_delay_total in ns, where it has them.
 _DELAYS = ("blkio", "swapin", "freepages", "thrashing", "compact", "wpcopy", "irq")
+_WANTED = {"cpu_count", "cpu_delay_total", *(f"{name}_delay_total" for name in _DELAYS)}
 
 
 class TOOL(Tool):
@@ -43,9 +44,7 @@ Examples:
 
 """
     ARGUMENTS = (
-        click.Option(
-            ["-i", "--interval"], type=click.FloatRange(0, min_open=True), help="Report every so many seconds."
-        ),
+        click.Option(["-i", "--interval"], type=Seconds(), help="Report every so many seconds."),
         click.Option(["-n", "--count"], type=click.IntRange(1), help="Report so many times."),
         click.Argument(["pids"], type=click.IntRange(1), nargs=-1, metavar="PID..."),
     )
@@ -64,11 +63,18 @@ Examples:
     def begin(self) -> None:
         self._stats = self.tracer.keep(TaskStats())
         self._kernel, self._bpf = Counted(), Counted()
+        self._asked: dict[int, dict[str, int]] = {}  # what the kernel last said, by thread
+        self._ended: set[int] = set()  # need not be asked until the next report
         for tid in self._threads():
             self.tracer.mark(tid)
         self._look()
         if not is_complete():
             click.echo("only waits for a CPU are accounted: sysctl kernel.task_delayacct=1 for the others", err=True)
+
+    def poll(self) -> Iterable[Section]:
+        """Asks the kernel, which forgets a thread that ends: what it said last stands."""
+        self._ask({*self._threads(), *(owner for _, owner in self.tracer.histograms())})
+        return ()
 
     def report(self, seconds: float) -> Iterable[Section]:
         kernel, bpf = self._look()
@@ -77,8 +83,8 @@ Examples:
             row = {
                 "tid": tid,
                 "comm": self._comms.get(tid) or _comm(tid),
-                "cpu": kernel.get((tid, "cpu_count"), 0),
-                "cpu_ms": _ms(kernel.get((tid, "cpu_delay_total"), 0)),
+                "cpu": kernel.get((tid, "cpu_count"), 0) if tid in self._asked else None,
+                "cpu_ms": _ms(kernel.get((tid, "cpu_delay_total"), 0)) if tid in self._asked else None,
                 "bpf": bpf.get((tid, "count"), 0),
                 "bpf_ms": _ms(bpf.get((tid, "ns"), 0)),
             }
@@ -88,17 +94,21 @@ Examples:
 
     def _look(self) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
         """By how much each figure of each thread has grown: the kernel's, and ours."""
-        wanted = {"cpu_count", "cpu_delay_total", *(f"{name}_delay_total" for name in _DELAYS)}
         waits = self.tracer.histograms()
         self._comms = self.tracer.names()
-        kernel: dict[tuple[int, str], int] = {}
-        for tid in {*self._threads(), *(owner for _, owner in waits)}:
-            for name, value in (self._stats.get(tid) or {}).items():
-                if name in wanted:
-                    kernel[tid, name] = value
+        self._ended.clear()
+        self._ask({*self._threads(), *(owner for _, owner in waits)})
+        kernel = {(tid, name): value for tid, figures in self._asked.items() for name, value in figures.items()}
         bpf = {(owner, "count"): h.count for (_, owner), h in waits.items()}
         bpf |= {(owner, "ns"): h.sum_ns for (_, owner), h in waits.items()}
         return dict(self._kernel.most(kernel)), dict(self._bpf.most(bpf))
+
+    def _ask(self, tids: set[int]) -> None:
+        for tid in tids - self._ended:
+            if (figures := self._stats.get(tid)) is not None:
+                self._asked[tid] = {name: figures[name] for name in _WANTED & figures.keys()}
+            else:
+                self._ended.add(tid)
 
     def _threads(self) -> Iterator[int]:
         for pid in self._pids:
@@ -115,7 +125,8 @@ def _comm(tid: int) -> str:
 def _picture(rows: list[dict[str, Any]]) -> str:
     """The table, without the kinds of delay that nobody had."""
     shown = [name for name in (rows[0] if rows else ()) if name in _ALWAYS or any(row[name] for row in rows)]
-    return tabulate([[row[name] for name in shown] for row in rows], headers=shown, disable_numparse=True)
+    cells = [["-" if row[name] is None else row[name] for name in shown] for row in rows]
+    return tabulate(cells, headers=shown, disable_numparse=True)
 
 
 def _ms(ns: int) -> float:

@@ -13,8 +13,9 @@ from .tool import HistogramTool
 from .tracer import Tracer
 
 _CORE = "ghostbpf"
-#: As bpf/sched.bpf.h numbers its DSQs.
-_FALLBACK, _PENDING = 1, 0x10000
+#: As bpf/sched.bpf.h numbers its DSQs: one for all, one an enclave, two a CPU.
+_FALLBACK = 1
+_NUMBERED = {0x10000: "PENDING", 0x20000: "CPU", 0x30000: "ORDERED"}
 
 
 class TOOL(HistogramTool):
@@ -46,11 +47,11 @@ class TOOL(HistogramTool):
         local_on = self._names["LOCAL_ON"]
         if id & local_on == local_on:
             return f"LOCAL_ON {id & 0xFFFFFFFF}"
-        for name, value in self._names.items():
+        for known, value in self._names.items():
             if id == value:
-                return name
-        if sched_ext.status().ops == _CORE and id & ~0xFF == _PENDING:
-            return f"PENDING {id & 0xFF}"
+                return known
+        if sched_ext.status().ops == _CORE and (name := _NUMBERED.get(id & ~0xFFFF)):
+            return f"{name} {id & 0xFFFF}"
         return f"{id:#x}"
 
 

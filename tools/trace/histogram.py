@@ -135,6 +135,16 @@ def linear_picture(counts: list[int], label: str) -> str:
     return "\n".join(lines)
 
 
+def linear_percentile(counts: list[int], share: float) -> int:
+    """The least value such that ``share`` of all are not above it."""
+    left = share * sum(counts)
+    for value, count in enumerate(counts):
+        left -= count
+        if left <= 0:
+            return value
+    return len(counts) - 1
+
+
 def _stars(count: int, most: int, width: int) -> str:
     return ("*" * (width * count // most if most else 0)).ljust(width)
 

@@ -113,8 +113,8 @@ def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int
         if child is not None:
             status = child.status()
         printer.end(time.monotonic() - started, tool.tracer.drops())
-    if output.plot is not None:
-        _draw(output.plot, tool.NAME, printer.plotted)
+    if output.plot is not None and not _draw(output.plot, tool.NAME, printer.plotted):
+        return status or 1
     return status
 
 
@@ -146,13 +146,18 @@ def _wait(seconds: float, child: Command | None) -> bool:
     return signal.sigtimedwait(endings(), seconds) is not None
 
 
-def _draw(path: Path, name: str, reports: list[tuple[float, list[HistogramSection]]]) -> None:
+def _draw(path: Path, name: str, reports: list[tuple[float, list[HistogramSection]]]) -> bool:
     if not any(sections for _, sections in reports):
         click.echo(f"there is nothing to draw: no {path}", err=True)
-        return
+        return True
     from . import plot
 
-    plot.draw(path, name, reports)
+    try:
+        plot.draw(path, name, reports)
+    except OSError as error:
+        click.echo(f"error: cannot draw to {path}: {error}", err=True)
+        return False
+    return True
 
 
 def _check_plot(path: Path | None) -> None:

@@ -32,7 +32,9 @@ class TOOL(Tool):
     PLOTS = False
     OPTIONS = (
         click.Option(["-M", "--matrix"], is_flag=True, help="Only the matrix of CPUs."),
-        click.Option(["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="Print so many."),
+        click.Option(
+            ["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="So many rows; JSON has all."
+        ),
     )
 
     def make(self) -> Tracer:
@@ -54,7 +56,7 @@ class TOOL(Tool):
                 {"tid": tid, "comm": name, "from": start, "to": end, "reason": reason, "count": count}
                 for (tid, name, start, end, reason), count in moves
             ]
-            yield Table("migrations", rows[: self.request.options["top"]])
+            yield Table("migrations", rows, top=self.request.options["top"])
         yield _matrix(Counter({move[2:4]: 0 for move, _ in moves}), moves)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tabulate import tabulate
 
-from .histogram import Histogram, linear_picture
+from .histogram import PERCENTILES, Histogram, linear_percentile, linear_picture
 
 
 class Section(Protocol):
@@ -79,7 +79,16 @@ class LinearSection:
 
     def text(self) -> str:
         heads = [f"{key} = {value}" for key, value in self.by.items()]
-        return "\n".join([*heads, linear_picture(list(self.counts), self.label)])
+        figures = [f"{name} {value:g}" for name, value in self.summary().items()]
+        below = "     " + "  ".join([*figures, f"({self.events} in all)"])
+        return "\n".join([*heads, linear_picture(list(self.counts), self.label), below])
+
+    def summary(self) -> dict[str, float]:
+        """Percentiles, maximum and mean."""
+        values = {name: linear_percentile(list(self.counts), share) for name, share in PERCENTILES.items()}
+        sum_of_all = sum(value * count for value, count in enumerate(self.counts))
+        most = max((value for value, count in enumerate(self.counts) if count), default=0)
+        return {**values, "max": most, "avg": round(sum_of_all / (self.events or 1), 3)}
 
     def json(self) -> Iterator[dict[str, Any]]:
         yield {
@@ -88,26 +97,32 @@ class LinearSection:
             "by": dict(self.by),
             "unit": self.label,
             "count": self.events,
+            **self.summary(),
             "buckets": [{"from": n, "to": n, "count": count} for n, count in enumerate(self.counts)],
         }
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with the same keys; ``picture`` is printed in their place where it says it better."""
+    """Rows with the same keys, the first ``top`` of them for people (0: all).
+
+    ``picture`` is printed in their place where it says it better.
+    """
 
     name: str
     rows: Sequence[Mapping[str, Any]]
     title: str = ""
     picture: str = ""
+    top: int = 0
 
     @property
     def events(self) -> int:
         return len(self.rows)
 
     def text(self) -> str:
+        rows = self.rows[: self.top or None]
         body = self.picture or tabulate(
-            [list(row.values()) for row in self.rows], headers=list(self.rows[0]), disable_numparse=True
+            [list(row.values()) for row in rows], headers=list(rows[0]), disable_numparse=True
         )
         return f"{self.title}\n{body}" if self.title else body
 

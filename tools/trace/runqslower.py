@@ -15,6 +15,8 @@ from .report import Section, Table
 from .tool import Tool
 from .tracer import Tracer, comm, ffi
 
+_WIDTH = 80
+
 
 class TOOL(Tool):
     """Waits for a CPU that were longer than MIN, as they end, each with those who ran on that CPU meanwhile, the
@@ -84,12 +86,20 @@ class TOOL(Tool):
 
     def _line(self, wait: dict[str, Any]) -> str:
         head = (
-            ""
-            if self._headed
-            else f"{'TIME':<8} {'COMM':<15} {'TID':>7} {'CPU':>3} {'LAT(us)':>10}  RAN INSTEAD (us)\n"
+            "" if self._headed else f"{'TIME':<8} {'COMM':<15} {'TID':>7} {'CPU':>3} {'LAT(us)':>8}  RAN INSTEAD (us)\n"
         )
         self._headed = True
-        blamed = ", ".join(f"{c['comm']} {c['tid']} ({c['usecs']})" for c in wait["culprits"])
-        return (
-            f"{head}{wait['at']:<8} {wait['comm']:<15} {wait['tid']:>7} {wait['cpu']:>3} {wait['usecs']:>10}  {blamed}"
-        )
+        who = f"{wait['at']:<8} {wait['comm']:<15} {wait['tid']:>7} {wait['cpu']:>3} {wait['usecs']:>8}  "
+        blamed = _lines([f"{c['comm']} {c['tid']} ({c['usecs']})" for c in wait["culprits"]], _WIDTH - len(who))
+        return head + who + f"\n{'':{len(who)}}".join(blamed)
+
+
+def _lines(words: list[str], width: int) -> list[str]:
+    """The words, as many on a line as there is room for, and one at least."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) + 2 < width:
+            lines[-1] += f", {word}"
+        else:
+            lines.append(word)
+    return lines

@@ -11,7 +11,7 @@ from .tool import Tool
 from .tracer import Tracer, ffi
 
 _HEADER = "schedfair.h"
-_HEAD = "Pr | .0 .1 .2 .3 .4 .5 .6 .7 .8 .9 1x 11 12 13 14 15 16 17 18 19  row_max row_total"
+_HEAD = "Pr | .0 .1 .2 .3 .4 .5 .6 .7 .8 .9 1x 11 12 13 14 15 16 17 18 19  most   all"
 _TOP = 99
 
 
@@ -52,6 +52,15 @@ class TOOL(Tool):
         yield _table("full_trace", "Full trace Fairness", dict(sorted(whole.items())))
 
 
+def _short(count: int) -> str:
+    """In five characters at most."""
+    for unit in ("", "k", "M", "G"):
+        if count < 10_000:
+            return f"{count}{unit}"
+        count //= 1000
+    return f"{count}T"
+
+
 def _constant(name: str) -> int:
     return int(getattr(ffi(_HEADER).dlopen(None), name))
 
@@ -61,7 +70,7 @@ def _table(name: str, title: str, rows: dict[int, list[int]]) -> Table:
     for prio, counts in rows.items():
         most = max(counts)
         scaled = " ".join(f"{_TOP * count // most:2d}" for count in counts)
-        lines.append(f"{prio:2d} | {scaled}  {most:7d} {sum(counts):9d}")
+        lines.append(f"{prio:2d} | {scaled} {_short(most):>5s} {_short(sum(counts)):>5s}")
     data = [
         {"prio": prio, "nice": prio - 20, "tenths": bin, "count": count}
         for prio, counts in rows.items()

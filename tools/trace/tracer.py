@@ -18,9 +18,11 @@ from typing import Any, Self
 from ...loaders import Hash, KernelUnsupported, Link, Module, PerCpuArray, Program, Sampler, Target, abi, compile
 from ...loaders._libbpf import info_by_fd
 from ...loaders.btf import Btf
+from ...loaders.errors import PermissionMissing
 from ...loaders.maps import Map
 from ...loaders.source import BPF_DIR
 from ...schedulers.core import CORE, Core
+from ...schedulers.errors import Ejected, StalePins
 from ...schedulers.topology import Topology
 from .filters import By, Filters
 from .histogram import Histogram
@@ -30,7 +32,7 @@ _PIDFD_THREAD = os.O_EXCL
 _TRACEPOINT, _FOLLOW, _NAMED = "tp_", "follow_", "named_"
 
 #: Of the core, where one is attached: who is in which enclave, and when a CPU last asked for a task.
-_FROM_CORE = ("tasks", "cpus")
+_FROM_CORE = ("tasks", "enclaves", "cpus")
 
 
 @functools.cache
@@ -193,14 +195,16 @@ def _pidfd(tid: int) -> int:
     try:
         return os.pidfd_open(tid)  # before Linux 6.9, only a process's first thread
     except OSError:
-        raise KernelUnsupported("PIDFD_THREAD", f"this kernel cannot mark thread {tid} alone", cure="-p PID") from None
+        raise KernelUnsupported(
+            "PIDFD_THREAD", f"this kernel cannot mark thread {tid} alone", cure="name a process"
+        ) from None
 
 
 def open_core() -> Core | None:
-    """The core, where one is attached and we may see it."""
+    """The core, where one is attached and we may see it; what an earlier one left behind is not it."""
     try:
         return Core.open() if Path(CORE).exists() else None
-    except PermissionError:
+    except (PermissionError, PermissionMissing, Ejected, StalePins):
         return None
 
 

@@ -26,7 +26,9 @@ class TOOL(Tool):
     PLOTS = False
     OPTIONS = (
         click.Option(["-P", "--pids"], is_flag=True, help="Add up the threads of each process."),
-        click.Option(["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="Print so many."),
+        click.Option(
+            ["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="So many rows; JSON has all."
+        ),
     )
 
     def make(self) -> Tracer:
@@ -43,6 +45,6 @@ class TOOL(Tool):
         }
         rows = [
             {"waker": waker, "waker_comm": name, "wakee": wakee, "wakee_comm": wakee_name, "count": count}
-            for (waker, name, wakee, wakee_name), count in self._counted.most(now)[: self.request.options["top"]]
+            for (waker, name, wakee, wakee_name), count in self._counted.most(now)
         ]
-        yield Table("wakeups", rows)
+        yield Table("wakeups", rows, top=self.request.options["top"])
