@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo    see Biff schedule a real workload on a sched_ext kernel
-# make test    every test: style, types, host tier, guest tier on the oldest and the newest kernel
+# make test    style, types, host tier, guest tier on the oldest and the newest kernel
 
 SHELL  := /bin/bash
 VENV   := .venv

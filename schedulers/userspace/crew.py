@@ -189,7 +189,7 @@ def _lead(half: AgentHalf, values: dict[str, int], gate: int, words: int, stay: 
         _take_over(agent)
         _listen(agent)
         if half.agent.per_cpu:
-            others += (_start_on(cpu, enclave, half, values) for cpu in enclave.cpus)
+            _start_each(filter(agent.is_online, enclave.cpus), enclave, half, values, others)
         if stay:
             _let_go_of_streams()
         os.write(words, _IN_CHARGE.encode())
@@ -225,19 +225,26 @@ def _end_all(pids: list[int]) -> str:
     )
 
 
-def _start_on(cpu: int, enclave: Enclave, half: AgentHalf, values: dict[str, int]) -> int:
-    told, tell = os.pipe()
-    if not (pid := os.fork()):
-        os.close(told)
-        _run(lambda: _run_on(cpu, enclave, half, values, tell))
-    os.close(tell)
+def _start_each(
+    cpus: Iterable[int], enclave: Enclave, half: AgentHalf, values: dict[str, int], started: list[int]
+) -> None:
+    """An agent for each CPU; ``started`` gets their processes, which begin side by side."""
+    heard = {}
+    for cpu in cpus:
+        heard[cpu], tell = os.pipe()
+        if not (pid := os.fork()):
+            for told in heard.values():
+                os.close(told)
+            _run(lambda cpu=cpu, tell=tell: _run_on(cpu, enclave, half, values, tell))  # type: ignore[misc]
+        os.close(tell)
+        started.append(pid)
     try:
-        if not os.read(told, 1):
-            os.waitpid(pid, 0)
-            raise GhostError(f"the agent of CPU {cpu} could not start")
+        for cpu, told in heard.items():
+            if not os.read(told, 1):
+                raise GhostError(f"the agent of CPU {cpu} could not start")
     finally:
-        os.close(told)
-    return pid
+        for told in heard.values():
+            os.close(told)
 
 
 def _run_on(cpu: int, enclave: Enclave, half: AgentHalf, values: dict[str, int], tell: int) -> int:

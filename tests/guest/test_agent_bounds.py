@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an agent's say begins and ends: other enclaves, every task there is, CPUs that go, and who came before it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from agents import Fifo, MakeAgent, MakeCrew, drive, manual, task_of
+from command import ghostbpf, running
+from ghostbpf.schedulers.agents import Agents
+from ghostbpf.schedulers.cpuset import CpuSet
+from ghostbpf.schedulers.enclave import Enclave, Enclaves
+from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.schedulers.userspace import Transaction, TxnState
+from ghostbpf.schedulers.userspace.task import PREEMPT, WAITING
+from test_agent_failures import deciding, go_on, load
+from tracing import traced
+from workload import MakeEnclave, Me, Workload, offline, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+class Hangs(Fifo):
+    """Reads, and never comes to a decision."""
+
+    name = "hangs"
+    fastpath = False
+
+    def schedule(self) -> Iterator[Transaction]:
+        while self.queue and not self.agent.stopped:
+            time.sleep(0.01)
+        return iter(())
+
+
+def spun(enclave: Enclave) -> tuple[CpuSet, CpuSet]:
+    """The CPUs that an agent spins on, by each CPU's record and by the enclave's."""
+    by_cpu = CpuSet(cpu for cpu in enclave.cpus if enclave.core.cpus[cpu].spun)
+    return by_cpu, CpuSet.from_words(enclave.core.enclaves[enclave.id].agent_cpus)
+
+
+def spins_on_one(enclave: Enclave) -> bool:
+    """Whether there is just one; in the midst of a hop there may seem to be more."""
+    by_cpu, by_enclave = spun(enclave)
+    return by_cpu == by_enclave and len(by_cpu) == 1
+
+
+def channels_of_waiting(enclave: Enclave) -> set[int]:
+    """The channels that are told of the tasks which wait."""
+    agents = Agents.open(enclave.id)
+    assert agents is not None
+    return {int(word.channel) for word in agents.words if word.gtid and word.state == WAITING}
+
+
+def test_task_that_waits_for_an_agent_and_is_moved_runs_elsewhere(
+    workload: Workload, agent: MakeAgent, enclave: MakeEnclave
+) -> None:
+    """No message would tell the agent of it again, nor does the kernel queue it anew."""
+    one, other = agent("1-2"), enclave("3")
+    children = [workload.spinner(one.enclave) for _ in range(3)]
+    for child in children:
+        task_of(one, child)
+    for child in children:
+        other.add(child.pid)
+    drive(one, lambda: all(child.at in other.cpus for child in children), "they run in the other enclave")
+    assert {task.tid for task in other.tasks()} == {child.pid for child in children}
+
+
+def test_agent_that_hangs_in_a_turn_is_not_waited_for(workload: Workload, crew: MakeCrew) -> None:
+    """Nothing more is told to it that it could fail to read: the task never blocks, and is alone."""
+    one, agents = crew("1", Hangs)
+    child = workload.spinner(one)
+    until(lambda: one.agent is not None and one.agent.state == "silent", "it is found silent")
+    child.progress(100)
+    assert agents.alive
+
+
+@pytest.mark.once
+def test_agent_that_is_asked_everything_schedules_whoever_there_is_with_all(workload: Workload) -> None:
+    sleeper = workload.sleeper()
+    with running("run", "sol", "--all", "--agent-timeout", "10s") as process:
+        process.until(lambda: "is scheduled by sol" in process.err)
+        enclaves = Enclaves.open()
+        assert enclaves is not None
+        one = enclaves.get(1)
+        before = one.agent
+        rounds = 30
+        for _ in range(rounds):
+            loops = sleeper.loops
+            sleeper.wake()
+            until(lambda loops=loops: sleeper.loops > loops, "it runs")
+            sleeper.asleep()
+        after = one.agent
+        assert before is not None
+        assert after is not None
+        assert after.committed - before.committed >= rounds
+        assert after.failed - before.failed < rounds / 2
+        assert sleeper.pid in {row["tid"] for row in one.task_states()}
+        sleeper.kill()
+        until(lambda: sleeper.pid not in {row["tid"] for row in one.task_states()}, "its status word is free")
+        process.signal(signal.SIGINT)
+        assert process.wait().status == 0
+
+
+@pytest.mark.soak
+def test_cpu_that_is_offline_is_no_agents(workload: Workload, enclave: MakeEnclave, crew: MakeCrew) -> None:
+    one = enclave("1-3", "biff")
+    children = load(workload, one)
+    with offline(3):
+        crew(one, "fifo_per_cpu")
+        go_on(children)
+        assert deciding(one)
+        assert 1 + 3 not in channels_of_waiting(one)
+
+
+def test_cpu_that_goes_leaves_its_tasks_to_other_agents(workload: Workload, crew: MakeCrew) -> None:
+    one, agents = crew("1-3", "fifo_per_cpu", agent_timeout="10s")
+    children = [workload.spinner(one) for _ in range(9)]
+    until(lambda: 1 + 3 in channels_of_waiting(one), "some wait for CPU 3")
+    with offline(3):
+        until(lambda: 1 + 3 not in channels_of_waiting(one), "none waits for CPU 3 any more")
+    assert agents.check()
+    for child in children:
+        child.kill()
+
+
+def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, crew: MakeCrew) -> None:
+    one, first = crew("1-3", "fifo_centralized", spin="yes", agent_cpu="2")
+    children = load(workload, one)
+    until(lambda: spins_on_one(one), "it has a CPU for itself")
+    _, second = crew(one, "sol", spin="yes", agent_cpu="2")
+    until(lambda: not first.check(), "the first leaves")
+    go_on(children)
+    until(lambda: spins_on_one(one), "the second alone has one")
+    second.end()
+    assert spun(one) == (CpuSet(), CpuSet())
+    go_on(children)
+
+
+def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(crew: MakeCrew) -> None:
+    one, agents = crew("1", "fifo_centralized", agent_timeout="10s")
+    before = one.agent
+    for options, said in (
+        (("--agent-cpu", 99), "CPU 99, for the agent, is not there or not online"),
+        (("--spin", "yes"), "an agent that spins needs a CPU besides"),
+    ):
+        done = ghostbpf("run", "sol", "--enclave", one.id, *options, "--", "true")
+        assert (done.status, said in done.err) == (1, True), done.err
+    assert agents.check()
+    assert before is not None
+    assert one.agent is not None
+    assert (one.agent.tid, one.policy) == (before.tid, "fifo_centralized")
+
+
+@pytest.mark.once
+def test_gtids_are_not_used_again_by_the_agents_after(workload: Workload, crew: MakeCrew) -> None:
+    def gtids(one: Enclave) -> set[int]:
+        agents = Agents.open(one.id)
+        assert agents is not None
+        return {int(word.gtid) for word in agents.words if word.gtid}
+
+    one, _ = crew("1-2", "fifo_centralized", fastpath="off")
+    children = load(workload, one)
+    until(lambda: len(gtids(one)) == len(children), "it knows them all")
+    before = gtids(one)
+    with Enclaves.change() as enclaves:
+        assert enclaves is not None
+        enclaves.get(one.id).swap(POLICIES["biff"])
+    crew(one, "fifo_centralized", fastpath="off")
+    until(lambda: len(gtids(one)) == len(children), "the next one does")
+    assert not before & gtids(one)
+
+
+@pytest.mark.soak
+def test_schedlat_knows_when_an_agent_commits(workload: Workload, agent: MakeAgent) -> None:
+    """Behind a hog a task waits for its CPU, and not for the agent."""
+    one = agent("1")
+    hog = workload.spinner(one.enclave)
+    task = task_of(one, hog)
+    assert one.commit([Transaction(task, 1)]) == [TxnState.COMPLETE]
+    manual(one).kept[task] = 1
+    drive(one, lambda: hog.loops, "it spins")
+    with traced("schedlat", "--enclave", one.enclave.id, "-L") as trace:
+        child = workload.spawn(lambda me: me.note(), one.enclave)
+        assert one.commit([Transaction(task_of(one, child), 1)]) == [TxnState.COMPLETE]
+        time.sleep(0.3)
+        drive(one, lambda: one.commit([Transaction(None, 1, flags=PREEMPT)]) and child.loops, "it runs")
+        drive(one, lambda: not child.alive, "it ends")
+    assert trace.histogram("latched_to_run", tid=child.pid)["max"] >= 300_000
+
+
+@pytest.mark.soak
+def test_task_that_left_its_enclave_has_no_policy_to_wait_for(workload: Workload, enclave: MakeEnclave) -> None:
+    one = enclave("1")
+    keeps_it = workload.sleeper(one)
+
+    def naps(me: Me) -> None:
+        while not me.stopped:
+            me.note()
+            time.sleep(0.001)
+
+    child = workload.spawn(naps, one)
+    one.remove(child.pid)
+    with traced("schedlat", "-t", child.pid) as trace:
+        child.progress(20)
+    assert trace.histogram("runnable_to_run")["count"] > 0
+    assert trace.of("histogram", "runnable_to_latched") == []
+    assert [task.tid for task in one.tasks()] == [keeps_it.pid]
