@@ -12,6 +12,7 @@ from ..schedulers.cpuset import CpuSet
 from ..schedulers.policy import Policy
 from ..schedulers.registry import POLICIES
 from ..schedulers.topology import Topology
+from ..schedulers.userspace import central, fair, ranked
 from .contest import EEVDF, Contestant, Work, compare, decisions, scheduled
 from .herd import Herd
 from .measure import Row, summary
@@ -20,6 +21,19 @@ _TASKS = (10, 1_000, 10_000)
 _CPUS = (2, 4, 8)
 #: Decisions that are timed, at least, whatever the number of tasks.
 _DECISIONS = 10_000
+#: Lines of ghOSt's policy of that name, its headers and its BPF part with it (google/ghost-userspace, 9ca0a1f).
+_GHOST_LINES = {
+    "biff": 840,
+    "cfs_bpf": 1350,
+    "cfs": 2060,
+    "edf": 1500,
+    "fifo_per_cpu": 720,
+    "fifo_centralized": 770,
+    "shinjuku": 1770,
+    "sol": 1110,
+}
+#: Files that hold a policy's own logic besides its own; edf and shinjuku have theirs in common.
+_PARTS = {"edf": (central, ranked), "shinjuku": (central, ranked), "cfs": (fair,)}
 
 
 def policies(runs: int) -> list[Row]:
@@ -30,7 +44,18 @@ def policies(runs: int) -> list[Row]:
         for half in _halves():
             for name, value in decisions(half).items():
                 figures.setdefault(f"{half.name}, fast path off: {name}", []).append(value)
-    return [*compare(under, runs), *(summary(name, values, "") for name, values in figures.items())]
+    rows = compare(under, runs)
+    return [*rows, *_delegation(rows), *(summary(name, values, "") for name, values in figures.items())]
+
+
+def _delegation(rows: list[Row]) -> list[Row]:
+    """What it costs that agents decide: cfs against cfs_bpf, which does the same in BPF; ratios of the medians."""
+    medians = {row["what"]: row["median"] for row in rows}
+    whats = [what.removesuffix(", cfs") for what in medians if what.endswith(", cfs")]
+    return [
+        {"what": f"{what}, cfs against cfs_bpf", "ratio": medians[f"{what}, cfs"] / medians[f"{what}, cfs_bpf"]}
+        for what in whats
+    ]
 
 
 def scaling(runs: int) -> list[Row]:
@@ -52,8 +77,18 @@ def scaling(runs: int) -> list[Row]:
 
 
 def sizes(runs: int) -> list[Row]:
-    """Lines of each policy's file, comments and all; it takes no runs."""
-    return [{"what": name, "lines": len(_file(policy).read_text().splitlines())} for name, policy in POLICIES.items()]
+    """Lines of each policy, comments and all: its file, what else is its own logic, and ghOSt's; it takes no runs."""
+    rows = []
+    for name, policy in POLICIES.items():
+        own, parts = _lines(_file(policy)), sum(_lines(Path(part.__file__ or "")) for part in _PARTS.get(name, ()))
+        ghost = _GHOST_LINES.get(name)
+        ratio = (own + parts) / ghost if ghost else None
+        rows.append({"what": name, "lines": own, "and parts": own + parts, "ghOSt's": ghost, "ratio": ratio})
+    return rows
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
 
 
 def _halves() -> Iterator[AgentHalf]:
