@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ghostbpf.schedulers.enclave import Enclave
@@ -19,7 +22,7 @@ from ghostbpf.schedulers.userspace import (
     TxnState,
 )
 from ghostbpf.schedulers.userspace.task import HEAD, WAITING
-from workload import DEADLINE, Child, state
+from workload import DEADLINE, Child, is_off_cpu, state, until
 
 MakeAgent = Callable[..., Agent]
 MakeCrew = Callable[..., tuple[Enclave, Crew]]
@@ -111,7 +114,17 @@ def manual(agent: Agent) -> Manual:
 
 def asleep(agent: Agent, child: Child) -> Child:
     """Drive until ``child`` sleeps and the agent knows that."""
-    return drive(agent, lambda: state(child.pid) == "S" and not _waits(agent, child) and child, f"{child} sleeps")
+
+    def known() -> bool:
+        """Whether it sleeps, and nothing was told of it since the agent last read."""
+        # In this order: one that was interrupted as it went to sleep would be waited for, and waits for us.
+        if _waits(agent, child) or not is_off_cpu(child.pid):
+            return False
+        there = [(task, agent.words[task.word]) for task in agent.tasks.values() if task.tid == child.pid]
+        return all((task.gtid, task.seq) == (word.gtid, word.seq) for task, word in there)
+
+    drive(agent, known, f"{child} sleeps")
+    return child
 
 
 def task_of(agent: Agent, child: Child) -> Task:
@@ -122,3 +135,32 @@ def task_of(agent: Agent, child: Child) -> Task:
 
 def _waits(agent: Agent, child: Child) -> Task | None:
     return next((t for t in agent.tasks.values() if t.tid == child.pid and t.state == WAITING), None)
+
+
+def waiting(enclave: Enclave) -> int:
+    """How many tasks of ``enclave`` wait for a CPU, as far as its agent can know."""
+    return sum(row["state"] == "waiting" for row in enclave.task_states())
+
+
+@contextlib.contextmanager
+def stopped(enclave: Enclave) -> Iterator[None]:
+    """The agent of ``enclave`` stands still for the block, which is to be shorter than the core's patience with it."""
+    agent = enclave.agent
+    assert agent is not None
+    os.kill(agent.tid, signal.SIGSTOP)
+    try:
+        until(lambda: state(agent.tid) == "T", "the agent stands still")
+        yield
+    finally:
+        os.kill(agent.tid, signal.SIGCONT)
+
+
+def wake_all(enclave: Enclave, sleepers: Iterable[Child]) -> None:
+    """Wake ``sleepers``, all that ``enclave`` has, in this order; its agent learns of all of them in one turn.
+
+    Were it to have turns meanwhile, it would give the first ones a CPU whenever that happens to be free.
+    """
+    with stopped(enclave):
+        for number, sleeper in enumerate(sleepers, start=1):
+            sleeper.wake()
+            until(lambda number=number: waiting(enclave) == number, f"{sleeper} waits")

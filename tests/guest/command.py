@@ -113,6 +113,8 @@ def fork(body: Callable[[], object], *, first: Callable[[], object] | None = Non
         fcntl.fcntl(stream, fcntl.F_SETFL, os.O_APPEND)
     sys.stdout.flush()
     sys.stderr.flush()
+    # Until it has handlers of its own, a signal to the fork would be for those of the test process.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     pid = os.fork()
     if pid == 0:
         status = 70
@@ -127,6 +129,7 @@ def fork(body: Callable[[], object], *, first: Callable[[], object] | None = Non
             sys.stderr.flush()
         finally:
             os._exit(status)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.setpgid(pid, pid)
     return Running(pid, streams)

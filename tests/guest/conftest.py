@@ -30,7 +30,7 @@ from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Crew, half_of
 sys.path.insert(0, str(Path(__file__).parent))
 from agents import MakeAgent, MakeCrew, Manual
 from kernel_log import KernelLog
-from workload import MakeEnclave, Workload, all_cpus, present_cpus, set_online
+from workload import DEADLINE, MakeEnclave, Workload, all_cpus, present_cpus, set_online
 
 #: The CPU of the test process and its helpers; enclaves take others, or tests would disturb what they watch.
 HOME = 0
@@ -166,8 +166,10 @@ def agent(enclave: MakeEnclave, quiet: None) -> Iterator[MakeAgent]:
 
 
 @pytest.fixture
-def crew(enclave: MakeEnclave) -> Iterator[MakeCrew]:
+def crew(enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeCrew]:
     """``crew("1-3", "fifo_centralized")`` makes an enclave with an agent of its own process, or gives it a new one."""
+    # A machine that stands still for seconds makes no agent one that does not listen.
+    monkeypatch.setattr("ghostbpf.schedulers.userspace.crew._PATIENCE_S", DEADLINE)
     made: list[Crew] = []
 
     def make(where: str | Enclave, policy: str | type[AgentPolicy], **options: str) -> tuple[Enclave, Crew]:

@@ -48,7 +48,7 @@ def test_tasks_use_all_cpus_of_their_enclave_and_no_others(
         child.progress(200)
     seen = [child.cpus_seen for child in (*spinners, *others)]
     assert all(cpus <= one.cpus for cpus in seen), seen
-    assert set().union(*seen) == set(one.cpus)
+    until(lambda: set().union(*(child.cpus_seen for child in (*spinners, *others))) == set(one.cpus), "all are used")
     assert set(one.per_cpu()) >= set(one.cpus)
 
 
@@ -181,11 +181,12 @@ def test_misfits_do_not_stop_their_enclave(workload: Workload, enclave: MakeEncl
 
 
 def strayed(me: Me) -> None:
-    """Spin, and show how much CPU time it had used when it was last on CPU 0 or 3."""
+    """Spin, and show how often it has noted itself on CPU 0 or 3."""
+    times = 0
     while not me.stopped:
         me.note()
-        if getcpu() in (0, 3):
-            me.set(time.thread_time_ns())
+        times += getcpu() in (0, 3)
+        me.set(times)
 
 
 @pytest.mark.parametrize("crowded", [False, True], ids=["idle", "busy"])
@@ -199,10 +200,11 @@ def test_spinner_moves_in_soon(workload: Workload, enclave: MakeEnclave, crowded
         spinner.progress()
         os.sched_setaffinity(spinner.pid, {0, 1, 2, 3})
         biff.add(spinner.pid)
-        since = runtime_ns(spinner.pid)
+        since = spinner.value
         moved(spinner, biff.cpus)
-        # A few ticks; but a virtual CPU may be taken away meanwhile, and its time run on.
-        assert spinner.value - since < 10**9
+        print(f"loops outside: {spinner.value - since}")
+        # A few ticks; by loops, for a virtual CPU may be taken away meanwhile, and its time run on.
+        assert spinner.value - since < 20_000
         spinner.stop()
 
 

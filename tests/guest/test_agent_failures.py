@@ -152,7 +152,7 @@ def test_mistake_costs_the_agent_and_no_task(
     assert (one.agent.state, reason in one.agent.reason) == ("gone", True)
     crew(one, "fifo_centralized")
     go_on(children)
-    assert deciding(one)
+    until(lambda: deciding(one), "it decides")
     assert {task.tid for task in one.tasks()} == {child.pid for child in children}
 
 

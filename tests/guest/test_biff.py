@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import statistics
 import time
 
 import pytest
 from ghostbpf.loaders.btf import Btf, Kind
 from ghostbpf.schedulers.cpuset import CpuSet
+from ghostbpf.schedulers.enclave import Enclave
+from shares import stopwatch
 from workload import (
     MakeEnclave,
     Me,
@@ -26,6 +30,32 @@ pytestmark = pytest.mark.usefixtures("quiet")
 #: A slice that no test is long enough to use up.
 ENDLESS = "10s"
 
+#: LINGER in bpf/sched.bpf.h: who goes on for longer after it woke another was not about to sleep.
+LINGER_NS = 100_000
+
+
+class Holder:
+    """A task that keeps a CPU for as long as the test wants."""
+
+    def __init__(self, workload: Workload, enclave: Enclave) -> None:
+        self._held = mmap.mmap(-1, 1)
+        self._child = workload.sleeper(enclave, then=self._hold)
+
+    def _hold(self, me: Me) -> None:
+        while self._held[0]:
+            me.note()
+
+    def take(self) -> None:
+        """Have it take the CPU."""
+        self._held[0], loops = 1, self._child.loops
+        self._child.wake()
+        until(lambda: self._child.loops > loops, "the holder has the CPU")
+
+    def let_go(self) -> None:
+        """Have it leave the CPU, and wait until it has."""
+        self._held[0] = 0
+        self._child.asleep()
+
 
 def sleep_yield_sleep() -> None:
     time.sleep(0.01)
@@ -38,9 +68,13 @@ def test_one_thread_sleeps_and_yields_in_the_enclave(workload: Workload, enclave
 
     def body(me: Me) -> None:
         me.set(in_ext(os.getpid()))
-        sleep_yield_sleep()
+        me.block()
+        os.sched_yield()
+        me.block()
 
     child = workload.spawn(body, biff)
+    for _ in range(2):
+        child.asleep().wake()
     assert child.wait() == 0
     assert child.value == 1
     counters = biff.counters()
@@ -85,24 +119,22 @@ def test_hundred_busy_threads_all_get_their_time(workload: Workload, enclave: Ma
 
 def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1", slice=ENDLESS)
-    holder = workload.sleeper(biff, then=lambda me: me.spin(200))
+    holder = Holder(workload, biff)
     sleepers = [workload.sleeper(biff, then=lambda me: me.say("ran")) for _ in range(12)]
     orders = [list(range(12)), list(reversed(range(12))), [5, 0, 11, 3, 8, 1, 10, 2, 7, 4, 9, 6]]
 
     for order in orders:
-        loops = holder.loops
-        holder.wake()
-        until(lambda loops=loops: holder.loops > loops, "the holder has the CPU")
+        holder.take()
         for number in order:
             sleepers[number].wake()
         assert not workload.said()
-        holder.asleep()
+        holder.let_go()
         assert [index for index, _ in _collect(workload, 12)] == [sleepers[number].index for number in order]
 
 
 def test_yield_goes_to_the_tail(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1", slice=ENDLESS)
-    holder = workload.sleeper(biff, then=lambda me: me.spin(100))
+    holder = Holder(workload, biff)
 
     def thrice(me: Me) -> None:
         for turn in range(3):
@@ -111,13 +143,11 @@ def test_yield_goes_to_the_tail(workload: Workload, enclave: MakeEnclave) -> Non
 
     sleepers = [workload.sleeper(biff, then=thrice) for _ in range(4)]
 
-    loops = holder.loops
-    holder.wake()
-    until(lambda: holder.loops > loops, "the holder has the CPU")
+    holder.take()
     for sleeper in sleepers:
         sleeper.wake()
     assert not workload.said()
-    holder.asleep()
+    holder.let_go()
     assert _collect(workload, 12) == [(sleeper.index, str(turn)) for turn in range(3) for sleeper in sleepers]
 
 
@@ -147,21 +177,18 @@ def test_two_spinners_take_turns_by_the_slice(workload: Workload, enclave: MakeE
     biff = enclave("1", slice="20ms")
     pair = [workload.spinner(biff), workload.spinner(biff)]
 
-    def look() -> tuple[int, list[int], list[int]]:
-        ran = [runtime_ns(child.pid) for child in pair]
-        return biff.counters().preempted, ran, [int(sched_field(c.pid, "nr_involuntary_switches")) for c in pair]
-
     for child in pair:
         child.progress()
-    preempted, before, _ = look()
-    until(lambda: look()[0] > preempted + 30, "30 slices are used up")
-    preempted_now, now, turns = look()
-    ran = [after - since for after, since in zip(now, before, strict=True)]
+    ran = stopwatch(pair)
+    preempted = biff.counters().preempted
+    until(lambda: biff.counters().preempted > preempted + 30, "30 slices are used up")
+    used_up = biff.counters().preempted - preempted  # within the time that is looked at, from before till after
     # None is preempted before its slice is over; how much later depends on ticks, and on how fast the machine is.
-    assert sum(ran) >= 20 * 10**6 * (preempted_now - preempted - 1)
+    assert sum(ran()) >= 20 * 10**6 * (used_up - 1)
     # A virtual CPU that is itself taken away makes a slice long, but it makes no turns.
+    turns = [int(sched_field(child.pid, "nr_involuntary_switches")) for child in pair]
     assert max(turns) < 2 * min(turns), turns
-    assert min(ran) > 0.1 * sum(ran), ran
+    until(lambda: min(ran()) > 0.1 * sum(ran()), "both have had their time")
 
 
 def test_slice_that_is_not_used_up_preempts_nobody(workload: Workload, enclave: MakeEnclave) -> None:
@@ -237,10 +264,18 @@ def test_pair_that_wake_each_other_in_turn_share_a_cpu(workload: Workload, encla
             os.write(back[1], b"%c" % getcpu())
 
     def call(me: Me) -> None:
+        read, write, here = os.read, os.write, getcpu
+        alone, times = os.pipe(), []
+        for _ in range(rounds):
+            began_ns = time.perf_counter_ns()
+            write(alone[1], b"!")
+            read(alone[0], 1)
+            times.append(time.perf_counter_ns() - began_ns)
+        me.say(int(statistics.median(times)))
         together = 0
         for _ in range(rounds):
-            os.write(there[1], b"!")
-            together += os.read(back[0], 1)[0] == getcpu()
+            write(there[1], b"!")
+            together += read(back[0], 1)[0] == here()
         me.set(together)
 
     pair = [workload.spawn(body, biff, cpus=[cpu], go=False) for cpu, body in ((1, serve), (2, call))]
@@ -248,6 +283,9 @@ def test_pair_that_wake_each_other_in_turn_share_a_cpu(workload: Workload, encla
         os.sched_setaffinity(child.pid, present_cpus())
         child.wake()
     assert [child.wait() for child in pair] == [0, 0]
+    ((_, median_ns),) = workload.said()
+    if int(median_ns) > LINGER_NS // 2:
+        pytest.skip(f"a write and a read take {median_ns} ns: too slow a machine to sleep right after a wakeup")
     assert pair[1].value > rounds / 2
 
 

@@ -153,14 +153,20 @@ def test_simple_nice(workload: Workload, cfs: Cfs) -> None:
 @pytest.mark.parametrize("kind", ["new", "woken"])
 def test_who_comes_late_gets_no_more_than_its_share(workload: Workload, cfs: Cfs, kind: str) -> None:
     one = cfs("1")
-    sleeper = workload.sleeper(one, then=lambda me: me.spin(500))
+
+    def spins(me: Me) -> None:
+        while not me.stopped:
+            me.note()
+
+    sleeper = workload.sleeper(one, then=spins)
     hog = workload.spinner(one)
     until(lambda: runtime_ns(hog.pid) > 700 * MS, "the hog has had its time")
-    late = sleeper if kind == "woken" else workload.spawn(lambda me: me.spin(500), one, go=False)
+    late = sleeper if kind == "woken" else workload.spawn(spins, one, go=False)
     ran = stopwatch([hog, late])
     late.wake()
     until(lambda: ran()[1] > 450 * MS, "the late one has had its time")
-    assert ran()[0] > 200 * MS, "and the hog has gone on beside it"
+    # A turn in the middle of which the machine stopped is made up for; what is given as a matter of course is not.
+    until(lambda: ran()[1] - ran()[0] < 250 * MS, "the hog has had as much")
 
 
 @pytest.mark.soak

@@ -21,6 +21,7 @@ from workload import (
     Me,
     Workload,
     all_cpus,
+    getcpu,
     in_ext,
     offline,
     present_cpus,
@@ -108,14 +109,20 @@ def test_new_nice_value_counts_from_now_on(workload: Workload, enclave: MakeEncl
 def test_who_comes_late_gets_no_more_than_its_share(workload: Workload, enclave: MakeEnclave, kind: str) -> None:
     """Neither the new nor the sleeper has had any CPU time; that it did not want it is no reason to get it all now."""
     one = enclave("1", "cfs_bpf")
-    sleeper = workload.sleeper(one, then=lambda me: me.spin(500))
+
+    def spins(me: Me) -> None:
+        while not me.stopped:
+            me.note()
+
+    sleeper = workload.sleeper(one, then=spins)
     hog = workload.spinner(one)
     until(lambda: runtime_ns(hog.pid) > 700 * MS, "the hog has had its time")
-    late = sleeper if kind == "woken" else workload.spawn(lambda me: me.spin(500), one, go=False)
+    late = sleeper if kind == "woken" else workload.spawn(spins, one, go=False)
     ran = stopwatch([hog, late])
     late.wake()
     until(lambda: ran()[1] > 450 * MS, "the late one has had its time")
-    assert ran()[0] > 200 * MS, "and the hog has gone on beside it"
+    # A turn in the middle of which the machine stopped is made up for; what is given as a matter of course is not.
+    until(lambda: ran()[1] - ran()[0] < 250 * MS, "the hog has had as much")
 
 
 def test_lone_spinner_is_never_preempted(workload: Workload, enclave: MakeEnclave) -> None:
@@ -136,9 +143,10 @@ def test_yield_lets_the_next_have_a_turn(workload: Workload, enclave: MakeEnclav
 
     yielder = workload.spawn(yields, one)
     yielder.progress()
-    loops, turns = yielder.loops, sched_field(hog.pid, "nr_involuntary_switches")
+    turns, loops = sched_field(hog.pid, "nr_involuntary_switches"), yielder.loops
     yielder.progress(20)
-    assert sched_field(hog.pid, "nr_involuntary_switches") - turns >= (yielder.loops - loops) / 2
+    loops = yielder.loops - loops
+    assert sched_field(hog.pid, "nr_involuntary_switches") - turns >= loops / 2
 
 
 def test_cpu_with_nothing_to_do_takes_what_waits_for_another(workload: Workload, enclave: MakeEnclave) -> None:
@@ -157,10 +165,16 @@ def test_new_tasks_are_spread_over_busy_cpus(workload: Workload, enclave: MakeEn
     one = enclave("1-3", "cfs_bpf")
     for cpu in one.cpus:
         workload.spinner(one, cpus=[cpu]).progress()
-    late = [workload.spinner(one) for _ in range(6)]
+
+    def show_and_spin(me: Me) -> None:
+        me.set(1 + getcpu())
+        while not me.stopped:
+            me.note()
+
+    late = [workload.spawn(show_and_spin, one) for _ in range(6)]
     for child in late:
         child.progress()
-    assert {child.at for child in late} == {1, 2, 3}
+    assert {child.value - 1 for child in late} == {1, 2, 3}, "where each ran first"
 
 
 def test_affinities_that_change_all_the_time_are_kept(workload: Workload, enclave: MakeEnclave) -> None:

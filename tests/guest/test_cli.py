@@ -99,10 +99,12 @@ def test_enclave_asked_for_by_a_new_id_is_made_and_goes_with_run() -> None:
 
 def test_enclave_commands_do_what_they_say(workload: Workload, enclave: MakeEnclave) -> None:
     enclave("1-2")
-    child = workload.spinner()
+    child = workload.sleeper()
     assert well(ghostbpf("enclave", "add", 1, child.pid)) == "1 tasks joined enclave 1\n"
     assert in_ext(child.pid)
+    child.wake()
     until(lambda: Enclaves.open().get(1).counters().switches > 0)  # type: ignore[union-attr]
+    child.asleep()  # or the counters would change between one look at them and the next
 
     row = json.loads(well(ghostbpf("enclave", "ls", "--json")))
     assert list(row) == LS_KEYS
@@ -188,8 +190,11 @@ def test_signals_at_any_moment_leave_nothing_behind() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     moment = random.Random(seed)
+    begun, begin = os.pipe()
     for number in (signal.SIGINT, signal.SIGTERM) * 6:
-        with running("run", "biff", "--cpus", "1-2", "--", "sleep", "0.05") as process:
+        command = ("run", "biff", "--cpus", "1-2", "--", "sleep", "0.05")
+        with running(*command, first=lambda: os.write(begin, b"!")) as process:
+            os.read(begun, 1)  # until then, it has no handlers yet that a command begins with
             process.ended(moment.uniform(0, 1.2))
             process.signal(number, group=True)
             done = process.wait()

@@ -46,8 +46,8 @@ def test_task_that_leaves_by_itself_runs_on(workload: Workload, enclave: MakeEnc
 @pytest.mark.parametrize("policy", ["biff", pytest.param("rr", marks=pytest.mark.soak)])
 def test_task_that_another_takes_out_runs_on(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
     one = enclave("1", policy, slice=ENDLESS)
-    pair = [workload.spinner(one) for _ in range(2)]
     sleeping = workload.sleeper(one)
+    pair = [workload.spinner(one) for _ in range(2)]
     assert one.nr_tasks == 3
     tasks = until(lambda: [t for t in one.tasks() if t.on_cpu], "one has the CPU")
     running, queued = sorted(pair, key=lambda child: child.pid != tasks[0].tid)

@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import MakeAgent, MakeCrew, drive
+from agents import MakeAgent, MakeCrew, drive, waiting, wake_all
 from ghostbpf.hints import Hints
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.userspace.edf import Edf
 from order import Order
-from workload import Child, Me, Workload, until
+from workload import Me, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
 
-NORMAL, URGENT, HOLDER, REPEATING = 1, 2, 3, 4
+NORMAL, URGENT, REPEATING = 1, 2, 3
 MS, S = 10**6, 10**9
 
 
@@ -32,20 +32,11 @@ def hints(one: Enclave) -> Iterator[Hints]:
     with Hints.open(one.hints_path) as table:
         table.set_class(NORMAL, one_shot=True, qos=1)
         table.set_class(URGENT, one_shot=True, qos=2)
-        table.set_class(HOLDER, one_shot=True, qos=3)
         yield table
 
 
 def say(me: Me) -> None:
     me.say("ran")
-
-
-def hold(workload: Workload, one: Enclave, hints: Hints) -> Child:
-    """Have one task keep the CPU, whoever else waits, until it is stopped."""
-    holder = workload.spinner(one)
-    hints.set_item(len(hints) - 1, tid=holder.pid, work_class=HOLDER)
-    holder.progress()
-    return holder
 
 
 def test_earlier_deadlines_go_first(workload: Workload, one: Enclave, hints: Hints) -> None:
@@ -54,12 +45,8 @@ def test_earlier_deadlines_go_first(workload: Workload, one: Enclave, hints: Hin
     by_deadline = [3, 0, 6, 1, 7, 4, 2, 5]
     for place, number in enumerate(by_deadline):
         hints.set_item(number, tid=sleepers[number].pid, work_class=NORMAL, deadline_ns=now + (10 + place) * S)
-    holder = hold(workload, one, hints)
     order = Order(workload, sleepers)
-    for sleeper in sleepers:
-        sleeper.wake()
-    until(lambda: _waiting(one) == len(sleepers), "all wait")
-    holder.stop()
+    wake_all(one, sleepers)
     assert order.ran() == order.of(sleepers[number] for number in by_deadline)
 
 
@@ -69,27 +56,40 @@ def test_qos_goes_before_deadline(workload: Workload, one: Enclave, hints: Hints
     for number, sleeper in enumerate(sleepers):
         kind = URGENT if number >= 3 else NORMAL
         hints.set_item(number, tid=sleeper.pid, work_class=kind, deadline_ns=now + (10 + number) * S)
-    holder = hold(workload, one, hints)
     order = Order(workload, sleepers)
-    for sleeper in sleepers:
-        sleeper.wake()
-    until(lambda: _waiting(one) == len(sleepers), "all wait")
-    holder.stop()
+    wake_all(one, sleepers)
     assert order.ran() == order.of([*sleepers[3:], *sleepers[:3]])
 
 
-def test_deadline_that_changes_while_a_task_waits_counts(workload: Workload, one: Enclave, hints: Hints) -> None:
-    sleepers = [workload.sleeper(one, then=say) for _ in range(3)]
+def test_deadline_that_changes_while_a_task_waits_counts(
+    workload: Workload, agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say_and_note(me: Me) -> None:
+        me.say("ran")
+        me.note()
+
+    one = agent("1", Edf)
+    assert isinstance(one.policy, Edf)
+    sleepers = [workload.sleeper(then=say_and_note) for _ in range(3)]
     now = time.monotonic_ns()
-    for number, sleeper in enumerate(sleepers):
-        hints.set_item(number, tid=sleeper.pid, work_class=NORMAL, deadline_ns=now + (20 + number) * S)
-    holder = hold(workload, one, hints)
-    order = Order(workload, sleepers)
-    for sleeper in sleepers:
-        sleeper.wake()
-    until(lambda: _waiting(one) == len(sleepers), "all wait")
-    hints.set_runnable(2, True, deadline_ns=now + 10 * S)
-    holder.stop()
+    with Hints.open(one.enclave.hints_path) as hints:
+        hints.set_class(NORMAL, one_shot=True, qos=1)
+        for number, sleeper in enumerate(sleepers):
+            one.enclave.add(sleeper.pid)  # asleep, it needs no CPU to come
+            hints.set_item(number, tid=sleeper.pid, work_class=NORMAL, deadline_ns=now + (20 + number) * S)
+        order = Order(workload, sleepers)
+        for sleeper in sleepers:
+            sleeper.wake()
+        until(lambda: waiting(one.enclave) == len(sleepers), "all wait")
+        with monkeypatch.context() as patch:
+            # A task that held the CPU might lose it to another class, and then one of them would run too soon.
+            patch.setattr(one, "idle_cpus", list)
+            one.turn()
+        first = one.policy.queue.first(1)
+        assert first is not None
+        assert first.tid == sleepers[0].pid
+        hints.set_runnable(2, True, deadline_ns=now + 10 * S)
+    drive(one, lambda: all(sleeper.loops for sleeper in sleepers), "all have run")
     assert order.ran() == order.of([sleepers[2], sleepers[0], sleepers[1]])
 
 
@@ -108,7 +108,7 @@ def test_an_earlier_deadline_takes_no_cpu_away(workload: Workload, one: Enclave,
     holder.progress()
     order = Order(workload, [holder, earlier])
     earlier.wake()
-    until(lambda: _waiting(one) == 1, "it waits for its equal")
+    until(lambda: waiting(one) == 1, "it waits for its equal")
     holder.progress()
     holder.stop(wait=False)
     assert order.ran() == order.of([holder, earlier])
@@ -186,7 +186,3 @@ def _work(me: Me, pieces: int) -> None:
         me.block()
         me.spin(20)
         me.set(piece + 1)
-
-
-def _waiting(enclave: Enclave) -> int:
-    return sum(row["state"] == "waiting" for row in enclave.task_states())

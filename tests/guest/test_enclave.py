@@ -194,6 +194,7 @@ def test_tasks_move_from_enclave_to_enclave_without_a_stop(workload: Workload, e
     left, right = enclave("1"), enclave("2", "rr")
     runs, sleeps = workload.spinner(left), workload.sleeper(left)
     for target in (right, left, right):
+        sleeps.asleep()
         for child in (runs, sleeps):
             target.add(child.pid)
         cpu = target.cpus.first

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agents import MakeCrew
+from agents import MakeCrew, wake_all
 from command import ghostbpf
 from ghostbpf.hints import Hints
 from ghostbpf.loaders import Hash, Map, abi
@@ -21,7 +19,8 @@ from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES, from_file
 from ghostbpf.schedulers.userspace import Agent, AgentPolicy
-from workload import Child, MakeEnclave, Me, Workload, state, until
+from order import Order
+from workload import Child, MakeEnclave, Me, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
 
@@ -50,51 +49,32 @@ class Line:
 
     def __init__(self, workload: Workload, enclave: Enclave, deadlines: list[int]) -> None:
         self._workload, self._enclave = workload, enclave
-        self._held = mmap.mmap(-1, 1)
-        self._holder = self._join(0, 1, self._hold)
-        self.sleepers = [self._join(index, deadline, Me.note) for index, deadline in enumerate(deadlines, 1)]
+        self.sleepers = [self._join(index, deadline) for index, deadline in enumerate(deadlines, 1)]
 
-    def _join(self, item: int, deadline_ns: int, work: Callable[[Me], object]) -> Child:
+    def _join(self, item: int, deadline_ns: int) -> Child:
         def body(me: Me) -> None:
             with Hints.open(self._enclave.hints_path) as hints:
                 hints.set_item(item, tid=os.getpid(), deadline_ns=deadline_ns)
             while not me.stopped:
                 me.block()
-                work(me)
                 me.say("ran")
 
         return self._workload.spawn(body, self._enclave).asleep()
 
-    def _hold(self, me: Me) -> None:
-        while self._held[0]:
-            me.note()
-
-    def order(self) -> list[int]:
-        """Wake them all while another has the CPU; the order in which they run then, as places in ``sleepers``."""
-        self._held[0], loops = 1, self._holder.loops
-        self._holder.wake()
-        until(lambda: self._holder.loops > loops, "the CPU is taken")
-        for sleeper in self.sleepers:
-            sleeper.wake()
-            until(lambda sleeper=sleeper: state(sleeper.pid) == "R", f"{sleeper} waits")
-        self._held[0] = 0
-        said: list[tuple[int, str]] = []
-        until(lambda: said.extend(self._workload.said()) or len(said) == 1 + len(self.sleepers), "all have run")
-        places = {child.index: place for place, child in enumerate([self._holder, *self.sleepers], -1)}
-        first, *order = (places[index] for index, _ in said)
-        assert first == -1
-        for sleeper in self.sleepers:
-            sleeper.asleep()
-        return order
+    def expect(self, *places: int) -> None:
+        """Wake them all at once: they run in the order of these places in ``sleepers``."""
+        order = Order(self._workload, self.sleepers)
+        wake_all(self._enclave, self.sleepers)
+        assert order.ran() == order.of(self.sleepers[place] for place in places)
 
 
 def test_agent_obeys_what_applications_say(workload: Workload, crew: MakeCrew, earliest: type[AgentPolicy]) -> None:
     one, _ = crew("1", earliest, agent_timeout="10s")
     line = Line(workload, one, [40, 20, 30, 10])
-    assert line.order() == [3, 1, 2, 0]
+    line.expect(3, 1, 2, 0)
     with Hints.open(one.hints_path) as hints:
         hints.set_item(2, tid=line.sleepers[1].pid, deadline_ns=50, take=True)
-    assert line.order() == [3, 2, 0, 1]
+    line.expect(3, 2, 0, 1)
 
 
 @SOAK
@@ -106,7 +86,7 @@ def test_next_agent_knows_what_was_said_to_one_that_was_killed(
     os.kill(agent.pid, signal.SIGKILL)
     until(lambda: one.agent and one.agent.state == "gone", "the agent is gone")
     crew(one, earliest, agent_timeout="10s")
-    assert line.order() == [3, 1, 2, 0]
+    line.expect(3, 1, 2, 0)
 
 
 def test_table_stays_as_long_as_the_enclave(enclave: MakeEnclave, crew: MakeCrew, earliest: type[AgentPolicy]) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import MakeCrew
+from agents import MakeCrew, wake_all
 from ghostbpf.hints import Hints
 from ghostbpf.schedulers.enclave import Enclave
 from order import Order
@@ -16,7 +16,7 @@ from workload import Child, Me, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
 
-BATCH, URGENT, HOLDER = 1, 2, 3
+BATCH, URGENT = 1, 2
 
 
 @pytest.fixture
@@ -30,16 +30,7 @@ def hints(one: Enclave) -> Iterator[Hints]:
     with Hints.open(one.hints_path) as table:
         table.set_class(BATCH, one_shot=True, qos=1)
         table.set_class(URGENT, one_shot=True, qos=2)
-        table.set_class(HOLDER, one_shot=True, qos=3)
         yield table
-
-
-def hold(workload: Workload, one: Enclave, hints: Hints) -> Child:
-    """Have one task keep the CPU, whoever else waits, until it is stopped."""
-    holder = workload.spinner(one)
-    hints.set_item(len(hints) - 1, tid=holder.pid, work_class=HOLDER)
-    holder.progress()
-    return holder
 
 
 def say(me: Me) -> None:
@@ -63,14 +54,10 @@ def test_short_request_runs_before_long_ones_end(workload: Workload, crew: MakeC
     assert agent.check()
 
 
-def test_who_wakes_goes_to_the_head(workload: Workload, one: Enclave, hints: Hints) -> None:
+def test_who_wakes_goes_to_the_head(workload: Workload, one: Enclave) -> None:
     sleepers = [workload.sleeper(one, then=say) for _ in range(5)]
-    holder = hold(workload, one, hints)
     order = Order(workload, sleepers)
-    for number, sleeper in enumerate(sleepers):
-        sleeper.wake()
-        until(lambda number=number: _waiting(one) == number + 1, "it waits")
-    holder.stop()
+    wake_all(one, sleepers)
     assert order.ran() == order.of(reversed(sleepers))
 
 
@@ -78,12 +65,8 @@ def test_higher_qos_goes_first(workload: Workload, one: Enclave, hints: Hints) -
     sleepers = [workload.sleeper(one, then=say) for _ in range(6)]
     for index, sleeper in enumerate(sleepers):
         hints.set_item(index, tid=sleeper.pid, work_class=BATCH if index % 2 else URGENT)
-    holder = hold(workload, one, hints)
     order = Order(workload, sleepers)
-    for number, sleeper in enumerate(sleepers):
-        sleeper.wake()
-        until(lambda number=number: _waiting(one) == number + 1, "it waits")
-    holder.stop()
+    wake_all(one, sleepers)
     urgent, batch = sleepers[::2], sleepers[1::2]
     assert order.ran() == order.of([*reversed(urgent), *reversed(batch)])
 
@@ -138,7 +121,3 @@ def test_repeating_work_comes_once_a_period(workload: Workload, one: Enclave) ->
 
 def _state(enclave: Enclave, child: Child) -> str | None:
     return next((row["state"] for row in enclave.task_states() if row["tid"] == child.pid), None)
-
-
-def _waiting(enclave: Enclave) -> int:
-    return sum(row["state"] == "waiting" for row in enclave.task_states())

@@ -86,6 +86,15 @@ def state(tid: int) -> str:
     return _stat(tid)[0]
 
 
+def is_off_cpu(tid: int) -> bool:
+    """Whether the task sleeps, and no CPU is still busy with putting it to sleep, as it is when /stat already says S.
+
+    What wakes such a one, or moves it, spares it all that a scheduler is told of.
+    """
+    # To show in which system call it sleeps, the kernel waits until it has left its CPU.
+    return state(tid) == "S" and Path(f"/proc/{tid}/syscall").read_text() != "running\n"
+
+
 def last_cpu(tid: int) -> int:
     """The CPU the task is on, or was on last."""
     return int(_stat(tid)[36])
@@ -197,8 +206,8 @@ class Child:
         os.write(self._gate, b"!")
 
     def asleep(self) -> Self:
-        """Wait until it sleeps, in block() for one."""
-        until(lambda: state(self.pid) == "S", f"{self} sleeps")
+        """Wait until it sleeps, in block() for one, and is off its CPU."""
+        until(lambda: is_off_cpu(self.pid), f"{self} sleeps")
         return self
 
     def stop(self, wait: bool = True) -> None:
