@@ -25,6 +25,7 @@ _DIAGNOSTIC = re.compile(
 )
 _INCOMPLETE = re.compile(r"incomplete (?:definition of )?type '((?:struct|union) \w+)'")
 _REFUSED = re.compile(r"could not open bpf map.*Operation not permitted")
+_NO_BTF = re.compile(r"open the maps' BTF.*Operation not permitted")
 _UNDECLARED = re.compile(r"(?:implicit declaration of|call to undeclared) function '(\w+)'")
 
 
@@ -142,6 +143,8 @@ def _in_child(
 def _error(unit: source.Source, status: int, said: str) -> GhostError:
     if _REFUSED.search(said):
         return PermissionMissing("CAP_BPF", f"compile {unit.path}, which makes maps")
+    if _NO_BTF.search(said):
+        return PermissionMissing("CAP_SYS_ADMIN", f"compile {unit.path}")
     if os.WIFSIGNALED(status):
         said += f"\nthe compiler died of {signal.Signals(os.WTERMSIG(status)).name}"
     found = tuple(

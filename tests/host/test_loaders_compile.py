@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ghostbpf.loaders.compiler import compile
-from ghostbpf.loaders.errors import CompileError, Diagnostic
+from ghostbpf.loaders.errors import CompileError, Diagnostic, GhostError
 from ghostbpf.loaders.link import Module, Target
 
 Source = Callable[..., Path]
@@ -144,3 +144,25 @@ def test_text_the_caller_has_not_flushed_is_written_once(bpf_source: Source) -> 
     )
     done = subprocess.run([sys.executable, "-c", script, bpf_source(GOOD)], capture_output=True, text=True, check=True)
     assert done.stdout == "once good\n"
+
+
+def test_capability_that_compiling_takes_is_named(bpf_source: Source, tmp_path: Path) -> None:
+    path = bpf_source("BPF_HASH(seen, u32, u64);\nint f(u64 *ctx) { u32 key = 0; seen.delete(&key); return 0; }\n")
+    script = f"from ghostbpf.loaders import compile; compile({str(path)!r})"
+    done = subprocess.run(
+        ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", sys.executable, "-c", script],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "empty")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"PermissionMissing: cannot compile {path} without CAP_SYS_ADMIN" in done.stderr
+
+
+def test_disk_that_is_full_is_named(bpf_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr("tempfile.tempdir", "/proc")  # where nobody can make a directory
+    with pytest.raises(GhostError, match=r"cannot compile: .*/proc/") as error:
+        compile(bpf_source(GOOD))
+    assert error.value.cure == "free some space in /proc, or set TMPDIR"
