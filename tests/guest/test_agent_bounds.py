@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import Fifo, MakeAgent, MakeCrew, drive, manual, task_of
+from agents import Fifo, MakeAgent, MakeCrew, drive, task_of
 from command import ghostbpf, running
 from ghostbpf.schedulers.agents import Agents
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.schedulers.userspace import Transaction, TxnState
-from ghostbpf.schedulers.userspace.task import PREEMPT, WAITING
+from ghostbpf.schedulers.userspace import Transaction
+from ghostbpf.schedulers.userspace.task import WAITING
 from test_agent_failures import deciding, go_on, load
 from tracing import traced
 from workload import MakeEnclave, Me, Workload, offline, until
@@ -174,21 +174,18 @@ def test_gtids_are_not_used_again_by_the_agents_after(workload: Workload, crew: 
 
 
 @pytest.mark.soak
-def test_schedlat_knows_when_an_agent_commits(workload: Workload, agent: MakeAgent) -> None:
-    """Behind a hog a task waits for its CPU, and not for the agent."""
-    one = agent("1")
-    hog = workload.spinner(one.enclave)
-    task = task_of(one, hog)
-    assert one.commit([Transaction(task, 1)]) == [TxnState.COMPLETE]
-    manual(one).kept[task] = 1
-    drive(one, lambda: hog.loops, "it spins")
-    with traced("schedlat", "--enclave", one.enclave.id, "-L") as trace:
-        child = workload.spawn(lambda me: me.note(), one.enclave)
-        assert one.commit([Transaction(task_of(one, child), 1)]) == [TxnState.COMPLETE]
-        time.sleep(0.3)
-        drive(one, lambda: one.commit([Transaction(None, 1, flags=PREEMPT)]) and child.loops, "it runs")
-        drive(one, lambda: not child.alive, "it ends")
-    assert trace.histogram("latched_to_run", tid=child.pid)["max"] >= 300_000
+def test_tracers_know_what_an_agent_committed(workload: Workload, crew: MakeCrew) -> None:
+    one, _ = crew("1-2", "fifo_centralized", fastpath="off", agent_timeout="10s")
+    sleeper = workload.sleeper(one)
+    with traced("schedghostidle", "-t", sleeper.pid) as trace:
+        for _ in range(23):
+            loops = sleeper.loops
+            sleeper.wake()
+            until(lambda loops=loops: sleeper.loops > loops, "it ran")
+            sleeper.asleep()
+    (row,) = trace.rows("latches")
+    assert row["latches"] >= 23
+    assert row["bpf_latches"] < row["latches"] / 2
 
 
 @pytest.mark.soak

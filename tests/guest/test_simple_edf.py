@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ghOSt's edf_test and simple_edf: threads with hints come to their end, and in time where there is time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+import pytest
+from agents import MakeCrew, wake_all
+from ghostbpf.hints import Hints
+from ghostbpf.schedulers.enclave import Enclave
+from ghostbpf.schedulers.tasks import threads
+from workload import Me, Workload, in_ext, until
+
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once, pytest.mark.soak]
+
+DUE = 1
+MS, S = 10**6, 10**9
+
+
+@pytest.fixture
+def one(crew: MakeCrew) -> Enclave:
+    return crew("1-3", "edf", agent_timeout="10s")[0]
+
+
+@pytest.fixture
+def hints(one: Enclave) -> Iterator[Hints]:
+    with Hints.open(one.hints_path) as table:
+        table.set_class(DUE, one_shot=True, exectime_ns=10 * MS)
+        yield table
+
+
+def hint(hints: Hints, tids: Iterable[int]) -> None:
+    """Each is due in a second."""
+    for index, tid in enumerate(sorted(tids)):
+        hints.set_item(index, tid=tid, work_class=DUE, deadline_ns=time.monotonic_ns() + S)
+
+
+def simple() -> None:
+    time.sleep(0.01)
+    os.sched_yield()
+    time.sleep(0.01)
+
+
+def leave() -> None:
+    assert in_ext(threading.get_native_id())
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    assert not in_ext(threading.get_native_id())
+    simple()
+
+
+@pytest.mark.parametrize("body", [simple, leave], ids=["simple", "departed"])
+@pytest.mark.parametrize("count", [1, 1000])
+def test_threads_come_to_their_end(workload: Workload, one: Enclave, hints: Hints, body: object, count: int) -> None:
+    for _ in range(2 if count == 1 else 1):
+        crowd = workload.crowd(count, body, one)  # type: ignore[arg-type]
+        until(lambda crowd=crowd: crowd.value == count, "all threads have started", 120)
+        hint(hints, threads(crowd.pid))
+        crowd.wake()
+        assert crowd.wait(240) == 0
+    until(lambda: one.nr_tasks == 0, "nothing is left")
+    assert one.agent is not None
+    assert one.agent.state != "gone"
+
+
+def test_busy_run_for(workload: Workload, one: Enclave, hints: Hints) -> None:
+    children = [workload.spawn(lambda me: me.spin(10), one, go=False) for _ in range(100)]
+    hint(hints, (child.pid for child in children))
+    for child in children:
+        child.wake()
+    assert [child.wait() for child in children] == [0] * 100
+
+
+def test_every_deadline_of_a_feasible_set_is_met(workload: Workload, crew: MakeCrew) -> None:
+    """Woken in the wrong order, the most urgent would be late if they ran in that."""
+    one, _ = crew("1", "edf", agent_timeout="10s")
+    work_ms, apart_ns, slack_ns = 250, 400 * MS, S
+
+    def work(me: Me) -> None:
+        me.spin(work_ms)
+        me.set(time.monotonic_ns())
+
+    sleepers = [workload.sleeper(one, then=work) for _ in range(8)]
+    with Hints.open(one.hints_path) as hints:
+        hints.set_class(DUE, one_shot=True, exectime_ns=work_ms * MS)
+        now = time.monotonic_ns()
+        due = [now + slack_ns + (place + 1) * apart_ns for place in range(len(sleepers))]
+        for index, (sleeper, deadline_ns) in enumerate(zip(sleepers, due, strict=True)):
+            hints.set_item(index, tid=sleeper.pid, work_class=DUE, deadline_ns=deadline_ns)
+        wake_all(one, list(reversed(sleepers)))
+        until(lambda: all(sleeper.value for sleeper in sleepers), "all is done")
+    assert [sleeper.value <= deadline for sleeper, deadline in zip(sleepers, due, strict=True)] == [True] * 8
