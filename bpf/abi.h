@@ -9,7 +9,7 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, or what a map of the core holds, changes its meaning. */
-#define ABI_VERSION 6
+#define ABI_VERSION 7
 
 #define MAX_ENCLAVES 64 /* enclave ids run from 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
@@ -33,7 +33,7 @@ struct enclave {
 	u64 swaps; /* live policy replacements since then */
 	char policy[2][32]; /* the name of each bank's policy */
 	u64 cpus[16]; /* that run its tasks */
-	u64 agent_cpus[16]; /* its other CPUs: on each, an agent of it spins */
+	u64 spinner; /* (1 + CPU) << 32 | tid: that agent spins there, and no task runs there; CPU bits 0: it does not */
 	u32 queues[2]; /* does each bank's policy have tasks wait on CPUs' own queues, too? */
 	u32 leftover; /* the policy before did, and some may wait there still */
 	u32 reserved;
@@ -49,7 +49,6 @@ struct cpu {
 	u64 dispatched_at; /* when it last asked for a task; CLOCK_MONOTONIC */
 	u32 latched; /* a task may wait on its own queue, CPU_DSQ, where agents put what is to run here */
 	u32 held; /* that queue is not served just now: a group is being committed */
-	u32 spun; /* an agent spins here; written by user space */
 	u32 wanted; /* a task waits that may run nowhere else: the agent had better spin elsewhere */
 	u32 taken; /* a higher class has it */
 	u32 told_idle; /* since it last ran a task of its enclave, the agent has been told that it idles */
@@ -57,7 +56,6 @@ struct cpu {
 	u32 lingers; /* the task that is on it does: see task_ctx */
 	u64 checked_at; /* when it last looked for tasks that an agent has forgotten; CLOCK_MONOTONIC */
 	u32 overdue; /* its enclave's policy is asked before the queue of what is latched: somebody has waited for too long */
-	u32 reserved;
 	u64 left_at; /* when its task last woke another and was about to sleep; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 };
@@ -257,6 +255,12 @@ struct commit_args {
 	u32 count; /* of transactions, from the channel's first on */
 	u32 group; /* all of them, or none */
 	u32 committed; /* result */
+};
+
+/* Argument of the programs by which an agent takes a CPU to spin on (-1: none), and leaves. */
+struct agent_args {
+	u32 channel;
+	s32 cpu;
 };
 
 /* Argument of the programs that associate a task with a channel, and that look a departing one up by its tid. */

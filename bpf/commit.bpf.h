@@ -238,6 +238,62 @@ int call_commit(struct commit_args *args)
 	return 0;
 }
 
+/* Replace what a word holds if it still does. */
+static bool replace(u64 *word, u64 old, u64 new)
+{
+	return __sync_val_compare_and_swap(word, old, new) == old;
+}
+
+/* Who has been replaced meanwhile does not take the CPU from its successor: that has changed the word since. */
+int call_spin(struct agent_args *args)
+{
+	struct enclave *e = enclave_of(ENCLAVE);
+	struct channel *ch = channel_at(args->channel);
+	u32 tid = (u32)bpf_get_current_pid_tgid();
+
+	if (!e || !ch)
+		return -1; /* EPERM */
+	for_each_number(tries, 0, 1000) {
+		u64 before = *(volatile u64 *)&e->spinner;
+
+		if (*(volatile u64 *)&ch->tid != tid)
+			return -1;
+		if (replace(&e->spinner, before, (u64)(1 + args->cpu) << 32 | tid))
+			return 0;
+	}
+	return -16; /* EBUSY */
+}
+
+static void stop_spinning(u32 tid)
+{
+	struct enclave *e = enclave_of(ENCLAVE);
+	u64 spinner = e ? e->spinner : 0;
+
+	if (e && (u32)spinner == tid)
+		replace(&e->spinner, spinner, 0);
+}
+
+static void kick_cpus(void)
+{
+	struct cpu *cpu;
+
+	for_each_cpu_of(ENCLAVE, cpu, id)
+		scx_bpf_kick_cpu(id, SCX_KICK_IDLE);
+}
+
+/* The agent behind a channel leaves, unless another has taken its place: the core decides. */
+int call_leave(struct agent_args *args)
+{
+	struct channel *ch = channel_at(args->channel);
+	u32 tid = (u32)bpf_get_current_pid_tgid();
+
+	stop_spinning(tid);
+	if (!ch || !replace(&ch->tid, tid, 0))
+		return -1; /* EPERM */
+	kick_cpus();
+	return 0;
+}
+
 static void take_stock(u64 dsq)
 {
 	for_each_waiting(waiting, p, dsq, 0) {

@@ -100,8 +100,9 @@ BPF_PROG(core_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
 static void ask_to_move(s32 here)
 {
 	struct cpu *cpu = cpu_of(here);
+	struct enclave *e = NULL;
 
-	if (cpu && cpu->spun)
+	if (cpu && enclave_of_cpu(cpu, &e) && e && spun_cpu(e) == 1 + here)
 		cpu->wanted = 1;
 }
 

@@ -5,14 +5,14 @@
 
 #include "sched.bpf.h"
 
-/* Does enclave e have an online CPU? */
+/* Does enclave e have a CPU that runs its tasks? */
 static bool has_cpu(struct enclave *e, struct core *c)
 {
 	u64 any = 0;
 
 #pragma unroll
 	for (u32 i = 0; i < NR_CPU_WORDS; i++)
-		any |= e->cpus[i] & c->online[i];
+		any |= serving(e, c, i);
 	return any;
 }
 

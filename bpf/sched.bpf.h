@@ -177,10 +177,24 @@ static u32 lowest_bit(u64 word)
 			continue;                                       \
 		else
 
-/* Word i of e's CPUs that are online and allowed. */
+/* 1 + the CPU that an agent of e's spins on; 0: there is none. */
+static u32 spun_cpu(struct enclave *e)
+{
+	return e->spinner >> 32;
+}
+
+/* Word i of e's CPUs that run its tasks. */
+static u64 serving(struct enclave *e, struct core *c, u32 i)
+{
+	u32 spun = spun_cpu(e) - 1;
+
+	return e->cpus[i] & c->online[i] & ~(spun / 64 == i ? 1ULL << (spun & 63) : 0);
+}
+
+/* Those of them that are allowed. */
 static u64 usable(struct enclave *e, struct core *c, const struct cpumask *allowed, u32 i)
 {
-	return e->cpus[i] & c->online[i] & allowed->bits[i];
+	return serving(e, c, i) & allowed->bits[i];
 }
 
 static bool is_usable(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 cpu)

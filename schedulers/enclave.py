@@ -200,7 +200,13 @@ class Enclave:
     @property
     def cpus(self) -> CpuSet:
         """The CPUs it owns, online or not."""
-        return CpuSet.from_words(self._record.cpus) | CpuSet.from_words(self._record.agent_cpus)
+        return CpuSet.from_words(self._record.cpus)
+
+    @property
+    def spun_cpu(self) -> int | None:
+        """The one of them that runs no tasks, since an agent spins there."""
+        spun = self._record.spinner >> 32
+        return int(spun) - 1 if spun else None
 
     @property
     def policy(self) -> str:
@@ -337,7 +343,7 @@ class Enclave:
         record.bank, record.swaps, record.leftover, record.uid = 0, 0, 0, os.getuid()
         self.created_ns = record.created_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         record.cpus = cpus.words(constant("CPU_WORDS"))
-        record.agent_cpus = CpuSet().words(constant("CPU_WORDS"))
+        record.spinner = 0
         self._disown_cpus()
         self.core.set_stray(self.id, False)
         for cpu in cpus:
@@ -387,17 +393,13 @@ class Enclave:
 
     def _forget_agents(self) -> None:
         agents.forget(self.id)
-        for i in range(constant("CPU_WORDS")):
-            self._record.cpus[i] |= self._record.agent_cpus[i]
-            self._record.agent_cpus[i] = 0
-        for number in self.cpus:
-            self.core.cpus[number].spun = 0
+        self._record.spinner = 0
 
     def _disown_cpus(self) -> None:
         for number in range(possible_cpus()):
             cpu = self.core.cpus[number]
             if cpu.enclave == self.id:
-                cpu.enclave = cpu.spun = 0
+                cpu.enclave = 0
 
     def _hand_back(self, tid: int) -> None:
         tasks.set_policy(tid, os.SCHED_OTHER)

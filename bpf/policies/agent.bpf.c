@@ -300,28 +300,6 @@ BPF_PROG(agent_yield, struct task_struct *from, struct task_struct *to)
 	return 0;
 }
 
-static void kick_cpus(void)
-{
-	struct cpu *cpu;
-
-	for_each_cpu_of(ENCLAVE, cpu, id)
-		scx_bpf_kick_cpu(id, SCX_KICK_IDLE);
-}
-
-/* The CPUs that an agent spun on are its enclave's again. */
-static void free_agent_cpus(void)
-{
-	struct enclave *e = enclave_of(ENCLAVE);
-
-	if (!e)
-		return;
-#pragma unroll
-	for (u32 i = 0; i < NR_CPU_WORDS; i++) {
-		e->cpus[i] |= e->agent_cpus[i];
-		e->agent_cpus[i] = 0;
-	}
-}
-
 /*
  * An agent's end, whatever its cause, is seen here: from now on the core decides. Where each CPU has an agent, none
  * goes on without the others.
@@ -330,18 +308,17 @@ BPF_PROG(tp_sched_process_exit, struct task_struct *p)
 {
 	u32 tid = p->pid, *number = agents.lookup(&tid);
 	struct channel *ch = number ? channel_at(*number) : NULL;
-	struct cpu *cpu;
 
-	if (!ch || ch->tid != tid)
+	if (!ch)
+		return 0;
+	stop_spinning(tid);
+	if (ch->tid != tid)
 		return 0;
 	for_each_number(channel, 0, 1 + scx_bpf_nr_cpu_ids()) {
 		ch = channel_at(channel);
 		if (ch)
 			ch->tid = 0;
 	}
-	for_each_cpu_of(ENCLAVE, cpu, id)
-		cpu->spun = 0;
-	free_agent_cpus();
 	kick_cpus();
 	return 0;
 }

@@ -173,7 +173,7 @@ class Agent:
             policy=self.policy.name,
         )
         if self.cpu is None:
-            self._claim_cpus()
+            self._channel.spin_on(self._spot)
         self._channel.take_stock()
         self.resync()
         self._decide()
@@ -227,8 +227,6 @@ class Agent:
     def leave(self, reason: str = "") -> None:
         """Let the core decide from here on, and say why."""
         self._channel.leave(reason)
-        if self._spot is not None and self._channel.abandoned:
-            self._move_cpu(self._spot, spins=False)
 
     def resync(self) -> None:
         """Learn from the status words what messages may have been lost; in the order in which tasks began to wait."""
@@ -337,24 +335,6 @@ class Agent:
             self._spot = wanted
             self._seen_switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
-    def _claim_cpus(self) -> None:
-        """Have all CPUs of the enclave run tasks, whatever the agent before held, but the one to spin on."""
-        for cpu in self.enclave.cpus:
-            self._move_cpu(cpu, spins=cpu == self._spot)
-
-    def _move_cpu(self, cpu: int, *, spins: bool) -> None:
-        enclave, record = self.enclave.core.enclaves[self.enclave.id], self._cpu_record[cpu]
-        if record.enclave != self.enclave.id:
-            return
-        word, bit = cpu // 64, 1 << cpu % 64
-        record.spun, record.wanted = spins, 0
-        if spins:
-            enclave.agent_cpus[word] |= bit
-            enclave.cpus[word] &= ~bit
-        else:
-            enclave.cpus[word] |= bit
-            enclave.agent_cpus[word] &= ~bit
-
     def _hop_if_wanted(self) -> None:
         """Spin on another CPU where somebody else wants this one, or it goes: near by preference."""
         assert self._spot is not None
@@ -368,5 +348,5 @@ class Agent:
             return
         os.sched_setaffinity(0, {choice})
         self._spot, self._seen_switches = choice, switches
-        self._move_cpu(choice, spins=True)
-        self._move_cpu(here, spins=False)
+        self._cpu_record[choice].wanted = 0
+        self._channel.spin_on(choice)

@@ -9,9 +9,8 @@ from ..core import ffi
 from ..enclave import Enclave
 
 _SIZE = ffi().sizeof("struct cpu") // 4
-_RUNNING, _LATCHED, _TAKEN, _SPUN = (
-    ffi().offsetof("struct cpu", field) // 4 for field in ("running", "latched", "taken", "spun")
-)
+_RUNNING, _LATCHED, _TAKEN = (ffi().offsetof("struct cpu", field) // 4 for field in ("running", "latched", "taken"))
+_SPINNER = ffi().offsetof("struct enclave", "spinner") // 8
 _here = ctypes.CDLL(None).sched_getcpu
 
 
@@ -22,6 +21,7 @@ class CpuFlags:
         self._places = [(cpu, cpu * _SIZE) for cpu in cpus]
         self._flags = enclave.core.cpus.view().cast("I")
         self._online = enclave.core.state.online
+        self._enclave = enclave.core.enclaves.view(enclave.id, 1).cast("Q")
 
     def idle(self) -> list[int]:
         """Those that run nothing and have nothing committed to them."""
@@ -35,7 +35,7 @@ class CpuFlags:
 
     def _is_open(self, cpu: int, at: int) -> bool:
         flags = self._flags
-        if flags[at + _LATCHED] or flags[at + _SPUN]:
+        if flags[at + _LATCHED] or self._enclave[_SPINNER] >> 32 == 1 + cpu:
             return False
         # The agent's own CPU is taken by itself, and will soon be free.
         return self.is_online(cpu) and (not flags[at + _TAKEN] or cpu == _here())

@@ -48,6 +48,8 @@ class Channel:
         self._commit = module.load("call_commit", Target.syscall()).prepared(ffi().sizeof("struct commit_args"))
         self._take_stock = module.load("call_take_stock", Target.syscall())
         self._associate = module.load("call_associate", Target.syscall())
+        self._spin = module.load("call_spin", Target.syscall())
+        self._leave = module.load("call_leave", Target.syscall())
         self._watches: list[Any] = [
             Link.tracepoint(module.load("tp_sched_process_exit", Target.tracepoint("sched_process_exit")))
         ]
@@ -110,11 +112,6 @@ class Channel:
         return bool(self._words[_TID] == self.tid)
 
     @property
-    def abandoned(self) -> bool:
-        """Whether there is no agent behind it."""
-        return not self._words[_TID]
-
-    @property
     def overflowed(self) -> bool:
         """Whether messages were lost."""
         return bool(self._halves[_OVERFLOWED])
@@ -160,7 +157,14 @@ class Channel:
         """Let the core decide from here on, unless another agent has taken over."""
         if self.mine:
             self.record.reason = reason.encode(errors="replace")[:159]
-            self.record.tid = 0
+        self._leave.run(self._me())
+
+    def spin_on(self, cpu: int | None) -> None:
+        """Have ``cpu`` run no tasks, for this agent spins there, and the enclave's other CPUs run them again."""
+        self._spin.run(self._me(-1 if cpu is None else cpu))
+
+    def _me(self, cpu: int = -1) -> bytes:
+        return bytes(ffi().buffer(ffi().new("struct agent_args *", {"channel": self.number, "cpu": cpu})))
 
 
 def params_of(enclave: Enclave, half: Policy) -> tuple[MmapArray, Any]:

@@ -11,7 +11,6 @@ import pytest
 from agents import Fifo, MakeAgent, MakeCrew, drive, task_of
 from command import ghostbpf, running
 from ghostbpf.schedulers.agents import Agents
-from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import Transaction
@@ -33,18 +32,6 @@ class Hangs(Fifo):
         while self.queue and not self.agent.stopped:
             time.sleep(0.01)
         return iter(())
-
-
-def spun(enclave: Enclave) -> tuple[CpuSet, CpuSet]:
-    """The CPUs that an agent spins on, by each CPU's record and by the enclave's."""
-    by_cpu = CpuSet(cpu for cpu in enclave.cpus if enclave.core.cpus[cpu].spun)
-    return by_cpu, CpuSet.from_words(enclave.core.enclaves[enclave.id].agent_cpus)
-
-
-def spins_on_one(enclave: Enclave) -> bool:
-    """Whether there is just one; in the midst of a hop there may seem to be more."""
-    by_cpu, by_enclave = spun(enclave)
-    return by_cpu == by_enclave and len(by_cpu) == 1
 
 
 def channels_of_waiting(enclave: Enclave) -> set[int]:
@@ -129,13 +116,13 @@ def test_cpu_that_goes_leaves_its_tasks_to_other_agents(workload: Workload, crew
 def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, crew: MakeCrew) -> None:
     one, first = crew("1-3", "fifo_centralized", spin="yes", agent_cpu="2")
     children = load(workload, one)
-    until(lambda: spins_on_one(one), "it has a CPU for itself")
+    until(lambda: one.spun_cpu is not None, "it has a CPU for itself")
     _, second = crew(one, "sol", spin="yes", agent_cpu="2")
     until(lambda: not first.check(), "the first leaves")
     go_on(children)
-    until(lambda: spins_on_one(one), "the second alone has one")
+    assert one.spun_cpu is not None
     second.end()
-    assert spun(one) == (CpuSet(), CpuSet())
+    assert one.spun_cpu is None
     go_on(children)
 
 
