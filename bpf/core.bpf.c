@@ -34,6 +34,19 @@ BPF_ARRAY(exit_info, struct exit_record, 1);
 
 #define FULL_MODE LINK_CONSTANT(full_mode)
 
+/*
+ * Has the kernel ended this core? Its tracepoint programs may stay for a while (a loader that died had not pinned them
+ * all, or still had them open), and must not touch the scheduler that comes after it: to look for an idle CPU before
+ * that one is ready for it would end it.
+ */
+static bool is_over(void)
+{
+	u32 zero = 0;
+	struct exit_record *record = exit_info.lookup(&zero);
+
+	return !record || record->kind;
+}
+
 static u32 slot_of(u32 id, struct enclave *e)
 {
 	return id + (e->bank ? MAX_ENCLAVES : 0);
@@ -415,7 +428,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	if (!cpu)
 		return 0;
 	cpu->taken = next->pid && higher;
-	if (!cpu->taken)
+	if (!cpu->taken || is_over())
 		return 0;
 	give_up_waiting(cpu, here);
 	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL) > 0)

@@ -92,7 +92,7 @@ class Core:
         self.state = MmapArray(maps["core"], ffi(), "struct core")[0]
         self.counters = PerCpuArray(maps["counters"], ffi(), "struct counters")
         self.slots = {op: Hash(maps[f"slot_{op}"], ffi(), "u32", "u32") for op in OPS}
-        self._pinned: dict[str, Handle] = {}
+        self._watches: dict[str, Handle] = {}
 
     @classmethod
     def attach(cls, *, full: bool = False) -> Self:
@@ -133,7 +133,7 @@ class Core:
         )
         for name in obj.functions:
             if (event := name.removeprefix("tp_")) != name:
-                core._pinned[name] = Link.tracepoint(module.load(name, Target.tracepoint(event)))
+                core._watches[name] = Link.tracepoint(module.load(name, Target.tracepoint(event)))
         return core
 
     def pin(self) -> None:
@@ -144,9 +144,10 @@ class Core:
         for name, program in self._programs.items():
             program.pin(CORE / name)
         self._tasks.pin(CORE / "iter_tasks")
-        for name, link in self._pinned.items():
+        for name, link in self._watches.items():
             link.pin(CORE / name)
         self.link.pin(CORE / "link")
+        self._stop_watching()
 
     @classmethod
     def open(cls) -> Self | None:
@@ -234,11 +235,18 @@ class Core:
 
     def detach(self) -> None:
         """Hand every task back to the fair class and clear the pins away."""
+        self._stop_watching()
         with contextlib.suppress(BpfError):
             self.link.detach()
         clear_pins()
         self.link.close()
         sched_ext.wait_disabled()
+
+    def _stop_watching(self) -> None:
+        """Let go of the tracepoints: from now on pins hold them, or nothing does."""
+        for link in self._watches.values():
+            link.close()
+        self._watches.clear()
 
 
 @contextlib.contextmanager

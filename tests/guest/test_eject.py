@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from command import Done, ghostbpf, running
 from ghostbpf.loaders import sched_ext
+from ghostbpf.loaders.handle import Handle, open_pinned
 from ghostbpf.schedulers import core, tasks
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclaves
@@ -17,7 +20,7 @@ from ghostbpf.schedulers.errors import Ejected
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES
 from kernel_log import KernelLog
-from workload import Child, MakeEnclave, Workload, in_ext, until
+from workload import Child, MakeEnclave, Me, Workload, in_ext, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -102,6 +105,34 @@ def test_every_enclave_of_an_ejected_core_is_gone(workload: Workload, enclave: M
         assert enclaves is not None
         enclaves.get(1).destroy()
     del made[:]
+
+
+def test_tracepoint_programs_of_an_ejected_core_do_not_touch_the_next(
+    workload: Workload, enclave: MakeEnclave, eject: Eject
+) -> None:
+    """Whoever has them open keeps them at work; for them its enclaves are still there."""
+
+    def naps(me: Me) -> None:
+        while not me.stopped:
+            me.note()
+            time.sleep(0.0005)
+
+    enclave("1-3")
+    with contextlib.ExitStack() as held:
+        for path in core.CORE.glob("tp_*"):
+            held.enter_context(Handle(open_pinned(path)))
+        eject()
+        core.clear_pins()
+        children = [workload.spawn(naps, cpus=[cpu]) for cpu in (1, 2, 3)]
+        for _ in range(10):
+            with Enclaves.create() as enclaves:
+                again = enclaves.new(CpuSet([1, 2]), POLICIES["biff"])
+            for child in children:
+                child.progress()
+            assert again.core.exited() is None
+            with Enclaves.change() as enclaves:
+                assert enclaves is not None
+                enclaves.get(again.id).destroy()
 
 
 def test_dump_names_each_enclave_its_policy_and_whose_task_is_whose(workload: Workload, enclave: MakeEnclave) -> None:
