@@ -135,7 +135,7 @@ enum message_type {
 	MSG_TASK_WAKEUP,
 	MSG_TASK_PREEMPT, /* its slice was used up, another class or the agent took the CPU, or it was moved */
 	MSG_TASK_YIELD,
-	MSG_TASK_BLOCKED,
+	MSG_TASK_BLOCKED, /* this one and the next two ask for nothing, and no agent is woken for them */
 	MSG_TASK_DEAD, /* the last of a task: it ended */
 	MSG_TASK_DEPARTED, /* the last of a task: it left the enclave */
 	MSG_TASK_AFFINITY_CHANGED,
@@ -194,12 +194,18 @@ struct agent_task {
 	u32 latched; /* 1 + the CPU whose queue it waits on */
 };
 
+enum agent_state {
+	AGENT_RESTS = 0, /* it sleeps until it is woken, or is about to look whether there is anything to read */
+	AGENT_WOKEN = 1,
+	AGENT_TURNS = 2, /* it reads and decides, and has not come to the end of that turn */
+};
+
 /* Between the core and one agent. */
 struct channel {
 	u64 tid; /* of the agent; 0: none. A new agent stores its own, and the old one leaves */
 	u64 heartbeat_ns; /* when the agent last began to read; CLOCK_MONOTONIC */
-	u64 turning; /* and it has not come to the end of that turn */
-	u64 asked_ns; /* when the first message came since */
+	u64 state; /* enum agent_state */
+	u64 asked_ns; /* when the first message since came that asks for a decision */
 	u64 timeout_ns; /* an agent that reads nothing, or does not get to an end, for so long is silent: the core decides */
 	u64 silences; /* how often it was found silent */
 	u64 lost; /* messages that did not fit in */

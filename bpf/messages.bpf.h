@@ -31,7 +31,7 @@ static bool is_silent(struct channel *ch)
 {
 	u64 asked = ch->asked_ns, heartbeat = ch->heartbeat_ns;
 	bool silent = (asked > heartbeat && ns_since(asked) > ch->timeout_ns) ||
-		      (ch->turning && ns_since(heartbeat) > ch->timeout_ns);
+		      (ch->state == AGENT_TURNS && ns_since(heartbeat) > ch->timeout_ns);
 
 	if (silent && !ch->silent)
 		ch->silences++;
@@ -67,19 +67,37 @@ static struct channel *channel_of(struct agent_task *a, u32 *number)
 	return channel_or_0(number);
 }
 
+static bool asks(struct message *m)
+{
+	return m->type < MSG_TASK_BLOCKED || m->type > MSG_TASK_DEPARTED;
+}
+
+/*
+ * An agent that rests is woken once. Its place in the ring is taken before the look at the agent's state, which the agent
+ * changes before its own look at the ring: one of the two sees the other.
+ */
 static void post(u32 number, struct message *m)
 {
 	struct channel *ch = channel_at(number);
 	void *ring = rings.lookup(&number);
+	struct message *place;
+	u64 flags = BPF_RB_NO_WAKEUP;
 
 	if (!ch || !ch->tid)
 		return;
-	if (ch->asked_ns <= ch->heartbeat_ns)
+	if (asks(m) && ch->asked_ns <= ch->heartbeat_ns)
 		ch->asked_ns = m->at_ns;
-	if (ring && !bpf_ringbuf_output(ring, m, sizeof(*m), ch->spins ? BPF_RB_NO_WAKEUP : 0))
+	place = ring ? bpf_ringbuf_reserve(ring, sizeof(*m), 0) : NULL;
+	if (!place) {
+		__sync_fetch_and_add(&ch->lost, 1);
+		ch->overflowed = 1;
 		return;
-	__sync_fetch_and_add(&ch->lost, 1);
-	ch->overflowed = 1;
+	}
+	*place = *m;
+	if (asks(m) && !ch->spins && ch->state == AGENT_RESTS &&
+	    __sync_val_compare_and_swap(&ch->state, AGENT_RESTS, AGENT_WOKEN) == AGENT_RESTS)
+		flags = BPF_RB_FORCE_WAKEUP;
+	bpf_ringbuf_submit(place, flags);
 }
 
 static struct status_word *word_at(u32 number)

@@ -178,7 +178,7 @@ def stand_apart(tid: int, *, full: bool) -> None:
 def _is_silent(channel: Any, now: int) -> bool:
     """As is_silent() of bpf/messages.bpf.h."""
     late = channel.asked_ns > channel.heartbeat_ns and now - channel.asked_ns > channel.timeout_ns
-    return bool(late or (channel.turning and now - channel.heartbeat_ns > channel.timeout_ns))
+    return bool(late or (channel.state == constant("AGENT_TURNS") and now - channel.heartbeat_ns > channel.timeout_ns))
 
 
 def forget(id: int) -> None:

@@ -30,7 +30,8 @@ from .words import StatusWords
 _RING_BYTES = 1 << 20
 _LOOK_UP_S = 0.25
 _HINTS_S = 0.001  # nothing wakes an agent up for a hint
-_GATHER_S = 0.002
+#: With the fast path nobody has to wait for the agent: messages gather, for so much of the time that a turn took.
+_GATHER, _GATHER_LEAST_S, _GATHER_MOST_S = 4, 0.002, 0.02
 _HOP_TURNS = 256
 # As plain numbers, for the loop over messages: an enum's member is looked up each time.
 _NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED = (
@@ -44,6 +45,7 @@ _NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED = (
     )
 )
 _COMPLETE = int(TxnState.COMPLETE)
+_STATES = tuple(TxnState)  # by number
 _SOON_AGAIN = (TxnState.STALE, TxnState.INVALID_CPU, TxnState.CPU_OFFLINE, TxnState.POISONED)
 
 
@@ -125,7 +127,7 @@ class Agent:
         wanted = list(transactions)
         if group and len(wanted) > self._channel.batch:
             raise ValueError(f"a group of {len(wanted)} transactions: at most {self._channel.batch}")
-        return [TxnState(state) for state in self._commit(wanted, group)]
+        return [_STATES[state] for state in self._commit(wanted, group)]
 
     def _commit(self, wanted: Sequence[Transaction], group: bool = False) -> list[int]:
         size, results = self._channel.batch, []
@@ -193,10 +195,15 @@ class Agent:
                 return
             if self.spins and turns % _HOP_TURNS == 0:
                 self._hop_if_wanted()
-            if self.turn() or self.spins:
+            began = time.monotonic()
+            is_busy = self.turn()
+            if self.spins:
                 continue
             if self.fastpath:
-                time.sleep(_GATHER_S)  # nobody has to wait for the agent: let messages gather
+                took = time.monotonic() - began
+                time.sleep(min(max(_GATHER * took, _GATHER_LEAST_S), _GATHER_MOST_S))
+            elif is_busy:
+                continue
             if not self._channel.wait(self._pause()) and time.monotonic() >= collected + _LOOK_UP_S:
                 gc.collect()
                 collected = time.monotonic()

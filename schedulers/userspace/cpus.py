@@ -18,27 +18,31 @@ class CpuFlags:
     """The state of ``cpus``, in their order; those that are offline are neither idle nor busy."""
 
     def __init__(self, enclave: Enclave, cpus: tuple[int, ...]) -> None:
-        self._places = [(cpu, cpu * _SIZE) for cpu in cpus]
-        self._flags = enclave.core.cpus.view().cast("I")
+        self._cpus = cpus
+        flags = enclave.core.cpus.view(0, 1 + max(cpus)).cast("I")
+        # Each flag of all CPUs, in one piece.
+        self._running, self._latched, self._taken = (flags[at::_SIZE] for at in (_RUNNING, _LATCHED, _TAKEN))
         self._online = enclave.core.state.online
         self._enclave = enclave.core.enclaves.view(enclave.id, 1).cast("Q")
 
     def idle(self) -> list[int]:
         """Those that run nothing and have nothing committed to them."""
-        flags = self._flags
-        return [cpu for cpu, at in self._places if not flags[at + _RUNNING] and self._is_open(cpu, at)]
+        running = self._running.tolist()
+        return [cpu for cpu in self._open() if not running[cpu]]
 
     def busy(self) -> list[int]:
         """Those that run a task of ours and have nothing committed to them."""
-        flags = self._flags
-        return [cpu for cpu, at in self._places if flags[at + _RUNNING] and self._is_open(cpu, at)]
+        running = self._running.tolist()
+        return [cpu for cpu in self._open() if running[cpu]]
 
-    def _is_open(self, cpu: int, at: int) -> bool:
-        flags = self._flags
-        if flags[at + _LATCHED] or self._enclave[_SPINNER] >> 32 == 1 + cpu:
-            return False
-        # The agent's own CPU is taken by itself, and will soon be free.
-        return self.is_online(cpu) and (not flags[at + _TAKEN] or cpu == _here())
+    def _open(self) -> list[int]:
+        latched, taken, spun = self._latched.tolist(), self._taken.tolist(), (self._enclave[_SPINNER] >> 32) - 1
+        return [
+            cpu
+            for cpu in self._cpus
+            # The agent's own CPU is taken by itself, and will soon be free.
+            if not latched[cpu] and cpu != spun and (not taken[cpu] or cpu == _here()) and self.is_online(cpu)
+        ]
 
     def is_online(self, cpu: int) -> bool:
         """Whether ``cpu`` is."""

@@ -30,10 +30,11 @@ _RINGBUF = 27
 _PULSE_HZ = 20
 _TXN = struct.Struct("=QQIiII")
 # Offsets in struct channel, in units of u64 and of u32.
-_TID, _HEARTBEAT, _TURNING, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
+_TID, _HEARTBEAT, _STATE, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
     ffi().offsetof("struct channel", field) // 8
-    for field in ("tid", "heartbeat_ns", "turning", "messages", "committed", "failed", "turns", "busy_ns")
+    for field in ("tid", "heartbeat_ns", "state", "messages", "committed", "failed", "turns", "busy_ns")
 )
+_AT_REST, _IN_TURN = constant("AGENT_RESTS"), constant("AGENT_TURNS")
 _OVERFLOWED = ffi().offsetof("struct channel", "overflowed") // 4
 
 
@@ -99,12 +100,12 @@ class Channel:
     def beat(self) -> int:
         """Show that the agent is about to read; when that is."""
         self._words[_HEARTBEAT] = now = time.monotonic_ns()
-        self._words[_TURNING] = 1
+        self._words[_STATE] = _IN_TURN
         return now
 
     def rest(self) -> None:
         """Show that it has come to the end of a turn: there is nothing to be waited for."""
-        self._words[_TURNING] = 0
+        self._words[_STATE] = _AT_REST
 
     @property
     def mine(self) -> bool:
