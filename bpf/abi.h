@@ -17,6 +17,12 @@
 #define SLOTS 128 /* two banks of MAX_ENCLAVES */
 #define POLICY_NAME_LEN 32
 
+/* Queues (DSQ ids): one for all, one an enclave, two a CPU; see bpf/sched.bpf.h. */
+#define FALLBACK_DSQ 1
+#define PENDING_DSQS 0x10000
+#define CPU_DSQS 0x20000
+#define ORDERED_DSQS 0x30000
+
 enum enclave_state {
 	ENCLAVE_FREE = 0,
 	ENCLAVE_ACTIVE = 1,
@@ -52,10 +58,12 @@ struct cpu {
 	u32 wanted; /* a task waits that may run nowhere else: the agent had better spin elsewhere */
 	u32 taken; /* a higher class has it */
 	u32 told_idle; /* since it last ran a task of its enclave, the agent has been told that it idles */
+	u32 told_busy; /* the agent has been told that a higher class has it */
 	u32 kick; /* TXN_KICK_…: what was just committed to it has it woken, or preempted, once */
 	u32 lingers; /* the task that is on it does: see task_ctx */
 	u64 checked_at; /* when it last looked for tasks that an agent has forgotten; CLOCK_MONOTONIC */
 	u32 overdue; /* its enclave's policy is asked before the queue of what is latched: somebody has waited for too long */
+	u32 reserved;
 	u64 left_at; /* when its task last woke another and was about to sleep; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 };
@@ -142,6 +150,8 @@ enum message_type {
 	MSG_TASK_PRIORITY_CHANGED,
 	MSG_CPU_IDLE, /* it has nothing to run, and a task waits */
 	MSG_CPU_TICK, /* where the agent asked for ticks */
+	MSG_CPU_BUSY, /* a higher class takes it; where the policy asked for that, as for the next */
+	MSG_CPU_AVAILABLE, /* and gives it back */
 };
 
 #define MSG_BOOSTED 1 /* it was interrupted, or its turn is not over: it had better go on soon */

@@ -44,9 +44,8 @@ static u32 check_cpu(s32 id, const struct cpumask *allowed)
 	return allowed && !is_usable(e, c, allowed, id) ? TXN_INVALID_CPU : TXN_COMPLETE;
 }
 
-static u32 check_task(struct task_struct *p, struct agent_task *a, struct txn *x)
+static u32 check_task(struct task_ctx *t, struct agent_task *a, struct txn *x)
 {
-	struct task_ctx *t = task_ctx_of(p);
 	struct enclave *e = NULL;
 	struct status_word *w;
 	u32 id = t && t->enabled ? membership(t, &e) : 0;
@@ -68,21 +67,19 @@ static u32 check_task(struct task_struct *p, struct agent_task *a, struct txn *x
 static u32 latch(struct task_struct *p, struct txn *x)
 {
 	struct agent_task *a = agent_task_of(p, 0);
-	u32 state = check_task(p, a, x);
+	struct task_ctx *t = task_ctx_of(p);
+	u32 state = check_task(t, a, x);
 	u64 flags = x->flags & TXN_HEAD ? SCX_ENQ_HEAD : 0, slice = x->slice_ns ? x->slice_ns : SLICE_ENDLESS;
 	struct cpu *cpu = cpu_of(x->cpu);
-	struct task_ctx *t;
 	u32 before;
 	u64 from;
 
 	if (state != TXN_COMPLETE)
 		return state;
 	state = check_cpu(x->cpu, p->cpus_ptr);
-	if (state != TXN_COMPLETE || !a || !cpu)
+	if (state != TXN_COMPLETE || !t || !a || !cpu)
 		return state;
-	t = task_ctx_of(p);
-	if (t)
-		note_latch(t, true);
+	note_latch(t, true);
 	from = queue_of(a);
 	before = a->latched;
 	a->latched = 1 + x->cpu; /* already, for once it is moved it may wait elsewhere any moment */
@@ -93,7 +90,7 @@ static u32 latch(struct task_struct *p, struct txn *x)
 	if (!move_task(p, from, CPU_DSQ(x->cpu), slice, flags) && !move_task(p, from, CPU_DSQ(x->cpu), slice, flags)) {
 		if (a->latched == 1 + x->cpu)
 			a->latched = before;
-		state = check_task(p, a, x);
+		state = check_task(t, a, x);
 		return state == TXN_COMPLETE ? TXN_STALE : state;
 	}
 	cpu->latched = 1;

@@ -15,8 +15,6 @@
 #include "sched.bpf.h"
 #include "serve.bpf.h"
 
-#define SCHED_EXT 7
-#define MAX_RT_PRIO 100
 #define PF_KTHREAD 0x00200000
 #define FALLBACK_SLICE (5 * 1000000ULL)
 
@@ -421,13 +419,12 @@ BPF_PROG(core_init)
 #if CAN_TAKE_BACK
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
-	bool higher = next->prio < MAX_RT_PRIO || (!FULL_MODE && next->policy != SCHED_EXT);
 	s32 here = bpf_get_smp_processor_id();
 	struct cpu *cpu = cpu_of(here);
 
 	if (!cpu)
 		return 0;
-	cpu->taken = next->pid && higher;
+	cpu->taken = outranks(next, FULL_MODE);
 	if (!cpu->taken || is_over())
 		return 0;
 	give_up_waiting(cpu, here);

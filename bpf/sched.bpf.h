@@ -30,13 +30,14 @@ BPF_F_TABLE("array", u32, struct cpu, cpus, MAX_CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct core, core, 1, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(counters, struct counters, MAX_ENCLAVES);
 
+#define SCHED_EXT 7
+#define MAX_RT_PRIO 100
+
 #define ENCLAVE ((u32)LINK_CONSTANT(enclave))
 
-/* Queues (DSQ ids). */
-#define FALLBACK_DSQ 1ULL
-#define PENDING_DSQ(enclave) (0x10000ULL | (enclave))
-#define CPU_DSQ(cpu) (0x20000ULL | (cpu))
-#define ORDERED_DSQ(cpu) (0x30000ULL | (cpu))
+#define PENDING_DSQ(enclave) ((u64)PENDING_DSQS | (enclave))
+#define CPU_DSQ(cpu) ((u64)CPU_DSQS | (cpu))
+#define ORDERED_DSQ(cpu) ((u64)ORDERED_DSQS | (cpu))
 #define PENDING PENDING_DSQ(ENCLAVE)
 
 /* Long enough never to expire, and still not SCX_SLICE_INF, which lets a nohz_full CPU stop its tick. */
@@ -96,6 +97,12 @@ static u32 membership(struct task_ctx *t, struct enclave **e)
 	}
 	*e = enclave_of(id);
 	return id && *e && (*e)->state == ENCLAVE_ACTIVE ? id : 0;
+}
+
+/* Is p of a class that comes before ours, when all of the fair class is in ours (full mode) or is not? */
+static bool outranks(struct task_struct *p, bool full)
+{
+	return p->pid && (p->prio < MAX_RT_PRIO || (!full && p->policy != SCHED_EXT));
 }
 
 /* A task is about to wait on a CPU's own queue; tracers want to know. */

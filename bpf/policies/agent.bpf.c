@@ -323,6 +323,25 @@ BPF_PROG(tp_sched_process_exit, struct task_struct *p)
 	return 0;
 }
 
+/* Attached for a policy that wants to know which CPUs higher classes take; an agent of the enclave's own is none of them. */
+BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
+{
+	s32 here = bpf_get_smp_processor_id();
+	struct cpu *cpu = cpu_of(here);
+	struct core *c = the_core();
+	u32 tid = next->pid;
+	bool busy;
+
+	if (!cpu || !c || cpu->enclave != ENCLAVE)
+		return 0;
+	busy = outranks(next, c->default_enclave) && !agents.lookup(&tid);
+	if (busy == cpu->told_busy)
+		return 0;
+	cpu->told_busy = busy;
+	tell_cpu(here, busy ? MSG_CPU_BUSY : MSG_CPU_AVAILABLE);
+	return 0;
+}
+
 /* An idle system makes no events: somebody has to notice that an agent has become silent, or has forgotten a task. */
 int pulse(struct bpf_perf_event_data *ctx)
 {

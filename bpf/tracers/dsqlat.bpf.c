@@ -15,8 +15,6 @@ struct state {
 };
 #include "wait.bpf.h"
 
-#define CPU_DSQ(cpu) (0x20000ULL | (cpu))
-
 static int begin(struct task_struct *p)
 {
 	struct scx_dispatch_q *dsq;
@@ -55,7 +53,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 		return 0;
 	t = task_ctx_of(next);
 	if (t && t->committed && t->latched_at > since) {
-		record_for(CPU_DSQ(bpf_get_smp_processor_id()), enclave_of(next), next, now - t->latched_at);
+		record_for((u64)CPU_DSQS | bpf_get_smp_processor_id(), enclave_of(next), next, now - t->latched_at);
 		now = t->latched_at;
 	}
 	record_for(state->dsq, enclave_of(next), next, now - since);

@@ -19,7 +19,7 @@ from ...loaders.link import Module, Target, create_map
 from ...loaders.maps import Hash, Map, MmapArray
 from ...loaders.object import MapDef
 from ...loaders.ring import Ring
-from ..agents import Agents
+from ..agents import AgentHalf, Agents
 from ..core import constant, ffi
 from ..enclave import Enclave
 from ..policy import Policy
@@ -41,7 +41,7 @@ _OVERFLOWED = ffi().offsetof("struct channel", "overflowed") // 4
 class Channel:
     """Channel ``number`` of ``enclave``, to be taken over by the calling thread; 0 is the enclave's, 1 + n CPU n's."""
 
-    def __init__(self, enclave: Enclave, agents: Agents, half: Policy, number: int, ring_bytes: int) -> None:
+    def __init__(self, enclave: Enclave, agents: Agents, half: AgentHalf, number: int, ring_bytes: int) -> None:
         self.number, self.tid = number, threading.get_native_id()
         self._agents, self._maps = agents, {**enclave.core.maps, **agents.maps}
         obj = compiler.compile(half.source, {"NR_CPU_WORDS": nr_cpu_words()})
@@ -56,6 +56,9 @@ class Channel:
         ]
         if number == 0:
             pulse = module.load("pulse", Target.perf_event())
+            if half.agent.watches_cpus:
+                switches = module.load("tp_sched_switch", Target.tracepoint("sched_switch"))
+                self._watches.append(Link.tracepoint(switches))
             self._watches.append(Sampler.on_cpu(pulse, min(os.sched_getaffinity(0)), _PULSE_HZ))
         self.record = agents.channels[number]
         self._words = agents.channels.view(number, 1).cast("Q")

@@ -30,7 +30,7 @@ class Placer(AgentPolicy):
     @classmethod
     def half(cls, half: AgentHalf) -> AgentHalf:
         """``half`` with a placer for its policy in the policy's own place."""
-        own = {name: getattr(half.agent, name) for name in ("hinted", "options")}
+        own = {name: getattr(half.agent, name) for name in ("hinted", "options", "watches_cpus")}
         placer = type("Placer", (cls,), {"placed": half.agent, "name": half.name, **own})
         return replace(half, agent=placer)
 

@@ -73,7 +73,7 @@ class AgentPolicy:
 
     ``options`` come in as keyword arguments named by their ``field``; one called ``slice_ns`` is also the slice of
     the tasks that the core places unasked. ``fastpath`` is the default of --fastpath. One that is ``hinted`` reads what
-    applications say of their tasks, in ``agent.hints``.
+    applications say of their tasks, in ``agent.hints``. One that ``watches_cpus`` is told when higher classes take one.
     """
 
     name: ClassVar[str]
@@ -81,6 +81,7 @@ class AgentPolicy:
     per_cpu: ClassVar[bool] = False
     fastpath: ClassVar[bool] = True
     hinted: ClassVar[bool] = False
+    watches_cpus: ClassVar[bool] = False
     task_type: ClassVar[type[Task]] = Task
     #: When schedule() is to be called even if nothing happens, in ns of CLOCK_MONOTONIC; 0: there is no need.
     due_ns: int = 0
@@ -141,6 +142,12 @@ class AgentPolicy:
 
     def on_cpu_tick(self, cpu: int) -> None:
         """A tick of ``cpu``; only where ``agent.ticks(True)`` asked for them."""
+
+    def on_cpu_busy(self, cpu: int) -> None:
+        """A higher class takes ``cpu``, other than for an agent; only where the policy ``watches_cpus``."""
+
+    def on_cpu_available(self, cpu: int) -> None:
+        """``cpu`` is the enclave's again."""
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
         """A transaction failed though its task still waits: enqueue it again."""

@@ -25,6 +25,8 @@ class MessageType(IntEnum):
     TASK_PRIORITY_CHANGED = constant("MSG_TASK_PRIORITY_CHANGED")
     CPU_IDLE = constant("MSG_CPU_IDLE")
     CPU_TICK = constant("MSG_CPU_TICK")
+    CPU_BUSY = constant("MSG_CPU_BUSY")
+    CPU_AVAILABLE = constant("MSG_CPU_AVAILABLE")
 
 
 class TxnState(IntEnum):

@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from agents import MakeAgent, asleep, drive, manual, task_of
+from agents import MakeAgent, Manual, asleep, drive, manual, task_of
 from ghostbpf.schedulers.userspace import Agent, Task, Transaction, TxnState
 from ghostbpf.schedulers.userspace.task import BLOCKED, HEAD, LATCHED, ON_CPU, PREEMPT, WAITING
 from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_cpu, offline, until
@@ -304,6 +304,35 @@ def test_idle_and_ticking_cpus_are_told(workload: Workload, agent: MakeAgent) ->
     task_of(one, waiting)
     child.kill()
     drive(one, lambda: ("idle", 1) in manual(one).cpu_log, "CPU 1 idles")
+
+
+class Watches(Manual):
+    """Wants to know which CPUs it has."""
+
+    name = "watches"
+    watches_cpus = True
+
+
+def test_cpu_that_a_higher_class_takes_is_told_to_who_asked(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2", Watches)
+
+    def told() -> list[str]:
+        return [what for what, cpu in manual(one).cpu_log if cpu == 1 and what in ("busy", "available")]
+
+    hog = workload.spinner(cpus=[1])
+    hog.progress()
+    drive(one, lambda: told()[-1:] == ["busy"], "the hog has CPU 1")
+    hog.stop()
+    drive(one, lambda: told()[-1:] == ["available"], "CPU 1 is back")
+    assert told() == ["busy", "available"] * (len(told()) // 2)
+
+
+def test_other_agents_are_not_told_what_higher_classes_do(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2")
+    hog = workload.spinner(cpus=[1])
+    hog.progress(100)
+    one.turn()
+    assert not {"busy", "available"} & {what for what, _ in manual(one).cpu_log}
 
 
 def test_replaced_agent_may_not_commit(workload: Workload, agent: MakeAgent) -> None:

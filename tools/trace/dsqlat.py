@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...loaders import Btf, sched_ext
+from ...schedulers.core import constant
 from .classes import ext_class
 from .filters import By
 from .tool import HistogramTool
 from .tracer import Tracer
 
 _CORE = "ghostbpf"
-#: As bpf/sched.bpf.h numbers its DSQs: one for all, one an enclave, two a CPU.
-_FALLBACK = 1
-_NUMBERED = {0x10000: "PENDING", 0x20000: "CPU", 0x30000: "ORDERED"}
+_FALLBACK = constant("FALLBACK_DSQ")
+_NUMBERED = {constant(f"{name}_DSQS"): name for name in ("PENDING", "CPU", "ORDERED")}
 
 
 class TOOL(HistogramTool):
