@@ -56,7 +56,7 @@ define in_guest
 		case " $(ONCE) " in *" $$kernel "*) ;; *) which="$$which$(2)" ;; esac; \
 		echo "guest tests on the $$kernel sched_ext kernel ($$which)"; \
 		rm -f .guest-tests; \
-		for guest in 1 2 3 4 5; do \
+		for guest in 1 2 3 4 5 6 7 8 9; do \
 			$(BIN)/ghostbpf vm --kernel $$kernel --cpus 4 --timeout $(3) -- \
 				python3 -m pytest -p no:cacheprovider --durations=5 --done=.guest-tests -m "$$which" tests/guest; \
 			status=$$?; \

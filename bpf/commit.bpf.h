@@ -246,10 +246,13 @@ int call_spin(struct agent_args *args)
 {
 	struct enclave *e = enclave_of(ENCLAVE);
 	struct channel *ch = channel_at(args->channel);
+	struct cpu *cpu = cpu_of(args->cpu);
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 
 	if (!e || !ch)
 		return -1; /* EPERM */
+	if (cpu)
+		cpu->wanted = 0;
 	for_each_number(tries, 0, 1000) {
 		u64 before = *(volatile u64 *)&e->spinner;
 

@@ -355,5 +355,4 @@ class Agent:
             return
         os.sched_setaffinity(0, {choice})
         self._spot, self._seen_switches = choice, switches
-        self._cpu_record[choice].wanted = 0
         self._channel.spin_on(choice)
