@@ -53,10 +53,12 @@ class StructOps(Handle):
                 raise KernelUnsupported(f"{struct_name}.{name}", f"this kernel's {struct_name} has no {name}")
             _store(value, data, members[name], content)
 
-        programs = {
-            member: module.load(function, Target.struct_ops(struct_name, member, sleepable=member in sleepable))
-            for member, function in ops.items()
-        }
+        programs = module.load_all(
+            {
+                member: (function, Target.struct_ops(struct_name, member, sleepable=member in sleepable))
+                for member, function in ops.items()
+            }
+        )
         for member, program in programs.items():
             _store(value, data, members[member], program.fd)
         try:

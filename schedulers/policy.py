@@ -103,7 +103,7 @@ class Policy:
                 for name in values.keys() & dict(ffi.typeof(struct).fields or ()).keys():
                     setattr(params[0], name, values[name])
         functions = {op: f"{self.program}_{op}" for op in OPS if f"{self.program}_{op}" in module.object.functions}
-        programs = {op: module.load(f, Target.struct_ops("sched_ext_ops", op)) for op, f in functions.items()}
+        programs = module.load_all({op: (f, Target.struct_ops("sched_ext_ops", op)) for op, f in functions.items()})
         return LoadedPolicy(self, programs, module.own_maps, module)
 
 

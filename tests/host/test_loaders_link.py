@@ -207,6 +207,27 @@ def test_verifier_says_why(module: Module, function: str, reason: str) -> None:
     assert "processed " not in str(error.value)
 
 
+def test_many_are_loaded_each_as_its_own(module: Module) -> None:
+    wanted = {str(n): ("add" if n % 2 else "tick_is", Target.syscall()) for n in range(20)}
+    loaded = module.load_all(wanted)
+    assert list(loaded) == list(wanted)
+    sums = []
+    for program in loaded.values():
+        with program:
+            sums.append(struct.unpack_from("q", program.run(struct.pack("3qQ", 2, 3, 0, 0))[1], 16)[0])
+    assert sums[::2] == [0x1_0000_0001] * 10
+    assert sums[1::2] == [5 * n for n in range(1, 11)]
+
+
+def test_of_many_the_first_that_is_rejected_is_told_and_none_stays(module: Module) -> None:
+    names = ["add", "wild_pointer", "tick_is", "may_be_null", "add"]
+    before = os.listdir("/proc/self/fd")
+    for _ in range(10):
+        with pytest.raises(VerifierError, match=r"^the verifier rejects wild_pointer"):
+            module.load_all({str(n): (name, Target.syscall()) for n, name in enumerate(names)})
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_typed_tracepoint_program_loads(module: Module) -> None:
     with module.load("on_switch", Target.tracepoint("sched_switch")) as program:
         assert os.readlink(f"/proc/self/fd/{program.fd}") == "anon_inode:bpf-prog"
