@@ -102,6 +102,7 @@ def test_cpu_that_is_offline_is_no_agents(workload: Workload, enclave: MakeEncla
         assert 1 + 3 not in channels_of_waiting(one)
 
 
+@pytest.mark.once
 def test_cpu_that_goes_leaves_its_tasks_to_other_agents(workload: Workload, crew: MakeCrew) -> None:
     one, agents = crew("1-3", "fifo_per_cpu", agent_timeout="10s")
     children = [workload.spinner(one) for _ in range(9)]

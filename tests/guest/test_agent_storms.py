@@ -90,6 +90,7 @@ def test_thousand_threads_come_to_their_end(workload: Workload, crew: MakeCrew, 
     assert agents.check()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "policy",
     ["fifo_centralized", *(pytest.param(policy, marks=pytest.mark.soak) for policy in ("fifo_per_cpu", *SOAKED))],

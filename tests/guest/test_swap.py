@@ -223,6 +223,7 @@ _FAULTS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", _FAULTS)
 def test_policy_with_a_fault_changes_nothing(
     workload: Workload, enclave: MakeEnclave, faulty: Callable[[str], Policy], name: str
