@@ -103,7 +103,8 @@ class Policy:
                 for name in values.keys() & dict(ffi.typeof(struct).fields or ()).keys():
                     setattr(params[0], name, values[name])
         functions = {op: f"{self.program}_{op}" for op in OPS if f"{self.program}_{op}" in module.object.functions}
-        programs = module.load_all({op: (f, Target.struct_ops("sched_ext_ops", op)) for op, f in functions.items()})
+        # One after another: a busy enclave is not to lose all its CPUs to the verifier at once.
+        programs = {op: module.load(f, Target.struct_ops("sched_ext_ops", op)) for op, f in functions.items()}
         return LoadedPolicy(self, programs, module.own_maps, module)
 
 
