@@ -8,11 +8,14 @@ import signal
 
 import pytest
 from agents import MakeAgent, Manual, asleep, drive, manual, task_of
+from ghostbpf.schedulers.core import constant
 from ghostbpf.schedulers.userspace import Agent, Task, Transaction, TxnState
 from ghostbpf.schedulers.userspace.task import BLOCKED, HEAD, LATCHED, ON_CPU, PREEMPT, WAITING
 from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_cpu, offline, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
+
+AT_REST, WOKEN = constant("AGENT_RESTS"), constant("AGENT_WOKEN")
 
 
 def sleeper(workload: Workload, agent: Agent) -> Child:
@@ -304,6 +307,25 @@ def test_idle_and_ticking_cpus_are_told(workload: Workload, agent: MakeAgent) ->
     task_of(one, waiting)
     child.kill()
     drive(one, lambda: ("idle", 1) in manual(one).cpu_log, "CPU 1 idles")
+
+
+def test_agent_at_rest_is_woken_for_what_asks_and_for_nothing_else(workload: Workload, agent: MakeAgent) -> None:
+    one = agent("1-2")
+    child = sleeper(workload, one)
+    channel = one._channel
+    quiet = False
+    while not quiet:
+        task = woken(one, child)
+        assert channel.record.state == AT_REST
+        assert one.commit([Transaction(task, 1)]) == [TxnState.COMPLETE]
+        until(lambda: channel.wait(0), "it sleeps, or another class took its CPU")
+        quiet = one.words[task.word].state == BLOCKED
+        if quiet:
+            assert channel.record.state == AT_REST
+        manual(one).auto = True
+        asleep(one, child)
+    child.wake()
+    until(lambda: channel.record.state == WOKEN, "it is woken")
 
 
 class Watches(Manual):
