@@ -143,7 +143,7 @@ enum message_type {
 	MSG_TASK_WAKEUP,
 	MSG_TASK_PREEMPT, /* its slice was used up, another class or the agent took the CPU, or it was moved */
 	MSG_TASK_YIELD,
-	MSG_TASK_BLOCKED, /* this one and the next two ask for nothing, and no agent is woken for them */
+	MSG_TASK_BLOCKED, /* for this one and the next two the agent of all CPUs is not woken: they ask for nothing */
 	MSG_TASK_DEAD, /* the last of a task: it ended */
 	MSG_TASK_DEPARTED, /* the last of a task: it left the enclave */
 	MSG_TASK_AFFINITY_CHANGED,

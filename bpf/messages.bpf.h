@@ -67,9 +67,13 @@ static struct channel *channel_of(struct agent_task *a, u32 *number)
 	return channel_or_0(number);
 }
 
-static bool asks(struct message *m)
+/*
+ * Does a message ask for a decision? That a task blocks, ends or leaves does so of the agent of one CPU alone, which has
+ * nothing to do now: that agent had better be awake when the task, or the next, wakes there.
+ */
+static bool asks(u32 number, struct message *m)
 {
-	return m->type < MSG_TASK_BLOCKED || m->type > MSG_TASK_DEPARTED;
+	return number || m->type < MSG_TASK_BLOCKED || m->type > MSG_TASK_DEPARTED;
 }
 
 /*
@@ -85,7 +89,7 @@ static void post(u32 number, struct message *m)
 
 	if (!ch || !ch->tid)
 		return;
-	if (asks(m) && ch->asked_ns <= ch->heartbeat_ns)
+	if (asks(number, m) && ch->asked_ns <= ch->heartbeat_ns)
 		ch->asked_ns = m->at_ns;
 	place = ring ? bpf_ringbuf_reserve(ring, sizeof(*m), 0) : NULL;
 	if (!place) {
@@ -94,7 +98,7 @@ static void post(u32 number, struct message *m)
 		return;
 	}
 	*place = *m;
-	if (asks(m) && !ch->spins && ch->state == AGENT_RESTS &&
+	if (asks(number, m) && !ch->spins && ch->state == AGENT_RESTS &&
 	    __sync_val_compare_and_swap(&ch->state, AGENT_RESTS, AGENT_WOKEN) == AGENT_RESTS)
 		flags = BPF_RB_FORCE_WAKEUP;
 	bpf_ringbuf_submit(place, flags);
