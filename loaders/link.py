@@ -23,6 +23,8 @@ _PSEUDO_KFUNC_CALL = 2
 _SLEEPABLE = 1 << 4
 _LOG_BYTES = 4 << 20
 _NAME_BYTES = 15
+# A thread's stack stays when it ends, and an agent locks all its memory.
+_STACK_BYTES = 256 << 10
 
 
 class ProgramType(IntEnum):
@@ -175,8 +177,10 @@ class Module:
                     failed[key] = error
 
         threads = [threading.Thread(target=load_rest) for _ in range(min(len(wanted), len(os.sched_getaffinity(0))))]
+        before = threading.stack_size(_STACK_BYTES)
         for thread in threads:
             thread.start()
+        threading.stack_size(before)
         for thread in threads:
             thread.join()
         if failed:
