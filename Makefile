@@ -72,7 +72,7 @@ test-guest: setup
 	$(call in_guest,not soak and not marathon, and not once,1800)
 
 test-soak: setup
-	$(call in_guest,soak,,7200)
+	$(call in_guest,soak and not marathon,,7200)
 
 # What takes minutes: agents killed and replaced a hundred times, a million messages, thousands of tasks, stress-ng.
 test-marathon: setup
