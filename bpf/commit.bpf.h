@@ -235,12 +235,6 @@ int call_commit(struct commit_args *args)
 	return 0;
 }
 
-/* Replace what a word holds if it still does. */
-static bool replace(u64 *word, u64 old, u64 new)
-{
-	return __sync_val_compare_and_swap(word, old, new) == old;
-}
-
 /* Who has been replaced meanwhile does not take the CPU from its successor: that has changed the word since. */
 int call_spin(struct agent_args *args)
 {

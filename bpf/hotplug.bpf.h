@@ -21,7 +21,7 @@ static void set_bit(u64 *word, u32 bit, bool on)
 	for (u32 tries = 0; tries < 4; tries++) {
 		u64 old = *word, new = on ? old | 1ULL << bit : old & ~(1ULL << bit);
 
-		if (__sync_val_compare_and_swap(word, old, new) == old)
+		if (replace(word, old, new))
 			return;
 	}
 }

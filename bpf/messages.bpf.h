@@ -98,8 +98,7 @@ static void post(u32 number, struct message *m)
 		return;
 	}
 	*place = *m;
-	if (asks(number, m) && !ch->spins && ch->state == AGENT_RESTS &&
-	    __sync_val_compare_and_swap(&ch->state, AGENT_RESTS, AGENT_WOKEN) == AGENT_RESTS)
+	if (asks(number, m) && !ch->spins && ch->state == AGENT_RESTS && replace(&ch->state, AGENT_RESTS, AGENT_WOKEN))
 		flags = BPF_RB_FORCE_WAKEUP;
 	bpf_ringbuf_submit(place, flags);
 }

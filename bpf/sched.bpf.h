@@ -112,13 +112,19 @@ static void note_latch(struct task_ctx *t, bool by_agent)
 	t->committed = by_agent;
 }
 
+/* Replace what a word holds if it still does. */
+static bool replace(u64 *word, u64 old, u64 new)
+{
+	return __sync_val_compare_and_swap(word, old, new) == old;
+}
+
 /* One more than it was. */
 static u64 count_up(u64 *counter)
 {
 	for_each_number(tries, 0, 1000) {
 		u64 old = *counter;
 
-		if (__sync_val_compare_and_swap(counter, old, old + 1) == old)
+		if (replace(counter, old, old + 1))
 			return old + 1;
 	}
 	return 0;

@@ -49,12 +49,12 @@ class Channel:
         self._commit = module.load("call_commit", Target.syscall()).prepared(ffi().sizeof("struct commit_args"))
         self._take_stock = module.load("call_take_stock", Target.syscall())
         self._associate = module.load("call_associate", Target.syscall())
-        self._spin = module.load("call_spin", Target.syscall())
         self._leave = module.load("call_leave", Target.syscall())
         self._watches: list[Any] = [
             Link.tracepoint(module.load("tp_sched_process_exit", Target.tracepoint("sched_process_exit")))
         ]
         if number == 0:
+            self._spin = module.load("call_spin", Target.syscall())
             pulse = module.load("pulse", Target.perf_event())
             if half.agent.watches_cpus:
                 switches = module.load("tp_sched_switch", Target.tracepoint("sched_switch"))
@@ -164,7 +164,7 @@ class Channel:
         self._leave.run(self._me())
 
     def spin_on(self, cpu: int | None) -> None:
-        """Have ``cpu`` run no tasks, for this agent spins there, and the enclave's other CPUs run them again."""
+        """Have ``cpu`` run no tasks, for this agent, the enclave's, spins there; its other CPUs run them again."""
         self._spin.run(self._me(-1 if cpu is None else cpu))
 
     def _me(self, cpu: int = -1) -> bytes:
