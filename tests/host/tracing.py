@@ -184,8 +184,13 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
 
 
 def is_asleep(pid: int, tid: int | None = None) -> bool:
-    """Whether it is in a system call and off its run queue; the kernel makes sure of that before it answers."""
-    return not Path(f"/proc/{pid}/task/{tid or pid}/syscall").read_text().startswith("running")
+    """Whether it is in a system call and off its run queue; the kernel makes sure of that before it answers.
+
+    It takes a task for asleep, though, that has been woken for a CPU which has not taken it in yet: ``stat`` says R.
+    """
+    thread = Path(f"/proc/{pid}/task/{tid or pid}")
+    state = (thread / "stat").read_text().rpartition(") ")[2][0]
+    return state != "R" and not (thread / "syscall").read_text().startswith("running")
 
 
 def spin(cpu_seconds: float) -> None:
