@@ -100,6 +100,15 @@ def test_loss_is_told_once_it_can_be_and_later_events_come(events: ProcessEvents
     assert not lost, "who has room loses nothing"
 
 
+@pytest.fixture
+def one_cpu(cpus: list[int]) -> Iterator[None]:
+    """Everything that starts here starts on one CPU."""
+    os.sched_setaffinity(0, cpus[:1])
+    yield
+    os.sched_setaffinity(0, cpus)
+
+
+@pytest.mark.usefixtures("one_cpu")
 def test_gap_in_what_a_cpu_counts_is_a_loss(events: ProcessEvents) -> None:
     child(lambda: None)
     events.read()

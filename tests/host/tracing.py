@@ -189,8 +189,8 @@ def is_asleep(pid: int, tid: int | None = None) -> bool:
     It takes a task for asleep, though, that has been woken for a CPU which has not taken it in yet: ``stat`` says R.
     """
     thread = Path(f"/proc/{pid}/task/{tid or pid}")
-    state = (thread / "stat").read_text().rpartition(") ")[2][0]
-    return state != "R" and not (thread / "syscall").read_text().startswith("running")
+    is_runnable = b") R " in (thread / "stat").read_bytes()
+    return not is_runnable and not (thread / "syscall").read_text().startswith("running")
 
 
 def spin(cpu_seconds: float) -> None:
