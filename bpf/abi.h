@@ -9,7 +9,7 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, or what a map of the core holds, changes its meaning. */
-#define ABI_VERSION 7
+#define ABI_VERSION 8
 
 #define MAX_ENCLAVES 64 /* enclave ids run from 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
@@ -283,7 +283,7 @@ struct agent_args {
 struct agent_task_args {
 	u64 gtid;
 	u32 channel;
-	u32 reserved;
+	u32 seq; /* only if it has waited since that message, and is committed to no CPU; 0: in any case */
 };
 
 /* What an enclave's agents have handed out. */

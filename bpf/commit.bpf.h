@@ -318,6 +318,12 @@ int call_take_stock(struct commit_args *args)
 	return 0;
 }
 
+/* Has it waited since message seq, and is no CPU about to run it? */
+static bool is_free(struct agent_task *a, struct status_word *w, u32 seq)
+{
+	return w->state == TASK_WAITING && w->seq == seq && !a->latched;
+}
+
 /*
  * From now on a task's messages go to another channel; if it waits, that agent learns of it at once. What happens to the
  * task just then is told beside this: if the two may have got the same number, that agent reads the status words.
@@ -335,7 +341,9 @@ int call_associate(struct agent_task_args *args)
 	bpf_rcu_read_lock();
 	a = agent_task_of(p, 0);
 	w = a && a->gtid == args->gtid ? word_at(a->word) : NULL;
-	if (w && ch) {
+	if (w && args->seq && !is_free(a, w, args->seq)) {
+		error = -16; /* EBUSY */
+	} else if (w && ch) {
 		u32 state = w->state, seq = w->seq + 1;
 
 		a->channel = args->channel;

@@ -12,7 +12,7 @@ import itertools
 import os
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ...hints import Hints
@@ -149,8 +149,13 @@ class Agent:
         return self._channel.associate(task.gtid, 1 + cpu)
 
     def adopt(self, word: StatusWord) -> bool:
-        """Take the task of ``word`` over from another agent; it is told as a new one. False where it is gone."""
-        return self._channel.associate(word.gtid, self._channel.number)
+        """Take the task of ``word`` over from another agent; it is told as a new one. False if it waits no longer."""
+        return self._channel.associate(word.gtid, self._channel.number, word.seq)
+
+    def waiting_elsewhere(self) -> Iterator[StatusWord]:
+        """The words of tasks that wait for the CPU of another agent; not those that no CPU has been found for."""
+        own = self._channel.number
+        return (w for _, w in self.words.in_use() if w.state == WAITING and w.channel not in (0, own))
 
     def is_online(self, cpu: int) -> bool:
         """Whether ``cpu`` is online."""

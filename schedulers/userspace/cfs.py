@@ -166,12 +166,12 @@ class Cfs(AgentPolicy):
         """Half of those that wait for the CPU with most tasks become this agent's, and come as new ones."""
         there: dict[int, list[StatusWord]] = defaultdict(list)
         for _, word in self.agent.words.in_use():
-            if word.state != BLOCKED and word.channel != 1 + self._here:
+            if word.state != BLOCKED and word.channel not in (1 + _PLACER, 1 + self._here):
                 there[word.channel].append(word)
         busiest = max(there.values(), key=len, default=[])
         if len(busiest) < 2:
             return
-        waiting = [w for w in busiest if w.state == WAITING and (self._here > 63 or w.allowed >> self._here & 1)]
+        waiting = [w for w in busiest if w.state == WAITING and w.may_run_on(self._here)]
         waiting.sort(key=lambda word: word.since_ns)
         for word in waiting[: min(len(busiest) // 2, _MOST_AT_ONCE)]:
             self.agent.adopt(word)

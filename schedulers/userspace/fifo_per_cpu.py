@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .policy import AgentPolicy, RunQueue, flag
-from .task import WAITING, StatusWord, Task, Transaction, TxnState
+from .task import WAITING, Task, Transaction, TxnState
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -69,8 +69,6 @@ class FifoPerCpu(AgentPolicy):
 
     def _steal(self, cpu: int) -> None:
         """The task becomes this agent's, and comes as a new one."""
-        if waiting := [w for w in self._others() if cpu > 63 or w.allowed >> cpu & 1]:
-            self.agent.adopt(min(waiting, key=lambda word: word.since_ns))
-
-    def _others(self) -> Iterable[StatusWord]:
-        return (w for _, w in self.agent.words.in_use() if w.state == WAITING and w.gtid not in self.agent.tasks)
+        waiting = [word for word in self.agent.waiting_elsewhere() if word.may_run_on(cpu)]
+        waiting.sort(key=lambda word: word.since_ns)
+        any(map(self.agent.adopt, waiting))

@@ -148,9 +148,12 @@ class Channel:
             return [TxnState.NOT_PERMITTED] * count
         return self._states[:count].tolist()
 
-    def associate(self, gtid: int, channel: int) -> bool:
-        """Have the messages of a task go to another channel from now on; False where it is gone."""
-        argument = ffi().new("struct agent_task_args *", {"gtid": gtid, "channel": channel})
+    def associate(self, gtid: int, channel: int, seq: int = 0) -> bool:
+        """Have the messages of a task go to another channel from now on; False where it is gone.
+
+        With ``seq``, also where it no longer waits since that message, or is committed to a CPU.
+        """
+        argument = ffi().new("struct agent_task_args *", {"gtid": gtid, "channel": channel, "seq": seq})
         return self._associate.run(bytes(ffi().buffer(argument)))[0] == 0
 
     def others(self) -> Iterator[tuple[int, bool]]:

@@ -69,6 +69,10 @@ class Message(NamedTuple):
     weight: int
 
 
+def _allows(cpus: int, cpu: int) -> bool:
+    return cpu > 63 or bool(cpus >> cpu & 1)
+
+
 class StatusWord(NamedTuple):
     """One status word: see ``struct status_word`` in bpf/abi.h."""
 
@@ -84,6 +88,10 @@ class StatusWord(NamedTuple):
     tgid: int
     boosted: int
     reserved: int
+
+    def may_run_on(self, cpu: int) -> bool:
+        """As Task.may_run_on()."""
+        return _allows(self.allowed, cpu)
 
 
 @functools.cache
@@ -133,7 +141,7 @@ class Task:
 
     def may_run_on(self, cpu: int) -> bool:
         """Whether its affinity allows ``cpu``; CPUs from 64 on are left to the kernel to refuse."""
-        return cpu > 63 or bool(self.allowed >> cpu & 1)
+        return _allows(self.allowed, cpu)
 
 
 class Transaction(NamedTuple):

@@ -366,6 +366,21 @@ def test_replaced_agent_may_not_commit(workload: Workload, agent: MakeAgent) -> 
     channel.tid = mine
 
 
+def test_only_a_task_that_still_waits_and_is_committed_to_no_cpu_is_taken_over(
+    workload: Workload, agent: MakeAgent
+) -> None:
+    one = agent("1-3")
+    _, running = spinner(workload, one, 1)
+    drive(one, lambda: not one.adopt(one.words[running.word]), "it is found to run")
+    waits = woken(one, sleeper(workload, one))
+    before = one.words[waits.word]
+    assert one.adopt(before)
+    assert not one.adopt(before), "something has been told of it since"
+    drive(one, lambda: waits.seq == before.seq + 1, "it is told as new")
+    assert one.commit([Transaction(waits, 1)]) == [TxnState.COMPLETE]
+    assert not one.adopt(one.words[waits.word]), "it is about to run"
+
+
 def test_affinity_race_strands_nobody(workload: Workload, agent: MakeAgent) -> None:
     """The affinity of a task that is committed to a CPU changes away from it: it is told anew, and runs."""
     one = agent("1-3")
