@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from ..loaders.closing import Closing
+from ..loaders.descriptors import TIMEOUT, take
 from ..loaders.errors import GhostError
 from ..loaders.link import create_map
 from ..loaders.maps import Map
@@ -87,6 +88,11 @@ class Hints(Closing):
     def from_fd(cls, fd: int) -> Self:
         """The table behind ``fd``, inherited or passed by who may open it; ``fd`` is the table's from now on."""
         return cls(Map(fd))
+
+    @classmethod
+    def receive(cls, offer: str, timeout: float = TIMEOUT) -> Self:
+        """The table that is offered to this process, by ``ghostbpf hints admit ID --pid``; raises DescriptorError."""
+        return cls(Map(take(offer, timeout)))
 
     def fileno(self) -> int:
         """The descriptor, to be passed to who may write the table and cannot open it."""

@@ -2,15 +2,16 @@
 """Handing an open descriptor to another process.
 
     with Offer(fd) as offer:              # here
-        tell_the_other(offer.address, offer.nonce)
+        tell_the_other(str(offer))
         offer.serve()
 
-    fd = receive(address, nonce)          # there
+    fd = take(told)                       # there
     fd = duplicate(pid, 7)                # or there alone, for who may trace process ``pid``
 
 What an application may not open (an enclave's pins are its owner's alone) it can be given, and no more than that. An
-offer is on an abstract socket, which anyone can call; who shows its nonce gets the descriptor, once. The purpose is
-that of ghOSt's fd server. A caller that is wrong, silent, or gone does not use the offer up.
+offer is on an abstract socket, which anyone can call; who shows its nonce gets the descriptor, once, and where the
+offer names a taker nobody else does. The purpose is that of ghOSt's fd server. A caller that is wrong, silent, or
+gone does not use the offer up.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import hmac
 import os
 import secrets
 import selectors
+import signal
 import socket
 import struct
 import time
@@ -32,7 +34,7 @@ from .errors import GhostError, PermissionMissing
 #: How long an offer stands, and how long a receiver waits for an answer: seconds.
 TIMEOUT = 1.0
 
-_GOOD, _BAD = b"GOOD NONCE", b"BAD NONCE"
+_GOOD, _BAD, _NOT_YOURS = b"GOOD NONCE", b"BAD NONCE", b"NOT YOURS"
 _CALLERS = 16
 _MESSAGE_BYTES = 256
 _FD = struct.Struct("i")
@@ -46,14 +48,22 @@ class DescriptorError(GhostError):
 
 
 class Offer(Closing):
-    """Descriptor ``fd``, for the first who calls ``address`` with ``nonce``. It stays the caller's, to be closed."""
+    """Descriptor ``fd``, for the first who calls ``address`` with ``nonce``. It stays the caller's, to be closed.
 
-    def __init__(self, fd: int) -> None:
-        self.fd, self.nonce = fd, secrets.token_hex(16)
+    With ``taker``, a process id, for that process alone; raises DescriptorError where there is none.
+    """
+
+    def __init__(self, fd: int, *, taker: int | None = None) -> None:
+        self.fd, self.nonce, self.taker = fd, secrets.token_hex(16), taker
+        self._process = None if taker is None else _open_process(taker)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.bind("")  # the kernel chooses a name
         self._socket.listen(_CALLERS)
         self.address = "@" + self._socket.getsockname()[1:].decode()
+
+    def __str__(self) -> str:
+        """What the other has to be told, for ``take()``."""
+        return f"{self.address}:{self.nonce}"
 
     def serve(self, timeout: float = TIMEOUT) -> int:
         """Hand it over; the pid of who has it now. Raises DescriptorError where nobody took it in time."""
@@ -82,16 +92,39 @@ class Offer(Closing):
     def _answer(self, caller: socket.socket) -> int | None:
         """Whom the descriptor went to; None where it is still to be had."""
         with contextlib.suppress(OSError):
-            if hmac.compare_digest(caller.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT), self.nonce.encode()):
+            pid = int(_UCRED.unpack(caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0])
+            if not hmac.compare_digest(caller.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT), self.nonce.encode()):
+                caller.send(_BAD)
+            elif not self._is_for(pid):
+                caller.send(_NOT_YOURS)
+            else:
                 socket.send_fds(caller, [_GOOD], [self.fd])
-                peer = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-                return int(_UCRED.unpack(peer)[0])
-            caller.send(_BAD)
+                return pid
         return None
+
+    def _is_for(self, pid: int) -> bool:
+        if self._process is None:
+            return True
+        try:
+            signal.pidfd_send_signal(self._process, 0)
+        except ProcessLookupError:  # the number may be another's by now
+            return False
+        return pid == self.taker
 
     def close(self) -> None:
         """Withdraw it."""
         self._socket.close()
+        if self._process is not None:
+            os.close(self._process)
+            self._process = None
+
+
+def take(offer: str, timeout: float = TIMEOUT) -> int:
+    """The descriptor behind what ``str()`` made of an offer; raises DescriptorError."""
+    address, colon, nonce = offer.partition(":")
+    if not colon:
+        raise DescriptorError(f'"{offer}" is no offer', cure="ghostbpf fd send prints one")
+    return receive(address, nonce, timeout)
 
 
 def receive(address: str, nonce: str, timeout: float = TIMEOUT) -> int:
@@ -112,6 +145,10 @@ def receive(address: str, nonce: str, timeout: float = TIMEOUT) -> int:
                 cure="an offer is for one taker, and for a time: have it offered anew",
             ) from None
     fds = [_FD.unpack_from(data)[0] for _, kind, data in passed if kind == socket.SCM_RIGHTS]
+    if answer == _NOT_YOURS:
+        raise DescriptorError(
+            f"what is offered at {address} is for another process", cure="have it offered to this one"
+        )
     if answer != _GOOD or not fds:
         raise DescriptorError(f"{address} does not know that nonce", cure="take the nonce that was told with it")
     return int(fds[0])
@@ -119,10 +156,7 @@ def receive(address: str, nonce: str, timeout: float = TIMEOUT) -> int:
 
 def duplicate(pid: int, fd: int) -> int:
     """A descriptor for what process ``pid`` has open as ``fd``; raises DescriptorError and PermissionMissing."""
-    try:
-        process = os.pidfd_open(pid)
-    except (OSError, OverflowError):
-        raise DescriptorError(f"there is no process {pid}") from None
+    process = _open_process(pid)
     try:
         got = libc.syscall(_PIDFD_GETFD, *(ffi.cast("long", number) for number in (process, fd, 0)))
     finally:
@@ -133,3 +167,10 @@ def duplicate(pid: int, fd: int) -> int:
         raise PermissionMissing("CAP_SYS_PTRACE", f"take a descriptor of process {pid}")
     why = "has not opened it" if ffi.errno == errno.EBADF else os.strerror(ffi.errno)
     raise DescriptorError(f"cannot take descriptor {fd} of process {pid}: {why}", cure=f"ls -l /proc/{pid}/fd")
+
+
+def _open_process(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, OverflowError):
+        raise DescriptorError(f"there is no process {pid}") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from ..loaders.descriptors import TIMEOUT, DescriptorError, Offer, duplicate, receive
+from ..loaders.descriptors import TIMEOUT, DescriptorError, Offer, duplicate, take
 from ..loaders.errors import GhostError
 from ..loaders.handle import open_pinned
 from .output import json_option
@@ -51,18 +51,25 @@ def _timeout_option(says: str) -> Callable[[Callable[..., None]], Callable[..., 
 @click.option("--write", is_flag=True, help="Open PATH to read and to write.")
 @click.option("--pid", type=int, help="Send what this process has open, not PATH.")
 @click.option("--fd", type=click.IntRange(0), help="As which descriptor process PID has it.")
+@click.option("--to", type=int, metavar="PID", help="Hand it to this process, and to no other.")
 @_timeout_option("Seconds to wait for a receiver.")
 @json_option
-def send(path: Path | None, write: bool, pid: int | None, fd: int | None, timeout: float, as_json: bool) -> None:
+def send(
+    path: Path | None, write: bool, pid: int | None, fd: int | None, to: int | None, timeout: float, as_json: bool
+) -> None:
     """Open PATH (a file, or what is pinned in bpffs) and hand it to whoever asks in time."""
     if (path is None) == (pid is None) or (pid is None) != (fd is None):
         raise click.UsageError("name a PATH, or --pid and --fd")
     opened = _open(path, write) if path is not None else duplicate(pid or 0, fd or 0)
-    with Offer(opened) as offer:
-        text = f"{offer.address}:{offer.nonce}"
-        click.echo(json.dumps({"offer": text}) if as_json else text)
-        sys.stdout.flush()
-        taker = offer.serve(timeout)
+    with Offer(opened, taker=to) as offer:
+        hand_over(offer, timeout, as_json=as_json)
+
+
+def hand_over(offer: Offer, timeout: float, *, as_json: bool = False) -> None:
+    """Print the offer, and wait until it is taken; raises DescriptorError where it is not."""
+    click.echo(json.dumps({"offer": str(offer)}) if as_json else str(offer))
+    sys.stdout.flush()
+    taker = offer.serve(timeout)
     click.echo(f"process {taker} has it", err=True)
 
 
@@ -77,10 +84,7 @@ def receive_one(offer: str, cmd: tuple[str, ...], fd: int, timeout: float) -> No
     OFFER is what the sender printed; without it, or with -, it is read from standard input.
     """
     text = sys.stdin.readline().strip() if offer == "-" else offer
-    address, colon, nonce = text.partition(":")
-    if not colon:
-        raise click.UsageError(f'"{text}" is no offer: ghostbpf fd send prints one')
-    got = receive(address, nonce, timeout)
+    got = take(text, timeout)
     if cmd:
         _run(cmd, got, fd)
     _print(got)

@@ -11,17 +11,21 @@ from typing import Any
 import click
 
 from ..hints import INCLUDE, Hints, Item, admit
+from ..loaders.descriptors import Offer
 from ..loaders.errors import GhostError
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.errors import NoSuchEnclave
+from .fd import hand_over
 from .output import human_ns, json_option, show
 
 _EXAMPLES = """\b
 Examples:
   sudo ghostbpf hints show 1                what applications say in enclave 1
   sudo ghostbpf hints admit 1 --user www    user www may say it, too
+  sudo ghostbpf hints admit 1 --pid 4711    process 4711 may, that alone
   cc $(ghostbpf hints cflags) app.c         an application in C
 """
+_TIMEOUT = 60.0
 
 
 @click.group(epilog=_EXAMPLES)
@@ -45,16 +49,32 @@ def show_one(id: int, as_json: bool) -> None:
 @click.argument("id", type=int)
 @click.option("--user", metavar="NAME", help="In place of the one before.")
 @click.option("--group", metavar="NAME", help="In place of the one before.")
-def admit_to(id: int, user: str | None, group: str | None) -> None:
-    """Let a user, or a group, open the table of enclave ID and write hints."""
-    if user is None and group is None:
-        raise click.UsageError("name a --user, or a --group")
+@click.option("--pid", type=int, help="This process, once, by an offer that it takes.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=_TIMEOUT,
+    show_default=True,
+    help="Seconds that the process has to take it.",
+)
+def admit_to(id: int, user: str | None, group: str | None, pid: int | None, timeout: float) -> None:
+    """Let a user, a group, or a process open the table of enclave ID and write hints.
+
+    With --pid it prints an offer, to be told to the process, which calls Hints.receive(OFFER).
+    """
+    if (user is None and group is None) == (pid is None):
+        raise click.UsageError("name a --user, a --group, or both, or a --pid")
+    path = _hinted(id).hints_path
+    if pid is not None:
+        with Hints.open(path) as hints, Offer(hints.fileno(), taker=pid) as offer:
+            hand_over(offer, timeout)
+        return
     try:
         uid = None if user is None else pwd.getpwnam(user).pw_uid
         gid = None if group is None else grp.getgrnam(group).gr_gid
     except KeyError:
         raise click.UsageError(f"there is no {' and '.join(filter(None, (user, group)))}") from None
-    admit(_hinted(id).hints_path, uid=uid, gid=gid)
+    admit(path, uid=uid, gid=gid)
 
 
 @command.command()

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 from agents import MakeCrew, wake_all
-from command import ghostbpf
+from command import Done, ghostbpf, nobody, running
 from ghostbpf.hints import Hints
-from ghostbpf.loaders import Hash, Map, abi
+from ghostbpf.loaders import BpfError, Hash, Map, abi
+from ghostbpf.loaders.descriptors import DescriptorError
 from ghostbpf.loaders.errors import GhostError
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES, from_file
 from ghostbpf.schedulers.userspace import Agent, AgentPolicy
 from order import Order
-from workload import Child, MakeEnclave, Me, Workload, until
+from workload import DEADLINE, Child, MakeEnclave, Me, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
 
@@ -177,6 +178,34 @@ def test_command_finds_the_table_of_its_enclave(tmp_path: Path) -> None:
     assert (done.status, done.err) == (0, "")
     row = json.loads(done.out)
     assert row.items() >= {"item": 9, "tid": 1, "runnable": True, "class": 0, "kind": "", "qos": 0}.items()
+
+
+def test_process_that_is_admitted_writes_and_no_other_of_its_user(
+    workload: Workload, crew: MakeCrew, earliest: type[AgentPolicy]
+) -> None:
+    one, _ = crew("1", earliest)
+    told, tell = os.pipe()
+
+    def body(me: Me) -> None:
+        nobody()
+        with pytest.raises(BpfError):
+            Hints.open(one.hints_path)
+        with Hints.receive(os.read(told, 200).decode(), DEADLINE) as hints:
+            hints.set_item(5, tid=os.getpid())
+
+    app = workload.spawn(body)
+    with running("hints", "admit", "1", "--pid", app.pid) as admitting:
+        admitting.until(lambda: "\n" in admitting.out)
+        offer = admitting.out.strip()
+        with pytest.raises(DescriptorError, match="is for another process"):
+            Hints.receive(offer)
+        os.write(tell, offer.encode())
+        assert admitting.wait() == Done(0, offer + "\n", f"process {app.pid} has it\n")
+    assert app.wait() == 0
+    os.close(told)
+    os.close(tell)
+    with Hints.open(one.hints_path) as hints:
+        assert [(index, item.tid, item.owner) for index, item in hints.updates()] == [(5, app.pid, app.pid)]
 
 
 def test_hints_of_an_enclave_that_has_none(enclave: MakeEnclave) -> None:

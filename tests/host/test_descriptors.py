@@ -17,7 +17,7 @@ from typing import Any
 import cffi
 import pytest
 from ghostbpf.loaders import Array, BpfError, Map
-from ghostbpf.loaders.descriptors import DescriptorError, Offer, duplicate, receive
+from ghostbpf.loaders.descriptors import DescriptorError, Offer, duplicate, receive, take
 from ghostbpf.loaders.errors import GhostError, PermissionMissing
 from ghostbpf.loaders.handle import open_pinned
 from ghostbpf.loaders.link import create_map
@@ -32,8 +32,8 @@ _COMMAND = [sys.executable, "-m", "ghostbpf.tools.cli", "fd"]
 class Serving:
     """An offer that is served in another thread."""
 
-    def __init__(self, fd: int, timeout: float) -> None:
-        self.offer = Offer(fd)
+    def __init__(self, fd: int, timeout: float, *, taker: int | None = None) -> None:
+        self.offer = Offer(fd, taker=taker)
         self.result: int | DescriptorError | None = None
         self._thread = threading.Thread(target=self._serve, args=(timeout,))
         self._thread.start()
@@ -136,6 +136,26 @@ def test_server_that_never_answers_is_not_waited_for(note: int) -> None:
         receive(offer.address, offer.nonce, 0.05)
 
 
+def test_offer_to_a_process_is_for_that_alone(note: int) -> None:
+    serving = Serving(note, LONG, taker=os.getpid())
+    asked = fd("receive", serving.offer, "--timeout", LONG)
+    assert (asked.returncode, "is for another process" in asked.stderr) == (1, True), asked
+    os.close(take(str(serving.offer), LONG))
+    assert serving.end() == os.getpid()
+
+
+def test_offer_to_a_process_that_has_ended_is_for_nobody(task: Callable[..., Task], note: int) -> None:
+    other = task(lambda: None)
+    with Offer(note, taker=other.pid) as offer, contextlib.closing(call(offer, say=offer.nonce.encode())) as caller:
+        other.kill()
+        offer.taker = os.getpid()  # as if the number were this process's now
+        with pytest.raises(DescriptorError, match="nobody took"):
+            offer.serve(0.05)
+        assert caller.recv(10) == b"NOT YOURS"
+    with pytest.raises(DescriptorError, match=f"there is no process {other.pid}"):
+        Offer(note, taker=other.pid)
+
+
 @pytest.mark.usefixtures("root")
 def test_pinned_map_reaches_another_process_read_only(bpffs: Path) -> None:
     with create_map(MapDef("numbers", 2, 4, 8, 4, 0, 0, 0, 0)) as made:
@@ -211,7 +231,8 @@ def test_what_cannot_be_sent_or_received_is_said_with_the_cure(tmp_path: Path) -
         (("send", "--pid", 2**40, "--fd", 1), 1, "there is no process"),
         (("send", tmp_path, "--timeout", "0.05"), 1, "nobody took the descriptor within 0.05 s"),
         (("receive", "@none:1234"), 1, "nothing is offered at @none"),
-        (("receive", "nonsense"), 2, '"nonsense" is no offer'),
+        (("receive", "nonsense"), 1, '"nonsense" is no offer'),
+        (("send", tmp_path, "--to", 2**40), 1, "there is no process"),
         (("receive", "@" + "x" * 200 + ":1"), 1, "nothing is offered at"),
     ):
         done = fd(*arguments)
