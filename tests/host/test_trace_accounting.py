@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -198,10 +200,8 @@ def test_waits_that_bpf_counts_are_those_of_taskstats_and_schedstat(task: Callab
 
 
 def test_delays_are_reported_each_interval_for_every_thread(task: Callable[..., Task]) -> None:
-    from threading import Thread
-
     def work() -> None:
-        threads = [Thread(target=burst_and_nap) for _ in range(2)]
+        threads = [threading.Thread(target=burst_and_nap) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -217,6 +217,46 @@ def test_delays_are_reported_each_interval_for_every_thread(task: Callable[..., 
     assert process.pid in tids
     assert len(tids) == 3
     assert found.has(sum(row["bpf"] for row in only(traced, tid=process.pid)))
+
+
+def test_threads_that_have_ended_have_all_of_the_kernels_figures(task: Callable[..., Task]) -> None:
+    hear, tell = os.pipe()
+
+    def short_life() -> None:
+        burst_and_nap()
+        figures = Path("/proc/thread-self/schedstat").read_text()
+        os.write(tell, f"{threading.get_native_id()} {figures}".encode())
+
+    def work() -> None:
+        for _ in range(3):
+            thread = threading.Thread(target=short_life)
+            thread.start()
+            thread.join()
+
+    process = task(work)
+    with tracing("delays", process.pid) as traced:
+        process.run()
+    lives = [tuple(map(int, line.split())) for line in os.read(hear, 4096).splitlines()]
+    os.close(hear)
+    os.close(tell)
+    assert len(lives) == 3
+    for tid, _, waited_ns, runs in lives:
+        [row] = only(traced.named("delays"), tid=tid)
+        assert runs > BURSTS
+        assert runs <= row["cpu"] <= runs + 5
+        assert waited_ns / 1e6 <= row["cpu_ms"] + 0.001
+
+
+def test_exits_that_are_not_read_in_time_are_missed_and_it_says_so() -> None:
+    with TaskStats() as stats, stats.exits() as exits:
+        exits._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel's least
+        for _ in range(20):
+            subprocess.run(["true"], check=True)
+        assert len(exits.read()) < 20
+        assert exits.lost
+        with subprocess.Popen(["true"]) as last:
+            last.wait()
+        assert last.pid in exits.read()
 
 
 def test_delays_of_a_process_are_those_of_each_of_its_threads() -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from ...loaders.errors import GhostError
+from ...loaders.errors import GhostError, KernelUnsupported
 from .counts import Counted
 from .filters import By
+from .histogram import Histogram
 from .report import Section, Table
-from .taskstats import TaskStats, is_complete
+from .taskstats import Exits, TaskStats, is_complete
 from .tool import Seconds, Tool
 from .tracer import Tracer
 
@@ -65,15 +66,24 @@ Examples:
         self._kernel, self._bpf = Counted(), Counted()
         self._asked: dict[int, dict[str, int]] = {}  # what the kernel last said, by thread
         self._ended: set[int] = set()  # need not be asked until the next report
+        self._exits = self._watch_exits()
         for tid in self._threads():
             self.tracer.mark(tid)
         self._look()
         if not is_complete():
             click.echo("only waits for a CPU are accounted: sysctl kernel.task_delayacct=1 for the others", err=True)
 
+    def _watch_exits(self) -> Exits | None:
+        try:
+            exits: Exits = self.tracer.keep(self._stats.exits())
+            return exits
+        except KernelUnsupported as error:
+            click.echo(f"what threads wait for just before they end is not known: {error}", err=True)
+            return None
+
     def poll(self) -> Iterable[Section]:
-        """Asks the kernel, which forgets a thread that ends: what it said last stands."""
-        self._ask({*self._threads(), *(owner for _, owner in self.tracer.histograms())})
+        """Asks the kernel often: where it does not tell of exits, what it said last of a thread stands."""
+        self._ask()
         return ()
 
     def report(self, seconds: float) -> Iterable[Section]:
@@ -94,21 +104,31 @@ Examples:
 
     def _look(self) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
         """By how much each figure of each thread has grown: the kernel's, and ours."""
-        waits = self.tracer.histograms()
         self._comms = self.tracer.names()
         self._ended.clear()
-        self._ask({*self._threads(), *(owner for _, owner in waits)})
+        waits = self._ask()
         kernel = {(tid, name): value for tid, figures in self._asked.items() for name, value in figures.items()}
         bpf = {(owner, "count"): h.count for (_, owner), h in waits.items()}
         bpf |= {(owner, "ns"): h.sum_ns for (_, owner), h in waits.items()}
         return dict(self._kernel.most(kernel)), dict(self._bpf.most(bpf))
 
-    def _ask(self, tids: set[int]) -> None:
-        for tid in tids - self._ended:
-            if (figures := self._stats.get(tid)) is not None:
+    def _ask(self) -> dict[tuple[int, int], Histogram]:
+        """Asks the kernel of all who are followed; what BPF has counted, with which it knows whom that is.
+
+        The kernel's word of exits comes first: whoever has ended by then is in BPF's histograms after that.
+        """
+        exits = self._exits.read() if self._exits else {}
+        waits = self.tracer.histograms()
+        followed = {*self._threads(), *(owner for _, owner in waits)}
+        for tid in followed - (self._ended - exits.keys()):
+            if (figures := exits.get(tid) or self._stats.get(tid)) is not None:
                 self._asked[tid] = {name: figures[name] for name in _WANTED & figures.keys()}
             else:
                 self._ended.add(tid)
+        if self._exits and self._exits.lost:
+            self._exits.lost = False
+            click.echo("threads ended too fast for the kernel to tell of them all", err=True)
+        return waits
 
     def _threads(self) -> Iterator[int]:
         for pid in self._pids:

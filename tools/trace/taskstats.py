@@ -6,17 +6,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import os
+import socket
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pyroute2.netlink import NLM_F_REQUEST, genlmsg, nla
+from pyroute2.netlink import NETLINK_GENERIC, NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from ...loaders.btf import Btf
+from ...loaders.closing import Closing
 from ...loaders.errors import GhostError, KernelUnsupported, PermissionMissing
 
 _GET = 1
@@ -27,6 +31,11 @@ _ATTRIBUTES = (
     ("TASKSTATS_TYPE_STATS", "cdata"),
 )
 _SYSCTL = Path("/proc/sys/kernel/task_delayacct")
+_POSSIBLE = Path("/sys/devices/system/cpu/possible")
+_SO_RCVBUFFORCE = 33
+_BUFFER_BYTES = 8 << 20
+_MAX_MESSAGE = 1 << 14
+_TYPE, _ERROR = slice(4, 6), slice(16, 20)  # of struct nlmsghdr, and of struct nlmsgerr behind it
 
 
 class _Message(genlmsg):  # type: ignore[misc]
@@ -34,6 +43,15 @@ class _Message(genlmsg):  # type: ignore[misc]
 
     class aggregate(nla):  # type: ignore[misc]
         nla_map = _ATTRIBUTES
+
+
+class _Request(genlmsg):  # type: ignore[misc]
+    nla_map = (
+        ("TASKSTATS_CMD_ATTR_UNSPEC", "none"),
+        ("TASKSTATS_CMD_ATTR_PID", "uint32"),
+        ("TASKSTATS_CMD_ATTR_TGID", "uint32"),
+        ("TASKSTATS_CMD_ATTR_REGISTER_CPUMASK", "asciiz"),
+    )
 
 
 class TaskStats:
@@ -59,9 +77,7 @@ class TaskStats:
 
     def get(self, tid: int) -> dict[str, int] | None:
         """Every number in thread ``tid``'s struct taskstats, by member name; None if it has ended."""
-        request = _Message()
-        request["cmd"], request["version"] = _GET, 1
-        request["attrs"] = [("TASKSTATS_TYPE_PID", tid)]
+        request = _request("TASKSTATS_CMD_ATTR_PID", tid)
         try:
             answers = self._socket.nlm_request(request, msg_type=self._socket.prid, msg_flags=NLM_F_REQUEST)
             aggregate = next(iter(answers)).get_attr("TASKSTATS_TYPE_AGGR_PID")
@@ -69,12 +85,81 @@ class TaskStats:
             if error.code == errno.ESRCH:
                 return None
             raise GhostError(f"no delay accounting for thread {tid}: {error}") from None
-        data = aggregate.get_attr("TASKSTATS_TYPE_STATS")
-        return {
-            name: int.from_bytes(data[offset : offset + size], "little")
-            for name, offset, size in _layout()
-            if offset + size <= len(data)
-        }
+        return _figures(aggregate)
+
+    def exits(self) -> Exits:
+        """What the kernel says of threads that end from now on. Raises KernelUnsupported in a container."""
+        return Exits(self._socket.prid)
+
+
+class Exits(Closing):
+    """The last figures of every thread that ends, anywhere on the machine; ``family`` is the number of taskstats."""
+
+    #: Whether some came faster than they were read, and are not known.
+    lost = False
+
+    def __init__(self, family: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+        try:
+            with contextlib.suppress(PermissionError):
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+            self._register(family)
+            self._socket.setblocking(False)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _register(self, family: int) -> None:
+        request = _request("TASKSTATS_CMD_ATTR_REGISTER_CPUMASK", _POSSIBLE.read_text().strip())
+        request["header"]["type"], request["header"]["flags"] = family, NLM_F_REQUEST | NLM_F_ACK
+        request.encode()
+        self._socket.send(request.data)
+        # The kernel registers before it acknowledges: what is not the acknowledgement is an exit already.
+        self._early = []
+        while int.from_bytes((answer := self._socket.recv(_MAX_MESSAGE))[_TYPE], "little") == family:
+            self._early.append(answer)
+        if error := int.from_bytes(answer[_ERROR], "little", signed=True):
+            raise KernelUnsupported("taskstats", f"the kernel tells of no exits here: {os.strerror(-error)}")
+
+    def read(self) -> dict[int, dict[str, int]]:
+        """Every number in its struct taskstats, by member name, for each thread that has ended since the last call."""
+        messages, self._early = self._early, []
+        while True:
+            try:
+                messages.append(self._socket.recv(_MAX_MESSAGE))
+            except BlockingIOError:
+                return dict(map(_ended, messages))
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.lost = True
+
+    def close(self) -> None:
+        """No more of them."""
+        self._socket.close()
+
+
+def _request(attribute: str, value: int | str) -> Any:
+    request = _Request()
+    request["cmd"], request["version"] = _GET, 1
+    request["attrs"] = [(attribute, value)]
+    return request
+
+
+def _ended(data: bytes) -> tuple[int, dict[str, int]]:
+    message = _Message(data)
+    message.decode()
+    aggregate = message.get_attr("TASKSTATS_TYPE_AGGR_PID")
+    return aggregate.get_attr("TASKSTATS_TYPE_PID"), _figures(aggregate)
+
+
+def _figures(aggregate: Any) -> dict[str, int]:
+    data = aggregate.get_attr("TASKSTATS_TYPE_STATS")
+    return {
+        name: int.from_bytes(data[offset : offset + size], "little")
+        for name, offset, size in _layout()
+        if offset + size <= len(data)
+    }
 
 
 def is_complete() -> bool:
