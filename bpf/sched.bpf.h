@@ -313,8 +313,8 @@ static void take_back(void)
 #define CAN_TAKE_BACK 0
 #endif
 
-/* Waking an idle CPU takes about as long. */
-#define LINGER (100 * 1000ULL)
+/* Who is on its CPU for longer after it woke another was not about to sleep. */
+#define LINGER (1000 * 1000ULL)
 
 /* Does anybody wait for a CPU of e's, or this one? */
 static bool is_waited_for(u32 id, struct enclave *e, s32 cpu)
@@ -344,8 +344,8 @@ static s32 wakers_cpu(u32 id, struct enclave *e, struct core *c, const struct cp
 /*
  * ops.select_cpu for most policies: an idle CPU runs p at once, for slice ns; otherwise p will be enqueued.
  *
- * A waker that is about to sleep (WAKE_SYNC) leaves its CPU to p, unless somebody waits: that spares waking another CPU.
- * Should it not sleep after all, the next tick lets p have its turn.
+ * Where none idles, a waker that is about to sleep (WAKE_SYNC) leaves its CPU to p, unless somebody waits: that spares p
+ * the queue. Should it not sleep after all, the next tick lets p have its turn.
  *
  * Where p could not be taken back, if a fair task that wakes just then takes the CPU first, it goes through the
  * queue even so: enqueue_pending() finds the CPU that was chosen here idle, and kicks it.
@@ -359,9 +359,9 @@ static s32 select_idle(u32 id, struct task_struct *p, s32 prev, u64 wake_flags, 
 	if (!e || !c)
 		return prev;
 #if CAN_TAKE_BACK
-	cpu = wake_flags & SCX_WAKE_SYNC ? wakers_cpu(id, e, c, p->cpus_ptr) : -1;
-	if (cpu < 0)
-		cpu = claim_idle_cpu(e, c, p->cpus_ptr, prev);
+	cpu = claim_idle_cpu(e, c, p->cpus_ptr, prev);
+	if (cpu < 0 && wake_flags & SCX_WAKE_SYNC)
+		cpu = wakers_cpu(id, e, c, p->cpus_ptr);
 	if (cpu >= 0)
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice, 0);
 #else
