@@ -69,7 +69,7 @@ define in_guest
 endef
 
 test-guest: setup
-	$(call in_guest,not soak and not marathon, and not once,1800)
+	$(call in_guest,not soak and not marathon, and not once,3600)
 
 test-soak: setup
 	$(call in_guest,soak and not marathon,,7200)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from ghostbpf.schedulers.cpuset import CpuSet
-from workload import Child, MakeEnclave, Me, Workload, getcpu, in_ext, last_cpu, runtime_ns, until
+from workload import EITHER_FIFO, Child, MakeEnclave, Me, Workload, getcpu, in_ext, last_cpu, runtime_ns, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -31,7 +31,7 @@ def woken(child: Child) -> int:
     return child.at
 
 
-@pytest.mark.parametrize("policy", ["biff", "rr"])
+@pytest.mark.parametrize("policy", EITHER_FIFO)
 def test_tasks_use_all_cpus_of_their_enclave_and_no_others(
     workload: Workload, enclave: MakeEnclave, policy: str
 ) -> None:

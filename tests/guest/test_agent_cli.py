@@ -15,6 +15,8 @@ from command import ghostbpf, running
 from ghostbpf.schedulers.enclave import Enclaves
 from workload import Workload, until
 
+pytestmark = pytest.mark.once
+
 BAD = """
 from ghostbpf.schedulers.userspace import AgentPolicy
 

@@ -14,6 +14,7 @@ from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
 from shares import stopwatch
 from workload import (
+    EITHER_FIFO,
     MakeEnclave,
     Me,
     Workload,
@@ -289,7 +290,7 @@ def test_pair_that_wake_each_other_in_turn(workload: Workload, enclave: MakeEncl
     assert biff.counters().idle > rounds
 
 
-@pytest.mark.parametrize("policy", ["biff", "rr"])
+@pytest.mark.parametrize("policy", EITHER_FIFO)
 def test_waker_that_does_not_sleep_leaves_its_cpu_to_nobody(
     workload: Workload, enclave: MakeEnclave, policy: str
 ) -> None:
@@ -317,7 +318,7 @@ def test_waker_that_does_not_sleep_leaves_its_cpu_to_nobody(
     assert one.counters().idle < rounds / 2
 
 
-@pytest.mark.parametrize("policy", ["biff", "rr"])
+@pytest.mark.parametrize("policy", EITHER_FIFO)
 def test_task_that_exits_on_a_busy_cpu_gets_to_its_end(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
     """The kernel would queue a task that exits where no policy looks, if the core had not asked for it."""
     one = enclave("1", policy, slice="10ms")

@@ -105,7 +105,7 @@ def test_new_nice_value_counts_from_now_on(workload: Workload, enclave: MakeEncl
     expect_shares(children, (5, 0), 800, 0.15)
 
 
-@pytest.mark.parametrize("kind", ["new", "woken"])
+@pytest.mark.parametrize("kind", ["new", pytest.param("woken", marks=pytest.mark.soak)])
 def test_who_comes_late_gets_no_more_than_its_share(workload: Workload, enclave: MakeEnclave, kind: str) -> None:
     """Neither the new nor the sleeper has had any CPU time; that it did not want it is no reason to get it all now."""
     one = enclave("1", "cfs_bpf")
@@ -209,7 +209,7 @@ def test_whom_nobody_would_let_run_for_half_a_minute_runs_sooner(workload: Workl
     assert sched_ext.status().state == "enabled"
 
 
-@pytest.mark.parametrize("free", [True, False], ids=["idle", "busy"])
+@pytest.mark.parametrize("free", [pytest.param(True, marks=pytest.mark.soak), False], ids=["idle", "busy"])
 def test_who_waits_for_a_cpu_that_a_hog_takes_goes_on_elsewhere(
     workload: Workload, enclave: MakeEnclave, free: bool
 ) -> None:

@@ -12,7 +12,7 @@ from ghostbpf.loaders.errors import GhostError
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import SCHED_EXT
-from workload import Child, MakeEnclave, Me, Workload, in_ext, offline, set_online, until
+from workload import EITHER_FIFO, Child, MakeEnclave, Me, Workload, in_ext, offline, set_online, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -43,7 +43,7 @@ def still_attached(enclave: MakeEnclave) -> Iterator[None]:
     assert kernel.status().ops == "ghostbpf"
 
 
-@pytest.mark.parametrize("policy", ["biff", "rr"])
+@pytest.mark.parametrize("policy", EITHER_FIFO)
 def test_enclave_loses_a_cpu_under_load_and_gets_it_back(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
     one = enclave("1-2", policy, slice="5ms")
     spinners = [workload.spinner(one) for _ in range(4)]
@@ -86,7 +86,7 @@ def test_tasks_of_an_enclave_without_cpus_run_elsewhere(workload: Workload, encl
     assert sleeper.at == 3
 
 
-@pytest.mark.parametrize("policy", ["biff", "rr"])
+@pytest.mark.parametrize("policy", EITHER_FIFO)
 def test_queue_of_a_cpu_that_goes_is_served_elsewhere(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
     one = enclave("3", policy, slice="50ms")
     spinners = [workload.spinner(one) for _ in range(6)]
@@ -127,8 +127,8 @@ def test_two_enclaves_and_one_loses_its_cpus(workload: Workload, enclave: MakeEn
     assert all(child.cpus_seen <= second.cpus for child in theirs)
 
 
-@pytest.mark.parametrize("spinners", [1, 4])
-@pytest.mark.parametrize("policy", ["biff", "rr"])
+@pytest.mark.parametrize("spinners", [pytest.param(1, marks=pytest.mark.soak), 4])
+@pytest.mark.parametrize("policy", EITHER_FIFO)
 def test_tasks_bound_to_the_cpu_that_goes_run_on(
     workload: Workload, enclave: MakeEnclave, policy: str, spinners: int
 ) -> None:
@@ -176,6 +176,7 @@ def test_cpu_that_was_offline_at_attach_can_be_used(workload: Workload, enclave:
     assert first.nr_tasks == 0
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("policy", ["biff", "rr"])
 def test_ten_times_under_load(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
     one = enclave("2-3", policy, slice="5ms")

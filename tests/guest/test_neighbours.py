@@ -10,7 +10,7 @@ import pytest
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import SCHED_EXT
-from workload import Child, MakeEnclave, Me, Workload, in_ext, present_cpus, runtime_ns, until
+from workload import EITHER_FIFO, Child, MakeEnclave, Me, Workload, in_ext, present_cpus, runtime_ns, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
 
@@ -33,7 +33,7 @@ def turn_ext(child: Child) -> Child:
     return child
 
 
-@pytest.mark.parametrize("policy", ["biff", "rr"])
+@pytest.mark.parametrize("policy", EITHER_FIFO)
 def test_task_that_a_hog_preempts_goes_on_elsewhere(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
     one = enclave("1-2", policy)
     for _ in range(5):
@@ -64,7 +64,7 @@ def test_busy_enclave_goes_on_without_the_cpu_of_a_hog(workload: Workload, encla
     until(lambda: CpuSet(child.at for child in spinners) == biff.cpus, "the CPU is used again")
 
 
-@pytest.mark.parametrize("policy", ["biff", "rr"])
+@pytest.mark.parametrize("policy", EITHER_FIFO)
 def test_task_woken_onto_a_cpu_that_a_hog_takes_goes_on_elsewhere(
     workload: Workload, enclave: MakeEnclave, policy: str
 ) -> None:
@@ -117,8 +117,8 @@ def test_task_of_no_enclave_runs_on_free_cpus(workload: Workload, enclave: MakeE
     assert not biff.counters().switches
 
 
-@pytest.mark.parametrize("policy", ["biff", "rr"])
-@pytest.mark.parametrize("spinners", [4, 8])
+@pytest.mark.parametrize("policy", EITHER_FIFO)
+@pytest.mark.parametrize("spinners", [4, pytest.param(8, marks=pytest.mark.soak)])
 def test_task_of_no_enclave_gets_on_where_enclaves_hold_all_cpus(
     workload: Workload, enclave: MakeEnclave, policy: str, spinners: int
 ) -> None:

@@ -26,11 +26,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.topology import Topology
 
 MakeEnclave = Callable[..., Enclave]
+
+#: For what holds for the core, whichever policy decides.
+EITHER_FIFO = ["biff", pytest.param("rr", marks=pytest.mark.soak)]
 
 #: Long enough for any slow machine: reaching it means that something hangs.
 DEADLINE = 60.0
