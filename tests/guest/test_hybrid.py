@@ -18,7 +18,7 @@ HYBRID = Path(__file__).parents[2] / "examples" / "hybrid.py"
 
 
 def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
-    with scheduled(HYBRID, "1-2", "--shortest", "2ms", "--longest", "100ms", "--verbose", "yes") as run:
+    with scheduled(HYBRID, "1-2", "--shortest", "20ms", "--longest", "200ms", "--verbose", "yes") as run:
         _, params = params_of(run.enclave, from_file(str(HYBRID)))
         sleeper = workload.sleeper(run.enclave)
         before = run.enclave.counters().idle
@@ -27,7 +27,7 @@ def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
         until(lambda: params.slice_ns == 0, "endless while nobody waits")
 
         hogs = [workload.spinner(run.enclave) for _ in range(4)]
-        until(lambda: params.slice_ns == 2_000_000, "the shortest where all have to wait")
+        until(lambda: params.slice_ns == 20_000_000, "the shortest where all have to wait")
         committed = run.agent.committed
         for hog in hogs:
             hog.progress(1000)
@@ -39,7 +39,7 @@ def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
 
         def is_between() -> bool:
             wake(sleeper, 5)
-            return 2_000_000 < params.slice_ns < 100_000_000
+            return 20_000_000 < params.slice_ns < 200_000_000
 
         until(is_between, "longer where BPF places some")
         pair[0].stop()
@@ -50,7 +50,7 @@ def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
         told = re.findall(
             r"^hybrid: (\d+) placed by BPF, (\d+) had to wait: slice (.*)$", run.process.err, re.MULTILINE
         )
-        assert {"2.0 ms", "endless"} < {slice for _, _, slice in told}
+        assert {"20.0 ms", "endless"} < {slice for _, _, slice in told}
         assert any(int(placed) and int(asked) for placed, asked, _ in told)
 
 
