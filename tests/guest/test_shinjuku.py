@@ -37,7 +37,7 @@ def say(me: Me) -> None:
     me.say("ran")
 
 
-@pytest.mark.parametrize("slice", ["50us", "5ms"])
+@pytest.mark.parametrize("slice", [pytest.param("50us", marks=pytest.mark.soak), "5ms"])
 def test_short_request_runs_before_long_ones_end(workload: Workload, crew: MakeCrew, slice: str) -> None:
     one, agent = crew("1", "shinjuku", slice=slice, agent_timeout="10s")
     short = workload.sleeper(one)
