@@ -109,6 +109,8 @@ class Offer(Closing):
             signal.pidfd_send_signal(self._process, 0)
         except ProcessLookupError:  # the number may be another's by now
             return False
+        except PermissionError:  # it lives, and is another user's
+            pass
         return pid == self.taker
 
     def close(self) -> None:

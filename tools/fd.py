@@ -40,9 +40,10 @@ def command() -> None:
     """
 
 
-def _timeout_option(says: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def timeout_option(says: str, default: float = TIMEOUT) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--timeout, in seconds."""
     return click.option(
-        "--timeout", type=click.FloatRange(0, min_open=True), default=TIMEOUT, show_default=True, help=says
+        "--timeout", type=click.FloatRange(0, min_open=True), default=default, show_default=True, help=says
     )
 
 
@@ -52,7 +53,7 @@ def _timeout_option(says: str) -> Callable[[Callable[..., None]], Callable[..., 
 @click.option("--pid", type=int, help="Send what this process has open, not PATH.")
 @click.option("--fd", type=click.IntRange(0), help="As which descriptor process PID has it.")
 @click.option("--to", type=int, metavar="PID", help="Hand it to this process, and to no other.")
-@_timeout_option("Seconds to wait for a receiver.")
+@timeout_option("Seconds to wait for a receiver.")
 @json_option
 def send(
     path: Path | None, write: bool, pid: int | None, fd: int | None, to: int | None, timeout: float, as_json: bool
@@ -77,7 +78,7 @@ def hand_over(offer: Offer, timeout: float, *, as_json: bool = False) -> None:
 @click.argument("offer", default="-")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
 @click.option("--fd", type=click.IntRange(0), default=_FIRST_FREE, show_default=True, help="As which CMD has it open.")
-@_timeout_option("Seconds to wait for the sender.")
+@timeout_option("Seconds to wait for the sender.")
 def receive_one(offer: str, cmd: tuple[str, ...], fd: int, timeout: float) -> None:
     """Take what is offered, and print what is in it, or run CMD with it.
 

@@ -15,7 +15,7 @@ from ..loaders.descriptors import Offer
 from ..loaders.errors import GhostError
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.errors import NoSuchEnclave
-from .fd import hand_over
+from .fd import hand_over, timeout_option
 from .output import human_ns, json_option, show
 
 _EXAMPLES = """\b
@@ -25,7 +25,6 @@ Examples:
   sudo ghostbpf hints admit 1 --pid 4711    process 4711 may, that alone
   cc $(ghostbpf hints cflags) app.c         an application in C
 """
-_TIMEOUT = 60.0
 
 
 @click.group(epilog=_EXAMPLES)
@@ -50,13 +49,7 @@ def show_one(id: int, as_json: bool) -> None:
 @click.option("--user", metavar="NAME", help="In place of the one before.")
 @click.option("--group", metavar="NAME", help="In place of the one before.")
 @click.option("--pid", type=int, help="This process, once, by an offer that it takes.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    default=_TIMEOUT,
-    show_default=True,
-    help="Seconds that the process has to take it.",
-)
+@timeout_option("Seconds that the process has to take it.", default=60.0)
 def admit_to(id: int, user: str | None, group: str | None, pid: int | None, timeout: float) -> None:
     """Let a user, a group, or a process open the table of enclave ID and write hints.
 

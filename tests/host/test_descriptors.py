@@ -144,6 +144,24 @@ def test_offer_to_a_process_is_for_that_alone(note: int) -> None:
     assert serving.end() == os.getpid()
 
 
+@pytest.mark.usefixtures("root")
+def test_offer_to_a_process_of_another_user_reaches_it(note: int) -> None:
+    hear, tell = os.pipe()
+    if not (child := os.fork()):
+        try:
+            os.setgroups([])
+            os.setresuid(65534, 65534, 65534)
+            with Offer(note, taker=os.getppid()) as offer:
+                os.write(tell, str(offer).encode())
+                offer.serve(LONG)
+        finally:
+            os._exit(0)
+    os.close(take(os.read(hear, 200).decode(), LONG))
+    os.waitpid(child, 0)
+    os.close(hear)
+    os.close(tell)
+
+
 def test_offer_to_a_process_that_has_ended_is_for_nobody(task: Callable[..., Task], note: int) -> None:
     other = task(lambda: None)
     with Offer(note, taker=other.pid) as offer, contextlib.closing(call(offer, say=offer.nonce.encode())) as caller:
