@@ -11,18 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import socket
 import struct
 from dataclasses import dataclass
 
 from pyroute2.netlink import NETLINK_CONNECTOR, NLMSG_DONE
 from pyroute2.netlink.connector import cn_proc
 
-from ..loaders.closing import Closing
 from ..loaders.errors import KernelUnsupported, PermissionMissing
-
-#: Room for events that nobody has read yet: some ten thousand.
-BUFFER_BYTES = 8 << 20
+from ..loaders.netlink import BUFFER_BYTES, NetlinkEvents
 
 #: So many are read at once, lest a storm of them keep us from doing anything about them.
 _BATCH = 4096
@@ -40,8 +36,6 @@ _EVENT = struct.Struct("=IIQ")
 _TASKS = struct.Struct("=4i")
 _MODE = struct.Struct("=I")
 _EVENT_AT = _HEADER.size + _CN_MSG.size
-_MAX_MESSAGE = 4096
-_SO_RCVBUFFORCE = 33
 
 
 @dataclass(frozen=True)
@@ -58,27 +52,17 @@ class ProcessEvent:
     parent: int = 0
 
 
-class ProcessEvents(Closing):
+class ProcessEvents(NetlinkEvents):
     """The events from now on. Raises KernelUnsupported and PermissionMissing."""
 
     def __init__(self, buffer_bytes: int = BUFFER_BYTES) -> None:
-        self._lost = False
         self._next: dict[int, int] = {}
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_CONNECTOR)
-        except OSError:
+            super().__init__(NETLINK_CONNECTOR, buffer_bytes)
+        except OSError as error:
+            if error.errno != errno.EPROTONOSUPPORT:
+                raise
             raise _unsupported("it has no CONFIG_CONNECTOR") from None
-        try:
-            self._socket.setblocking(False)
-            self._make_room(buffer_bytes)
-            self._subscribe()
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def fileno(self) -> int:
-        """To poll: readable when events have come, or got lost."""
-        return self._socket.fileno()
 
     def read(self) -> tuple[list[ProcessEvent], bool]:
         """The events that have come, oldest first (perhaps not yet all), and whether others got lost."""
@@ -88,7 +72,7 @@ class ProcessEvents(Closing):
                 break
             if (event := self._parse(message)) is not None:
                 events.append(event)
-        lost, self._lost = self._lost, False
+        lost, self.lost = self.lost, False
         return events, lost
 
     def close(self) -> None:
@@ -96,13 +80,7 @@ class ProcessEvents(Closing):
         if self._socket.fileno() >= 0:
             # Older kernels count listeners, and would go on for one that is gone.
             self._ask(cn_proc.PROC_CN_MCAST_IGNORE)
-            self._socket.close()
-
-    def _make_room(self, size: int) -> None:
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+            super().close()
 
     def _subscribe(self) -> None:
         try:
@@ -119,7 +97,7 @@ class ProcessEvents(Closing):
                 if _MODE.unpack_from(message, _EVENT_AT + _EVENT.size)[0]:
                     raise _not_permitted()
                 return
-        if not self._lost:
+        if not self.lost:
             raise _unsupported("it has no CONFIG_PROC_EVENTS, or this is a container")
 
     def _ask(self, mode: int) -> int:
@@ -129,22 +107,11 @@ class ProcessEvents(Closing):
         self._socket.send(header + body)
         return asked
 
-    def _receive(self) -> bytes | None:
-        while True:
-            try:
-                return self._socket.recv(_MAX_MESSAGE)
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self._lost = True
-
     def _parse(self, message: bytes) -> ProcessEvent | None:
         _, _, sequence, _, _, _ = _CN_MSG.unpack_from(message, _HEADER.size)
         number, cpu, at_ns = _EVENT.unpack_from(message, _EVENT_AT)
         # Each CPU counts its events: one that the kernel had no memory for leaves a gap, and nothing else.
-        self._lost |= self._next.get(cpu, sequence) != sequence
+        self.lost |= self._next.get(cpu, sequence) != sequence
         self._next[cpu] = (sequence + 1) & 0xFFFFFFFF
         if (kind := _KINDS.get(number)) is None:
             return None

@@ -6,11 +6,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import os
-import socket
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,8 +18,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from ...loaders.btf import Btf
-from ...loaders.closing import Closing
 from ...loaders.errors import GhostError, KernelUnsupported, PermissionMissing
+from ...loaders.netlink import NetlinkEvents
 
 _GET = 1
 _ATTRIBUTES = (
@@ -32,9 +30,6 @@ _ATTRIBUTES = (
 )
 _SYSCTL = Path("/proc/sys/kernel/task_delayacct")
 _POSSIBLE = Path("/sys/devices/system/cpu/possible")
-_SO_RCVBUFFORCE = 33
-_BUFFER_BYTES = 8 << 20
-_MAX_MESSAGE = 1 << 14
 _TYPE, _ERROR = slice(4, 6), slice(16, 20)  # of struct nlmsghdr, and of struct nlmsgerr behind it
 
 
@@ -92,51 +87,31 @@ class TaskStats:
         return Exits(self._socket.prid)
 
 
-class Exits(Closing):
+class Exits(NetlinkEvents):
     """The last figures of every thread that ends, anywhere on the machine; ``family`` is the number of taskstats."""
 
-    #: Whether some came faster than they were read, and are not known.
-    lost = False
-
     def __init__(self, family: int) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
-        try:
-            with contextlib.suppress(PermissionError):
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-            self._register(family)
-            self._socket.setblocking(False)
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def _register(self, family: int) -> None:
-        request = _request("TASKSTATS_CMD_ATTR_REGISTER_CPUMASK", _POSSIBLE.read_text().strip())
-        request["header"]["type"], request["header"]["flags"] = family, NLM_F_REQUEST | NLM_F_ACK
-        request.encode()
-        self._socket.send(request.data)
-        # The kernel registers before it acknowledges: what is not the acknowledgement is an exit already.
-        self._early = []
-        while int.from_bytes((answer := self._socket.recv(_MAX_MESSAGE))[_TYPE], "little") == family:
-            self._early.append(answer)
-        if error := int.from_bytes(answer[_ERROR], "little", signed=True):
-            raise KernelUnsupported("taskstats", f"the kernel tells of no exits here: {os.strerror(-error)}")
+        self._family = family
+        self._early: list[bytes] = []
+        super().__init__(NETLINK_GENERIC)
 
     def read(self) -> dict[int, dict[str, int]]:
         """Every number in its struct taskstats, by member name, for each thread that has ended since the last call."""
         messages, self._early = self._early, []
-        while True:
-            try:
-                messages.append(self._socket.recv(_MAX_MESSAGE))
-            except BlockingIOError:
-                return dict(map(_ended, messages))
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.lost = True
+        messages.extend(iter(self._receive, None))
+        return dict(map(_ended, messages))
 
-    def close(self) -> None:
-        """No more of them."""
-        self._socket.close()
+    def _subscribe(self) -> None:
+        request = _request("TASKSTATS_CMD_ATTR_REGISTER_CPUMASK", _POSSIBLE.read_text().strip())
+        request["header"]["type"], request["header"]["flags"] = self._family, NLM_F_REQUEST | NLM_F_ACK
+        request.encode()
+        self._socket.send(request.data)
+        # The kernel registers, then acknowledges, all before send returns: what comes first is an exit already.
+        while (answer := self._receive()) is not None:
+            if int.from_bytes(answer[_TYPE], "little") == self._family:
+                self._early.append(answer)
+            elif error := int.from_bytes(answer[_ERROR], "little", signed=True):
+                raise KernelUnsupported("taskstats", f"the kernel tells of no exits here: {os.strerror(-error)}")
 
 
 def _request(attribute: str, value: int | str) -> Any:
