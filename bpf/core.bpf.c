@@ -113,7 +113,7 @@ static void ask_to_move(s32 here)
 	struct cpu *cpu = cpu_of(here);
 	struct enclave *e = NULL;
 
-	if (cpu && enclave_of_cpu(cpu, &e) && e && spun_cpu(e) == 1 + here)
+	if (cpu && enclave_of_cpu(cpu, &e) && e && spun_cpu(e) == here)
 		cpu->wanted = 1;
 }
 

@@ -190,16 +190,16 @@ static u32 lowest_bit(u64 word)
 			continue;                                       \
 		else
 
-/* 1 + the CPU that an agent of e's spins on; 0: there is none. */
-static u32 spun_cpu(struct enclave *e)
+/* The CPU that an agent of e's spins on; -1: there is none. */
+static s32 spun_cpu(struct enclave *e)
 {
-	return e->spinner >> 32;
+	return (s32)(e->spinner >> 32) - 1;
 }
 
 /* Word i of e's CPUs that run its tasks. */
 static u64 serving(struct enclave *e, struct core *c, u32 i)
 {
-	u32 spun = spun_cpu(e) - 1;
+	u32 spun = spun_cpu(e);
 
 	return e->cpus[i] & c->online[i] & ~(spun / 64 == i ? 1ULL << (spun & 63) : 0);
 }

@@ -131,6 +131,7 @@ def swap(runs: int) -> list[Row]:
     swapping: list[float] = []
     quiet: list[float] = []
     cost: list[float] = []
+    POLICIES["rr"].compile()
     with enclave_under(POLICIES["biff"]) as enclave:
         for _ in range(runs):
             for gaps, swaps in ((quiet, 0), (swapping, 20)):

@@ -97,7 +97,7 @@ class Agent:
 
     def open_cpus(self) -> list[int]:
         """Those of its CPUs for which nothing is committed, and which no other class has; the idle ones first."""
-        return self._flags.idle() + self._flags.busy()
+        return self._flags.open()
 
     def idle_cpus(self) -> list[int]:
         """Those of its CPUs that have nothing to do."""

@@ -25,17 +25,22 @@ class CpuFlags:
         self._online = enclave.core.state.online
         self._enclave = enclave.core.enclaves.view(enclave.id, 1).cast("Q")
 
+    def open(self) -> list[int]:
+        """Those that have nothing committed to them, and that no other class has; the idle ones first."""
+        running = self._running.tolist()
+        return sorted(self._unclaimed(), key=lambda cpu: running[cpu] != 0)
+
     def idle(self) -> list[int]:
         """Those that run nothing and have nothing committed to them."""
         running = self._running.tolist()
-        return [cpu for cpu in self._open() if not running[cpu]]
+        return [cpu for cpu in self._unclaimed() if not running[cpu]]
 
     def busy(self) -> list[int]:
         """Those that run a task of ours and have nothing committed to them."""
         running = self._running.tolist()
-        return [cpu for cpu in self._open() if running[cpu]]
+        return [cpu for cpu in self._unclaimed() if running[cpu]]
 
-    def _open(self) -> list[int]:
+    def _unclaimed(self) -> list[int]:
         latched, taken, spun = self._latched.tolist(), self._taken.tolist(), (self._enclave[_SPINNER] >> 32) - 1
         return [
             cpu
