@@ -20,7 +20,7 @@ from .measure import Row, summary
 _TASKS = (10, 1_000, 10_000)
 _CPUS = (2, 4, 8)
 #: Decisions that are timed, at least, whatever the number of tasks.
-_DECISIONS = 10_000
+_DECISIONS = 2_000
 #: Lines of ghOSt's policy of that name, its headers and its BPF part with it (google/ghost-userspace, 9ca0a1f).
 _GHOST_LINES = {
     "biff": 840,
