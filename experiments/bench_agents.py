@@ -25,7 +25,7 @@ from ..schedulers.registry import POLICIES
 from ..schedulers.topology import Topology
 from ..schedulers.userspace import FIFO_CENTRALIZED, Agent, AgentPolicy, Crew, Task, Transaction, TxnState, half_of
 from ..schedulers.userspace.task import HEAD, WAITING
-from .contest import EEVDF, Contestant, compare, decisions, ready, scheduled
+from .contest import BIG_RING, EEVDF, Contestant, compare, decisions, ready, scheduled
 from .herd import Herd, Spinner
 from .measure import Row, enclave_under, in_child, perf, summary
 from .wakelat import WakeLatency
@@ -39,7 +39,6 @@ _BACKLOGS = (10, 1_000, 10_000)
 _BATCHES = {1: 100, 10: 40, 64: 20}
 _WARM_UP = 5
 _FEW_MESSAGES = "perf bench sched messaging -g 2 -l 100"
-_BIG_RING = {"ring_bytes": 16 << 20}
 _ENDLESS = "perf bench sched messaging -g 4 -l 100000000"
 _HERD = 10_000
 _HAND_OVERS = 3
@@ -189,7 +188,7 @@ def messages(runs: int) -> list[Row]:
 def _drain_rate(enclave: Enclave, half: AgentHalf, through_policy: bool) -> float:
     """Messages per second: those of a whole workload, which nobody has read meanwhile."""
     os.sched_setaffinity(0, {_HOME})
-    agent = Agent(enclave, half, half.values({"agent-timeout": "10s"}) | _BIG_RING)
+    agent = Agent(enclave, half, half.values({"agent-timeout": "10s"}) | dict(BIG_RING))
     agent.take_over()
     agent.turn()
     before = _messages(enclave)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..schedulers.policy import Policy
 from ..schedulers.registry import POLICIES
 from ..schedulers.topology import Topology
 from ..schedulers.userspace import central, fair, ranked
-from .contest import EEVDF, Contestant, Work, compare, decisions, scheduled
+from .contest import BIG_RING, EEVDF, Contestant, Work, compare, decisions, scheduled
 from .herd import Herd
 from .measure import Row, summary
 
@@ -68,6 +69,7 @@ def scaling(runs: int) -> list[Row]:
         costs: dict[tuple[int, int], list[float]] = {size: [] for size in sizes}
         for _ in range(runs):
             for tasks, cpus in sizes:
+                print(f"  {half.name}: {tasks:,} tasks on {cpus} CPUs", file=sys.stderr, flush=True)
                 costs[tasks, cpus].append(_cost(half, tasks, CpuSet(everything[:cpus])))
         rows += [
             summary(f"{half.name}: a decision, {tasks:,} tasks on {cpus} CPUs", cost, "us", costs[few, most])
@@ -97,7 +99,7 @@ def _halves() -> Iterator[AgentHalf]:
 
 def _cost(half: AgentHalf, tasks: int, cpus: CpuSet) -> float:
     """Microseconds of the agents' CPU time per decision, while ``tasks`` wake at once, again and again."""
-    with scheduled(half, {"fastpath": "off"}, cpus) as (enclave, crew), Herd(enclave, tasks) as herd:
+    with scheduled(half, {"fastpath": "off"}, cpus, BIG_RING) as (enclave, crew), Herd(enclave, tasks) as herd:
         before = Work.of(enclave, crew)
         while (did := Work.of(enclave, crew) - before).committed < _DECISIONS:
             herd.wake()
