@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..policy import Option, duration_ns
 from .cpus import CpuFlags
 from .fair import Account, FairQueue, slice_ns
 from .policy import AgentPolicy, flag
-from .task import BLOCKED, WAITING, StatusWord, Task, Transaction
+from .task import WAITING, Task, Transaction
 
 if TYPE_CHECKING:
     from .agent import Agent
 
 _MOST_AT_ONCE = 32
-_FRESH_NS = 10_000_000
 #: In place of a CPU: the agent that hands tasks out, and keeps one that may run nowhere yet.
 _PLACER = -1
 #: Less than the core's own, which lets whoever waits have a CPU, and far less than the kernel's, which ends schedulers.
@@ -73,7 +73,7 @@ class Cfs(AgentPolicy):
         self.current: FairTask | None = None
         self.picked_ns = 0  # what the current one had run when its slice began
         self._flags = CpuFlags(agent.enclave, tuple(agent.enclave.cpus))
-        self._loads, self._counted_ns = Counter[int](), 0
+        self._loads, self._fresh_until_ns = Counter[int](), 0
 
     def enqueue(self, task: Task) -> None:
         assert isinstance(task, FairTask)
@@ -128,15 +128,13 @@ class Cfs(AgentPolicy):
 
     def place(self, task: Task, cpus: tuple[int, ...]) -> int:
         """Where fewest tasks run or wait; by preference where it was."""
-        if (now := time.monotonic_ns()) - self._counted_ns > _FRESH_NS:
-            words = (word for _, word in self.agent.words.in_use())
-            self._loads = Counter(word.channel - 1 for word in words if word.state != BLOCKED)
-            self._counted_ns = now
+        self._count()
         cpu = min(cpus, key=lambda cpu: (not self.agent.may_run(task, cpu), self._loads[cpu], cpu != task.cpu))
         self._loads[cpu] += 1
         return cpu
 
     def schedule(self) -> Iterator[Transaction]:
+        self.due_ns = 0
         for cpu in self.agent.idle_cpus():
             if (task := self._next()) is not None:
                 left_ns = self._slice_ns(1 + len(self.queue)) - (task.runtime_ns - self.picked_ns)
@@ -164,17 +162,25 @@ class Cfs(AgentPolicy):
 
     def _pull(self) -> None:
         """Half of those that wait for the CPU with most tasks become this agent's, and come as new ones."""
-        there: dict[int, list[StatusWord]] = defaultdict(list)
-        for _, word in self.agent.words.in_use():
-            if word.state != BLOCKED and word.channel not in (1 + _PLACER, 1 + self._here):
-                there[word.channel].append(word)
-        busiest = max(there.values(), key=len, default=[])
-        if len(busiest) < 2:
+        if not self._count():
+            self.due_ns = self._fresh_until_ns
+        others = (cpu for cpu in self._loads if cpu not in (_PLACER, self._here))
+        busiest = max(others, key=self._loads.__getitem__, default=_PLACER)
+        if self._loads[busiest] < 2:
             return
-        waiting = [w for w in busiest if w.state == WAITING and w.may_run_on(self._here)]
-        waiting.sort(key=lambda word: word.since_ns)
-        for word in waiting[: min(len(busiest) // 2, _MOST_AT_ONCE)]:
+        half = self._loads.pop(busiest) // 2
+        waiting = (word for word in self.agent.words.waiting(1 + busiest) if word.may_run_on(self._here))
+        for word in islice(waiting, min(half, _MOST_AT_ONCE)):
             self.agent.adopt(word)
+
+    def _count(self) -> bool:
+        """Count anew how many run or wait on each CPU, but so seldom that it takes a tenth of the time at most."""
+        if (now := time.monotonic_ns()) < self._fresh_until_ns:
+            return False
+        began = time.thread_time_ns()
+        self._loads = Counter({channel - 1: load for channel, load in self.agent.words.loads().items()})
+        self._fresh_until_ns = now + 10 * (time.thread_time_ns() - began)
+        return True
 
     def _set_clock(self) -> None:
         """By what the current task has run, too, though no message may have told of that yet."""
