@@ -135,8 +135,10 @@ static void give_word_back(u32 number)
 {
 	struct status_word *w = word_at(number);
 
-	if (w)
+	if (w) {
+		w->state = TASK_BLOCKED; /* a free word may never have been a task's */
 		w->gtid = 0;
+	}
 	free_words.push(&number, BPF_ANY);
 }
 
