@@ -188,7 +188,7 @@ def messages(runs: int) -> list[Row]:
 def _drain_rate(enclave: Enclave, half: AgentHalf, through_policy: bool) -> float:
     """Messages per second: those of a whole workload, which nobody has read meanwhile."""
     os.sched_setaffinity(0, {_HOME})
-    agent = Agent(enclave, half, half.values({"agent-timeout": "10s"}) | dict(BIG_RING))
+    agent = Agent(enclave, half, half.values({"agent-timeout": "10s"}) | BIG_RING)
     agent.take_over()
     agent.turn()
     before = _messages(enclave)

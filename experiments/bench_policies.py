@@ -99,7 +99,7 @@ def _halves() -> Iterator[AgentHalf]:
 
 def _cost(half: AgentHalf, tasks: int, cpus: CpuSet) -> float:
     """Microseconds of the agents' CPU time per decision, while ``tasks`` wake at once, again and again."""
-    with scheduled(half, {"fastpath": "off"}, cpus, BIG_RING) as (enclave, crew), Herd(enclave, tasks) as herd:
+    with scheduled(half, {"fastpath": "off"}, cpus, **BIG_RING) as (enclave, crew), Herd(enclave, tasks) as herd:
         before = Work.of(enclave, crew)
         while (did := Work.of(enclave, crew) - before).committed < _DECISIONS:
             herd.wake()

@@ -21,9 +21,8 @@ from .wakelat import Latencies, WakeLatency
 EEVDF = "EEVDF"
 #: A policy and its options; None is the kernel's own fair class.
 Contestant = tuple[Policy, dict[str, str]] | None
-#: An agent's ring: as users have it; and with room for the messages of thousands of tasks that wake at once.
-SMALL_RING: Mapping[str, int] = {}
-BIG_RING: Mapping[str, int] = {"ring_bytes": 16 << 20}
+#: A ring with room for the messages of thousands of tasks that wake at once.
+BIG_RING = {"ring_bytes": 16 << 20}
 
 _PERCENTILES = {"wake-to-run p50": "p50", "wake-to-run p99": "p99", "wake-to-run p99.9": "p999"}
 
@@ -91,11 +90,9 @@ def decisions(half: AgentHalf) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def ready(
-    half: AgentHalf, options: dict[str, str] | None = None, ring: Mapping[str, int] = SMALL_RING
-) -> Iterator[Crew]:
-    """A crew that can take an enclave over; it ends with the block."""
-    crew = Crew(half, {**half.values(options), **ring})
+def ready(half: AgentHalf, options: dict[str, str] | None = None, **values: int) -> Iterator[Crew]:
+    """A crew that can take an enclave over, with ``values`` that are no options; it ends with the block."""
+    crew = Crew(half, half.values(options) | values)
     try:
         yield crew
     finally:
@@ -104,10 +101,10 @@ def ready(
 
 @contextlib.contextmanager
 def scheduled(
-    half: AgentHalf, options: dict[str, str], cpus: CpuSet | None = None, ring: Mapping[str, int] = SMALL_RING
+    half: AgentHalf, options: dict[str, str], cpus: CpuSet | None = None, **values: int
 ) -> Iterator[tuple[Enclave, Crew]]:
     """An enclave with agents in charge for the block."""
-    with ready(half, options, ring) as crew, enclave_under(half, options, cpus) as enclave:
+    with ready(half, options, **values) as crew, enclave_under(half, options, cpus) as enclave:
         yield enclave, crew.take_over(enclave)
 
 
