@@ -45,11 +45,8 @@ def fairness(traced: Traced, name: str, nice: int) -> dict[int, int]:
 
 
 def test_each_time_from_wakeup_to_block_counts_once_by_priority(task: Callable[..., Task]) -> None:
-    def nice_work() -> None:
-        os.nice(5)
-        burst_and_nap()
-
-    worker = task(nice_work)
+    worker = task(burst_and_nap)
+    os.setpriority(os.PRIO_PROCESS, worker.pid, 5)
     with tracing("schedfair", "-t", worker.pid) as traced:
         before = worker.figures()
         worker.run()
@@ -58,16 +55,12 @@ def test_each_time_from_wakeup_to_block_counts_once_by_priority(task: Callable[.
     assert {row["prio"] for row in windows} == {25}
     assert {row["nice"] for row in windows} == {5}
     assert found.has(total(windows), found.blocked)
-    # Over the whole trace it is one task; it was of the priority that it had when it blocked first.
     assert total(traced.named("full_trace")) == 1
 
 
 def test_two_equal_spinners_get_the_same_share_and_a_nicer_one_less(task: Callable[..., Task], cpus: list[int]) -> None:
-    def nicer() -> None:
-        os.nice(10)
-        spin_for(0.5)()
-
-    tasks = [*(task(spin_for(0.5), cpu=cpus[-1], name="crowd") for _ in range(2)), task(nicer, cpu=cpus[-1])]
+    tasks = [task(spin_for(0.5), cpu=cpus[-1], name=name) for name in ("crowd", "crowd", "nicer")]
+    os.setpriority(os.PRIO_PROCESS, tasks[-1].pid, 10)
     with tracing("schedfair", "-c", "crowd") as equal, tracing("schedfair", "-t", tasks[-1].pid) as less:
         run_together(tasks)
     shares = fairness(equal, "full_trace", nice=0)
