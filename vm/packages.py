@@ -69,11 +69,25 @@ class Apt:
                 return kept
 
     def download(self, packages: Iterable[Package], where: Path) -> list[Path]:
-        """Fetch the .deb files of `packages` into the directory `where`; raises ImageError."""
-        names = [f"{p.name}={p.version}" for p in packages]
-        with locked(self.home / "lock"), stage(f"fetching {', '.join(n.split('=')[0] for n in names)}"):
-            self._run("download", *names, cwd=where)
+        """Fetch the .deb files of `packages` into the directory `where`; raises ImageError.
+
+        Where one cannot be had, the archive may have a later build of it than apt's lists say, or these are damaged:
+        they are fetched again, and the packages are what the archive has then.
+        """
+        wanted = {p.name: p.version for p in packages}
+        with locked(self.home / "lock"):
+            try:
+                self._fetch([f"{name}={version}" for name, version in wanted.items()], where)
+            except ImageError:
+                for part in where.glob("*.deb"):
+                    part.unlink()
+                self._refresh()
+                self._fetch(wanted, where)
         return sorted(where.glob("*.deb"))
+
+    def _fetch(self, names: Iterable[str], where: Path) -> None:
+        with stage(f"fetching {', '.join(name.split('=')[0] for name in names)}"):
+            self._run("download", *names, cwd=where)
 
     def _kept(self) -> list[Package] | None:
         document = read_json(self._index)

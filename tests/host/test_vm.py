@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -28,7 +31,7 @@ from ghostbpf.vm.cache import cache_dir, locked, remove_unless_in_use, write_who
 from ghostbpf.vm.images import GUEST_ROOT, Recipe, tree
 from ghostbpf.vm.kernels import header_packages, matching, on_offer
 from ghostbpf.vm.mirrors import Mirror, find_mirror
-from ghostbpf.vm.packages import Apt, parse_packages
+from ghostbpf.vm.packages import Apt, Package, parse_packages
 from ghostbpf.vm.request import check, shared_directory
 
 PACKAGES = """\
@@ -214,6 +217,66 @@ def test_package_lists_are_fetched_once_a_day_and_outlive_the_network(
     other.reachable = False
     with pytest.raises(ImageError, match="no network"):
         other.packages()
+
+
+class Local(Mirror):
+    """A directory as an archive that apt trusts."""
+
+    def source(self, suite: str) -> str:
+        return f"deb [trusted=yes] {self.uri} {suite} main"
+
+
+class Archive:
+    """An archive of one kernel package, in one build of it."""
+
+    NAME = "linux-image-9.9.9-cloud-amd64"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.index = root / "dists/sid/main/binary-amd64/Packages"
+        self.index.parent.mkdir(parents=True)
+
+    def offer(self, version: str) -> None:
+        """Have this build, and no longer the one before."""
+        for deb in self.root.glob("*.deb"):
+            deb.unlink()
+        control = f"Package: {self.NAME}\nVersion: {version}\nArchitecture: amd64\nMaintainer: x\nDescription: x\n"
+        tree = self.root / "tree"
+        (tree / "DEBIAN").mkdir(parents=True, exist_ok=True)
+        (tree / "DEBIAN/control").write_text(control)
+        deb = self.root / f"{self.NAME}_{version}.deb"
+        subprocess.run(["dpkg-deb", "--build", tree, deb], check=True, stdout=subprocess.DEVNULL)
+        digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+        self.index.write_text(f"{control}Filename: {deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n")
+        listed = f"{hashlib.sha256(self.index.read_bytes()).hexdigest()} {self.index.stat().st_size}"
+        release = (
+            f"Codename: sid\nArchitectures: amd64\nComponents: main\nSHA256:\n {listed} main/binary-amd64/Packages\n"
+        )
+        (self.root / "dists/sid/Release").write_text(release)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    if not Path("/usr/lib/apt/apt-helper").exists():
+        pytest.skip("no apt on this machine")
+    return Archive(tmp_path / "archive")
+
+
+@pytest.mark.parametrize("change", ["a later build", "no lists"])
+def test_package_that_the_lists_do_not_lead_to_is_found_by_new_ones(
+    archive: Archive, tmp_path: Path, change: str
+) -> None:
+    archive.offer("1")
+    apt = Apt(tmp_path / "apt", Local(f"file:{archive.root}"), ["sid"])
+    [package] = apt.packages()
+    if change == "no lists":
+        shutil.rmtree(tmp_path / "apt/lists")
+    else:
+        archive.offer("2")
+    [deb] = apt.download([package], tmp_path)
+    assert deb.name == f"{archive.NAME}_{1 if change == 'no lists' else 2}_amd64.deb"
+    with pytest.raises(ImageError, match="Unable to locate package linux-image-1-cloud-amd64"):
+        apt.download([Package("linux-image-1-cloud-amd64", "1", "sid")], tmp_path)
 
 
 # The cache
