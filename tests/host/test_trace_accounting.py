@@ -15,7 +15,19 @@ from typing import Any
 
 import pytest
 from ghostbpf.tools.trace.taskstats import TaskStats
-from tracing import Figures, Task, Traced, be_fifo, objects, only, run_together, run_trace, spin, spin_until, tracing
+from tracing import (
+    Figures,
+    Task,
+    Traced,
+    be_fifo,
+    objects,
+    only,
+    run_together,
+    run_trace,
+    spin,
+    spin_for,
+    tracing,
+)
 
 BURSTS = 15
 
@@ -24,16 +36,6 @@ def burst_and_nap() -> None:
     for _ in range(BURSTS):
         spin(0.003)
         time.sleep(0.001)
-
-
-def spin_for(seconds: float) -> Callable[[], None]:
-    """Spin for so long by the clock on the wall, whoever else has the CPU."""
-
-    def work() -> None:
-        end = time.monotonic() + seconds
-        spin_until(lambda: time.monotonic() >= end)
-
-    return work
 
 
 def total(rows: Iterable[Mapping[str, Any]]) -> int:
@@ -190,6 +192,23 @@ def test_waits_that_bpf_counts_are_those_of_taskstats_and_schedstat(task: Callab
         assert row["cpu_ms"] == pytest.approx((now[1]["cpu_delay_total"] - then[1]["cpu_delay_total"]) / 1e6, abs=0.01)
         assert found.has(row["bpf"])
         assert row["bpf_ms"] == pytest.approx(row["cpu_ms"], rel=0.05, abs=1 + found.slack * 1e3)
+
+
+@pytest.mark.parametrize("with_pids", [False, True])
+def test_delays_of_whom_a_filter_chooses_are_since_the_trace_began(
+    task: Callable[..., Task], cpus: list[int], with_pids: bool
+) -> None:
+    pair = [task(burst_and_nap, cpu=cpus[-1], name=f"pair{n}") for n in range(2)]
+    run_together(pair)
+    with tracing("delays", "-c", "pair0", *(one.pid for one in pair if with_pids)) as traced:
+        before = pair[0].figures()
+        run_together(pair)
+        found = pair[0].figures() - before
+    [row] = traced.named("delays")
+    assert (row["tid"], row["comm"]) == (pair[0].pid, "pair0")
+    assert row["cpu"] == found.runs
+    assert row["cpu_ms"] == pytest.approx(found.waited * 1e3, abs=0.01)
+    assert found.has(row["bpf"])
 
 
 def test_delays_are_reported_each_interval_for_every_thread(task: Callable[..., Task]) -> None:

@@ -18,7 +18,7 @@ from ghostbpf.tools.trace.command import TOOLS, command
 from tracing import ghostbpf_trace
 
 NO_PID = 4_194_303
-FILTERED = [name for name in TOOLS if name not in ("delays", "runqlen", "dsqlat")]
+FILTERED = [name for name in TOOLS if name not in ("delays", "dsqlat")]
 
 #: For every tool that takes filters: what is wrong, the exit status and what is said of it.
 BAD_FILTERS = [
@@ -62,7 +62,7 @@ BAD_OPTIONS = [
     (("cpudist", "-L", "--per-cpu"), 2, "only one of -P, -L and --per-cpu"),
     (("runqlen", "-F", 0), 2, "0 is not in the range"),
     (("runqlen", "-C", 4096), 1, "there is no CPU 4096"),
-    (("runqlen", "-p", 1), 2, "No such option"),
+    (("runqlen", "-m"), 2, "No such option"),
     (("runqslower", "--min", 0), 2, "0 is not in the range"),
     (("runqslower", "-n", 17), 2, "17 is not in the range"),
     (("offcputime", "-U", "-K"), 2, "-U and -K exclude each other"),
@@ -76,6 +76,8 @@ BAD_OPTIONS = [
     (("delays", 1, "-n", 0), 2, "0 is not in the range"),
     (("delays", "x"), 2, "'x' is not a valid integer"),
     (("delays", 1, "-p", 1), 2, "No such option"),
+    (("delays", 1, "-C", 0), 2, "No such option"),
+    (("delays", "-t", NO_PID), 1, f"there is no thread {NO_PID}"),
     (("nonsense",), 2, "No such command 'nonsense'"),
 ]
 

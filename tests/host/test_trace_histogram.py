@@ -16,8 +16,8 @@ from ghostbpf.loaders.attach import Link
 from ghostbpf.loaders.compiler import compile
 from ghostbpf.loaders.link import Module, Target
 from ghostbpf.loaders.maps import Array
-from ghostbpf.tools.trace.histogram import Histogram, Row, edges, linear_percentile, linear_picture, picture
-from ghostbpf.tools.trace.report import HistogramSection, LinearSection
+from ghostbpf.tools.trace.histogram import Histogram, LinearHistogram, Row, edges, linear_picture, picture
+from ghostbpf.tools.trace.report import HistogramSection
 from ghostbpf.tools.trace.tracer import TRACERS, constant
 
 USEC, MSEC = 1_000, 1_000_000
@@ -68,7 +68,7 @@ def test_picture_grows_wide_for_numbers_beyond_32_bits() -> None:
 
 def test_linear_picture_is_bccs_to_the_letter() -> None:
     assert (
-        linear_picture([1068, 642, 0, 1], "runqlen")
+        linear_picture(LinearHistogram("runqlen", (1068, 642, 0, 1, 0, 0)).rows(), "runqlen")
         == """\
      runqlen       : count     distribution
         0          : 1068     |****************************************|
@@ -79,11 +79,10 @@ def test_linear_picture_is_bccs_to_the_letter() -> None:
 
 
 def test_percentiles_of_small_numbers_are_exact() -> None:
-    counts = [50, 40, 9, 0, 1]
-    assert [linear_percentile(counts, share) for share in (0.5, 0.9, 0.99, 0.999)] == [0, 1, 2, 4]
-    section = LinearSection("runqlen", "runqlen", counts)
-    assert section.summary() == {"p50": 0, "p90": 1, "p99": 2, "p99.9": 4, "max": 4, "avg": 0.62}
-    assert section.text().splitlines()[-1] == "     p50 0  p90 1  p99 2  p99.9 4  max 4  avg 0.62  (100 in all)"
+    lengths = LinearHistogram("runqlen", (50, 40, 9, 0, 1, 0))
+    assert [lengths.percentile(share) for share in (0.5, 0.9, 0.99, 0.999)] == [0, 1, 2, 4]
+    assert lengths.summary() == {"p50": 0, "p90": 1, "p99": 2, "p99.9": 4, "max": 4, "avg": 0.62}
+    assert lengths.text().splitlines()[-1] == "     p50 0  p90 1  p99 2  p99.9 4  max 4  avg 0.62  (100 in all)"
 
 
 def test_picture_of_nothing_is_its_head() -> None:

@@ -40,6 +40,14 @@ class TestCommand:
         assert done.returncode == 0, done.stderr
         assert all(f"<!-- {word} -->" in words(picture) for word in ("cpudist: time", "seconds", "msecs", "count"))
 
+    @pytest.mark.parametrize("reports", [1, 3])
+    def test_queue_lengths_are_drawn_as_well(self, tmp_path: Path, reports: int) -> None:
+        picture = tmp_path / "queues.svg"
+        done = run_trace("runqlen", "--plot", picture, "0.1", reports)
+        assert done.returncode == 0, done.stderr
+        expected = ("runqlen: runqlen", "runqlen, from" if reports == 1 else "seconds")
+        assert all(f"<!-- {word} -->" in words(picture) for word in expected)
+
     def test_suffix_tells_the_format(self, tmp_path: Path) -> None:
         picture = tmp_path / "runs.png"
         assert run_trace("cpudist", "--plot", picture, "--", "true").returncode == 0

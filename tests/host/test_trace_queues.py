@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import mmap
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
-from tracing import Task, Traced, only, run_together, run_trace, spin, spin_until, tracing
+from tracing import Task, Traced, only, run_together, run_trace, spin, spin_for, spin_until, tracing
 
 SPINNERS = 3
 
@@ -54,6 +56,45 @@ def test_samples_of_one_cpu_are_its_own(task: Callable[..., Task], cpus: list[in
     assert 5 <= queue["count"] <= 49 * traced.end["seconds"] + 2
 
 
+def longest(histogram: Mapping[str, Any]) -> int:
+    return max(bucket["from"] for bucket in histogram["buckets"] if bucket["count"])
+
+
+def test_queue_of_some_tasks_is_of_them_alone(task: Callable[..., Task], cpus: list[int]) -> None:
+    crowd = [task(spin_for(0.5), cpu=cpus[-1], name=name) for name in ("wanted", "wanted", "other", "other")]
+    with (
+        tracing("runqlen", "-C", cpus[-1]) as all_tasks,
+        tracing("runqlen", "-C", cpus[-1], "-c", "wanted") as wanted,
+        tracing("runqlen", "-C", cpus[-1], "-t", crowd[0].pid) as one,
+        tracing("runqlen", "-C", cpus[-1], "-c", "nobody") as nobody,
+    ):
+        run_together(crowd)
+    found = [traced.histogram() for traced in (all_tasks, wanted, one, nobody)]
+    assert longest(found[0]) >= 3
+    assert [longest(histogram) for histogram in found[1:]] == [2, 1, 0]
+    # While two others are on the CPU's queue, one of the wanted waits at any time, but for the time before and after.
+    waited = sum(bucket["count"] for bucket in found[1]["buckets"][1:])
+    assert waited >= 10
+
+
+def test_nobody_is_left_in_a_queue_by_tasks_that_move_from_cpu_to_cpu(
+    task: Callable[..., Task], cpus: list[int]
+) -> None:
+    crowd = [task(spin_for(0.5), cpu=cpus[0], name="mover") for _ in range(3)]
+    with tracing("runqlen", "-c", "mover", 0.2) as traced:
+        for one in crowd:
+            one.go()
+        for number in range(200):
+            os.sched_setaffinity(crowd[number % 3].pid, {cpus[number // 3 % 2]})
+            time.sleep(0.001)
+        for one in crowd:
+            one.finish()
+        time.sleep(0.5)
+    first, *_, last = traced.named("runqlen")
+    assert longest(first) >= 1
+    assert longest(last) == 0
+
+
 def test_waits_that_are_shown_are_as_long_as_the_kernels_and_blame_the_others(crowd: list[Task]) -> None:
     victim = crowd[0]
     with tracing("runqslower", "--min", 1000, "-n", 16, "-t", victim.pid) as traced:
@@ -97,7 +138,7 @@ def test_as_many_are_blamed_as_are_asked_for(crowd: list[Task]) -> None:
 def test_slow_waits_are_printed_as_they_end_under_one_head(cpus: list[int]) -> None:
     loop = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done"
     done = run_trace(
-        "runqslower", "--min", 500, "--", "taskset", "-c", cpus[-1], "sh", "-c", f"({loop}) & ({loop}) & wait"
+        "runqslower", "--min", 500, "--", "taskset", "-c", cpus[-1], "sh", "-c", f"({loop}) & " * 4 + "wait"
     )
     head, *rows = done.stdout.splitlines()
     assert head.split() == ["TIME", "COMM", "TID", "CPU", "LAT(us)", "RAN", "INSTEAD", "(us)"]

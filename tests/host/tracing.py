@@ -206,6 +206,16 @@ def spin_until(condition: Callable[[], object]) -> None:
         pass
 
 
+def spin_for(seconds: float) -> Callable[[], None]:
+    """Spin for so long by the clock on the wall, whoever else has the CPU."""
+
+    def work() -> None:
+        end = time.monotonic() + seconds
+        spin_until(lambda: time.monotonic() >= end)
+
+    return work
+
+
 def be_fifo() -> None:
     """Become a task of SCHED_FIFO, lowest priority."""
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))

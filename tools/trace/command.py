@@ -42,10 +42,8 @@ Examples:
 
 _COMMON_EXAMPLES = "\b\nCommon to all tools:\n"
 _INTERVALS = "  {name} 1 10                  a report a second, ten times\n"
-_FILTERS = """\
-  {name} -d 5 -p 4711          five seconds of one process
-  {name} -c nginx --json       tasks of this name, as JSON lines
-"""
+_PID = "  {name} -d 5 -p 4711          five seconds of one process\n"
+_COMM = "  {name} -c nginx --json       tasks of this name, as JSON lines\n"
 _COMMAND = "  {name} -- ./server --port 1  a command and its children, to its end\n"
 
 
@@ -88,8 +86,8 @@ def load(name: str) -> type[Tool]:
 
 
 def _command_for(tool: type[Tool]) -> click.Command:
-    params: list[click.Parameter] = _filters() if tool.FILTERS else []
-    params += [
+    params: list[click.Parameter] = [
+        *(option for option in _filters() if option.name in tool.FILTERS),
         click.Option(["-d", "--duration"], type=Seconds(), metavar="SECONDS", help="Trace so long."),
         click.Option(["-T", "--timestamp"], is_flag=True, help="Print the time with each report."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object a line."),
@@ -101,9 +99,10 @@ def _command_for(tool: type[Tool]) -> click.Command:
             click.Option(["--per-cpu"], is_flag=True, help="A histogram for each CPU."),
         ]
     if tool.PLOTS:
+        if tool.TIMES:
+            params += [click.Option(["-m", "--milliseconds"], is_flag=True, help="Milliseconds, not microseconds.")]
         params += [
-            click.Option(["-m", "--milliseconds"], is_flag=True, help="Milliseconds, not microseconds."),
-            click.Option(["--plot"], type=click.Path(path_type=Path), metavar="FILE", help="Draw to FILE.svg or .png."),
+            click.Option(["--plot"], type=click.Path(path_type=Path), metavar="FILE", help="Draw to FILE.svg or .png.")
         ]
     params += [
         *tool.OPTIONS,
@@ -144,11 +143,11 @@ def _command_for(tool: type[Tool]) -> click.Command:
 
 
 def _examples(tool: type[Tool]) -> str:
-    intervals, filters = "" if tool.ARGUMENTS else _INTERVALS, _FILTERS if tool.FILTERS else ""
-    return tool.EXAMPLES + _COMMON_EXAMPLES + intervals + filters + _COMMAND
+    intervals = "" if tool.ARGUMENTS else _INTERVALS
+    return tool.EXAMPLES + _COMMON_EXAMPLES + intervals + (_PID if "pid" in tool.FILTERS else "") + _COMM + _COMMAND
 
 
-def _filters() -> list[click.Parameter]:
+def _filters() -> list[click.Option]:
     return [
         click.Option(["-p", "--pid"], type=click.IntRange(1), metavar="PID", help="Only this process."),
         click.Option(["-t", "--tid"], type=click.IntRange(1), metavar="TID", help="Only this thread."),

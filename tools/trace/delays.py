@@ -29,7 +29,8 @@ _WANTED = {"cpu_count", "cpu_delay_total", *(f"{name}_delay_total" for name in _
 
 class TOOL(Tool):
     """What the threads of each PID waited for since the last report: their waits for a CPU as the kernel counts them
-    (taskstats, cpu) and as BPF does (bpf), then the kernel's other delays. Times are in ms.
+    (taskstats, cpu) and as BPF does (bpf), then the kernel's other delays. Times are in ms. Filters choose among the
+    threads of the PIDs, or where there are none, among all.
     """
 
     NAME = "delays"
@@ -37,11 +38,12 @@ class TOOL(Tool):
     TRACES = "delays"
     BREAKS_DOWN = False
     PLOTS = False
-    FILTERS = False
+    FILTERS = ("tid", "comm", "cgroup", "enclave")  # the kernel does not account by CPU
     EXAMPLES = """\b
 Examples:
   {name} 4711 4712              two processes, until Ctrl-C
   {name} -i 1 -n 10 4711        a report a second, ten times
+  {name} --cgroup app.slice     all threads of a cgroup
 
 """
     ARGUMENTS = (
@@ -53,12 +55,15 @@ Examples:
     def make(self) -> Tracer:
         """runqlat's tracer does: a histogram a thread has its count and its sum."""
         self._pids: tuple[int, ...] = self.request.options["pids"]
-        if not self._pids and not self.request.filters.command:
-            raise click.UsageError("which processes? give PIDs, or a command after --")
+        filters = self.request.filters
+        if not self._pids and not filters.choose_tasks:
+            raise click.UsageError("which processes? give PIDs, a filter such as --cgroup, or a command after --")
         for pid in self._pids:
             if not Path(f"/proc/{pid}").exists():
                 raise GhostError(f"there is no process {pid}", cure="ps -e")
-        filters = dataclasses.replace(self.request.filters, command=True)
+        self._all_matter = not dataclasses.replace(filters, command=False).choose_tasks
+        if self._pids:
+            filters = dataclasses.replace(filters, command=True)
         return Tracer("runqlat", filters, by=By.THREAD)
 
     def begin(self) -> None:
@@ -69,7 +74,8 @@ Examples:
         self._exits = self._watch_exits()
         for tid in self._threads():
             self.tracer.mark(tid)
-        self._look()
+        # What a thread waited for until now is not to be reported, whoever will turn out to match.
+        self._look(self._threads() if self._all_matter else _threads_of("*"))
         if not is_complete():
             click.echo("only waits for a CPU are accounted: sysctl kernel.task_delayacct=1 for the others", err=True)
 
@@ -83,11 +89,11 @@ Examples:
 
     def poll(self) -> Iterable[Section]:
         """Asks the kernel often: where it does not tell of exits, what it said last of a thread stands."""
-        self._ask()
+        self._ask(self._known())
         return ()
 
     def report(self, seconds: float) -> Iterable[Section]:
-        kernel, bpf = self._look()
+        kernel, bpf = self._look(self._known())
         rows = []
         for tid in sorted({tid for tid, _ in (*kernel, *bpf)}):
             row = {
@@ -102,24 +108,28 @@ Examples:
             rows.append(row)
         yield Table("delays", rows, picture=_picture(rows))
 
-    def _look(self) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
+    def _known(self) -> Iterable[int]:
+        """Whom we know to matter before BPF has seen them wait."""
+        return self._threads() if self._all_matter else ()
+
+    def _look(self, known: Iterable[int]) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
         """By how much each figure of each thread has grown: the kernel's, and ours."""
         self._comms = self.tracer.names()
         self._ended.clear()
-        waits = self._ask()
+        waits = self._ask(known)
         kernel = {(tid, name): value for tid, figures in self._asked.items() for name, value in figures.items()}
         bpf = {(owner, "count"): h.count for (_, owner), h in waits.items()}
         bpf |= {(owner, "ns"): h.sum_ns for (_, owner), h in waits.items()}
         return dict(self._kernel.most(kernel)), dict(self._bpf.most(bpf))
 
-    def _ask(self) -> dict[tuple[int, int], Histogram]:
-        """Asks the kernel of all who are followed; what BPF has counted, with which it knows whom that is.
+    def _ask(self, known: Iterable[int]) -> dict[tuple[int, int], Histogram]:
+        """Asks the kernel of those who are ``known``, and of whom BPF has counted a wait; what that has counted.
 
         The kernel's word of exits comes first: whoever has ended by then is in BPF's histograms after that.
         """
         exits = self._exits.read() if self._exits else {}
         waits = self.tracer.histograms()
-        followed = {*self._threads(), *(owner for _, owner in waits)}
+        followed = {*known, *(owner for _, owner in waits)}
         for tid in followed - (self._ended - exits.keys()):
             if (figures := exits.get(tid) or self._stats.get(tid)) is not None:
                 self._asked[tid] = {name: figures[name] for name in _WANTED & figures.keys()}
@@ -132,7 +142,12 @@ Examples:
 
     def _threads(self) -> Iterator[int]:
         for pid in self._pids:
-            yield from sorted(int(path.name) for path in Path(f"/proc/{pid}/task").glob("*"))
+            yield from _threads_of(pid)
+
+
+def _threads_of(pid: int | str) -> list[int]:
+    """Its threads; of "*", all threads there are."""
+    return sorted(int(path.name) for path in Path("/proc").glob(f"{pid}/task/[0-9]*"))
 
 
 def _comm(tid: int) -> str:

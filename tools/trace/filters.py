@@ -38,6 +38,13 @@ class Filters:
     cpu: int | None = None
     command: bool = False
 
+    @property
+    def choose_tasks(self) -> bool:
+        """Whether some tasks are wanted, and others are not."""
+        return self.command or any(
+            given is not None for given in (self.pid, self.tid, self.comm, self.cgroup, self.enclave)
+        )
+
     def constants(self) -> dict[str, int]:
         """Values for the LINK_CONSTANTs of bpf/tracers/trace.bpf.h; raises GhostError where nothing can match."""
         comm = _comm(self.comm)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histograms of times: how the kernel side keeps them, percentiles, and the look that all tracers share."""
+"""Histograms of times and of small numbers: how the kernel side keeps them, percentiles, and their look."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 _SCALE = 1024
 _STARS, _NARROW_STARS = 40, 20
@@ -21,11 +22,41 @@ UNITS = {1_000: "usecs", 1_000_000: "msecs"}
 
 @dataclass(frozen=True)
 class Row:
-    """Times from ``low`` to ``high``, both in whole units and inclusive, and how many there were."""
+    """Values from ``low`` to ``high``, both in whole units and inclusive, and how many there were."""
 
     low: int
     high: int
     count: int
+
+
+class Distribution(Protocol):
+    """What can be printed and drawn."""
+
+    @property
+    def unit(self) -> str:
+        """What its values are."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        ...
+
+    def rows(self) -> list[Row]:
+        """From 0 up to the last row that has a count."""
+        ...
+
+    def place(self, value: float) -> float:
+        """Where in ``rows()`` a value is: 2.0 is the middle of the third."""
+        ...
+
+    def summary(self) -> dict[str, float]:
+        """Percentiles, maximum and mean, in units."""
+        ...
+
+    def text(self) -> str:
+        """The picture and, under it, the percentiles."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -90,6 +121,10 @@ class Histogram:
         last = max(counts, default=-1)
         return [Row(1 << n if n else 0, (2 << n) - 1, counts.get(n, 0)) for n in range(last + 1)]
 
+    def place(self, value: float) -> float:
+        """Where in ``rows()`` a time is: 2.0 is the middle of the third."""
+        return math.log2(max(value, 1)) - 0.5
+
     def summary(self) -> dict[str, float]:
         """Percentiles, maximum and mean, in units."""
         values = {name: self.percentile(share) for name, share in PERCENTILES.items()}
@@ -101,6 +136,48 @@ class Histogram:
         figures.append(f"({self.count} in all)")
         lines = [figures] if sum(map(len, figures)) <= _FIGURES_WIDTH else [figures[:4], figures[4:]]
         return "\n".join([picture(self.rows(), self.unit), *("     " + "  ".join(line) for line in lines)])
+
+
+@dataclass(frozen=True)
+class LinearHistogram:
+    """Counts of small whole numbers, such as queue lengths: how often there was each, from 0 on."""
+
+    unit: str
+    counts: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many numbers were counted."""
+        return sum(self.counts)
+
+    def percentile(self, share: float) -> int:
+        """The least number such that ``share`` of all are not above it."""
+        left = share * self.count
+        for value, count in enumerate(self.counts):
+            left -= count
+            if left <= 0:
+                return value
+        return len(self.counts) - 1
+
+    def rows(self) -> list[Row]:
+        """A row for each number, from 0 up to the last that has a count."""
+        last = max((value for value, count in enumerate(self.counts) if count), default=-1)
+        return [Row(value, value, self.counts[value]) for value in range(last + 1)]
+
+    def place(self, value: float) -> float:
+        """Where in ``rows()`` a number is."""
+        return value
+
+    def summary(self) -> dict[str, float]:
+        """Percentiles, maximum and mean."""
+        values: dict[str, float] = {name: self.percentile(share) for name, share in PERCENTILES.items()}
+        mean = sum(value * count for value, count in enumerate(self.counts)) / (self.count or 1)
+        return {**values, "max": max(len(self.rows()) - 1, 0), "avg": round(mean, 3)}
+
+    def text(self) -> str:
+        """The picture and, under it, the percentiles."""
+        figures = [*(f"{name} {value:g}" for name, value in self.summary().items()), f"({self.count} in all)"]
+        return "\n".join([linear_picture(self.rows(), self.unit), "     " + "  ".join(figures)])
 
 
 def edges(bucket: int) -> tuple[int, int]:
@@ -125,24 +202,13 @@ def picture(rows: Iterable[Row], label: str) -> str:
     return "\n".join(lines)
 
 
-def linear_picture(counts: list[int], label: str) -> str:
+def linear_picture(rows: Iterable[Row], label: str) -> str:
     """The look of bcc's print_linear_hist(): a row a value."""
-    most = max(counts, default=0)
+    rows = list(rows)
+    most = max((row.count for row in rows), default=0)
     lines = [f"     {label:<13} : count     distribution"]
-    lines += [
-        f"        {value:<10d} : {count:<8d} |{_stars(count, most, _STARS)}|" for value, count in enumerate(counts)
-    ]
+    lines += [f"        {row.low:<10d} : {row.count:<8d} |{_stars(row.count, most, _STARS)}|" for row in rows]
     return "\n".join(lines)
-
-
-def linear_percentile(counts: list[int], share: float) -> int:
-    """The least value such that ``share`` of all are not above it."""
-    left = share * sum(counts)
-    for value, count in enumerate(counts):
-        left -= count
-        if left <= 0:
-            return value
-    return len(counts) - 1
 
 
 def _stars(count: int, most: int, width: int) -> str:

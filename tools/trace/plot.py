@@ -11,11 +11,12 @@ from typing import Any
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from .histogram import Histogram
+from .histogram import Distribution, Row
 from .report import HistogramSection
 
 #: How many histograms fit into a picture; the busiest are drawn.
 MOST = 12
+_LABELS = 40
 _WIDTH, _HEIGHT = 8.0, 3.4
 _COLOUR, _MARK = "#3b6ea5", "#b03a2e"
 
@@ -37,9 +38,9 @@ def draw(path: Path, tool: str, reports: Reports) -> None:
     figure.savefig(path)
 
 
-def _series(reports: Reports) -> list[tuple[str, list[Histogram | None]]]:
+def _series(reports: Reports) -> list[tuple[str, list[Distribution | None]]]:
     """Each histogram through all reports (None where it is not in one), the ones that counted most first."""
-    found: dict[str, list[Histogram | None]] = {}
+    found: dict[str, list[Distribution | None]] = {}
     for number, (_, sections) in enumerate(reports):
         for section in sections:
             label = " ".join(part for part in (section.name, section.label) if part)
@@ -48,34 +49,43 @@ def _series(reports: Reports) -> list[tuple[str, list[Histogram | None]]]:
     return busiest[:MOST]
 
 
-def _bars(axes: Any, histogram: Histogram) -> None:
+def _bars(axes: Any, histogram: Distribution) -> None:
     rows = histogram.rows()
     axes.bar(range(len(rows)), [row.count for row in rows], width=0.9, color=_COLOUR)
-    axes.set_xticks(range(len(rows)), [_short(row.low) for row in rows])
+    axes.set_xticks(*_ticks(rows))
     axes.set_xlabel(f"{histogram.unit}, from")
     axes.set_ylabel("count")
     top = max(row.count for row in rows)
     for name, value in histogram.summary().items():
         if name.startswith("p"):
-            axes.axvline(math.log2(max(value, 1)) - 0.5, color=_MARK, linewidth=0.8)
-            axes.text(math.log2(max(value, 1)) - 0.5, top, f" {name}", color=_MARK, fontsize=7, rotation=90, va="top")
+            axes.axvline(histogram.place(value), color=_MARK, linewidth=0.8)
+            axes.text(histogram.place(value), top, f" {name}", color=_MARK, fontsize=7, rotation=90, va="top")
 
 
-def _heat(axes: Any, seconds: Sequence[float], histograms: Sequence[Histogram | None], shown: list[Histogram]) -> None:
-    height = max(len(h.rows()) for h in shown)
+def _heat(
+    axes: Any, seconds: Sequence[float], histograms: Sequence[Distribution | None], shown: list[Distribution]
+) -> None:
+    rows = max((h.rows() for h in shown), key=len)
+    height = len(rows)
     columns = [_column(h, height) for h in histograms]
     edges = [sum(seconds[:n]) for n in range(len(seconds) + 1)]
     cells = [[column[row] or math.nan for column in columns] for row in range(height)]
     mesh = axes.pcolormesh(edges, range(height + 1), cells, norm=LogNorm(vmin=1), cmap="viridis")
     axes.figure.colorbar(mesh, ax=axes, label="count")
-    axes.set_yticks(range(height), [_short(1 << row if row else 0) for row in range(height)])
+    axes.set_yticks(*_ticks(rows))
     axes.set_xlabel("seconds")
     axes.set_ylabel(shown[0].unit)
 
 
-def _column(histogram: Histogram | None, height: int) -> list[int]:
+def _column(histogram: Distribution | None, height: int) -> list[int]:
     counts = [row.count for row in histogram.rows()] if histogram else []
     return counts + [0] * (height - len(counts))
+
+
+def _ticks(rows: Sequence[Row]) -> tuple[range, list[str]]:
+    """Where labels are, and what they say: of many rows, of some."""
+    step = 1 + len(rows) // _LABELS
+    return range(0, len(rows), step), [_short(row.low) for row in rows[::step]]
 
 
 def _short(value: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tabulate import tabulate
 
-from .histogram import PERCENTILES, Histogram, linear_percentile, linear_picture
+from .histogram import Distribution
 
 
 class Section(Protocol):
@@ -34,7 +34,7 @@ class HistogramSection:
     """A histogram; ``name`` tells it from the tool's others, ``by`` says whose it is, as {"pid": 185, "comm": "sh"}."""
 
     name: str
-    histogram: Histogram
+    histogram: Distribution
     title: str = ""
     by: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,44 +61,6 @@ class HistogramSection:
             "count": h.count,
             **{name: round(value, 3) for name, value in h.summary().items()},
             "buckets": [{"from": row.low, "to": row.high, "count": row.count} for row in h.rows()],
-        }
-
-
-@dataclass(frozen=True)
-class LinearSection:
-    """Counts of small whole numbers, such as queue lengths."""
-
-    name: str
-    label: str
-    counts: Sequence[int]
-    by: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def events(self) -> int:
-        return sum(self.counts)
-
-    def text(self) -> str:
-        heads = [f"{key} = {value}" for key, value in self.by.items()]
-        figures = [f"{name} {value:g}" for name, value in self.summary().items()]
-        below = "     " + "  ".join([*figures, f"({self.events} in all)"])
-        return "\n".join([*heads, linear_picture(list(self.counts), self.label), below])
-
-    def summary(self) -> dict[str, float]:
-        """Percentiles, maximum and mean."""
-        values = {name: linear_percentile(list(self.counts), share) for name, share in PERCENTILES.items()}
-        sum_of_all = sum(value * count for value, count in enumerate(self.counts))
-        most = max((value for value, count in enumerate(self.counts) if count), default=0)
-        return {**values, "max": most, "avg": round(sum_of_all / (self.events or 1), 3)}
-
-    def json(self) -> Iterator[dict[str, Any]]:
-        yield {
-            "type": "histogram",
-            "name": self.name,
-            "by": dict(self.by),
-            "unit": self.label,
-            "count": self.events,
-            **self.summary(),
-            "buckets": [{"from": n, "to": n, "count": count} for n, count in enumerate(self.counts)],
         }
 
 

@@ -51,10 +51,12 @@ class Tool:
     OPTIONS: ClassVar[tuple[click.Parameter, ...]] = ()
     #: In place of INTERVAL and COUNT, which then are options of these names.
     ARGUMENTS: ClassVar[tuple[click.Parameter, ...]] = ()
-    #: Whether each of these groups of common options means something to it.
-    FILTERS: ClassVar[bool] = True
+    #: The common filters that it has.
+    FILTERS: ClassVar[tuple[str, ...]] = ("pid", "tid", "comm", "cgroup", "enclave", "cpu")
+    #: Whether each of these groups of common options means something to it; -m is one.
     BREAKS_DOWN: ClassVar[bool] = True
     PLOTS: ClassVar[bool] = True
+    TIMES: ClassVar[bool] = True
 
     #: The tracer that reports come from, and its own constants.
     tracer: Tracer

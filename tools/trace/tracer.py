@@ -29,7 +29,7 @@ from .histogram import Histogram
 
 TRACERS = BPF_DIR / "tracers"
 _PIDFD_THREAD = os.O_EXCL
-_TRACEPOINT, _FOLLOW, _NAMED = "tp_", "follow_", "named_"
+_TRACEPOINT, _FOLLOW, _NAMED, _FILTERED = "tp_", "follow_", "named_", "filtered_"
 
 #: Of the core, where one is attached: who is in which enclave, and when a CPU last asked for a task.
 _FROM_CORE = ("tasks", "enclaves", "cpus")
@@ -49,7 +49,8 @@ def constant(name: str) -> int:
 class Tracer:
     """``bpf/tracers/<name>.bpf.c``, attached for the length of a with block.
 
-    Each function ``tp_<tracepoint>`` is attached to the tracepoint of that name. ``constants`` are the tool's own.
+    Each function ``tp_<tracepoint>`` is attached to the tracepoint of that name, ``filtered_<tracepoint>`` only where
+    the filters choose among tasks. ``constants`` are the tool's own.
     """
 
     def __init__(
@@ -81,14 +82,15 @@ class Tracer:
         self.module = Module(self.object, maps=borrowed, constants=values, entries=entries)
         self._open.callback(self.module.close)
         self.programs: dict[str, Program] = {}
-        self._follow = filters.command
+        self._filters = filters
 
     def __enter__(self) -> Self:
         try:
             wanted = {
                 _TRACEPOINT: True,
-                _FOLLOW: self._follow,
+                _FOLLOW: self._filters.command,
                 _NAMED: self.by in (By.PROCESS, By.THREAD),
+                _FILTERED: self._filters.choose_tasks,
             }
             for function in self.object.functions:
                 prefix = next((prefix for prefix, on in wanted.items() if on and function.startswith(prefix)), None)
