@@ -153,9 +153,8 @@ class Agent:
         return self._channel.associate(word.gtid, self._channel.number, word.seq)
 
     def waiting_elsewhere(self) -> Iterator[StatusWord]:
-        """The words of tasks that wait for the CPU of another agent; not those that no CPU has been found for."""
-        own = self._channel.number
-        return (w for _, w in self.words.in_use() if w.state == WAITING and w.channel not in (0, own))
+        """The words of tasks that wait for the CPU of another agent, longest first; not of those that have no CPU."""
+        return self.words.waiting(self.words.loads().keys() - {0, self._channel.number})
 
     def is_online(self, cpu: int) -> bool:
         """Whether ``cpu`` is online."""

@@ -169,7 +169,7 @@ class Cfs(AgentPolicy):
         if self._loads[busiest] < 2:
             return
         half = self._loads.pop(busiest) // 2
-        waiting = (word for word in self.agent.words.waiting(1 + busiest) if word.may_run_on(self._here))
+        waiting = (word for word in self.agent.words.waiting({1 + busiest}) if word.may_run_on(self._here))
         for word in islice(waiting, min(half, _MOST_AT_ONCE)):
             self.agent.adopt(word)
 

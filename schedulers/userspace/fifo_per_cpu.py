@@ -68,7 +68,6 @@ class FifoPerCpu(AgentPolicy):
         return bool(cpus) and self.agent.associate(task, self.place(task, cpus))
 
     def _steal(self, cpu: int) -> None:
-        """The task becomes this agent's, and comes as a new one."""
-        waiting = [word for word in self.agent.waiting_elsewhere() if word.may_run_on(cpu)]
-        waiting.sort(key=lambda word: word.since_ns)
+        """The task that has waited longest elsewhere becomes this agent's, and comes as a new one."""
+        waiting = (word for word in self.agent.waiting_elsewhere() if word.may_run_on(cpu))
         any(map(self.agent.adopt, waiting))

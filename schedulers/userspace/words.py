@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import compress, count
 
 from ..agents import Agents
@@ -61,9 +61,9 @@ class StatusWords:
         """How many tasks run or wait, by the channel of their agent."""
         return Counter(compress(self._column(_CHANNEL), self._column(_STATE)))
 
-    def waiting(self, channel: int) -> Iterator[StatusWord]:
-        """A copy of the word of each task that waits, and whose agent has ``channel``, longest first."""
-        numbers = compress(count(), map(channel.__eq__, self._column(_CHANNEL)))
+    def waiting(self, channels: Set[int]) -> Iterator[StatusWord]:
+        """A copy of the word of each task that waits, and whose agent has one of ``channels``, longest first."""
+        numbers = compress(count(), map(channels.__contains__, self._column(_CHANNEL)))
         waiting = [number for number in numbers if self._words[number * _SIZE + _STATE] == WAITING]
         waiting.sort(key=lambda number: self._longs[number * _SIZE // 2 + _SINCE])
         return map(self.__getitem__, waiting)

@@ -159,8 +159,8 @@ def test_those_that_wait_are_counted_and_named_longest_first(workload: Workload,
     assert one.words.loads() == {}
     tasks = [woken(one, child) for child in reversed(children[1:])]
     assert one.words.loads() == {0: 3}
-    assert [word.gtid for word in one.words.waiting(0)] == [task.gtid for task in tasks]
-    assert [*one.words.waiting(1)] == []
+    assert [word.gtid for word in one.words.waiting({0})] == [task.gtid for task in tasks]
+    assert [*one.words.waiting({1})] == []
 
 
 def test_preempting_commit_takes_the_cpu_at_once(workload: Workload, agent: MakeAgent) -> None:
