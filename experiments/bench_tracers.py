@@ -51,20 +51,24 @@ class _Running:
 def tracers(runs: int) -> list[Row]:
     """Start-up, memory, time per event and the load's slow-down: no tracer, ours and the distribution's in turn."""
     rows = []
+    # The first round pays for the page cache, and under emulation for the translation of the compilers' code.
+    warm_up = 1
     for tool in _TOOLS:
         theirs = shutil.which(f"{tool}-bpfcc") or shutil.which(f"{tool}-bpfcc", path="/usr/sbin")
         if theirs is None:
             raise GhostError(f"{tool}-bpfcc is missing", cure="apt install bpfcc-tools")
-        rows += _beside(tool, theirs, runs)
+        print(f"{tool} …", file=sys.stderr, flush=True)
+        rows += _beside(tool, theirs, runs, warm_up)
+        warm_up = 0
     return rows
 
 
-def _beside(tool: str, theirs: str, runs: int) -> list[Row]:
+def _beside(tool: str, theirs: str, runs: int, warm_up: int) -> list[Row]:
     alone: list[float] = []
     cold: list[float] = []
     figures: dict[str, dict[str, list[float]]] = {who: {name: [] for name in _FIGURES} for who in ("ours", "theirs")}
     reason = ""
-    for run in range(runs + 1):
+    for run in range(-warm_up, runs):
         with tempfile.TemporaryDirectory() as cache:
             with _ours(tool, cache) as running:
                 started = running.seconds
@@ -74,8 +78,7 @@ def _beside(tool: str, theirs: str, runs: int) -> list[Row]:
         except _DoesNotStart as error:
             reason = str(error)
         base = perf(_LOAD)
-        # The first round pays for the page cache, and under emulation for the translation of the compiler's code.
-        if run:
+        if run >= 0:
             alone.append(base)
             cold.append(started)
             for who, found in measured:

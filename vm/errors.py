@@ -16,6 +16,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 CONSOLE_TAIL = 20
+#: The exit status where QEMU killed the guest's kernel: it says nothing of what ran in it.
+KILLED_BY_EMULATION = 123
 
 
 class VmError(Exception):
@@ -76,7 +78,7 @@ class GuestOops(GuestError):
         super().__init__(message, cure, console)
         self.emulation = emulation
         if emulation:
-            self.exit_status = 123
+            self.exit_status = KILLED_BY_EMULATION
 
 
 class GuestLost(GuestError):
