@@ -125,15 +125,20 @@ class Core:
             )
         except AttachError as error:
             raise _exit_record(module.maps["exit_info"]) or error from None
+        watches = [name for name in obj.functions if name.startswith("tp_")]
+        targets = {
+            **dict.fromkeys(_CALLS, Target.syscall()),
+            "iter_tasks": Target.iterator("task"),
+            **{name: Target.tracepoint(name.removeprefix("tp_")) for name in watches},
+        }
+        programs = module.load_all({name: (name, target) for name, target in targets.items()})
         core = cls(
             module.maps,
-            {name: module.load(name, Target.syscall()) for name in _CALLS},
-            TaskIterator.attach(module.load("iter_tasks", Target.iterator("task"))),
+            {name: programs[name] for name in _CALLS},
+            TaskIterator.attach(programs["iter_tasks"]),
             link,
         )
-        for name in obj.functions:
-            if (event := name.removeprefix("tp_")) != name:
-                core._watches[name] = Link.tracepoint(module.load(name, Target.tracepoint(event)))
+        core._watches = {name: Link.tracepoint(programs[name]) for name in watches}
         return core
 
     def pin(self) -> None:

@@ -92,12 +92,16 @@ class Tracer:
                 _NAMED: self.by in (By.PROCESS, By.THREAD),
                 _FILTERED: self._filters.choose_tasks,
             }
-            for function in self.object.functions:
-                prefix = next((prefix for prefix, on in wanted.items() if on and function.startswith(prefix)), None)
-                if prefix is not None:
-                    tracepoint = function.removeprefix(prefix)
-                    self.programs[function] = self.module.load(function, Target.tracepoint(tracepoint))
-                    self._open.enter_context(self.programs[function])
+            self.programs = self.module.load_all(
+                {
+                    function: (function, Target.tracepoint(function.removeprefix(prefix)))
+                    for function in self.object.functions
+                    for prefix, on in wanted.items()
+                    if on and function.startswith(prefix)
+                }
+            )
+            for program in self.programs.values():
+                self._open.enter_context(program)
             for program in self.programs.values():
                 self._open.enter_context(Link.tracepoint(program))
         except BaseException:
