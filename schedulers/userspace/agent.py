@@ -311,8 +311,15 @@ class Agent:
         return len(records)
 
     def _decide(self) -> int:
-        wanted = list(self.policy.schedule() or ())
-        return self._commit(wanted).count(_COMPLETE) if wanted else 0
+        """Commit what the policy wants; where CPUs have taken such tasks by themselves, what it wants then."""
+        committed = 0
+        for _ in range(1 + len(self.enclave.cpus)):
+            wanted = list(self.policy.schedule() or ())
+            results = self._commit(wanted) if wanted else []
+            committed += results.count(_COMPLETE)
+            if TxnState.ON_CPU not in results:
+                break
+        return committed
 
     def _failed(self, transaction: Transaction, state: int) -> None:
         task = transaction.task
