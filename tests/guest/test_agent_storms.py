@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
 from agents import MakeAgent, MakeCrew, drive
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.userspace import Message, MessageType
-from workload import Me, Workload, until
+from workload import DEADLINE, Me, Workload, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -78,6 +79,8 @@ def test_thousand_threads_come_to_their_end(workload: Workload, crew: MakeCrew, 
     one, agents = crew("1-3", policy)
 
     def sleep_yield_sleep() -> None:
+        # Those that wait for the interpreter sleep until it is free; by default each would wake every 5 ms.
+        sys.setswitchinterval(DEADLINE)
         time.sleep(0.01)
         os.sched_yield()
         time.sleep(0.01)
