@@ -103,7 +103,8 @@ def test_agent_that_is_kept_lets_go_of_the_terminal_and_shows_itself() -> None:
     assert (done.status, "ghostbpf run fifo_per_cpu --enclave 1" in done.err) == (1, True)
     with running("run", "fifo_per_cpu", "--enclave", 1) as run:
         before = shown["agent"]["tid"]
-        until(lambda: agent_pid() != before, "another agent takes over")
+        run.until(lambda: "is scheduled by" in run.err)
+        assert agent_pid() != before
         run.signal(signal.SIGINT)
         assert run.wait().status == 0
     assert "agent: gone" in ghostbpf("enclave", "show", 1).out
