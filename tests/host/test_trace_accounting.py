@@ -15,19 +15,7 @@ from typing import Any
 
 import pytest
 from ghostbpf.tools.trace.taskstats import TaskStats
-from tracing import (
-    Figures,
-    Task,
-    Traced,
-    be_fifo,
-    objects,
-    only,
-    run_together,
-    run_trace,
-    spin,
-    spin_for,
-    tracing,
-)
+from tracing import Figures, Task, Traced, be_fifo, objects, only, run_together, run_trace, spin, spin_for, tracing
 
 BURSTS = 15
 
