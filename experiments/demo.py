@@ -22,13 +22,13 @@ from ..loaders.errors import GhostError, KernelUnsupported
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.launch import Command
 from ..schedulers.registry import POLICIES
+from ..tools.cli import report
 from ..tools.output import human_ns
 from .wakelat import Latencies, WakeLatency
 
 _MESSAGING = "perf bench sched messaging -g 4 -l 30"
 _THREADS = "perf bench sched messaging -t -g 25 -l 1"
 _STEADY = "perf bench sched messaging -g 4 -l 300"
-_LONGER = "perf bench sched messaging -g 4 -l 100"
 _SWAPS = 10
 _GHOSTBPF = (sys.executable, "-m", "ghostbpf.tools.cli")
 _STARTED = time.monotonic()
@@ -44,8 +44,7 @@ def main() -> int:
     try:
         return _demo()
     except GhostError as error:
-        print(f"error: {error}\n  try: {error.cure}", file=sys.stderr)
-        return error.exit_status
+        return report(error)
 
 
 def say(text: str) -> None:
@@ -149,7 +148,7 @@ def _swap_live(enclave: Enclave) -> int:
 
 def _kill_loader() -> bool:
     say("starting a loader, and killing it with SIGKILL while its command runs")
-    loader = subprocess.Popen([*_GHOSTBPF, "run", "biff", "--", "sh", "-c", f"exec {_LONGER} >/dev/null"])
+    loader = subprocess.Popen([*_GHOSTBPF, "run", "biff", "--", "sh", "-c", f"exec {_STEADY} >/dev/null"])
     enclave = _wait_for_tasks(160, loader)
     loader.send_signal(signal.SIGKILL)
     loader.wait()
@@ -165,14 +164,14 @@ def _kill_loader() -> bool:
 
 
 def _wait_for_tasks(count: int, loader: subprocess.Popen[bytes]) -> Enclave:
+    most = 0
     while loader.poll() is None:
-        enclaves = Enclaves.open()
-        if enclaves is not None:
-            for enclave in enclaves:
-                if enclave.nr_tasks >= count:
-                    return enclave
+        for enclave in Enclaves.open() or ():
+            most = max(most, enclave.nr_tasks)
+            if most >= count:
+                return enclave
         time.sleep(0.02)
-    raise GhostError(f"the loader ended with status {loader.returncode} before its tasks were all there")
+    raise GhostError(f"the loader ended with status {loader.returncode}, and had {most} tasks of {count} at most")
 
 
 if __name__ == "__main__":

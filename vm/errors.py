@@ -8,22 +8,20 @@ VmError
 └── GuestError       1    the guest was started and failed
     ├── GuestTimeout 124  it was still running when its time was up
     ├── GuestOops    125  its kernel died; 123 if that was QEMU's doing
-    └── GuestLost    128  it went away without a word
+    └── GuestLost    128  it went away without a word; 123 if under QEMU's emulation it never came up
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 CONSOLE_TAIL = 20
-#: The exit status where QEMU killed the guest's kernel: it says nothing of what ran in it.
+#: The exit status where the failure was of QEMU's making: it says nothing of what ran in the guest.
 KILLED_BY_EMULATION = 123
 
 
 class VmError(Exception):
     """Root of this package's errors: a lower-case message, and the cure where one is known."""
 
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
 
     def __init__(self, message: str, cure: str | None = None) -> None:
         super().__init__(message)
@@ -46,11 +44,19 @@ class ImageError(VmError):
 
 
 class GuestError(VmError):
-    """The guest was started and failed; `console` is what its kernel printed."""
+    """The guest was started and failed; `console` is what its kernel printed.
 
-    def __init__(self, message: str, cure: str | None = None, console: str = "") -> None:
+    `emulation` tells the failures that are of QEMU's making, and say nothing of the kernel. They are rare, and need a
+    busy host: TCG can run code while another virtual CPU is patching it, and then executes a breakpoint (int3) that is
+    no longer there; and a kernel that boots can wait for ever for an interrupt that went astray.
+    """
+
+    def __init__(self, message: str, cure: str | None = None, console: str = "", *, emulation: bool = False) -> None:
         super().__init__(message, cure)
         self.console = console
+        self.emulation = emulation
+        if emulation:
+            self.exit_status = KILLED_BY_EMULATION
 
     def __str__(self) -> str:
         tail = self.console.splitlines()[-CONSOLE_TAIL:]
@@ -66,19 +72,9 @@ class GuestTimeout(GuestError):
 
 
 class GuestOops(GuestError):
-    """The guest's kernel died: an oops, a BUG or a panic.
+    """The guest's kernel died: an oops, a BUG or a panic."""
 
-    `emulation` tells the one kind that says nothing of the kernel: QEMU's TCG can run code while another virtual CPU is
-    patching it, and then executes a breakpoint (int3) that is no longer there. It is rare and needs a busy host.
-    """
-
-    exit_status: int = 125  # type: ignore[misc]
-
-    def __init__(self, message: str, cure: str | None = None, console: str = "", *, emulation: bool = False) -> None:
-        super().__init__(message, cure, console)
-        self.emulation = emulation
-        if emulation:
-            self.exit_status = KILLED_BY_EMULATION
+    exit_status = 125
 
 
 class GuestLost(GuestError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from . import agent
 from .accel import TRIAL_SECONDS, choose
 from .cache import cache_dir, locked, say, write_whole
-from .errors import BadRequest, GuestOops, VmError
+from .errors import BadRequest, GuestError, VmError
 from .images import GUEST_ROOT, TOOLS_ROOT, tree
 from .kernels import Shelf
 from .machine import Machine, Share, Tools, host_tools, tools_in
@@ -26,8 +26,8 @@ from .packages import Apt
 from .request import Guest, check, setup, shared_directory, shares
 from .session import Session, Sink
 
-# How often to start a guest whose kernel dies of QEMU's own doing before the command has begun.
-_ATTEMPTS = 3
+# How often to start a guest that fails by QEMU's own doing before the command has begun.
+_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ def _boot(make: Callable[[], Session], timeout: float | None) -> tuple[int, str]
         session = make()
         try:
             return session.run(timeout if deadline is None else max(0.1, deadline - time.monotonic())), session.console
-        except GuestOops as oops:
-            if session.begun or not oops.emulation or attempt == _ATTEMPTS:
+        except GuestError as error:
+            if session.begun or not error.emulation or attempt == _ATTEMPTS:
                 raise
-            say("QEMU has tripped over the guest's kernel patching itself; starting it again")
+            say(f"{error.message}, which is QEMU's doing: starting another")
     raise AssertionError("unreachable")
 
 

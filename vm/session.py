@@ -273,7 +273,12 @@ class Session:
         if not in_time and timeout is not None and (self._begun or timeout <= BOOT_LIMIT):
             raise GuestTimeout(f"the guest was still running after {limit:g} s", "a longer --timeout", console)
         if not in_time:
-            raise GuestLost(f"the guest was not up within {BOOT_LIMIT:g} s", "--console, to watch its kernel", console)
+            raise GuestLost(
+                f"the guest was not up within {BOOT_LIMIT:g} s",
+                "--console, to watch its kernel",
+                console,
+                emulation=self._machine.accel == "tcg",
+            )
         said = " ".join(complaints.split())
         raise GuestLost(
             "the guest went away without an exit status" + (f": {said}" if said else ""),

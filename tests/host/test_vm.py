@@ -18,6 +18,7 @@ from ghostbpf.tools.vm_command import command
 from ghostbpf.vm import (
     BadRequest,
     Guest,
+    GuestError,
     GuestLost,
     GuestOops,
     GuestTimeout,
@@ -435,7 +436,7 @@ def test_guest_errors_carry_status_cure_and_the_end_of_the_console() -> None:
 class FakeSession:
     console = "said"
 
-    def __init__(self, error: GuestOops | None, begun: bool) -> None:
+    def __init__(self, error: GuestError | None, begun: bool) -> None:
         self.error, self.begun = error, begun
 
     def run(self, timeout: float | None) -> int:
@@ -448,14 +449,15 @@ class FakeSession:
     ("emulation", "begun", "outcome"),
     [
         (True, False, nullcontext()),
-        (True, True, pytest.raises(GuestOops)),
-        (False, False, pytest.raises(GuestOops)),
+        (True, True, pytest.raises(GuestError)),
+        (False, False, pytest.raises(GuestError)),
     ],
 )
+@pytest.mark.parametrize("kind", [GuestOops, GuestLost])
 def test_guest_that_qemu_broke_is_started_again_unless_the_command_had_begun(
-    emulation: bool, begun: bool, outcome: AbstractContextManager[object]
+    kind: type[GuestError], emulation: bool, begun: bool, outcome: AbstractContextManager[object]
 ) -> None:
-    sessions = iter([FakeSession(GuestOops("died", emulation=emulation), begun), FakeSession(None, True)])
+    sessions = iter([FakeSession(kind("died", emulation=emulation), begun), FakeSession(None, True)])
     boot: Callable[..., tuple[int, str]] = guest_module._boot
     with outcome:
         assert boot(lambda: next(sessions), None) == (7, "said")
