@@ -44,7 +44,7 @@ _NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED = (
         MessageType.TASK_DEPARTED,
     )
 )
-_COMPLETE = int(TxnState.COMPLETE)
+_COMPLETE, _TASK_ON_CPU = int(TxnState.COMPLETE), int(TxnState.ON_CPU)
 _STATES = tuple(TxnState)  # by number
 _SOON_AGAIN = (TxnState.STALE, TxnState.INVALID_CPU, TxnState.CPU_OFFLINE, TxnState.POISONED)
 
@@ -200,13 +200,13 @@ class Agent:
             if self.spins and turns % _HOP_TURNS == 0:
                 self._hop_if_wanted()
             began = time.monotonic()
-            is_busy = self.turn()
+            goes_on = self.turn()
             if self.spins:
                 continue
             if self.fastpath:
                 took = time.monotonic() - began
                 time.sleep(min(max(_GATHER * took, _GATHER_LEAST_S), _GATHER_MOST_S))
-            elif is_busy:
+            elif goes_on:
                 continue
             if not self._channel.wait(self._pause()) and time.monotonic() >= collected + _LOOK_UP_S:
                 gc.collect()
@@ -219,16 +219,18 @@ class Agent:
         return min(max(due_ns - time.monotonic_ns(), 0) / 1e9, self._pause_s)
 
     def turn(self) -> bool:
-        """Read every message there is, and commit what the policy wants; whether there was anything of either."""
+        """Read every message there is, and commit what the policy wants; whether the next turn is due at once."""
         began_ns = self._channel.beat()
         if self._channel.overflowed:
             self.resync()
         read = self._read()
-        is_busy = self._decide() > 0 or read > 0
-        if is_busy:
+        results = self._decide()
+        if read or results:
             self._channel.count_turn(read, began_ns)
         self._channel.rest()
-        return is_busy
+        if self._channel.overflowed or results.count(_COMPLETE) < len(results):
+            return True
+        return bool(results) and self.policy.looks_again
 
     def stop(self, reason: str) -> None:
         """Have run() end, and let the core decide at once; for signal handlers."""
@@ -310,16 +312,15 @@ class Agent:
             callbacks[kind](task)
         return len(records)
 
-    def _decide(self) -> int:
+    def _decide(self) -> list[int]:
         """Commit what the policy wants; where CPUs have taken such tasks by themselves, what it wants then."""
-        committed = 0
-        for _ in range(1 + len(self.enclave.cpus)):
+        results: list[int] = []
+        for _ in range(1 + len(self._cpus)):
             wanted = list(self.policy.schedule() or ())
             results = self._commit(wanted) if wanted else []
-            committed += results.count(_COMPLETE)
-            if TxnState.ON_CPU not in results:
+            if _TASK_ON_CPU not in results:
                 break
-        return committed
+        return results
 
     def _failed(self, transaction: Transaction, state: int) -> None:
         task = transaction.task

@@ -54,6 +54,7 @@ class Central(AgentPolicy, Generic[T]):
 
     fastpath = False
     hinted = True
+    looks_again = True
     task_type: ClassVar[type[Task]] = HintedTask
 
     def __init__(self, agent: Agent, queue: RankedQueue[T], **options: int) -> None:

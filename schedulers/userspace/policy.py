@@ -74,6 +74,7 @@ class AgentPolicy:
     ``options`` come in as keyword arguments named by their ``field``; one called ``slice_ns`` is also the slice of
     the tasks that the core places unasked. ``fastpath`` is the default of --fastpath. One that is ``hinted`` reads what
     applications say of their tasks, in ``agent.hints``. One that ``watches_cpus`` is told when higher classes take one.
+    One that ``looks_again`` is asked once more after a commit, by when some of that may run, which no message tells.
     """
 
     name: ClassVar[str]
@@ -82,6 +83,7 @@ class AgentPolicy:
     fastpath: ClassVar[bool] = True
     hinted: ClassVar[bool] = False
     watches_cpus: ClassVar[bool] = False
+    looks_again: ClassVar[bool] = False
     task_type: ClassVar[type[Task]] = Task
     #: When schedule() is to be called even if nothing happens, in ns of CLOCK_MONOTONIC; 0: there is no need.
     due_ns: int = 0

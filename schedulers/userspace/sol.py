@@ -29,6 +29,7 @@ class Sol(AgentPolicy):
     name = "sol"
     options = (Option("slice", "slice_ns", slice_ns, "inf", "how long a task may keep a CPU; inf: until it blocks"),)
     fastpath = False
+    looks_again = True
     slice_ns: int
 
     def __init__(self, agent: Agent, **options: int) -> None:
