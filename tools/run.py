@@ -165,6 +165,8 @@ def _enclave(
                 crew.take_over(enclave)
             except AgentError:
                 keep = False
+                if status := _told_to_end():
+                    raise SystemExit(status) from None
                 raise
         yield enclave
     finally:
@@ -207,9 +209,15 @@ class _Guard:
         self._crew = None
 
 
+def _told_to_end() -> int:
+    """The exit status where a signal has asked us to end meanwhile, else 0."""
+    early = signal.sigpending() & endings()
+    return 128 + int(min(early)) if early else 0
+
+
 def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard) -> int:
-    if early := signal.sigpending() & endings():
-        return 128 + int(min(early))
+    if status := _told_to_end():
+        return status
     if enclave.hints_path.exists():
         os.environ[hints.ENVIRONMENT] = str(enclave.hints_path)
     child = Command(arguments)

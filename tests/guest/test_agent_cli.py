@@ -48,6 +48,20 @@ def test_command_runs_under_an_agent_and_ends_with_its_status() -> None:
     assert (done.status, done.out, done.err) == (7, "", "")
 
 
+def test_ctrl_c_while_the_agent_starts_ends_it_all_without_a_word_of_failure() -> None:
+    with running("run", "fifo_centralized", "--cpus", "1-3", "--keep") as run:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        run.until(lambda: bool(children.read_text()))
+        crew = int(children.read_text())
+        os.kill(crew, signal.SIGSTOP)
+        run.until(lambda: bool(list(Enclaves.open() or ())))
+        run.signal(signal.SIGINT)
+        done = run.wait()
+    assert (done.status, done.err) == (130, "")
+    assert not list(Enclaves.open() or ())
+    assert not Path(f"/proc/{crew}").exists()
+
+
 @pytest.mark.soak
 def test_killed_agent_is_told_and_the_command_goes_on() -> None:
     command = ("sh", "-c", "echo it starts; sleep 2; echo it ends")
