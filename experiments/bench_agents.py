@@ -126,7 +126,8 @@ def _commit_costs(enclave: Enclave, half: AgentHalf, backlog: int) -> dict[str, 
     policy: Any = agent.policy
     states: Counter[str] = Counter()
     costs = {}
-    with Herd(enclave, backlog) as herd, Spinner(enclave, target) as spinner:
+    with Herd(backlog, enclave.cpus) as herd, Spinner(enclave, target) as spinner:
+        enclave.add_process(herd.pid)
         gc.disable()
         policy.busy = spinner.pid, target
         agent.take_over()
@@ -264,7 +265,9 @@ def _upgrade(enclave: Enclave, crew: Crew) -> None:
 
 def _memory() -> dict[str, float]:
     """MB of an agent that knows _HERD tasks."""
-    with scheduled(FIFO_CENTRALIZED, {"fastpath": "off"}) as (enclave, crew), Herd(enclave, _HERD) as herd:
+    cpus = Topology.from_sysfs().all_cpus
+    with Herd(_HERD, cpus) as herd, scheduled(FIFO_CENTRALIZED, {"fastpath": "off"}) as (enclave, crew):
+        enclave.add_process(herd.pid)
         herd.wake()
         while sum(1 for row in enclave.task_states() if row["state"] == "blocked") < _HERD:
             time.sleep(0.05)

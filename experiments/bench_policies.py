@@ -98,13 +98,19 @@ def _halves() -> Iterator[AgentHalf]:
 
 
 def _cost(half: AgentHalf, tasks: int, cpus: CpuSet) -> float:
-    """Microseconds of the agents' CPU time per decision, while ``tasks`` wake at once, again and again."""
-    with scheduled(half, {"fastpath": "off"}, cpus, **BIG_RING) as (enclave, crew), Herd(enclave, tasks) as herd:
+    """Microseconds of the agents' CPU time per decision, while ``tasks`` wake at once, and again when all have run."""
+    with Herd(tasks, cpus) as herd, scheduled(half, {"fastpath": "off"}, cpus, **BIG_RING) as (enclave, crew):
+        enclave.add_process(herd.pid)
+        _stampede(herd)  # from now on the agents know each of them
         before = Work.of(enclave, crew)
         while (did := Work.of(enclave, crew) - before).committed < _DECISIONS:
-            herd.wake()
-            herd.all_passed()
+            _stampede(herd)
     return did.cpu_ns / did.committed / 1e3
+
+
+def _stampede(herd: Herd) -> None:
+    herd.wake()
+    herd.all_passed()
 
 
 def _file(policy: Policy) -> Path:

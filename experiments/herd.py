@@ -43,22 +43,22 @@ class Spinner(_Child):
     """A process of ``enclave`` that uses up CPU ``cpu``; killed at the end of a with block."""
 
     def __init__(self, enclave: Enclave, cpu: int) -> None:
-        self.pid = _start(enclave, [cpu], _spin)
+        self.pid = _start([cpu], _spin, enclave.add)
 
 
 class Herd(_Child):
-    """A process of ``enclave`` with ``count`` threads, all asleep until wake(); killed at the end of a with block.
+    """A process with ``count`` threads on ``cpus``, all asleep until wake(); killed at the end of a with block.
 
-    Raises GhostError where there cannot be so many.
+    It is in no enclave: add_process() is for whoever wants that. Raises GhostError where there cannot be so many.
     """
 
-    def __init__(self, enclave: Enclave, count: int) -> None:
+    def __init__(self, count: int, cpus: Iterable[int]) -> None:
         self._count = count
         # In turn, so that nobody passes twice where another has not passed once.
         self._gates = deque(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE) for _ in range(2))
         self._passed = os.eventfd(0, os.EFD_CLOEXEC)
         told, tell = os.pipe()
-        self.pid = _start(enclave, enclave.cpus, lambda: _graze(count, tuple(self._gates), self._passed, tell))
+        self.pid = _start(cpus, lambda: _graze(count, tuple(self._gates), self._passed, tell))
         os.close(tell)
         with open(told, "rb") as ready:
             if not ready.read(1):
@@ -83,14 +83,15 @@ class Herd(_Child):
             os.close(fd)
 
 
-def _start(enclave: Enclave, cpus: Iterable[int], body: Callable[[], object]) -> int:
-    """A process that runs ``body`` on ``cpus`` when it is in ``enclave``, and ends with this one."""
+def _start(cpus: Iterable[int], body: Callable[[], object], join: Callable[[int], object] | None = None) -> int:
+    """A process that runs ``body`` on ``cpus`` once ``join`` was given its pid, and ends with this one."""
     go, let_go = os.pipe()
     if not (pid := os.fork()):
         _run(go, cpus, body)
     os.close(go)
     try:
-        enclave.add(pid)
+        if join is not None:
+            join(pid)
         os.write(let_go, b"!")
     except BaseException:
         _kill(pid)

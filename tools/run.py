@@ -216,8 +216,8 @@ def _told_to_end() -> int:
 
 
 def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard) -> int:
-    if status := _told_to_end():
-        return status
+    if early := _told_to_end():
+        return early
     if enclave.hints_path.exists():
         os.environ[hints.ENVIRONMENT] = str(enclave.hints_path)
     child = Command(arguments)

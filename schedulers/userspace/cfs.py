@@ -102,7 +102,8 @@ class Cfs(AgentPolicy):
 
     def on_task_wakeup(self, task: Task) -> None:
         """It runs at once where a CPU is idle, by preference where it was."""
-        if self._is_busy(task) and (cpus := set(self._flags.idle()).intersection(self._elsewhere(task))):
+        idle = self._flags.idle() if self._is_busy(task) else []
+        if idle and (cpus := set(idle).intersection(self._elsewhere(task))):
             self.agent.associate(task, task.cpu if task.cpu in cpus else min(cpus))
         else:
             self.enqueue(task)

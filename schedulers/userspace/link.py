@@ -9,7 +9,7 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ _TID, _HEARTBEAT, _STATE, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
     ffi().offsetof("struct channel", field) // 8
     for field in ("tid", "heartbeat_ns", "state", "messages", "committed", "failed", "turns", "busy_ns")
 )
+_SIZE = ffi().sizeof("struct channel") // 8
 _AT_REST, _IN_TURN = constant("AGENT_RESTS"), constant("AGENT_TURNS")
 _OVERFLOWED = ffi().offsetof("struct channel", "overflowed") // 4
 
@@ -63,6 +64,8 @@ class Channel:
         self.record = agents.channels[number]
         self._words = agents.channels.view(number, 1).cast("Q")
         self._halves = agents.channels.view(number, 1).cast("I")
+        # Of the enclave's channel and each of its CPUs', in one piece.
+        self._tids = agents.channels.view(0, 2 + max(enclave.cpus)).cast("Q")[_TID::_SIZE]
         self._ring_map = create_map(MapDef("ring", _RINGBUF, 0, 0, ring_bytes, 0, 0, 0, 0))
         self._ring = Ring(self._ring_map, message_format())
         self.read = self._ring.read
@@ -156,9 +159,9 @@ class Channel:
         argument = ffi().new("struct agent_task_args *", {"gtid": gtid, "channel": channel, "seq": seq})
         return self._associate.run(bytes(ffi().buffer(argument)))[0] == 0
 
-    def others(self) -> Iterator[tuple[int, bool]]:
+    def others(self) -> Iterable[tuple[int, bool]]:
         """Each channel's number, and whether there is an agent behind it."""
-        return ((number, bool(channel.tid)) for number, channel in enumerate(self._agents.channels))
+        return enumerate(map(bool, self._tids.tolist()))
 
     def leave(self, reason: str = "") -> None:
         """Let the core decide from here on, unless another agent has taken over."""
