@@ -52,6 +52,7 @@ def test_tasks_use_all_cpus_of_their_enclave_and_no_others(
     assert set(one.per_cpu()) >= set(one.cpus)
 
 
+@pytest.mark.once
 def test_two_enclaves_keep_apart(workload: Workload, enclave: MakeEnclave) -> None:
     first, second = enclave("1"), enclave("2-3", "rr")
     children = [workload.spinner(one) for one in (first, second) for _ in range(3)]
@@ -208,6 +209,7 @@ def test_spinner_moves_in_soon(workload: Workload, enclave: MakeEnclave, crowded
         spinner.stop()
 
 
+@pytest.mark.once
 def test_spinner_moves_from_one_enclave_to_another(workload: Workload, enclave: MakeEnclave) -> None:
     first, second = enclave("1"), enclave("2-3", "rr")
     lone = workload.spinner(first)

@@ -153,6 +153,7 @@ def test_group_is_all_or_nothing(workload: Workload, agent: MakeAgent) -> None:
         one.commit([Transaction(None, 1)] * 65, group=True)
 
 
+@pytest.mark.once
 def test_those_that_wait_are_counted_and_named_longest_first(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-3")
     children = [sleeper(workload, one) for _ in range(4)]
@@ -211,6 +212,7 @@ def test_head_goes_before_what_is_there(workload: Workload, agent: MakeAgent) ->
     assert len(counts) >= 2
 
 
+@pytest.mark.once
 def test_committed_task_can_be_committed_elsewhere(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     spinner(workload, one, 1)
@@ -267,6 +269,7 @@ def test_what_a_task_does_is_told(workload: Workload, agent: MakeAgent) -> None:
     assert task.weight < 100
 
 
+@pytest.mark.once
 def test_departing_is_told(workload: Workload, agent: MakeAgent, enclave: MakeEnclave) -> None:
     one = agent("1-2")
     other = enclave("3", "biff")
@@ -290,6 +293,7 @@ def test_departing_is_told(workload: Workload, agent: MakeAgent, enclave: MakeEn
     assert again.gtid not in {running.gtid, waits.gtid, sleeps.gtid}, "a gtid is never used again"
 
 
+@pytest.mark.once
 def test_child_of_a_task_is_told_as_new(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
 
@@ -359,6 +363,7 @@ def test_cpu_that_a_higher_class_takes_is_told_to_who_asked(workload: Workload, 
     assert told() == ["busy", "available"] * (len(told()) // 2)
 
 
+@pytest.mark.once
 def test_other_agents_are_not_told_what_higher_classes_do(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     hog = workload.spinner(cpus=[1])
@@ -367,6 +372,7 @@ def test_other_agents_are_not_told_what_higher_classes_do(workload: Workload, ag
     assert not {"busy", "available"} & {what for what, _ in manual(one).cpu_log}
 
 
+@pytest.mark.once
 def test_replaced_agent_may_not_commit(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     task = task_of(one, workload.spinner(one.enclave))
@@ -376,6 +382,7 @@ def test_replaced_agent_may_not_commit(workload: Workload, agent: MakeAgent) -> 
     channel.tid = mine
 
 
+@pytest.mark.once
 def test_only_a_task_that_still_waits_and_is_committed_to_no_cpu_is_taken_over(
     workload: Workload, agent: MakeAgent
 ) -> None:

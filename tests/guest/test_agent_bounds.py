@@ -114,6 +114,7 @@ def test_cpu_that_goes_leaves_its_tasks_to_other_agents(workload: Workload, crew
         child.kill()
 
 
+@pytest.mark.soak
 def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, crew: MakeCrew) -> None:
     one, first = crew("1-3", "fifo_centralized", spin="yes", agent_cpu="2")
     children = load(workload, one)
@@ -127,6 +128,7 @@ def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, cre
     go_on(children)
 
 
+@pytest.mark.once
 def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(crew: MakeCrew) -> None:
     one, agents = crew("1", "fifo_centralized", agent_timeout="10s")
     before = one.agent
@@ -142,7 +144,7 @@ def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(crew: MakeCrew) 
     assert (one.agent.tid, one.policy) == (before.tid, "fifo_centralized")
 
 
-@pytest.mark.once
+@pytest.mark.soak
 def test_gtids_are_not_used_again_by_the_agents_after(workload: Workload, crew: MakeCrew) -> None:
     def gtids(one: Enclave) -> set[int]:
         agents = Agents.open(one.id)

@@ -98,6 +98,7 @@ def test_shares_are_those_of_each_cpu(workload: Workload, enclave: MakeEnclave) 
         expect_shares(children, (0, 5, 10), 5000, 0.1)
 
 
+@pytest.mark.once
 def test_new_nice_value_counts_from_now_on(workload: Workload, enclave: MakeEnclave) -> None:
     children = spinners(workload, enclave("1", "cfs_bpf"), nices=(0, 0))
     expect_shares(children, (0, 0), 400, 0.2)
@@ -132,6 +133,7 @@ def test_lone_spinner_is_never_preempted(workload: Workload, enclave: MakeEnclav
     assert one.counters().preempted == 0
 
 
+@pytest.mark.once
 def test_yield_lets_the_next_have_a_turn(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1", "cfs_bpf")
     hog = workload.spinner(one)
@@ -160,6 +162,7 @@ def test_cpu_with_nothing_to_do_takes_what_waits_for_another(workload: Workload,
     until(lambda: {hog.at for hog in hogs[:2]} == {1, 2}, "each has a CPU")
 
 
+@pytest.mark.once
 def test_new_tasks_are_spread_over_busy_cpus(workload: Workload, enclave: MakeEnclave) -> None:
     """They come from a CPU outside, so the same CPU is the nearest for all; and no CPU idles and would take them."""
     one = enclave("1-3", "cfs_bpf")

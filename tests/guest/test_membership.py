@@ -100,6 +100,7 @@ def test_add_process_moves_threads_that_are_being_created(workload: Workload, en
         assert crowd.wait() == 0
 
 
+@pytest.mark.once
 def test_joining_twice_is_joining_once(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1")
     sleeper = workload.sleeper(biff)
@@ -108,6 +109,7 @@ def test_joining_twice_is_joining_once(workload: Workload, enclave: MakeEnclave)
     assert [task.tid for task in biff.tasks()] == [sleeper.pid]
 
 
+@pytest.mark.once
 def test_task_that_ended_cannot_join(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     dead = workload.spawn(lambda me: None)
@@ -139,6 +141,7 @@ def test_zombie_leaves_nothing_behind(workload: Workload, enclave: MakeEnclave) 
     workload.spinner(biff).progress()
 
 
+@pytest.mark.once
 def test_process_may_move_itself(enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     before = os.sched_getaffinity(0)
