@@ -118,7 +118,8 @@ def _commit_costs(enclave: Enclave, half: AgentHalf, backlog: int) -> dict[str, 
     """Median nanoseconds of a transaction by size of its batch, while ``backlog`` tasks wait; and each one's state.
 
     The tasks go from the queue where all wait to that of a CPU that is busy, so that none runs; and back, unmeasured,
-    by groups that fail. The null syscall is timed in the same process's place, beside the same load.
+    by groups that fail. They are the same few each time, or the memory of those that wait would count, and not just
+    their number. The null syscall is timed in the same process's place, beside the same load.
     """
     os.sched_setaffinity(0, {_HOME})
     *_, target = enclave.cpus
@@ -137,7 +138,8 @@ def _commit_costs(enclave: Enclave, half: AgentHalf, backlog: int) -> dict[str, 
             waiting = _all_waiting(agent, herd.pid, backlog)
             for size, batches in _BATCHES.items():
                 if size <= backlog:
-                    taken = [_timed_batch(agent, waiting, size, target, states) for _ in range(_WARM_UP + batches)]
+                    few = random.sample(waiting, max(size, _BACKLOGS[0]))
+                    taken = [_timed_batch(agent, few, size, target, states) for _ in range(_WARM_UP + batches)]
                     costs[size] = statistics.median(taken[_WARM_UP:])
         finally:
             agent.leave()

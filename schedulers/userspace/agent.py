@@ -225,12 +225,12 @@ class Agent:
             self.resync()
         read = self._read()
         results = self._decide()
-        if read or results:
+        committed = results.count(_COMPLETE)
+        is_busy = read > 0 or committed > 0
+        if is_busy:
             self._channel.count_turn(read, began_ns)
         self._channel.rest()
-        if self._channel.overflowed or results.count(_COMPLETE) < len(results):
-            return True
-        return bool(results) and self.policy.looks_again
+        return self._channel.overflowed or (is_busy and (committed < len(results) or self.policy.looks_again))
 
     def stop(self, reason: str) -> None:
         """Have run() end, and let the core decide at once; for signal handlers."""
@@ -313,12 +313,13 @@ class Agent:
         return len(records)
 
     def _decide(self) -> list[int]:
-        """Commit what the policy wants; where CPUs have taken such tasks by themselves, what it wants then."""
+        """Commit what the policy wants, and where CPUs have taken such tasks by themselves, what it wants then."""
         results: list[int] = []
         for _ in range(1 + len(self._cpus)):
             wanted = list(self.policy.schedule() or ())
-            results = self._commit(wanted) if wanted else []
-            if _TASK_ON_CPU not in results:
+            states = self._commit(wanted) if wanted else []
+            results += states
+            if _TASK_ON_CPU not in states:
                 break
         return results
 

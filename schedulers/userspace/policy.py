@@ -74,7 +74,7 @@ class AgentPolicy:
     ``options`` come in as keyword arguments named by their ``field``; one called ``slice_ns`` is also the slice of
     the tasks that the core places unasked. ``fastpath`` is the default of --fastpath. One that is ``hinted`` reads what
     applications say of their tasks, in ``agent.hints``. One that ``watches_cpus`` is told when higher classes take one.
-    One that ``looks_again`` is asked once more after a commit, by when some of that may run, which no message tells.
+    One that ``looks_again`` is asked once more after each turn, by when what it committed may run: no message tells.
     """
 
     name: ClassVar[str]
