@@ -69,8 +69,9 @@ def scaling(runs: int) -> list[Row]:
         costs: dict[tuple[int, int], list[float]] = {size: [] for size in sizes}
         for _ in range(runs):
             for tasks, cpus in sizes:
-                print(f"  {half.name}: {tasks:,} tasks on {cpus} CPUs", file=sys.stderr, flush=True)
-                costs[tasks, cpus].append(_cost(half, tasks, CpuSet(everything[:cpus])))
+                cost = _cost(half, tasks, CpuSet(everything[:cpus]))
+                print(f"  {half.name}: {tasks:,} tasks on {cpus} CPUs: {cost:.0f} us", file=sys.stderr, flush=True)
+                costs[tasks, cpus].append(cost)
         rows += [
             summary(f"{half.name}: a decision, {tasks:,} tasks on {cpus} CPUs", cost, "us", costs[few, most])
             for (tasks, cpus), cost in costs.items()
@@ -99,7 +100,8 @@ def _halves() -> Iterator[AgentHalf]:
 
 def _cost(half: AgentHalf, tasks: int, cpus: CpuSet) -> float:
     """Microseconds of the agents' CPU time per decision, while ``tasks`` wake at once, and again when all have run."""
-    with Herd(tasks, cpus) as herd, scheduled(half, {"fastpath": "off"}, cpus, **BIG_RING) as (enclave, crew):
+    options = {"fastpath": "off", "agent-timeout": "10s"}  # a turn with the messages of thousands may take seconds
+    with Herd(tasks, cpus) as herd, scheduled(half, options, cpus, **BIG_RING) as (enclave, crew):
         enclave.add_process(herd.pid)
         _stampede(herd)  # from now on the agents know each of them
         before = Work.of(enclave, crew)
