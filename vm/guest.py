@@ -101,7 +101,7 @@ def _boot(make: Callable[[], Session], timeout: float | None) -> tuple[int, str]
         except GuestError as error:
             if session.begun or not error.emulation or attempt == _ATTEMPTS:
                 raise
-            say(f"{error.message}, which is QEMU's doing: starting another")
+            say(f"{error.message}; that may be QEMU's doing: starting another")
     raise AssertionError("unreachable")
 
 
