@@ -15,7 +15,7 @@ from __future__ import annotations
 
 CONSOLE_TAIL = 20
 #: The exit status where the failure was of QEMU's making: it says nothing of what ran in the guest.
-KILLED_BY_EMULATION = 123
+FAILED_BY_EMULATION = 123
 
 
 class VmError(Exception):
@@ -56,7 +56,7 @@ class GuestError(VmError):
         self.console = console
         self.emulation = emulation
         if emulation:
-            self.exit_status = KILLED_BY_EMULATION
+            self.exit_status = FAILED_BY_EMULATION
 
     def __str__(self) -> str:
         tail = self.console.splitlines()[-CONSOLE_TAIL:]

@@ -97,11 +97,11 @@ def drive(agent: Agent, condition: Callable[[], Any], what: str = "", seconds: f
 
     deadline = time.monotonic() + seconds
     while True:
-        busy = agent.turn()
+        goes_on = agent.turn()
         if found := condition():
             return found
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what or condition}"
-        if not busy:
+        if not goes_on:
             time.sleep(0.002)
 
 
