@@ -49,7 +49,7 @@ lint: setup
 test-host: setup
 	$(BIN)/python -m pytest tests/host
 
-# QEMU itself now and then fails a guest (status 123): another then runs the tests that are left.
+# QEMU itself now and then kills a guest's kernel (status 123): another guest then runs the tests that are left.
 define in_guest
 	@for kernel in $(KERNELS); do \
 		which="$(1)"; \
@@ -61,7 +61,7 @@ define in_guest
 				python3 -m pytest -p no:cacheprovider --durations=5 --done=.guest-tests -m "$$which" tests/guest; \
 			status=$$?; \
 			[ $$status = 123 ] || break; \
-			echo 'QEMU failed the guest, which says nothing of the tests: those that are left run in another'; \
+			echo 'QEMU killed the guest, which says nothing of the tests: those that are left run in another'; \
 		done; \
 		rm -f .guest-tests; \
 		[ $$status = 0 ] || exit $$status; \

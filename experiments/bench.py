@@ -28,7 +28,7 @@ from ..schedulers.cpuset import CpuSet
 from ..schedulers.registry import POLICIES
 from ..schedulers.tasks import SCHED_EXT
 from ..schedulers.topology import Topology, nr_cpu_words
-from ..vm.errors import FAILED_BY_EMULATION
+from ..vm.errors import KILLED_BY_EMULATION
 from .bench_agents import agent_gaps, agents, messages, transactions
 from .bench_policies import policies, scaling, sizes
 from .bench_tracers import tracers
@@ -67,7 +67,7 @@ def _in_guest(name: str, arguments: argparse.Namespace) -> int:
     options = ["--runs", str(arguments.runs), *(["--json"] if arguments.json else [])]
     bench = ["python3", "-m", "ghostbpf.experiments.bench", *options, name]
     guest = [*_GHOSTBPF, "vm", "--cpus", str(arguments.cpus), "--with-headers", "--", *bench]
-    while (status := subprocess.call(guest)) == FAILED_BY_EMULATION:
+    while (status := subprocess.call(guest)) == KILLED_BY_EMULATION:
         print(f"QEMU killed the guest: {name} begins again in another", file=sys.stderr, flush=True)
     return status
 

@@ -25,9 +25,9 @@ Examples:
   ghostbpf vm --list                           which kernels there are
 
 \b
-Exit status: CMD's own (128+N if signal N ended it); or 123 QEMU itself
-failed the guest, 124 time-out, 125 the guest's kernel died, 126 and 127
-as in a shell, 128 guest lost.
+Exit status: CMD's own (128+N if signal N ended it); or 123 QEMU killed
+the guest's kernel, 124 time-out, 125 the guest's kernel died,
+126 and 127 as in a shell, 128 guest lost.
 """
 
 

@@ -8,14 +8,14 @@ VmError
 └── GuestError       1    the guest was started and failed
     ├── GuestTimeout 124  it was still running when its time was up
     ├── GuestOops    125  its kernel died; 123 if that was QEMU's doing
-    └── GuestLost    128  it went away without a word; 123 if under QEMU's emulation it never came up
+    └── GuestLost    128  it went away without a word, or never came up
 """
 
 from __future__ import annotations
 
 CONSOLE_TAIL = 20
-#: The exit status where the failure was of QEMU's making: it says nothing of what ran in the guest.
-FAILED_BY_EMULATION = 123
+#: The exit status where QEMU killed the guest's kernel: it says nothing of what ran in it.
+KILLED_BY_EMULATION = 123
 
 
 class VmError(Exception):
@@ -46,17 +46,15 @@ class ImageError(VmError):
 class GuestError(VmError):
     """The guest was started and failed; `console` is what its kernel printed.
 
-    `emulation` tells the failures that are of QEMU's making, and say nothing of the kernel. They are rare, and need a
-    busy host: TCG can run code while another virtual CPU is patching it, and then executes a breakpoint (int3) that is
-    no longer there; and a kernel that boots can wait for ever for an interrupt that went astray.
+    `emulation` tells the failures that may be of QEMU's making, and say nothing of the kernel. They are rare, and need
+    a busy host: TCG can run code while another virtual CPU is patching it, and then executes a breakpoint (int3) that
+    is no longer there; and a kernel that boots can wait for ever for an interrupt that went astray.
     """
 
     def __init__(self, message: str, cure: str | None = None, console: str = "", *, emulation: bool = False) -> None:
         super().__init__(message, cure)
         self.console = console
         self.emulation = emulation
-        if emulation:
-            self.exit_status = FAILED_BY_EMULATION
 
     def __str__(self) -> str:
         tail = self.console.splitlines()[-CONSOLE_TAIL:]
@@ -74,7 +72,10 @@ class GuestTimeout(GuestError):
 class GuestOops(GuestError):
     """The guest's kernel died: an oops, a BUG or a panic."""
 
-    exit_status = 125
+    @property
+    def exit_status(self) -> int:  # type: ignore[override]
+        """125, or 123 where QEMU has killed it."""
+        return KILLED_BY_EMULATION if self.emulation else 125
 
 
 class GuestLost(GuestError):

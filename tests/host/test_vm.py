@@ -431,6 +431,8 @@ def test_guest_errors_carry_status_cure_and_the_end_of_the_console() -> None:
         assert len(lines) == 22
     assert VmError("x").exit_status == ImageError("x").exit_status == 1
     assert BadRequest("x").exit_status == 2
+    # One that never came up, however often, is no reason to go on for ever with others.
+    assert [kind("x", emulation=True).exit_status for kind in (GuestOops, GuestLost)] == [123, 128]
 
 
 class FakeSession:
