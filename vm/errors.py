@@ -48,7 +48,7 @@ class GuestError(VmError):
 
     `emulation` tells the failures that may be of QEMU's making, and say nothing of the kernel. They are rare, and need
     a busy host: TCG can run code while another virtual CPU is patching it, and then executes a breakpoint (int3) that
-    is no longer there; and a kernel that boots can wait for ever for an interrupt that went astray.
+    is no longer there; and it can lose a timer or an interrupt, for which the kernel then waits for ever.
     """
 
     def __init__(self, message: str, cure: str | None = None, console: str = "", *, emulation: bool = False) -> None:

@@ -30,8 +30,11 @@ Sink = Callable[[bytes], None]
 BOOT_LIMIT = 180.0
 _CONSOLE_KEPT = 1 << 18
 _CHUNK = 32768
+# RCU's thread sleeps, off its runqueue, long past the timer that ends its sleep: QEMU has lost that timer, and what the
+# emulated CPU was to run stands still for good.
+_LOST_TIMER = "kthread timer wakeup didn't happen"
 _DEATH = re.compile(
-    r"Kernel panic|Oops:|kernel BUG at|general protection fault|"
+    rf"Kernel panic|Oops:|kernel BUG at|general protection fault|{_LOST_TIMER}|"
     r"BUG: (?!workqueue lockup|soft lockup|sleeping function|scheduling while atomic)"
 )
 
@@ -196,6 +199,8 @@ class Session:
             del self._console[:-_CONSOLE_KEPT]
             if self._console_sink:
                 self._console_sink(data)
+            if self._machine.accel == "tcg" and _LOST_TIMER.encode() in self._console[-len(data) - len(_LOST_TIMER) :]:
+                self._news.put(True)
 
     def _read_wire(self) -> None:
         with self._io.makefile("rb", buffering=1 << 17) as stream, suppress(OSError):
@@ -267,8 +272,8 @@ class Session:
         # Every death ends in a panic; a guest that still ran has at most complained.
         if death and (in_time or "Kernel panic" in console):
             line = _plain(console[console.rfind("\n", 0, death.start()) + 1 :].partition("\n")[0])
-            emulation = "int3" in line
-            cure = "it again: this oops is of QEMU's making" if emulation else None
+            emulation = "int3" in line or (_LOST_TIMER in line and self._machine.accel == "tcg")
+            cure = "it again: this is of QEMU's making" if emulation else None
             raise GuestOops(f"the guest's kernel died: {line}", cure, console, emulation=emulation)
         if not in_time and timeout is not None and (self._begun or timeout <= BOOT_LIMIT):
             raise GuestTimeout(f"the guest was still running after {limit:g} s", "a longer --timeout", console)

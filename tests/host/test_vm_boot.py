@@ -147,6 +147,15 @@ def test_kernel_panic_is_told_with_the_end_of_the_console(nothing_left: None) ->
     assert b"\n  | [" in err
 
 
+def test_guest_that_lost_a_timer_is_not_waited_for(guest: Guest) -> None:
+    lost = "rcu: rcu_preempt kthread timer wakeup didn't happen for 75000 jiffies!"
+    begin = time.monotonic()
+    with pytest.raises(GuestOops, match="wakeup didn't happen") as raised:
+        run(["sh", "-c", f'echo "<3>{lost}" >/dev/kmsg; sleep 600'], guest, timeout=240, stdin=None)
+    assert raised.value.exit_status == 123
+    assert time.monotonic() - begin < 120
+
+
 def test_guest_that_powers_off_is_lost(guest: Guest) -> None:
     with pytest.raises(GuestLost, match="went away without an exit status") as raised:
         run(["sh", "-c", "echo o >/proc/sysrq-trigger; sleep 60"], guest, timeout=120, stdin=None)
