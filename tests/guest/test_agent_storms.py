@@ -13,7 +13,7 @@ import pytest
 from agents import MakeAgent, MakeCrew, drive
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.userspace import Message, MessageType
-from workload import DEADLINE, Me, Workload, until
+from workload import DEADLINE, Me, Workload, all_cpus, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -150,6 +150,7 @@ def test_stress_ng_for_a_minute(workload: Workload, crew: MakeCrew, policy: str,
     gate, go = os.pipe()
     command = ["sh", "-c", f"read go; exec stress-ng {stressor} --timeout 60 --verbose"]
     done = subprocess.Popen(command, stdin=gate, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    os.sched_setaffinity(done.pid, set(all_cpus()))
     one.add(done.pid)
     os.write(go, b"\n")
     said, _ = done.communicate(timeout=300)
@@ -157,4 +158,6 @@ def test_stress_ng_for_a_minute(workload: Workload, crew: MakeCrew, policy: str,
     os.close(go)
     assert done.returncode == 0, said[-3000:]
     assert agents.check()
+    assert one.agent is not None
+    assert one.agent.committed > 1000
     assert sched_ext.status().state == "enabled"
