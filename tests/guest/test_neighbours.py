@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 
 import pytest
+from agents import MakeCrew
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import SCHED_EXT
@@ -136,6 +138,28 @@ def test_task_of_no_enclave_gets_on_where_enclaves_hold_all_cpus(
         child.progress(10)
     for loner in loners:
         loner.stop()
+
+
+@pytest.mark.parametrize("policy", ["biff", "cfs_bpf", "fifo_centralized", "fifo_per_cpu"])
+def test_tasks_of_no_enclave_leave_the_enclave_its_share(
+    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, policy: str
+) -> None:
+    """Somebody waits on the fallback queue all the time; where the enclave's wait depends on its policy."""
+    one = crew("1-2", policy, fastpath="off")[0] if policy.startswith("fifo") else enclave("1-2", policy)
+    loners = [turn_ext(workload.spinner(cpus=[1, 2], go=False)) for _ in range(4)]
+    for loner in loners:
+        loner.wake()
+    members = [workload.spinner(one) for _ in range(4)]
+    for child in members:
+        child.progress(10)
+
+    def used() -> list[int]:
+        return [sum(runtime_ns(child.pid) for child in children) for children in (loners, members)]
+
+    before = used()
+    time.sleep(3)
+    outside, inside = map(operator.sub, used(), before)
+    assert 0 < outside < inside
 
 
 def test_task_of_no_enclave_shares_with_its_like(workload: Workload, enclave: MakeEnclave) -> None:
