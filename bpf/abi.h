@@ -92,7 +92,7 @@ struct task_ctx {
 
 /* Per enclave and CPU. Events since the enclave was made; runtime in ns. */
 struct counters {
-	u64 idle; /* wakeups that found an idle CPU and ran there at once */
+	u64 idle; /* wakeups that found a CPU: an idle one, or their waker's that was about to sleep */
 	u64 queued; /* tasks put on a queue */
 	u64 switches; /* tasks put on a CPU */
 	u64 preempted; /* tasks taken off a CPU by the policy */

@@ -35,8 +35,13 @@ _HOME = 0
 _NULL = f"taskset -c {_HOME} perf bench syscall basic -l 500000"
 _NULL_CALLS = 500_000
 _BACKLOGS = (10, 1_000, 10_000)
-#: Transactions in a batch: how many batches are timed.
-_BATCHES = {1: 100, 10: 40, 64: 20}
+#: How many transactions are committed at once, whether as a group, and how often that is timed.
+_BATCHES = {
+    "batch of 1": (1, False, 100),
+    "batch of 10": (10, False, 40),
+    "group of 10": (10, True, 40),
+    "batch of 64": (64, False, 20),
+}
 _WARM_UP = 5
 _FEW_MESSAGES = "perf bench sched messaging -g 2 -l 100"
 _ENDLESS = "perf bench sched messaging -g 4 -l 100000000"
@@ -77,7 +82,7 @@ def transactions(runs: int) -> list[Row]:
     """A commit from Python in multiples of a null syscall, by size of the batch and number of tasks that wait."""
     null: dict[int, list[float]] = {backlog: [] for backlog in _BACKLOGS}
     python: list[float] = []
-    costs: dict[tuple[int, int], list[float]] = {}
+    costs: dict[tuple[int, str], list[float]] = {}
     states: Counter[str] = Counter()
     half = half_of(_KeepBusy)
     for _ in range(runs):
@@ -86,19 +91,19 @@ def transactions(runs: int) -> list[Row]:
                 found = in_child(partial(_commit_costs, enclave, half, backlog))
             null[backlog].append(found["null"])
             states.update(found["states"])
-            for size, cost in found["ns"].items():
-                costs.setdefault((backlog, int(size)), []).append(cost)
+            for batch, cost in found["ns"].items():
+                costs.setdefault((backlog, batch), []).append(cost)
         python.append(found["python"])
     few = _BACKLOGS[0]
     rows = [summary("null syscall", null[few], "ns"), summary("os.getppid() in Python", python, "ns", null[backlog])]
     rows += [
-        summary(f"commit, {backlog:,} wait, batch of {size}: each", cost, "ns", null[backlog])
-        for (backlog, size), cost in costs.items()
+        summary(f"commit, {backlog:,} wait, {batch}: each", cost, "ns", null[backlog])
+        for (backlog, batch), cost in costs.items()
     ]
     rows += [
-        summary(f"batch of {size}, {backlog:,} wait against {few}", cost, "ns", costs[few, size])
-        for (backlog, size), cost in costs.items()
-        if backlog != few and (few, size) in costs
+        summary(f"{batch}, {backlog:,} wait against {few}", cost, "ns", costs[few, batch])
+        for (backlog, batch), cost in costs.items()
+        if backlog != few and (few, batch) in costs
     ]
     complete, total = states.pop(TxnState.COMPLETE.name), states.total()
     rows.append({"what": f"complete of {complete + total:,} commits", "median": complete, "unit": ""})
@@ -115,7 +120,7 @@ def _python_syscall() -> float:
 
 
 def _commit_costs(enclave: Enclave, half: AgentHalf, backlog: int) -> dict[str, Any]:
-    """Median nanoseconds of a transaction by size of its batch, while ``backlog`` tasks wait; and each one's state.
+    """Median nanoseconds of a transaction by kind of its batch, while ``backlog`` tasks wait; and each one's state.
 
     The tasks go from the queue where all wait to that of a CPU that is busy, so that none runs; and back, unmeasured,
     by groups that fail. They are the same few each time, or the memory of those that wait would count, and not just
@@ -136,11 +141,11 @@ def _commit_costs(enclave: Enclave, half: AgentHalf, backlog: int) -> dict[str, 
             null, python = perf(_NULL) / _NULL_CALLS * 1e9, _python_syscall()
             herd.wake()
             waiting = _all_waiting(agent, herd.pid, backlog)
-            for size, batches in _BATCHES.items():
+            for batch, (size, group, times) in _BATCHES.items():
                 if size <= backlog:
                     few = random.sample(waiting, max(size, _BACKLOGS[0]))
-                    taken = [_timed_batch(agent, few, size, target, states) for _ in range(_WARM_UP + batches)]
-                    costs[size] = statistics.median(taken[_WARM_UP:])
+                    taken = [_timed_batch(agent, few, size, group, target, states) for _ in range(_WARM_UP + times)]
+                    costs[batch] = statistics.median(taken[_WARM_UP:])
         finally:
             agent.leave()
     return {"null": null, "python": python, "ns": costs, "states": states}
@@ -155,12 +160,12 @@ def _all_waiting(agent: Agent, pid: int, count: int) -> list[Task]:
     return tasks
 
 
-def _timed_batch(agent: Agent, tasks: list[Task], size: int, cpu: int, states: Counter[str]) -> float:
+def _timed_batch(agent: Agent, tasks: list[Task], size: int, group: bool, cpu: int, states: Counter[str]) -> float:
     """Nanoseconds per transaction; whoever was committed waits in the common queue again afterwards."""
     batch = [task for task in random.sample(tasks, size) if task.state == WAITING]
     wanted = [Transaction(task, cpu) for task in batch]
     began = time.perf_counter_ns()
-    found = agent.commit(wanted)
+    found = agent.commit(wanted, group=group)
     took = time.perf_counter_ns() - began
     states.update(state.name for state in found)
     for half in (batch[::2], batch[1::2]):

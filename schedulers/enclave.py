@@ -98,6 +98,14 @@ class Enclaves:
         return None if core is None else cls(core)
 
     @classmethod
+    def find(cls, id: int) -> Enclave:
+        """Enclave ``id``, to look at or to give tasks; raises NoSuchEnclave, Ejected."""
+        enclaves = cls.open()
+        if enclaves is None:
+            raise NoSuchEnclave(id)
+        return enclaves.get(id)
+
+    @classmethod
     @contextlib.contextmanager
     def change(cls) -> Iterator[Self | None]:
         """The enclaves there are, locked for a change; None where no core is attached. Raises Ejected."""

@@ -66,7 +66,7 @@ def ls(as_json: bool) -> None:
 @json_option
 def show_one(id: int, tasks: bool, as_json: bool) -> None:
     """Show one enclave: its policy, CPUs, counters by CPU, and tasks."""
-    enclave = _get(Enclaves.open(), id)
+    enclave = Enclaves.find(id)
     per_cpu = [{"cpu": cpu, **vars(counters)} for cpu, counters in enclave.per_cpu().items()]
     listed = _task_rows(enclave) if tasks else []
     agent = enclave.agent
@@ -164,13 +164,9 @@ def swap(id: int, policy: str, settings: tuple[str, ...]) -> None:
 @contextlib.contextmanager
 def _changing(id: int) -> Iterator[Enclave]:
     with Enclaves.change() as enclaves:
-        yield _get(enclaves, id)
-
-
-def _get(enclaves: Enclaves | None, id: int) -> Enclave:
-    if enclaves is None:
-        raise NoSuchEnclave(id)
-    return enclaves.get(id)
+        if enclaves is None:
+            raise NoSuchEnclave(id)
+        yield enclaves.get(id)
 
 
 def _need_some(pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str, ...] = ()) -> None:

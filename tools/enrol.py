@@ -17,7 +17,6 @@ from ..loaders.errors import KernelUnsupported, PermissionMissing
 from ..schedulers import cgroups
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.enrolment import Enrolment, Outcome
-from ..schedulers.errors import NoSuchEnclave
 from ..schedulers.launch import endings
 from ..schedulers.policy import duration_ns
 from ..schedulers.processes import COMM_CHARS, Rule
@@ -98,17 +97,16 @@ def enrol(
     """
     if not (comms or paths or uids or parents):
         raise click.UsageError("say who is meant: --comm, --cgroup, --uid or --parent")
-    if (enclaves := Enclaves.open()) is None:
-        raise NoSuchEnclave(id)
+    enclave = Enclaves.find(id)
     names = tuple(map(cgroups.name_of, paths))
     for name in names:
         if not cgroups.exists(name):
             click.echo(f"there is no cgroup {name} yet", err=True)
     rule = Rule(comms, names, uids, parents)
     if once:
-        report(enclaves.get(id), Enrolment(enclaves.get(id), rule).once(), as_json)
+        report(enclave, Enrolment(enclave, rule).once(), as_json)
     else:
-        follow(enclaves.get(id), rule, period, as_json)
+        follow(enclave, rule, period, as_json)
 
 
 def follow(enclave: Enclave, rule: Rule, period: float = 1.0, as_json: bool = False) -> None:

@@ -14,7 +14,6 @@ from ..hints import INCLUDE, Hints, Item, admit
 from ..loaders.descriptors import Offer
 from ..loaders.errors import GhostError
 from ..schedulers.enclave import Enclave, Enclaves
-from ..schedulers.errors import NoSuchEnclave
 from .fd import hand_over, timeout_option
 from .output import human_ns, json_option, show
 
@@ -77,9 +76,7 @@ def cflags() -> None:
 
 
 def _hinted(id: int) -> Enclave:
-    if (enclaves := Enclaves.open()) is None:
-        raise NoSuchEnclave(id)
-    enclave = enclaves.get(id)
+    enclave = Enclaves.find(id)
     if not enclave.hints_path.exists():
         raise GhostError(f"the policy of enclave {id}, {enclave.policy}, reads no hints")
     return enclave

@@ -16,7 +16,8 @@ from .output import json_option, show
 def command(as_json: bool) -> None:
     """List the policies there are, with their options and defaults.
 
-    Those in Python have some in common, too: --fastpath, --agent-timeout, --agent-cpu and --spin.
+    Those in Python have --fastpath, --agent-timeout and --agent-cpu in common, and where one agent decides for all CPUs
+    also --spin.
     """
     show(
         (

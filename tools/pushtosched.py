@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import click
 
 from ..schedulers.classes import Pusher, SchedulingClass
-from ..schedulers.enclave import Enclave, Enclaves
-from ..schedulers.errors import NoSuchEnclave, TaskError
+from ..schedulers.enclave import Enclaves
+from ..schedulers.errors import TaskError
 from ..schedulers.tasks import policy_of
 from .output import json_option
 
@@ -71,13 +71,7 @@ def _pusher(target: str, id: int | None) -> Pusher:
         raise click.BadParameter(str(error), param_hint="CLASS") from None
     if (wanted.name == "ext") != (id is not None):
         raise click.UsageError("ext takes an --enclave ID" if id is None else "--enclave is for ext")
-    return Pusher(wanted, None if id is None else _enclave(id))
-
-
-def _enclave(id: int) -> Enclave:
-    if (enclaves := Enclaves.open()) is None:
-        raise NoSuchEnclave(id)
-    return enclaves.get(id)
+    return Pusher(wanted, None if id is None else Enclaves.find(id))
 
 
 def _push_all(pusher: Pusher) -> Iterator[_Result]:

@@ -72,10 +72,7 @@ def watch(id: int, agent_pid: int | None, sigkill: bool, count: int, as_json: bo
     """
     if sigkill and agent_pid is None:
         raise click.UsageError("--sigkill needs --agent-pid")
-    enclaves = Enclaves.open()
-    if enclaves is None:
-        raise NoSuchEnclave(id)
-    enclave = enclaves.get(id)
+    enclave = Enclaves.find(id)
     agents = _wait_for_agent(enclave)
     changes = _changes(enclave, agents)
     first = next(changes)

@@ -72,6 +72,7 @@ class Cfs(AgentPolicy):
         self.queue: FairQueue[FairTask] = FairQueue()
         self.current: FairTask | None = None
         self.picked_ns = 0  # what the current one had run when its slice began
+        self._rings = () if agent.cpu is None else agent.topology.neighbours(agent.cpu)
         self._flags = CpuFlags(agent.enclave, tuple(agent.enclave.cpus))
         self._loads, self._fresh_until_ns = Counter[int](), 0
 
@@ -101,10 +102,11 @@ class Cfs(AgentPolicy):
         self.enqueue(task)
 
     def on_task_wakeup(self, task: Task) -> None:
-        """It runs at once where a CPU is idle, by preference where it was."""
+        """It runs at once where a CPU is idle, by preference where it was, or near."""
         idle = self._flags.idle() if self._is_busy(task) else []
         if idle and (cpus := set(idle).intersection(self._elsewhere(task))):
-            self.agent.associate(task, task.cpu if task.cpu in cpus else min(cpus))
+            nearest = (cpu for ring in self._rings for cpu in ring if cpu in cpus)
+            self.agent.associate(task, task.cpu if task.cpu in cpus else next(nearest))
         else:
             self.enqueue(task)
 

@@ -22,7 +22,6 @@ from typing import NoReturn, Self
 from ...loaders.errors import GhostError
 from ..agents import AgentHalf, Agents, stand_apart
 from ..enclave import Enclave, Enclaves
-from ..errors import NoSuchEnclave
 from ..launch import endings
 from .agent import Agent
 from .placer import Placer
@@ -183,7 +182,7 @@ def _lead(half: AgentHalf, values: dict[str, int], gate: int, words: int, stay: 
     agent: Agent | None = None
     reason = ""
     try:
-        enclave = _enclave(int(wanted))
+        enclave = Enclaves.find(int(wanted))
         _stand_apart(enclave)
         agent = Agent(enclave, Placer.half(half) if half.agent.per_cpu else half, values)
         _take_over(agent)
@@ -261,12 +260,6 @@ def _run_on(cpu: int, enclave: Enclave, half: AgentHalf, values: dict[str, int],
         agent.leave(_one_line(error))
         raise
     return _TOLD if agent.stopped else 0
-
-
-def _enclave(id: int) -> Enclave:
-    if (enclaves := Enclaves.open()) is None:
-        raise NoSuchEnclave(id)
-    return enclaves.get(id)
 
 
 def _stand_apart(enclave: Enclave) -> None:

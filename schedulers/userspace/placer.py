@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ..agents import AgentHalf
-from ..policy import Option
 from .policy import AgentPolicy
 from .task import Task, Transaction
 
@@ -33,8 +32,6 @@ class Placer(AgentPolicy):
         own = {name: getattr(half.agent, name) for name in ("hinted", "options", "watches_cpus")}
         placer = type("Placer", (cls,), {"placed": half.agent, "name": half.name, **own})
         return replace(half, agent=placer)
-
-    options: ClassVar[tuple[Option, ...]] = ()
 
     def enqueue(self, task: Task) -> None:
         self._new[task] = None

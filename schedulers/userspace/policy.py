@@ -152,7 +152,7 @@ class AgentPolicy:
         """``cpu`` is the enclave's again."""
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
-        """A transaction failed though its task still waits: enqueue it again."""
+        """A transaction failed, but its task waits, as far as is known: enqueue it again."""
         if transaction.task is not None:
             self.enqueue(transaction.task)
 

@@ -192,6 +192,18 @@ def crew(enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
 
 
 @pytest.fixture
+def governed(enclave: MakeEnclave, crew: MakeCrew) -> MakeEnclave:
+    """Like ``enclave``, and where the policy has agents, they are there, and asked everything."""
+
+    def make(cpus: str, policy: str = "biff", **options: str) -> Enclave:
+        if isinstance(POLICIES[policy], AgentHalf):
+            return crew(cpus, policy, fastpath="off", **options)[0]
+        return enclave(cpus, policy, **options)
+
+    return make
+
+
+@pytest.fixture
 def quiet() -> Iterator[None]:
     """Keeps the test process on CPU 0, away from enclaves; children of ``workload`` start with all CPUs again."""
     before = os.sched_getaffinity(0)

@@ -253,9 +253,13 @@ def test_what_a_task_does_is_told(workload: Workload, agent: MakeAgent) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 5)
         me.block()
 
-    child = workload.spawn(body, one.enclave)
+    child = workload.spawn(body, go=False)
+    os.setpriority(os.PRIO_PROCESS, child.pid, 1)
+    one.enclave.add(child.pid)
+    child.wake()
+    (task,) = drive(one, lambda: list(one.tasks.values()), "it is told")
+    assert task.weight == 80, "nice 1"
     drive(one, lambda: is_off_cpu(child.pid), "it sleeps")
-    (task,) = one.tasks.values()
     os.sched_setaffinity(child.pid, {1})
     drive(one, lambda: task.allowed == 0b10, "its affinity is told")
     child.wake()
@@ -266,7 +270,7 @@ def test_what_a_task_does_is_told(workload: Workload, agent: MakeAgent) -> None:
     rest = iter(log)
     for what in ("new", "yield", "priority_changed", "blocked", "affinity_changed", "wakeup", "dead"):
         assert what in rest, log
-    assert task.weight < 100
+    assert task.weight == 33, "nice 5"
 
 
 @pytest.mark.once

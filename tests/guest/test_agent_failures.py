@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ from ghostbpf.schedulers.agents import AgentHalf, Agents
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import Agent, AgentError, Crew, Task, Transaction
-from workload import Child, MakeEnclave, Me, Workload, in_ext, until
+from workload import Child, MakeEnclave, Me, Workload, in_ext, offline, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -371,11 +372,18 @@ def test_departing_and_coming_back_is_told_from_the_first_to_the_last(
 
 
 @SOAK
-def test_task_bound_to_the_cpu_of_a_spinning_agent_makes_it_hop(workload: Workload, crew: MakeCrew) -> None:
+@pytest.mark.parametrize("wants", ["a task of the enclave", "the fair class", "who unplugs it"])
+def test_spinning_agent_hops_where_its_cpu_is_wanted(workload: Workload, crew: MakeCrew, wants: str) -> None:
     one, agents = crew("1-3", "fifo_centralized", spin="yes", agent_cpu="1")
     assert os.sched_getaffinity(agents.pid) == {1}
-    child = workload.spinner(one, cpus=[1])
-    until(lambda: os.sched_getaffinity(agents.pid) != {1}, "the agent hops")
-    child.progress(100)
+    with contextlib.ExitStack() as plugged:
+        if wants == "who unplugs it":
+            child = workload.spinner(one)
+            plugged.enter_context(offline(1))
+        else:
+            child = workload.spinner(one if wants == "a task of the enclave" else None, cpus=[1])
+        until(lambda: os.sched_getaffinity(agents.pid) <= {2, 3}, "the agent hops")
+        assert len(os.sched_getaffinity(agents.pid)) == 1
+        child.progress(100)
     assert set(one.cpus) == {1, 2, 3}
     assert agents.check()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -11,6 +12,8 @@ import pytest
 from agents import MakeCrew
 from ghostbpf.schedulers.agents import Agents
 from ghostbpf.schedulers.enclave import Enclave
+from order import Order
+from shares import MS, stopwatch
 from workload import Child, Me, Workload, in_ext, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -30,12 +33,14 @@ KINDS = {
     "shinjuku, spinning": ("shinjuku", {"spin": "yes"}),
     "edf": ("edf", {}),
     "edf, fast path": ("edf", {"fastpath": "idle"}),
+    "cfs": ("cfs", {}),
+    "cfs, fast path": ("cfs", {"fastpath": "idle"}),
 }
 
 
 #: The others are for the long run.
 _MAIN = ("centralized", "centralized, asked everything", "per CPU")
-_SOAK = ("sol", "shinjuku", "edf")
+_SOAK = ("sol", "shinjuku", "edf", "cfs")
 
 
 def _marks(kind: str) -> tuple[pytest.MarkDecorator, ...]:
@@ -83,10 +88,34 @@ def test_busy_exp(workload: Workload, kind: Enclave) -> None:
 
 @pytest.mark.marathon
 def test_departing_tasks_go_on(workload: Workload, kind: Enclave) -> None:
-    crowd = workload.crowd(200, _leave, kind)
-    until(lambda: crowd.value == 200, "all threads have started")
+    crowd = workload.crowd(1000, _leave, kind)
+    until(lambda: crowd.value == 1000, "all threads have started")
     crowd.wake()
     assert crowd.wait() == 0
+
+
+@pytest.mark.marathon
+def test_tasks_that_another_takes_out_as_they_run_go_on(workload: Workload, kind: Enclave) -> None:
+    """Some run, some wait, some sleep, and some have been taken from where they waited for the CPU."""
+
+    def naps() -> None:
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            time.sleep(0.001)
+
+    crowd = workload.crowd(1000, naps, kind)
+    until(lambda: crowd.value == 1000, "all threads have started")
+    crowd.wake()
+    threads = list(map(int, os.listdir(f"/proc/{crowd.pid}/task")))
+    for tid in threads:
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
+            assert not in_ext(tid)
+    assert crowd.wait() == 0
+    until(lambda: kind.nr_tasks == 0, "nothing is left")
+    agent = kind.agent
+    assert agent is not None
+    assert agent.state == "deciding"
 
 
 def _leave() -> None:
@@ -116,6 +145,37 @@ def test_work_that_forks_blocks_and_spins_is_shared_by_all_cpus(workload: Worklo
     assert agent is not None
     assert agent.state == "deciding"
     assert agent.messages > 0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("policy", ["sol", "fifo_centralized", "fifo_per_cpu"])
+def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, crew: MakeCrew, policy: str) -> None:
+    """A FIFO is a FIFO."""
+    one, _ = crew("1", policy, fastpath="off", agent_timeout="10s")
+    sleepers = [workload.sleeper(one, then=lambda me: me.say("ran")) for _ in range(12)]
+    holder = workload.spinner(one)
+    holder.progress()
+    order = Order(workload, sleepers)
+    turns = [5, 0, 11, 3, 8, 1, 10, 2, 7, 4, 9, 6]
+    for number in turns:
+        sleepers[number].wake()
+    holder.stop()
+    ran = order.ran()
+    assert ran == order.of(sleepers[number] for number in turns)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("policy", ["fifo_centralized", "sol"])
+def test_slice_ends_where_somebody_waits(workload: Workload, crew: MakeCrew, policy: str) -> None:
+    """Whom an agent forgets gets a CPU after 5 s anyway; here it has its turn many times in one second."""
+    one, _ = crew("1", policy, fastpath="off", slice="5ms", agent_timeout="10s")
+    children = [workload.spinner(one) for _ in range(2)]
+    for child in children:
+        child.progress()
+    ran, switches = stopwatch(children), one.counters().switches
+    until(lambda: sum(ran()) >= 1000 * MS, "1 s of run time")
+    assert min(ran()) >= 300 * MS
+    assert one.counters().switches - switches >= 20
 
 
 @pytest.mark.soak

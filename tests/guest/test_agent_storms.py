@@ -13,7 +13,7 @@ import pytest
 from agents import MakeAgent, MakeCrew, drive
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.userspace import Message, MessageType
-from workload import DEADLINE, Me, Workload, all_cpus, until
+from workload import DEADLINE, MakeEnclave, Me, Workload, all_cpus, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -29,11 +29,11 @@ def test_messages_of_each_task_come_in_order_and_without_a_gap(
     one = agent("1-3", ring_bytes=1 << 24)
     seen: dict[int, int] = {}
     ended: set[int] = set()
-    total = 0
+    total = departures = 0
     read = one._channel.read
 
     def checked() -> list[tuple[int, ...]]:
-        nonlocal total
+        nonlocal total, departures
         records = read()
         assert one._channel.record.lost == 0
         for record in records:
@@ -46,6 +46,7 @@ def test_messages_of_each_task_come_in_order_and_without_a_gap(
             seen[message.gtid] = message.seq
             if message.type in ENDS:
                 ended.add(message.gtid)
+                departures += message.type == MessageType.TASK_DEPARTED
         total += len(records)
         return records
 
@@ -64,12 +65,22 @@ def test_messages_of_each_task_come_in_order_and_without_a_gap(
                 os.sched_setaffinity(child.pid, {2, 3})
             time.sleep(0.0005)  # or the ring would be full before it is read
 
-    targets = [workload.spinner(one.enclave) for _ in range(2)]
-    children = [workload.spawn(forks, one.enclave) for _ in range(3)] + [workload.spawn(moves)]
+    def drives_out(me: Me) -> None:
+        while not me.stopped:
+            os.sched_setscheduler(guest.pid, os.SCHED_OTHER, os.sched_param(0))
+            one.enclave.add(guest.pid)
+            time.sleep(0.01)
+
+    *targets, guest = [workload.spinner(one.enclave) for _ in range(3)]
+    children = [workload.spawn(forks, one.enclave) for _ in range(3)] + [
+        workload.spawn(moves),
+        workload.spawn(drives_out),
+    ]
     drive(one, lambda: total > count, f"{count} messages", seconds=1100)
-    for child in [*children, *targets]:
+    for child in [*children, *targets, guest]:
         child.stop(wait=False)
-    drive(one, lambda: not any(child.alive for child in [*children, *targets]), "all end")
+    drive(one, lambda: not any(child.alive for child in [*children, *targets, guest]), "all end")
+    assert departures > 0
     print(f"{total} messages of {len(seen)} tasks")
 
 
@@ -97,10 +108,18 @@ def test_thousand_threads_come_to_their_end(workload: Workload, crew: MakeCrew, 
 @pytest.mark.once
 @pytest.mark.parametrize(
     "policy",
-    ["fifo_centralized", *(pytest.param(policy, marks=pytest.mark.soak) for policy in ("fifo_per_cpu", *SOAKED))],
+    [
+        "fifo_centralized",
+        *(
+            pytest.param(policy, marks=pytest.mark.soak)
+            for policy in ("biff", "rr", "cfs_bpf", "fifo_per_cpu", *SOAKED)
+        ),
+    ],
 )
-def test_affinities_that_change_all_the_time_strand_nobody(workload: Workload, crew: MakeCrew, policy: str) -> None:
-    one, agents = crew("1-3", policy, fastpath="off")
+def test_affinities_that_change_all_the_time_strand_nobody(
+    workload: Workload, governed: MakeEnclave, policy: str
+) -> None:
+    one = governed("1-3", policy)
 
     def naps(me: Me) -> None:
         while not me.stopped:
@@ -117,7 +136,7 @@ def test_affinities_that_change_all_the_time_strand_nobody(workload: Workload, c
         os.setpriority(os.PRIO_PROCESS, child.pid, turn % 20)
     for child in children:
         child.progress()
-    assert agents.check()
+    assert one.agent is None or one.agent.state == "deciding"
 
 
 @pytest.mark.marathon
@@ -159,5 +178,5 @@ def test_stress_ng_for_a_minute(workload: Workload, crew: MakeCrew, policy: str,
     assert done.returncode == 0, said[-3000:]
     assert agents.check()
     assert one.agent is not None
-    assert one.agent.committed > 1000
+    assert one.agent.committed > 100, "it is the agent that decides"
     assert sched_ext.status().state == "enabled"

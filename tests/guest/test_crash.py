@@ -217,17 +217,19 @@ def families(tmp_path: Path) -> Iterator[list[Callable[[], int]]]:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("races", [25, pytest.param(100, marks=pytest.mark.marathon)])
+@pytest.mark.parametrize(
+    ("policy", "races"), [("biff", 25), ("fifo_centralized", 25), pytest.param("biff", 100, marks=pytest.mark.marathon)]
+)
 def test_destroy_races_with_joins_forks_and_exits(
     workload: Workload,
     enclave: MakeEnclave,
     families: list[Callable[[], int]],
     monkeypatch: pytest.MonkeyPatch,
+    policy: str,
     races: int,
 ) -> None:
     chance = _seeded()
-    biff = POLICIES["biff"]
-    read_sources_once(monkeypatch, biff)
+    read_sources_once(monkeypatch, POLICIES[policy])
     stays = enclave("3")  # so that the core stays attached, and tasks that it has lost would show
     joiners = [workload.spawn(_nap), workload.sleeper()]
     known = {child.pid for child in joiners}
@@ -243,7 +245,7 @@ def test_destroy_races_with_joins_forks_and_exits(
     with Enclaves.change() as enclaves:
         assert enclaves is not None
         for _ in range(races):
-            doomed = enclaves.new(CpuSet([1, 2]), biff)
+            doomed = enclaves.new(CpuSet([1, 2]), POLICIES[policy])
             for pid in families:
                 until(lambda doomed=doomed, pid=pid: _joined(doomed, pid()), "the family is in it")
             begin = threading.Barrier(2)
@@ -264,6 +266,33 @@ def test_destroy_races_with_joins_forks_and_exits(
     joiners[1].wake()
     until(lambda: joiners[1].loops > 0)
     assert sched_ext.status().state == "enabled"
+
+
+@pytest.mark.soak
+def test_end_of_the_last_enclave_and_of_the_core_races_with_joins(workload: Workload, enclave: MakeEnclave) -> None:
+    chance = _seeded()
+    child = workload.spawn(_nap)
+    for _ in range(5):
+        doomed = enclave("1-2")
+        begin = threading.Barrier(2)
+
+        def join(doomed: Enclave = doomed, begin: threading.Barrier = begin) -> None:
+            begin.wait()
+            with contextlib.suppress(NoSuchEnclave):
+                while True:
+                    doomed.add(child.pid)
+
+        thread = threading.Thread(target=join)
+        thread.start()
+        with Enclaves.change() as enclaves:
+            assert enclaves is not None
+            begin.wait()
+            time.sleep(chance.uniform(0, 0.01))
+            enclaves.get(doomed.id).destroy()
+        thread.join()
+        assert sched_ext.status().state == "disabled"
+        child.progress()
+        tasks.set_policy(child.pid, os.SCHED_OTHER)
 
 
 def _joined(enclave: Enclave, pid: int) -> bool:

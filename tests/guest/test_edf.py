@@ -162,7 +162,7 @@ def test_simple_repeatable(workload: Workload, one: Enclave, hints: Hints) -> No
             own.set_item(0, tid=os.getpid(), work_class=REPEATING, runnable=False)
             os.sched_yield()
             first_ns = time.monotonic_ns()
-            for piece in range(1, pieces):
+            for piece in range(1, 1 + pieces):
                 me.spin(10)
                 own.set_runnable(0, False)
                 os.sched_yield()
@@ -171,7 +171,7 @@ def test_simple_repeatable(workload: Workload, one: Enclave, hints: Hints) -> No
 
     child = workload.spawn(body, one)
     assert child.wait() == 0
-    assert child.value == pieces - 1
+    assert child.value == pieces
 
 
 @pytest.mark.soak

@@ -8,7 +8,6 @@ import os
 import time
 
 import pytest
-from agents import MakeCrew
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import SCHED_EXT
@@ -142,10 +141,10 @@ def test_task_of_no_enclave_gets_on_where_enclaves_hold_all_cpus(
 
 @pytest.mark.parametrize("policy", ["biff", "cfs_bpf", "fifo_centralized", "fifo_per_cpu"])
 def test_tasks_of_no_enclave_leave_the_enclave_its_share(
-    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, policy: str
+    workload: Workload, governed: MakeEnclave, policy: str
 ) -> None:
     """Somebody waits on the fallback queue all the time; where the enclave's wait depends on its policy."""
-    one = crew("1-2", policy, fastpath="off")[0] if policy.startswith("fifo") else enclave("1-2", policy)
+    one = governed("1-2", policy)
     loners = [turn_ext(workload.spinner(cpus=[1, 2], go=False)) for _ in range(4)]
     for loner in loners:
         loner.wake()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Iterator
 
@@ -54,6 +55,23 @@ def test_short_request_runs_before_long_ones_end(workload: Workload, crew: MakeC
     assert agent.check()
 
 
+def test_short_request_waits_for_a_slice_and_not_for_all_before_it(workload: Workload, crew: MakeCrew) -> None:
+    """Behind three long tasks a FIFO would have it wait for three slices, and with no slices for ever."""
+    slice_ms = 50
+    one, _ = crew("1", "shinjuku", slice=f"{slice_ms}ms", agent_timeout="10s")
+    short = workload.sleeper(one, then=lambda me: me.set(time.monotonic_ns()))
+    for _ in range(3):
+        workload.spinner(one).progress()
+    waits_ms = []
+    for _ in range(25):
+        before, woken_ns = short.asleep().value, time.monotonic_ns()
+        short.wake()
+        until(lambda before=before: short.value != before, "it ran")
+        waits_ms.append((short.value - woken_ns) / 1e6)
+    print(f"it waited for {statistics.median(waits_ms):.1f} ms, and for {max(waits_ms):.1f} at most")
+    assert statistics.median(waits_ms) < 1.5 * slice_ms
+
+
 def test_who_wakes_goes_to_the_head(workload: Workload, one: Enclave) -> None:
     sleepers = [workload.sleeper(one, then=say) for _ in range(5)]
     order = Order(workload, sleepers)
@@ -86,6 +104,40 @@ def test_requests_take_cpus_from_batch_jobs(workload: Workload, crew: MakeCrew) 
             for child in batch:
                 child.progress()
     assert one.counters().preempted == 0
+
+
+def test_request_takes_an_idle_cpu_rather_than_one_of_a_batch_job(workload: Workload, crew: MakeCrew) -> None:
+    one, _ = crew("1-2", "shinjuku", slice="inf", agent_timeout="10s")
+    with Hints.open(one.hints_path) as hints:
+        hints.set_class(URGENT, one_shot=True, qos=2)
+        request = workload.sleeper(one)
+        hints.set_item(0, tid=request.pid, work_class=URGENT)
+        batch = workload.spinner(one, cpus=[1])
+        batch.progress()
+        for _ in range(10):
+            loops = request.loops
+            request.asleep().wake()
+            until(lambda loops=loops: request.loops > loops, "it ran")
+            assert request.at == 2
+
+
+def test_another_request_of_a_task_that_runs_lets_who_waits_have_its_cpu(
+    workload: Workload, one: Enclave, hints: Hints
+) -> None:
+    """Slices have no end here; but where nobody waits when the request changes, there is nobody to make way for."""
+    holder, other = (workload.spinner(one, go=False) for _ in range(2))
+    for index, child in enumerate((holder, other)):
+        hints.set_item(index, tid=child.pid, work_class=BATCH)
+    holder.wake()
+    holder.progress()
+    hints.set_item(0, tid=holder.pid, work_class=BATCH, deadline_ns=1)
+    holder.progress(50)
+    other.wake()
+    until(lambda: _state(one, other) == "waiting", "it waits")
+    holder.progress(50)
+    assert not other.loops
+    hints.set_item(0, tid=holder.pid, work_class=BATCH, deadline_ns=2)
+    until(lambda: other.loops, "it has the CPU, and not because the core found it forgotten for 5 s", 3)
 
 
 def test_task_whose_work_is_done_leaves_its_cpu(workload: Workload, one: Enclave, hints: Hints) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SOL: first come, first served, nothing lost at full speed, and how efficient that is."""
+"""SOL: nobody waits for one CPU while another idles, nothing is lost at full speed, and how efficient that is."""
 
 from __future__ import annotations
 
@@ -11,24 +11,9 @@ import pytest
 from agents import MakeCrew
 from command import ghostbpf
 from ghostbpf.schedulers.enclave import Enclave
-from order import Order
 from workload import Me, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
-
-
-def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, crew: MakeCrew) -> None:
-    one, _ = crew("1", "sol", agent_timeout="10s")
-    sleepers = [workload.sleeper(one, then=lambda me: me.say("ran")) for _ in range(12)]
-    holder = workload.spinner(one)
-    holder.progress()
-    order = Order(workload, sleepers)
-    turns = [5, 0, 11, 3, 8, 1, 10, 2, 7, 4, 9, 6]
-    for number in turns:
-        sleepers[number].wake()
-    holder.stop()
-    ran = order.ran()
-    assert ran == order.of(sleepers[number] for number in turns)
 
 
 def test_what_was_to_follow_another_need_not_if_a_cpu_idles(workload: Workload, crew: MakeCrew) -> None:
@@ -82,7 +67,7 @@ def test_sol_test_prints_the_efficiency(workload: Workload, crew: MakeCrew) -> N
     """ghOSt's sol_test: tasks that spin and sleep, five for each CPU, and how near that comes to the ideal."""
     one, agent = crew("1-3", "sol")
     tasks, rounds = 15, 40
-    for spin_us in (1000, 500, 100, 50):
+    for spin_us in (1000, 750, 500, 250, 100, 50):
         print(f"{spin_us / 1000:.2f} msecs")
         for sleep_us in (spin_us, spin_us // 2, spin_us // 10):
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The FIFO of the centralized and the per-CPU policies: a list with a task in it once, whatever comes."""
+
+from __future__ import annotations
+
+from ghostbpf.schedulers.userspace import RunQueue, Task
+from hypothesis import given
+from hypothesis import strategies as st
+
+CPUS = range(4)
+NAMES = ("add", "add_first", "discard", "pop", "discard_if")
+
+steps = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 7), st.sampled_from(CPUS), st.booleans()))
+masks = st.lists(st.integers(0, 15), min_size=8, max_size=8)
+
+
+@st.composite
+def waiting(draw: st.DrawFn) -> list[Task]:
+    tasks = [Task(gtid) for gtid in range(1, 1 + draw(st.integers(0, 12)))]
+    for task in tasks:
+        task.cpu, task.allowed, task.boosted = draw(st.sampled_from(CPUS)), draw(st.integers(0, 15)), False
+    return tasks
+
+
+def queue_of(tasks: list[Task]) -> RunQueue:
+    queue = RunQueue()
+    for task in tasks:
+        queue.add(task)
+    return queue
+
+
+@given(masks, steps)
+def test_it_is_a_list_with_each_task_once(allowed: list[int], steps: list[tuple[str, int, int, bool]]) -> None:
+    tasks = [Task(gtid) for gtid in range(8)]
+    for task, mask in zip(tasks, allowed, strict=True):
+        task.allowed = mask
+    queue, model = RunQueue(), list[Task]()
+    for what, number, cpu, boosted in steps:
+        task = tasks[number]
+        if what == "pop":
+            first = next((task for task in model if task.may_run_on(cpu)), None)
+            assert queue.pop(cpu) is first
+            if first is not None:
+                model.remove(first)
+            continue
+        if what == "discard_if":
+            queue.discard_if(lambda task, cpu=cpu: task.may_run_on(cpu))
+            model = [task for task in model if not task.may_run_on(cpu)]
+            continue
+        if task in model:
+            model.remove(task)
+        if what == "discard":
+            queue.discard(task)
+            continue
+        task.boosted = boosted
+        (queue.add if what == "add" else queue.add_first)(task)
+        model.insert(0 if boosted or what == "add_first" else len(model), task)
+        assert (len(queue), bool(queue)) == (len(model), True)
+    for task in tasks:
+        task.allowed = 1
+    assert [queue.pop(0) for _ in model] == model
+    assert queue.pop(0) is None
+
+
+@given(waiting(), st.sampled_from(CPUS), st.integers(0, 15))
+def test_near_it_takes_the_nearest_that_may_run_there_and_of_those_the_first(
+    tasks: list[Task], cpu: int, near: int
+) -> None:
+    may = [task for task in tasks if task.may_run_on(cpu)]
+    at_home = [task for task in may if task.cpu == cpu]
+    close = [task for task in may if near >> task.cpu & 1]
+    expected = next(iter([*at_home, *close, *may]), None)
+    queue = queue_of(tasks)
+    assert queue.pop_near(cpu, near) is expected
+    rest = [task for task in tasks if task is not expected]
+    for task in rest:
+        task.allowed = 1
+    assert [queue.pop(0) for _ in rest] == rest
+
+
+@given(waiting(), st.sampled_from(CPUS))
+def test_near_or_not_one_that_was_interrupted_goes_first(tasks: list[Task], cpu: int) -> None:
+    interrupted = Task(100)
+    interrupted.allowed, interrupted.boosted, interrupted.cpu = 15, True, 0
+    queue = queue_of(tasks)
+    queue.add(interrupted)
+    assert queue.pop_near(cpu, 15) is interrupted
+
+
+def test_near_it_looks_no_further_than_the_first_few() -> None:
+    tasks = [Task(gtid) for gtid in range(1, 101)]
+    for task in tasks:
+        task.allowed, task.cpu = 1, 1
+    tasks[-1].cpu = 0
+    assert queue_of(tasks).pop_near(0, 0) is tasks[0]
