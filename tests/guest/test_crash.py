@@ -229,7 +229,7 @@ def test_destroy_races_with_joins_forks_and_exits(
     races: int,
 ) -> None:
     chance = _seeded()
-    read_sources_once(monkeypatch, POLICIES[policy])
+    read_sources_once(monkeypatch, POLICIES["biff"], POLICIES[policy])
     stays = enclave("3")  # so that the core stays attached, and tasks that it has lost would show
     joiners = [workload.spawn(_nap), workload.sleeper()]
     known = {child.pid for child in joiners}
