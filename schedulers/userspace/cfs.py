@@ -105,8 +105,8 @@ class Cfs(AgentPolicy):
         """It runs at once where a CPU is idle, by preference where it was, or near."""
         idle = self._flags.idle() if self._is_busy(task) else []
         if idle and (cpus := set(idle).intersection(self._elsewhere(task))):
-            nearest = (cpu for ring in self._rings for cpu in ring if cpu in cpus)
-            self.agent.associate(task, task.cpu if task.cpu in cpus else next(nearest))
+            near = (cpu for ring in self._rings for cpu in ring if cpu in cpus)
+            self.agent.associate(task, task.cpu if task.cpu in cpus else next(near, min(cpus)))
         else:
             self.enqueue(task)
 
