@@ -165,7 +165,7 @@ def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, crew: M
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("policy", ["fifo_centralized", "sol"])
+@pytest.mark.parametrize("policy", ["fifo_centralized", pytest.param("sol", marks=pytest.mark.soak)])
 def test_slice_ends_where_somebody_waits(workload: Workload, crew: MakeCrew, policy: str) -> None:
     """Whom an agent forgets gets a CPU after 5 s anyway; here it has its turn many times in one second."""
     one, _ = crew("1", policy, fastpath="off", slice="5ms", agent_timeout="10s")
