@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ghostbpf.schedulers.enclave import Enclave
@@ -164,3 +165,8 @@ def wake_all(enclave: Enclave, sleepers: Iterable[Child]) -> None:
         for number, sleeper in enumerate(sleepers, start=1):
             sleeper.wake()
             until(lambda number=number: waiting(enclave) == number, f"{sleeper} waits")
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that ``pid``, which has one thread, has forked, as those of an agent for each CPU."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agents import Fifo, MakeAgent, MakeCrew, Manual, drive, manual
+from agents import Fifo, MakeAgent, MakeCrew, Manual, children_of, drive, manual
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.agents import AgentHalf, Agents
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
@@ -175,7 +175,7 @@ def test_stopped_agent_is_not_waited_for(workload: Workload, crew: MakeCrew, pol
     one, stopped = crew("1-3", policy, fastpath="off")
     children = load(workload, one)
     go_on(children)
-    agents = [stopped.pid, *_children_of(stopped.pid)]
+    agents = [stopped.pid, *children_of(stopped.pid)]
     for pid in agents:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
@@ -219,17 +219,12 @@ def test_one_of_the_agents_of_all_cpus_takes_the_others_with_it(workload: Worklo
     one, agents = crew("1-3", "fifo_per_cpu")
     children = load(workload, one)
     go_on(children)
-    (victim, *_) = _children_of(agents.pid)
+    (victim, *_) = children_of(agents.pid)
     os.kill(victim, signal.SIGKILL)
     until(lambda: not agents.alive, "the others leave")
     with pytest.raises(AgentError, match=f"process {victim}, ended with status -9"):
         agents.check()
     go_on(children)
-
-
-def _children_of(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
 
 
 def each_pair(names: list[str]) -> list[str]:

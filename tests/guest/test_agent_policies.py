@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from agents import MakeCrew
@@ -71,9 +72,7 @@ def test_simple_exp(workload: Workload, kind: Enclave) -> None:
 
 @pytest.mark.marathon
 def test_simple_exp_many(workload: Workload, kind: Enclave) -> None:
-    crowd = workload.crowd(1000, _simple, kind)
-    until(lambda: crowd.value == 1000, "all threads have started")
-    crowd.wake()
+    crowd = _thousand(workload, _simple, kind)
     assert crowd.wait() == 0
 
 
@@ -88,9 +87,7 @@ def test_busy_exp(workload: Workload, kind: Enclave) -> None:
 
 @pytest.mark.marathon
 def test_departing_tasks_go_on(workload: Workload, kind: Enclave) -> None:
-    crowd = workload.crowd(1000, _leave, kind)
-    until(lambda: crowd.value == 1000, "all threads have started")
-    crowd.wake()
+    crowd = _thousand(workload, _leave, kind)
     assert crowd.wait() == 0
 
 
@@ -103,9 +100,7 @@ def test_tasks_that_another_takes_out_as_they_run_go_on(workload: Workload, kind
         while time.monotonic() < end:
             time.sleep(0.001)
 
-    crowd = workload.crowd(1000, naps, kind)
-    until(lambda: crowd.value == 1000, "all threads have started")
-    crowd.wake()
+    crowd = _thousand(workload, naps, kind)
     threads = list(map(int, os.listdir(f"/proc/{crowd.pid}/task")))
     for tid in threads:
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # some have ended
@@ -116,6 +111,14 @@ def test_tasks_that_another_takes_out_as_they_run_go_on(workload: Workload, kind
     agent = kind.agent
     assert agent is not None
     assert agent.state == "deciding"
+
+
+def _thousand(workload: Workload, body: Callable[[], object], enclave: Enclave) -> Child:
+    """A process whose thousand threads have all started, and run ``body`` from now on."""
+    crowd = workload.crowd(1000, body, enclave)
+    until(lambda: crowd.value == 1000, "all threads have started")
+    crowd.wake()
+    return crowd
 
 
 def _leave() -> None:

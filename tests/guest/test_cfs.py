@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from agents import MakeCrew
+from agents import MakeCrew, children_of
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
@@ -239,7 +239,7 @@ def test_agents_killed_under_load_lose_no_task(workload: Workload, crew: MakeCre
     for turn in range(4):
         for child in children:
             child.progress()
-        victims = [agents.pid, *_children_of(agents.pid)]
+        victims = [agents.pid, *children_of(agents.pid)]
         os.kill(victims[turn % len(victims)], signal.SIGKILL)
         for child in children:
             child.progress()
@@ -251,8 +251,3 @@ def test_agents_killed_under_load_lose_no_task(workload: Workload, crew: MakeCre
         child.progress()
     assert agents.check()
     assert sched_ext.status().state == "enabled"
-
-
-def _children_of(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(word) for word in file.read().split()]
