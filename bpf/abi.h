@@ -9,7 +9,7 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, or what a map of the core holds, changes its meaning. */
-#define ABI_VERSION 8
+#define ABI_VERSION 9
 
 #define MAX_ENCLAVES 64 /* enclave ids run from 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
@@ -198,6 +198,8 @@ struct agent_task {
 	u64 gtid;
 	u64 runtime_ns;
 	u64 word; /* 0: the agent does not know it */
+	u64 seq; /* of its last message */
+	u64 counted; /* 1 + the channel whose load it is part of; 0: none's, for it is blocked */
 	u32 channel;
 	u32 knows; /* enum task_state that the agent was last told: TASK_WAITING or TASK_BLOCKED */
 	u32 yielded;
@@ -219,6 +221,7 @@ struct channel {
 	u64 timeout_ns; /* an agent that reads nothing, or does not get to an end, for so long is silent: the core decides */
 	u64 silences; /* how often it was found silent */
 	u64 lost; /* messages that did not fit in */
+	u64 load; /* tasks that run or wait, of those whose messages it gets */
 	u32 overflowed; /* some since the agent last read all status words */
 	u32 fastpath; /* what needs no decision is not asked for */
 	u32 ticks; /* the agent wants MSG_CPU_TICK */
@@ -283,7 +286,15 @@ struct agent_args {
 struct agent_task_args {
 	u64 gtid;
 	u32 channel;
-	u32 seq; /* only if it has waited since that message, and is committed to no CPU; 0: in any case */
+	u32 reserved;
+};
+
+/* Argument of the program by which the agent of a CPU takes over tasks that wait for another's. */
+struct take_args {
+	u32 channel;
+	u32 from; /* channel; 0: any other of a CPU */
+	u32 most;
+	u32 taken; /* result */
 };
 
 /* What an enclave's agents have handed out. */

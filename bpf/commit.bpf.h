@@ -57,7 +57,7 @@ static u32 check_task(struct task_ctx *t, struct agent_task *a, struct txn *x)
 	w = word_at(a->word);
 	if (!w)
 		return TXN_NOT_FOUND;
-	if (w->seq != x->seq)
+	if ((u32)a->seq != x->seq)
 		return TXN_STALE;
 	if (w->state == TASK_ON_CPU)
 		return TXN_ON_CPU;
@@ -298,6 +298,7 @@ static void take_stock(u64 dsq)
 			continue;
 		a->knows = TASK_WAITING;
 		w->allowed = p->cpus_ptr->bits[0];
+		count_load(a, w);
 		/* It may have left the queue for a CPU by now, and come on it before it had a word to note that in. */
 		if (!p->scx.dsq)
 			w->state = TASK_ON_CPU;
@@ -318,45 +319,75 @@ int call_take_stock(struct commit_args *args)
 	return 0;
 }
 
-/* Has it waited since message seq, and is no CPU about to run it? */
-static bool is_free(struct agent_task *a, struct status_word *w, u32 seq)
+/*
+ * From now on p's messages go to channel number; if it waits, that agent learns of it at once. What happens to p just
+ * then is told beside this, perhaps to the agent before: so it is told again.
+ */
+static void associate(struct task_struct *p, struct agent_task *a, struct status_word *w, u32 number)
 {
-	return w->state == TASK_WAITING && w->seq == seq && !a->latched;
+	struct channel *ch = channel_at(number);
+
+	a->channel = number;
+	for_each_number(tries, 0, 4) {
+		u64 state = w->state, seq = a->seq + 1;
+
+		tell(p, a, w, state == TASK_WAITING ? MSG_TASK_NEW : MSG_TASK_BLOCKED, 0);
+		if (w->state == state && a->seq == seq)
+			return;
+	}
+	if (ch)
+		ch->overflowed = 1;
 }
 
-/*
- * From now on a task's messages go to another channel; if it waits, that agent learns of it at once. What happens to the
- * task just then is told beside this: if the two may have got the same number, that agent reads the status words.
- */
 int call_associate(struct agent_task_args *args)
 {
 	struct task_struct *p = bpf_task_from_pid((s32)args->gtid);
-	struct channel *ch = channel_at(args->channel);
 	struct agent_task *a;
 	struct status_word *w;
-	int error = -3; /* ESRCH */
 
 	if (!p)
-		return error;
+		return -3; /* ESRCH */
 	bpf_rcu_read_lock();
 	a = agent_task_of(p, 0);
 	w = a && a->gtid == args->gtid ? word_at(a->word) : NULL;
-	if (w && args->seq && !is_free(a, w, args->seq)) {
-		error = -16; /* EBUSY */
-	} else if (w && ch) {
-		u32 state = w->state, seq = w->seq + 1;
-
-		a->channel = args->channel;
-		tell(p, a, w, state == TASK_WAITING ? MSG_TASK_NEW : MSG_TASK_BLOCKED, 0);
-		if (w->state != state || w->seq != seq) {
-			w->seq++;
-			ch->overflowed = 1;
-		}
-		error = 0;
-	}
+	if (w)
+		associate(p, a, w, args->channel);
 	bpf_rcu_read_unlock();
 	bpf_task_release(p);
-	return error;
+	return w ? 0 : -3;
+}
+
+/* Does it wait for an agent that is to be relieved of it, and is no CPU about to run it? */
+static bool is_to_take(struct agent_task *a, struct status_word *w, struct take_args *args)
+{
+	if (w->state != TASK_WAITING || a->latched || w->channel == args->channel)
+		return false;
+	return args->from ? w->channel == args->from : w->channel != 0;
+}
+
+/* The agent of a CPU takes over tasks that wait for another, and that its CPU may run, longest first. */
+int call_take(struct take_args *args)
+{
+	struct enclave *e = enclave_of(ENCLAVE);
+	struct core *c = the_core();
+
+	args->taken = 0;
+	if (!e || !c)
+		return -3; /* ESRCH */
+	bpf_rcu_read_lock();
+	for_each_waiting(waiting, p, PENDING, 0) {
+		struct agent_task *a = agent_task_of(p, 0);
+		struct status_word *w = a ? word_at(a->word) : NULL;
+
+		if (args->taken >= args->most)
+			break;
+		if (!a || !w || !is_to_take(a, w, args) || !is_usable(e, c, p->cpus_ptr, args->channel - 1))
+			continue;
+		associate(p, a, w, args->channel);
+		args->taken++;
+	}
+	bpf_rcu_read_unlock();
+	return 0;
 }
 
 /* A task has been moved to another enclave, unnoticed by this one's policy. */

@@ -212,7 +212,7 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 #endif
 	if (c->strays && serve_strays(c->strays))
 		return 0;
-	if (serve_fallback(cpu, cpu_id, id))
+	if (serve_fallback(cpu, cpu_id, id, e))
 		return 0;
 	if (cpu->overdue)
 		cpu->overdue = 0;

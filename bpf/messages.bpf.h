@@ -142,6 +142,33 @@ static void give_word_back(u32 number)
 	free_words.push(&number, BPF_ANY);
 }
 
+static void add_load(u32 counted, s64 more)
+{
+	struct channel *ch = counted ? channel_at(counted - 1) : NULL;
+
+	if (ch)
+		__sync_fetch_and_add(&ch->load, more);
+}
+
+/* Who changes the mark settles what it said before: however many do so at once, no load is counted twice. */
+static void count_load(struct agent_task *a, struct status_word *w)
+{
+	u64 before, now = w->state == TASK_BLOCKED ? 0 : 1 + w->channel;
+
+	if (a->counted == now)
+		return;
+	before = __sync_lock_test_and_set(&a->counted, now);
+	add_load(before, -1);
+	add_load(now, 1);
+}
+
+static void set_state(struct agent_task *a, struct status_word *w, u32 state)
+{
+	w->state = state;
+	w->since_ns = bpf_ktime_get_ns();
+	count_load(a, w);
+}
+
 static u64 next_gtid(struct task_struct *p)
 {
 	struct enclave *e = enclave_of(ENCLAVE);
@@ -181,17 +208,11 @@ static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
 		give_word_back(number);
 		w = word_at(a->word);
 	} else {
-		a->runtime_ns = 0;
+		a->runtime_ns = a->seq = 0;
 	}
 	if (w)
 		a->gtid = w->gtid;
 	return w;
-}
-
-static void set_state(struct status_word *w, u32 state)
-{
-	w->state = state;
-	w->since_ns = bpf_ktime_get_ns();
 }
 
 static void tell(struct task_struct *p, struct agent_task *a, struct status_word *w, u16 type, u16 flags)
@@ -202,15 +223,15 @@ static void tell(struct task_struct *p, struct agent_task *a, struct status_word
 	m.gtid = w->gtid;
 	if (!m.gtid)
 		return; /* it has just gone */
+	w->seq = m.seq = __sync_fetch_and_add(&a->seq, 1) + 1;
 	channel_of(a, &number);
 	w->channel = number;
+	count_load(a, w);
 	w->cpu = scx_bpf_task_cpu(p);
 	w->boosted = flags & MSG_BOOSTED;
-	w->seq++;
 	m.runtime_ns = a->runtime_ns;
 	m.at_ns = bpf_ktime_get_ns();
 	m.allowed = w->allowed;
-	m.seq = w->seq;
 	m.type = type;
 	m.flags = flags;
 	m.word = a->word;
@@ -250,7 +271,7 @@ static bool tell_waits(struct task_struct *p, struct agent_task *a, u64 enq_flag
 	a->latched = 0;
 	a->knows = TASK_WAITING;
 	w->allowed = p->cpus_ptr->bits[0];
-	set_state(w, TASK_WAITING);
+	set_state(a, w, TASK_WAITING);
 	tell(p, a, w, type, boosted ? MSG_BOOSTED : 0);
 	return true;
 }
@@ -263,7 +284,7 @@ static void note_waits(struct agent_task *a)
 	a->yielded = 0;
 	a->latched = 0;
 	if (w)
-		set_state(w, TASK_WAITING);
+		set_state(a, w, TASK_WAITING);
 }
 
 static void tell_blocked(struct task_struct *p, struct agent_task *a)
@@ -272,7 +293,7 @@ static void tell_blocked(struct task_struct *p, struct agent_task *a)
 
 	if (!w)
 		return;
-	set_state(w, TASK_BLOCKED);
+	set_state(a, w, TASK_BLOCKED);
 	if (a->knows == TASK_BLOCKED)
 		return;
 	a->knows = TASK_BLOCKED;
@@ -287,7 +308,7 @@ static void tell_gone(struct task_struct *p, struct agent_task *a, u16 type)
 
 	if (!w)
 		return;
-	set_state(w, TASK_BLOCKED);
+	set_state(a, w, TASK_BLOCKED);
 	tell(p, a, w, type, 0);
 	a->word = 0;
 	a->gtid = 0;

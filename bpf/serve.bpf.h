@@ -17,20 +17,19 @@ static bool is_idle(s32 cpu)
 	return found;
 }
 
-/* Does a task of the enclave wait that this CPU might run: on their common queue, or on one of the CPU's own? */
-static bool may_serve(u32 id, s32 here)
+/* Does a task of e's wait that this CPU might run? */
+static bool may_serve(u32 id, struct enclave *e, s32 here)
 {
-	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || scx_bpf_dsq_nr_queued(CPU_DSQ(here)) ||
-	       scx_bpf_dsq_nr_queued(ORDERED_DSQ(here));
+	return is_waited_for(id, e, here) || scx_bpf_dsq_nr_queued(CPU_DSQ(here));
 }
 
-static bool serve_fallback(struct cpu *cpu, s32 here, u32 id)
+static bool serve_fallback(struct cpu *cpu, s32 here, u32 id, struct enclave *e)
 {
 	u64 now = cpu->dispatched_at;
 
 	if (!scx_bpf_dsq_nr_queued(FALLBACK_DSQ))
 		return false;
-	if (id && now - cpu->fallback_at < FALLBACK_PERIOD && may_serve(id, here) && !is_idle(here)) {
+	if (e && now - cpu->fallback_at < FALLBACK_PERIOD && may_serve(id, e, here) && !is_idle(here)) {
 		/* Who waits on the common queue may not be allowed here; if so, idle, it is asked again. */
 		scx_bpf_kick_cpu(here, SCX_KICK_IDLE);
 		return false;

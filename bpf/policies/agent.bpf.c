@@ -235,7 +235,7 @@ BPF_PROG(agent_running, struct task_struct *p)
 	w = word_at(a->word);
 	if (w) {
 		w->cpu = here;
-		set_state(w, TASK_ON_CPU);
+		set_state(a, w, TASK_ON_CPU);
 	}
 	return 0;
 }

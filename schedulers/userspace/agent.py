@@ -12,7 +12,7 @@ import itertools
 import os
 import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...hints import Hints
@@ -148,13 +148,17 @@ class Agent:
         self.tasks.pop(task.gtid, None)
         return self._channel.associate(task.gtid, 1 + cpu)
 
-    def adopt(self, word: StatusWord) -> bool:
-        """Take the task of ``word`` over from another agent; it is told as a new one. False if it waits no longer."""
-        return self._channel.associate(word.gtid, self._channel.number, word.seq)
+    def take(self, most: int, cpu: int | None = None) -> int:
+        """Take tasks over that wait for the agent of ``cpu`` (None: of any), longest first; how many there were.
 
-    def waiting_elsewhere(self) -> Iterator[StatusWord]:
-        """The words of tasks that wait for the CPU of another agent, longest first; not of those that have no CPU."""
-        return self.words.waiting(self.words.loads().keys() - {0, self._channel.number})
+        At most ``most`` of those that may run on its own CPU and are committed to none; they come as new ones.
+        """
+        return self._channel.take(most, 0 if cpu is None else 1 + cpu)
+
+    def loads(self) -> dict[int, int]:
+        """How many tasks run or wait for each CPU that has an agent of its own."""
+        loads = self._channel.loads()
+        return {number - 1: loads[number] for number in self._channel.others() if number}
 
     def is_online(self, cpu: int) -> bool:
         """Whether ``cpu`` is online."""
@@ -166,8 +170,7 @@ class Agent:
 
     def agent_cpus(self) -> list[int]:
         """The CPUs that are online and have an agent of their own."""
-        others = (number - 1 for number, alive in self._channel.others() if number and alive)
-        return [cpu for cpu in others if self.is_online(cpu)]
+        return [number - 1 for number in self._channel.others() if number and self.is_online(number - 1)]
 
     def take_over(self) -> None:
         """Become the agent: from here on the core asks this one. Raises whatever the policy does."""
@@ -245,7 +248,7 @@ class Agent:
         """Learn from the status words what messages may have been lost; in the order in which tasks began to wait."""
         self._channel.record.overflowed = 0
         self._channel.record.resyncs += 1
-        own, others = self._channel.number, {number for number, alive in self._channel.others() if alive}
+        own, others = self._channel.number, set(self._channel.others())
         # The agent of the enclave answers for what no other does.
         there = sorted(
             (word.since_ns, number, word)

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..policy import Option, duration_ns
@@ -74,7 +72,6 @@ class Cfs(AgentPolicy):
         self.picked_ns = 0  # what the current one had run when its slice began
         self._rings = () if agent.cpu is None else agent.topology.neighbours(agent.cpu)
         self._flags = CpuFlags(agent.enclave, tuple(agent.enclave.cpus))
-        self._loads, self._fresh_until_ns = Counter[int](), 0
 
     def enqueue(self, task: Task) -> None:
         assert isinstance(task, FairTask)
@@ -103,8 +100,7 @@ class Cfs(AgentPolicy):
 
     def on_task_wakeup(self, task: Task) -> None:
         """It runs at once where a CPU is idle, by preference where it was, or near."""
-        idle = self._flags.idle() if self._is_busy(task) else []
-        if idle and (cpus := set(idle).intersection(self._elsewhere(task))):
+        if self._is_busy(task) and (cpus := self._idle_elsewhere(task)):
             near = (cpu for ring in self._rings for cpu in ring if cpu in cpus)
             self.agent.associate(task, task.cpu if task.cpu in cpus else next(near, min(cpus)))
         else:
@@ -131,13 +127,10 @@ class Cfs(AgentPolicy):
 
     def place(self, task: Task, cpus: tuple[int, ...]) -> int:
         """Where fewest tasks run or wait; by preference where it was."""
-        self._count()
-        cpu = min(cpus, key=lambda cpu: (not self.agent.may_run(task, cpu), self._loads[cpu], cpu != task.cpu))
-        self._loads[cpu] += 1
-        return cpu
+        loads = self.agent.loads()
+        return min(cpus, key=lambda cpu: (not self.agent.may_run(task, cpu), loads.get(cpu, 0), cpu != task.cpu))
 
     def schedule(self) -> Iterator[Transaction]:
-        self.due_ns = 0
         for cpu in self.agent.idle_cpus():
             if (task := self._next()) is not None:
                 left_ns = self._slice_ns(1 + len(self.queue)) - (task.runtime_ns - self.picked_ns)
@@ -165,25 +158,10 @@ class Cfs(AgentPolicy):
 
     def _pull(self) -> None:
         """Half of those that wait for the CPU with most tasks become this agent's, and come as new ones."""
-        if not self._count():
-            self.due_ns = self._fresh_until_ns
-        others = (cpu for cpu in self._loads if cpu not in (_PLACER, self._here))
-        busiest = max(others, key=self._loads.__getitem__, default=_PLACER)
-        if self._loads[busiest] < 2:
-            return
-        half = self._loads.pop(busiest) // 2
-        waiting = (word for word in self.agent.words.waiting({1 + busiest}) if word.may_run_on(self._here))
-        for word in islice(waiting, min(half, _MOST_AT_ONCE)):
-            self.agent.adopt(word)
-
-    def _count(self) -> bool:
-        """Count anew how many run or wait on each CPU, but so seldom that it takes a tenth of the time at most."""
-        if (now := time.monotonic_ns()) < self._fresh_until_ns:
-            return False
-        began = time.thread_time_ns()
-        self._loads = Counter({channel - 1: load for channel, load in self.agent.words.loads().items()})
-        self._fresh_until_ns = now + 10 * (time.thread_time_ns() - began)
-        return True
+        loads = self.agent.loads()
+        busiest = max(loads, key=loads.__getitem__, default=self._here)
+        if loads.get(busiest, 0) > 1:
+            self.agent.take(min(loads[busiest] // 2, _MOST_AT_ONCE), busiest)
 
     def _set_clock(self) -> None:
         """By what the current task has run, too, though no message may have told of that yet."""
@@ -219,6 +197,14 @@ class Cfs(AgentPolicy):
         self.agent.tasks.pop(task.gtid, None)
         self.dequeue(task)
         return False
+
+    def _idle_elsewhere(self, task: Task) -> tuple[int, ...]:
+        """The other CPUs that ``task`` may run on, and that nobody else runs on or waits for."""
+        loads = self.agent.loads()
+        if all(loads.values()):
+            return ()
+        idle = self._flags.idle()
+        return tuple(cpu for cpu in self._elsewhere(task) if loads.get(cpu) == 0 and cpu in idle)
 
     def _elsewhere(self, task: Task) -> tuple[int, ...]:
         """The other CPUs with an agent that ``task`` may run on."""

@@ -57,7 +57,7 @@ class FifoPerCpu(AgentPolicy):
             if task := self.queue.pop(cpu):
                 yield Transaction(task, cpu)
             elif self.steal:
-                self._steal(cpu)
+                self.agent.take(1)
 
     def _hand_on(self, task: Task) -> bool:
         """A task that may not run here, or not now, becomes another agent's; False where it may, or there is none."""
@@ -66,8 +66,3 @@ class FifoPerCpu(AgentPolicy):
             return False
         cpus = tuple(cpu for cpu in self.agent.agent_cpus() if cpu != here and task.may_run_on(cpu))
         return bool(cpus) and self.agent.associate(task, self.place(task, cpus))
-
-    def _steal(self, cpu: int) -> None:
-        """The task that has waited longest elsewhere becomes this agent's, and comes as a new one."""
-        waiting = (word for word in self.agent.waiting_elsewhere() if word.may_run_on(cpu))
-        any(map(self.agent.adopt, waiting))

@@ -9,7 +9,7 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ from .task import Transaction, TxnState, message_format
 _RINGBUF = 27
 _PULSE_HZ = 20
 _TXN = struct.Struct("=QQIiII")
+_TASK, _TAKE = struct.Struct("=QII"), struct.Struct("=IIII")
 # Offsets in struct channel, in units of u64 and of u32.
-_TID, _HEARTBEAT, _STATE, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
+_TID, _LOAD, _HEARTBEAT, _STATE, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
     ffi().offsetof("struct channel", field) // 8
-    for field in ("tid", "heartbeat_ns", "state", "messages", "committed", "failed", "turns", "busy_ns")
+    for field in ("tid", "load", "heartbeat_ns", "state", "messages", "committed", "failed", "turns", "busy_ns")
 )
 _SIZE = ffi().sizeof("struct channel") // 8
 _AT_REST, _IN_TURN = constant("AGENT_RESTS"), constant("AGENT_TURNS")
@@ -49,7 +50,8 @@ class Channel:
         module = Module(obj, maps=self._maps, constants={"enclave": enclave.id})
         self._commit = module.load("call_commit", Target.syscall()).prepared(ffi().sizeof("struct commit_args"))
         self._take_stock = module.load("call_take_stock", Target.syscall())
-        self._associate = module.load("call_associate", Target.syscall())
+        self._associate = module.load("call_associate", Target.syscall()).prepared(_TASK.size)
+        self._take = module.load("call_take", Target.syscall()).prepared(_TAKE.size)
         self._leave = module.load("call_leave", Target.syscall())
         self._watches: list[Any] = [
             Link.tracepoint(module.load("tp_sched_process_exit", Target.tracepoint("sched_process_exit")))
@@ -65,7 +67,8 @@ class Channel:
         self._words = agents.channels.view(number, 1).cast("Q")
         self._halves = agents.channels.view(number, 1).cast("I")
         # Of the enclave's channel and each of its CPUs', in one piece.
-        self._tids = agents.channels.view(0, 2 + max(enclave.cpus)).cast("Q")[_TID::_SIZE]
+        everyone = agents.channels.view(0, 2 + max(enclave.cpus)).cast("Q")
+        self._tids, self._loads = everyone[_TID::_SIZE], everyone[_LOAD::_SIZE]
         self._ring_map = create_map(MapDef("ring", _RINGBUF, 0, 0, ring_bytes, 0, 0, 0, 0))
         self._ring = Ring(self._ring_map, message_format())
         self.read = self._ring.read
@@ -151,17 +154,24 @@ class Channel:
             return [TxnState.NOT_PERMITTED] * count
         return self._states[:count].tolist()
 
-    def associate(self, gtid: int, channel: int, seq: int = 0) -> bool:
-        """Have the messages of a task go to another channel from now on; False where it is gone.
+    def associate(self, gtid: int, channel: int) -> bool:
+        """Have the messages of a task go to another channel from now on; False where it is gone."""
+        _TASK.pack_into(self._associate.context, 0, gtid, channel, 0)
+        return self._associate() == 0
 
-        With ``seq``, also where it no longer waits since that message, or is committed to a CPU.
-        """
-        argument = ffi().new("struct agent_task_args *", {"gtid": gtid, "channel": channel, "seq": seq})
-        return self._associate.run(bytes(ffi().buffer(argument)))[0] == 0
+    def take(self, most: int, channel: int) -> int:
+        """Have up to ``most`` tasks that wait for another ``channel`` (0: any) come here; how many there were."""
+        _TAKE.pack_into(self._take.context, 0, self.number, channel, most, 0)
+        self._take()
+        return int(_TAKE.unpack_from(self._take.context)[3])
 
-    def others(self) -> Iterable[tuple[int, bool]]:
-        """Each channel's number, and whether there is an agent behind it."""
-        return enumerate(map(bool, self._tids.tolist()))
+    def others(self) -> Iterator[int]:
+        """The number of each channel that has an agent behind it."""
+        return (number for number, tid in enumerate(self._tids.tolist()) if tid)
+
+    def loads(self) -> list[int]:
+        """How many tasks run or wait, by the number of the channel that gets their messages."""
+        return self._loads.tolist()
 
     def leave(self, reason: str = "") -> None:
         """Let the core decide from here on, unless another agent has taken over."""

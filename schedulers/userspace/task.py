@@ -89,10 +89,6 @@ class StatusWord(NamedTuple):
     boosted: int
     reserved: int
 
-    def may_run_on(self, cpu: int) -> bool:
-        """As Task.may_run_on()."""
-        return _allows(self.allowed, cpu)
-
 
 @functools.cache
 def message_format() -> str:

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import struct
 import time
-from collections import Counter
-from collections.abc import Iterator, Set
-from itertools import compress, count
+from collections.abc import Iterator
 
 from ..agents import Agents
 from ..core import ffi
 from .task import ON_CPU, WAITING, StatusWord, Task, word_format
 
-_STATE, _CHANNEL, _CPU = (ffi().offsetof("struct status_word", field) // 4 for field in ("state", "channel", "cpu"))
-_SIZE = ffi().sizeof("struct status_word") // 4
+_STATE, _CPU = (ffi().offsetof("struct status_word", field) // 4 for field in ("state", "cpu"))
 _RUNTIME, _SINCE = (ffi().offsetof("struct status_word", field) // 8 for field in ("runtime_ns", "since_ns"))
 
 
@@ -56,18 +53,3 @@ class StatusWords:
         for number, record in enumerate(records):
             if record[0]:
                 yield number, StatusWord._make(record)
-
-    def loads(self) -> Counter[int]:
-        """How many tasks run or wait, by the channel of their agent."""
-        return Counter(compress(self._column(_CHANNEL), self._column(_STATE)))
-
-    def waiting(self, channels: Set[int]) -> Iterator[StatusWord]:
-        """A copy of the word of each task that waits, and whose agent has one of ``channels``, longest first."""
-        numbers = compress(count(), map(channels.__contains__, self._column(_CHANNEL)))
-        waiting = [number for number in numbers if self._words[number * _SIZE + _STATE] == WAITING]
-        waiting.sort(key=lambda number: self._longs[number * _SIZE // 2 + _SINCE])
-        return map(self.__getitem__, waiting)
-
-    def _column(self, field: int) -> list[int]:
-        """A field of all words that have been used, read in one piece: a loop over thousands takes too long."""
-        return self._words[field : self._agents.words_used * _SIZE : _SIZE].tolist()

@@ -10,6 +10,7 @@ import pytest
 from agents import MakeAgent, Manual, asleep, drive, manual, task_of
 from ghostbpf.schedulers.core import constant
 from ghostbpf.schedulers.userspace import Agent, Task, Transaction, TxnState
+from ghostbpf.schedulers.userspace.policy import half_of
 from ghostbpf.schedulers.userspace.task import BLOCKED, HEAD, LATCHED, ON_CPU, PREEMPT, WAITING
 from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_cpu, offline, until
 
@@ -38,6 +39,17 @@ def spinner(workload: Workload, agent: Agent, cpu: int) -> tuple[Child, Task]:
     manual(agent).kept[task] = cpu  # also after a higher class has had its CPU
     drive(agent, lambda: child.loops and child.at == cpu, "it spins there")
     return child, task
+
+
+def agent_of(one: Agent, cpu: int) -> Agent:
+    """The test as the agent of ``cpu`` alone, too, which decides nothing."""
+    half = half_of(Manual)
+    made = Agent(one.enclave, half, half.values({"agent-timeout": "10s"}), cpu=cpu)
+    manual(made)
+    home = os.sched_getaffinity(0)
+    made.take_over()
+    os.sched_setaffinity(0, home)
+    return made
 
 
 def woken(agent: Agent, child: Child) -> Task:
@@ -154,14 +166,25 @@ def test_group_is_all_or_nothing(workload: Workload, agent: MakeAgent) -> None:
 
 
 @pytest.mark.once
-def test_those_that_wait_are_counted_and_named_longest_first(workload: Workload, agent: MakeAgent) -> None:
+def test_agent_of_a_cpu_takes_over_those_that_wait_longest_for_another(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-3")
-    children = [sleeper(workload, one) for _ in range(4)]
-    assert one.words.loads() == {}
-    tasks = [woken(one, child) for child in reversed(children[1:])]
-    assert one.words.loads() == {0: 3}
-    assert [word.gtid for word in one.words.waiting({0})] == [task.gtid for task in tasks]
-    assert [*one.words.waiting({1})] == []
+    sleepers = [sleeper(workload, one) for _ in range(3)]
+    os.sched_setaffinity(sleepers[1].pid, {1, 3})
+    runs = task_of(one, workload.spinner(one.enclave))
+    tasks = [runs, *(woken(one, child) for child in sleepers)]
+    first, second = agent_of(one, 1), agent_of(one, 2)
+    assert all(one.associate(task, 1) for task in tasks)
+    first.turn()
+    assert first.commit([Transaction(first.tasks[runs.gtid], 1)]) == [TxnState.COMPLETE]
+    assert one.loads() == {1: 4, 2: 0}
+    assert second.take(9, 3) == 0, "that has no agent"
+    assert second.take(1, 1) == 1
+    assert second.take(9) == 1, "one runs, or is about to, and one may not run there"
+    assert one.loads() == {1: 2, 2: 2}
+    second.turn()
+    assert list(second.tasks) == [tasks[1].gtid, tasks[3].gtid]
+    assert first.take(9, 2) == 2
+    assert one.loads() == {1: 4, 2: 0}
 
 
 def test_preempting_commit_takes_the_cpu_at_once(workload: Workload, agent: MakeAgent) -> None:
@@ -384,22 +407,6 @@ def test_replaced_agent_may_not_commit(workload: Workload, agent: MakeAgent) -> 
     channel.tid, mine = 1, channel.tid
     assert one.commit([Transaction(task, 1)]) == [TxnState.NOT_PERMITTED]
     channel.tid = mine
-
-
-@pytest.mark.once
-def test_only_a_task_that_still_waits_and_is_committed_to_no_cpu_is_taken_over(
-    workload: Workload, agent: MakeAgent
-) -> None:
-    one = agent("1-3")
-    _, running = spinner(workload, one, 1)
-    drive(one, lambda: not one.adopt(one.words[running.word]), "it is found to run")
-    waits = woken(one, sleeper(workload, one))
-    before = one.words[waits.word]
-    assert one.adopt(before)
-    assert not one.adopt(before), "something has been told of it since"
-    drive(one, lambda: waits.seq == before.seq + 1, "it is told as new")
-    assert one.commit([Transaction(waits, 1)]) == [TxnState.COMPLETE]
-    assert not one.adopt(one.words[waits.word]), "it is about to run"
 
 
 def test_affinity_race_strands_nobody(workload: Workload, agent: MakeAgent) -> None:
