@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ghostbpf.schedulers.agents import Agents
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.userspace import (
     Agent,
@@ -136,6 +137,13 @@ def task_of(agent: Agent, child: Child) -> Task:
 
 def _waits(agent: Agent, child: Child) -> Task | None:
     return next((t for t in agent.tasks.values() if t.tid == child.pid and t.state == WAITING), None)
+
+
+def loads(enclave: Enclave) -> list[int]:
+    """How many tasks run or wait, by the number of their agent's channel, as the core counts them."""
+    agents = Agents.open(enclave.id)
+    assert agents is not None
+    return [int(channel.load) for channel in agents.channels]
 
 
 def waiting(enclave: Enclave) -> int:

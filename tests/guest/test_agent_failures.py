@@ -132,6 +132,7 @@ class Favours(Fifo):
                 yield Transaction(task, cpu, 5_000_000)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [
@@ -190,6 +191,7 @@ def test_stopped_agent_is_not_waited_for(workload: Workload, crew: MakeCrew, pol
     assert stopped.check()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("rounds", [2, MARATHON])
 @pytest.mark.parametrize(
     "policies",
@@ -242,6 +244,7 @@ def each_once(names: list[str]) -> list[str]:
     return [*names, names[0]]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "walk",
     [

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from agents import MakeCrew
+from agents import MakeCrew, loads
 from ghostbpf.schedulers.agents import Agents
 from ghostbpf.schedulers.enclave import Enclave
 from order import Order
@@ -83,7 +83,7 @@ def test_busy_exp(workload: Workload, kind: Enclave) -> None:
     for child in children:
         child.wake()
     assert [child.wait() for child in children] == [0] * 100
-    until(lambda: _load(kind) == 0, "no agent has anything to do")
+    until(lambda: not any(loads(kind)), "no agent has anything to do")
 
 
 @pytest.mark.marathon
@@ -109,17 +109,10 @@ def test_tasks_that_another_takes_out_as_they_run_go_on(workload: Workload, kind
             assert not in_ext(tid)
     assert crowd.wait() == 0
     until(lambda: kind.nr_tasks == 0, "nothing is left")
-    until(lambda: _load(kind) == 0, "no agent has anything to do")
+    until(lambda: not any(loads(kind)), "no agent has anything to do")
     agent = kind.agent
     assert agent is not None
     assert agent.state == "deciding"
-
-
-def _load(enclave: Enclave) -> int:
-    """How many tasks run or wait, by the core's count for each agent."""
-    agents = Agents.open(enclave.id)
-    assert agents is not None
-    return sum(int(channel.load) for channel in agents.channels)
 
 
 def _thousand(workload: Workload, body: Callable[[], object], enclave: Enclave) -> Child:

@@ -255,7 +255,13 @@ def test_all_schedules_ordinary_tasks_and_hands_them_back(workload: Workload) ->
     assert gone()
 
 
-@pytest.mark.parametrize("options", [("biff", "--slice", "10s"), ("fifo_centralized",)], ids=["biff", "agent"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("biff", "--slice", "10s"), id="biff"),
+        pytest.param(("fifo_centralized",), id="agent", marks=pytest.mark.soak),
+    ],
+)
 def test_with_all_a_cpus_own_kernel_threads_do_not_wait_for_hogs(workload: Workload, options: tuple[str, ...]) -> None:
     """The kernel's figures are up to date when a kernel thread of each CPU has run."""
     hogs = [workload.spinner(cpus=[cpu]) for cpu in (1, 2, 3)]

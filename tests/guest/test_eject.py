@@ -51,6 +51,7 @@ def still_runs(child: Child) -> None:
     tasks.set_policy(child.pid, os.SCHED_OTHER)
 
 
+@pytest.mark.once
 def test_run_that_watches_says_why_and_exits_with_1(workload: Workload, eject: Eject) -> None:
     with running("run", "biff", "--cpus", "1-2") as process:
         process.until(lambda: "Ctrl-C ends" in process.err)
@@ -85,6 +86,7 @@ def test_run_with_a_command_lets_it_finish_and_says_why(eject: Eject) -> None:
     assert ghostbpf("enclave", "ls") == Done(0, "no enclaves\n", "")
 
 
+@pytest.mark.once
 def test_every_enclave_of_an_ejected_core_is_gone(workload: Workload, enclave: MakeEnclave, eject: Eject) -> None:
     made = [enclave("1"), enclave("2", "rr")]
     children = [workload.spinner(e) for e in made]
@@ -107,6 +109,7 @@ def test_every_enclave_of_an_ejected_core_is_gone(workload: Workload, enclave: M
     del made[:]
 
 
+@pytest.mark.once
 def test_tracepoint_programs_of_an_ejected_core_do_not_touch_the_next(
     workload: Workload, enclave: MakeEnclave, eject: Eject
 ) -> None:
