@@ -159,8 +159,9 @@ class Cfs(AgentPolicy):
     def _pull(self) -> None:
         """Half of those that wait for the CPU with most tasks become this agent's, and come as new ones."""
         loads = self.agent.loads()
-        busiest = max(loads, key=loads.__getitem__, default=self._here)
-        if loads.get(busiest, 0) > 1:
+        loads.pop(self._here, None)
+        busiest = max(loads, key=loads.__getitem__, default=None)
+        if busiest is not None and loads[busiest] > 1:
             self.agent.take(min(loads[busiest] // 2, _MOST_AT_ONCE), busiest)
 
     def _set_clock(self) -> None:
