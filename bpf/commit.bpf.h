@@ -306,7 +306,7 @@ static void take_stock(u64 dsq)
 }
 
 /* Before a new agent reads the status words: whoever waits has one. */
-int call_take_stock(struct commit_args *args)
+int call_take_stock(void *nothing)
 {
 	struct cpu *cpu;
 

@@ -144,7 +144,7 @@ class Agent:
         return results
 
     def associate(self, task: Task, cpu: int) -> bool:
-        """Hand ``task`` to the agent of ``cpu``; False where it is gone."""
+        """Hand ``task`` to the agent of ``cpu``, or the enclave's where that has none; False where the task is gone."""
         self.tasks.pop(task.gtid, None)
         return self._channel.associate(task.gtid, 1 + cpu)
 

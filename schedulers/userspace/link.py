@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...loaders import compiler
+from ...loaders import abi, compiler
 from ...loaders.attach import Link, Sampler
 from ...loaders.link import Module, Target, create_map
 from ...loaders.maps import Hash, Map, MmapArray
@@ -28,8 +28,10 @@ from .task import Transaction, TxnState, message_format
 
 _RINGBUF = 27
 _PULSE_HZ = 20
-_TXN = struct.Struct("=QQIiII")
-_TASK, _TAKE = struct.Struct("=QII"), struct.Struct("=IIII")
+_TXN, _COMMIT, _TASK, _TAKE = (
+    struct.Struct("=" + abi.struct_format(ffi(), f"struct {name}"))
+    for name in ("txn", "commit_args", "agent_task_args", "take_args")
+)
 # Offsets in struct channel, in units of u64 and of u32.
 _TID, _LOAD, _HEARTBEAT, _STATE, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
     ffi().offsetof("struct channel", field) // 8
@@ -48,7 +50,7 @@ class Channel:
         self._agents, self._maps = agents, {**enclave.core.maps, **agents.maps}
         obj = compiler.compile(half.source, {"NR_CPU_WORDS": nr_cpu_words()})
         module = Module(obj, maps=self._maps, constants={"enclave": enclave.id})
-        self._commit = module.load("call_commit", Target.syscall()).prepared(ffi().sizeof("struct commit_args"))
+        self._commit = module.load("call_commit", Target.syscall()).prepared(_COMMIT.size)
         self._take_stock = module.load("call_take_stock", Target.syscall())
         self._associate = module.load("call_associate", Target.syscall()).prepared(_TASK.size)
         self._take = module.load("call_take", Target.syscall()).prepared(_TAKE.size)
@@ -104,7 +106,7 @@ class Channel:
 
     def take_stock(self) -> None:
         """Have every task that waits get a status word."""
-        self._take_stock.run(bytes(ffi().sizeof("struct commit_args")))
+        self._take_stock.run()
 
     def beat(self) -> int:
         """Show that the agent is about to read; when that is."""
@@ -149,7 +151,7 @@ class Channel:
             _TXN.pack_into(self._txns, offset, gtid, slice_ns, seq, cpu, flags, 0)
             offset += _TXN.size
         count = len(transactions)
-        struct.pack_into("=IIII", self._commit.context, 0, self.number, count, group, 0)
+        _COMMIT.pack_into(self._commit.context, 0, self.number, count, group, 0)
         if self._commit():
             return [TxnState.NOT_PERMITTED] * count
         return self._states[:count].tolist()
