@@ -139,7 +139,14 @@ def test_thousand_tasks_leave_at_once(workload: Workload, enclave: MakeEnclave, 
         spinner.progress(100)
 
 
-@pytest.mark.parametrize("policy", [os.SCHED_FIFO, os.SCHED_BATCH, os.SCHED_IDLE], ids=["fifo", "batch", "idle"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(os.SCHED_FIFO, id="fifo"),
+        pytest.param(os.SCHED_BATCH, id="batch", marks=pytest.mark.soak),
+        pytest.param(os.SCHED_IDLE, id="idle", marks=pytest.mark.soak),
+    ],
+)
 def test_every_other_class_is_outside(workload: Workload, enclave: MakeEnclave, policy: int) -> None:
     biff = enclave("1-2")
     sleeper = workload.sleeper(biff)

@@ -109,7 +109,7 @@ def test_every_enclave_of_an_ejected_core_is_gone(workload: Workload, enclave: M
     del made[:]
 
 
-@pytest.mark.once
+@pytest.mark.soak
 def test_tracepoint_programs_of_an_ejected_core_do_not_touch_the_next(
     workload: Workload, enclave: MakeEnclave, eject: Eject
 ) -> None:

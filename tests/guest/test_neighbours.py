@@ -141,7 +141,7 @@ def test_task_of_no_enclave_gets_on_where_enclaves_hold_all_cpus(
 
 @pytest.mark.parametrize(
     "policy",
-    ["cfs_bpf", "fifo_centralized", *(pytest.param(name, marks=pytest.mark.soak) for name in ("biff", "fifo_per_cpu"))],
+    ["fifo_centralized", *(pytest.param(name, marks=pytest.mark.soak) for name in ("biff", "cfs_bpf", "fifo_per_cpu"))],
 )
 def test_tasks_of_no_enclave_leave_the_enclave_its_share(
     workload: Workload, governed: MakeEnclave, policy: str
