@@ -62,7 +62,7 @@ struct cpu {
 	u32 kick; /* TXN_KICK_…: what was just committed to it has it woken, or preempted, once */
 	u32 lingers; /* the task that is on it does: see task_ctx */
 	u64 checked_at; /* when it last looked for tasks that an agent has forgotten; CLOCK_MONOTONIC */
-	u32 overdue; /* its enclave's policy is asked before the queue of what is latched: somebody has waited for too long */
+	u32 overdue; /* at which dispatch from now its enclave's policy goes before what is latched; 0: at none */
 	u32 reserved;
 	u64 left_at; /* when its task last woke another and was about to sleep; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */

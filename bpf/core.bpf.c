@@ -196,6 +196,7 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 	struct cpu *cpu = cpu_of(cpu_id);
 	struct core *c = the_core();
 	struct enclave *e = NULL;
+	bool policy_first;
 	u32 id;
 
 	if (!cpu || !c)
@@ -214,9 +215,10 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 		return 0;
 	if (serve_fallback(cpu, cpu_id, id, e))
 		return 0;
+	policy_first = cpu->overdue == 1;
 	if (cpu->overdue)
-		cpu->overdue = 0;
-	else if (cpu->latched && !cpu->held && serve_latched(cpu, cpu_id))
+		cpu->overdue--;
+	if (!policy_first && cpu->latched && !cpu->held && serve_latched(cpu, cpu_id))
 		return 0;
 	if (id && e) {
 		if (e->leftover && each_leftover(id, e, SERVE))

@@ -125,30 +125,39 @@ static bool rescue(s32 here, bool any)
 	return false;
 }
 
-/* Has p, which waits, done so for too long? Who came when there was no agent has no status word: no agent knows it. */
-static bool is_forgotten(struct task_struct *p)
+/*
+ * For how long has p, which waits, been forgotten? Who came when there was no agent has no status word: no agent knows
+ * it.
+ */
+static u64 forgotten_ns(struct task_struct *p)
 {
 	struct agent_task *a = agent_task_of(p, 0);
 	struct status_word *w = a ? word_at(a->word) : NULL;
+	u64 waited;
 
-	return !w || (w->state == TASK_WAITING && ns_since(w->since_ns) > PATIENCE);
+	if (!w)
+		return 1;
+	waited = w->state == TASK_WAITING ? ns_since(w->since_ns) : 0;
+	return waited > PATIENCE ? waited - PATIENCE : 0;
 }
 
-/* Is there one like that among the first on a queue? If it is to be moved, it is the first. */
-static bool has_forgotten(u64 dsq, bool move)
+/* Is there one like that among the first on a queue? For how long? If it is to be moved, it is the first. */
+static u64 has_forgotten(u64 dsq, bool move)
 {
 	volatile u32 seen = 0;
 
 	for_each_waiting(waiting, p, dsq, 0) {
-		if (is_forgotten(p)) {
+		u64 ns = forgotten_ns(p);
+
+		if (ns) {
 			if (move && seen)
 				scx_bpf_dsq_move(&waiting, p, dsq, SCX_ENQ_HEAD);
-			return true;
+			return ns;
 		}
 		if (++seen >= MOST_LOOKED_AT)
-			return false;
+			return 0;
 	}
-	return false;
+	return 0;
 }
 
 /* Looked up now and then. */
@@ -158,6 +167,24 @@ static bool is_check_due(struct cpu *cpu)
 		return false;
 	cpu->checked_at = bpf_ktime_get_ns();
 	return true;
+}
+
+/*
+ * Somebody forgotten is to have this CPU. Where that comes too late, because so many are, every second dispatch is
+ * theirs until they have caught up.
+ */
+static bool is_for_forgotten(struct cpu *cpu)
+{
+	u64 ns;
+
+	if (!is_check_due(cpu))
+		return false;
+	ns = has_forgotten(PENDING, true);
+	if (ns > PATIENCE) {
+		cpu->overdue = 2;
+		cpu->checked_at = 0;
+	}
+	return ns > 0;
 }
 
 /* Does an agent have the say over everything that CPU here does? Where each CPU has one, so must the enclave. */
@@ -178,7 +205,7 @@ BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
 
 	if (!cpu)
 		return 0;
-	if ((is_check_due(cpu) && has_forgotten(PENDING, true)) || !is_delegated(here)) {
+	if (is_for_forgotten(cpu) || !is_delegated(here)) {
 		if (!scx_bpf_dsq_move_to_local(PENDING))
 			rescue(here, true);
 		return 0;
@@ -207,8 +234,10 @@ BPF_PROG(agent_tick, struct task_struct *p)
 		tell_cpu(here, MSG_CPU_TICK);
 	if (!has_agent(ch)) {
 		late = ns_on(cpu) > FALLBACK_SLICE && (cpu->latched || scx_bpf_dsq_nr_queued(PENDING));
+	} else if (cpu->overdue) {
+		late = ns_on(cpu) > FALLBACK_SLICE;
 	} else if (is_check_due(cpu)) {
-		cpu->overdue = has_forgotten(PENDING, false);
+		cpu->overdue = has_forgotten(PENDING, false) > 0;
 		late = cpu->overdue || (cpu->latched && has_forgotten(CPU_DSQ(here), false));
 		if (late)
 			cpu->checked_at = 0; /* so that dispatch() looks, too */

@@ -49,6 +49,10 @@ class RankedQueue(Generic[T]):
         """The least rank, and whose it is."""
         return self._order[0][::2] if self._order else None
 
+    def oldest(self) -> T | None:
+        """The one that was added, or put, before all others."""
+        return next(iter(self._entries), None)
+
     def first(self, cpu: int) -> T | None:
         """The first that may run on ``cpu``."""
         return next((task for _, _, task in self._order if task.may_run_on(cpu)), None)

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from .agent import Agent
 
 
+PATIENCE_NS = 1_000_000_000
+_BEFORE_ALL = -(1 << 62)
+
+
 class ShinjukuTask(HintedTask):
     """A task with its place among those of its QoS."""
 
     place = 0
+    placed_ns = 0  # when it got that; CLOCK_MONOTONIC
 
 
 class Shinjuku(Central[ShinjukuTask]):
@@ -29,13 +34,14 @@ class Shinjuku(Central[ShinjukuTask]):
 
     Whoever has run for a slice makes way for who waits, of the same QoS or a higher one. Those that wake go to the
     head, so that what is short need not wait for what is long; those that are new, or have used their slice up, to the
-    tail. Tasks of a repeating class keep their CPU for as long as they have work. The agent itself ends slices, which
-    so may be shorter than a tick.
+    tail, and who has waited for 1 s is next of its QoS. Tasks of a repeating class keep their CPU for as long as they
+    have work. The agent itself ends slices, which so may be shorter than a tick.
 
     With two QoS classes it is Shinjuku and Shenango: those of the lower one, batch jobs, have what CPUs the requests
     leave. Good for requests whose lengths differ much, and where the longest latency counts. Not good for throughput,
-    since each slice costs a decision and two switches, nor where so many wake all the time that those at the tail of
-    their QoS never have a turn. For slices of microseconds, --spin yes.
+    since each slice costs a decision and two switches. For slices of microseconds, --spin yes.
+
+    Unlike in ghOSt's, those at the tail have their turn however many wake all the time.
     """
 
     name = "shinjuku"
@@ -44,13 +50,14 @@ class Shinjuku(Central[ShinjukuTask]):
     slice_ns: int
 
     def __init__(self, agent: Agent, **options: int) -> None:
+        self.queue: QosQueue
         super().__init__(agent, QosQueue(), **options)
         self.renewed: set[ShinjukuTask] = set()
         self._turns = itertools.count(1)
 
     def enqueue(self, task: Any, first: bool = False) -> None:
         turn = next(self._turns)
-        task.place = -turn if first or task.boosted else turn
+        task.place, task.placed_ns = -turn if first or task.boosted else turn, time.monotonic_ns()
         super().enqueue(task)
 
     def on_task_wakeup(self, task: Any) -> None:
@@ -68,6 +75,7 @@ class Shinjuku(Central[ShinjukuTask]):
         return task.since_ns + task.work_class.period_ns
 
     def schedule(self) -> Iterator[Transaction]:
+        self.queue.promote(time.monotonic_ns())
         yield from super().schedule()
         self.renewed.clear()
 
@@ -84,6 +92,12 @@ class QosQueue(RankedQueue[ShinjukuTask]):
 
     def rank(self, task: ShinjukuTask) -> tuple[int, int]:
         return -task.qos, task.place
+
+    def promote(self, now_ns: int) -> None:
+        """To the head of their QoS with those that have waited for too long, in the order they came."""
+        while (task := self.oldest()) is not None and now_ns - task.placed_ns > PATIENCE_NS:
+            task.place, task.placed_ns = _BEFORE_ALL, now_ns
+            self.add(task)
 
 
 def slice_end_ns(

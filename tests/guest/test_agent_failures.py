@@ -340,6 +340,24 @@ def test_forgotten_task_gets_a_cpu_though_others_are_committed_to_it(workload: W
     assert sched_ext.status().state == "enabled"
 
 
+@SOAK
+def test_however_many_are_forgotten_each_gets_a_cpu_before_the_kernel_ends_it_all(
+    workload: Workload, crew: MakeCrew
+) -> None:
+    one, agents = crew("1", Favours)
+    favourites = [workload.spinner(one) for _ in range(2)]
+    for favourite in favourites:
+        favourite.progress()
+    children = [workload.spawn(lambda me: me.note(), one, go=False) for _ in range(200)]
+    for child in children:
+        child.wake()
+    assert [child.wait() for child in children] == [0] * 200
+    for favourite in favourites:
+        favourite.progress()
+    assert agents.check()
+    assert sched_ext.status().state == "enabled"
+
+
 @pytest.mark.parametrize("rounds", [pytest.param(15, marks=SOAK), pytest.param(1000, marks=pytest.mark.marathon)])
 def test_departing_and_coming_back_is_told_from_the_first_to_the_last(
     workload: Workload, agent: MakeAgent, rounds: int

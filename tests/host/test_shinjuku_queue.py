@@ -7,7 +7,7 @@ from collections import deque
 
 from ghostbpf.hints import ClassFlags, WorkClass
 from ghostbpf.schedulers.userspace.central import Running
-from ghostbpf.schedulers.userspace.shinjuku import QosQueue, ShinjukuTask, slice_end_ns
+from ghostbpf.schedulers.userspace.shinjuku import PATIENCE_NS, QosQueue, ShinjukuTask, slice_end_ns
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,3 +97,20 @@ def test_short_request_waits_for_no_more_than_the_slice_that_runs(long: list[int
     assert ran.index(short) == min(comes_at, sum(long))
     for task, work in zip(list(left), long, strict=False):
         assert ran.count(task) == work
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2 * PATIENCE_NS), st.booleans()), max_size=12))
+def test_who_has_waited_for_too_long_is_first_of_its_qos_and_of_those_the_first_to_come(
+    coming: list[tuple[int, int, bool]],
+) -> None:
+    queue, tasks, now_ns = QosQueue(), list[ShinjukuTask](), 2 * PATIENCE_NS
+    for turn, (qos, came_ns, woke) in enumerate(sorted(coming, key=lambda one: one[1]), 1):
+        task = request(turn, qos)
+        task.place, task.placed_ns = -turn if woke else turn, came_ns
+        queue.add(task)
+        tasks.append(task)
+    late = [task for task in tasks if now_ns - task.placed_ns > PATIENCE_NS]
+    expected = sorted(tasks, key=lambda task: (-task.qos, task not in late, 0 if task in late else task.place))
+    queue.promote(now_ns)
+    queue.promote(now_ns)
+    assert [queue.pop(0) for _ in tasks] == expected
