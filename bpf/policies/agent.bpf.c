@@ -126,15 +126,17 @@ static bool rescue(s32 here, bool any)
 }
 
 /*
- * For how long has p, which waits, been forgotten? Who came when there was no agent has no status word: no agent knows
- * it.
+ * For how long has p, which waits and may run here, been forgotten? Who came when there was no agent has no status word:
+ * no agent knows it.
  */
-static u64 forgotten_ns(struct task_struct *p)
+static u64 forgotten_ns(struct task_struct *p, s32 here)
 {
 	struct agent_task *a = agent_task_of(p, 0);
 	struct status_word *w = a ? word_at(a->word) : NULL;
 	u64 waited;
 
+	if (!has_bit(p->cpus_ptr->bits, here))
+		return 0;
 	if (!w)
 		return 1;
 	waited = w->state == TASK_WAITING ? ns_since(w->since_ns) : 0;
@@ -142,12 +144,12 @@ static u64 forgotten_ns(struct task_struct *p)
 }
 
 /* Is there one like that among the first on a queue? For how long? If it is to be moved, it is the first. */
-static u64 has_forgotten(u64 dsq, bool move)
+static u64 has_forgotten(u64 dsq, s32 here, bool move)
 {
 	volatile u32 seen = 0;
 
 	for_each_waiting(waiting, p, dsq, 0) {
-		u64 ns = forgotten_ns(p);
+		u64 ns = forgotten_ns(p, here);
 
 		if (ns) {
 			if (move && seen)
@@ -173,13 +175,13 @@ static bool is_check_due(struct cpu *cpu)
  * Somebody forgotten is to have this CPU. Where that comes too late, because so many are, every second dispatch is
  * theirs until they have caught up.
  */
-static bool is_for_forgotten(struct cpu *cpu)
+static bool is_for_forgotten(struct cpu *cpu, s32 here)
 {
 	u64 ns;
 
 	if (!is_check_due(cpu))
 		return false;
-	ns = has_forgotten(PENDING, true);
+	ns = has_forgotten(PENDING, here, true);
 	if (ns > PATIENCE) {
 		cpu->overdue = 2;
 		cpu->checked_at = 0;
@@ -205,7 +207,7 @@ BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
 
 	if (!cpu)
 		return 0;
-	if (is_for_forgotten(cpu) || !is_delegated(here)) {
+	if (is_for_forgotten(cpu, here) || !is_delegated(here)) {
 		if (!scx_bpf_dsq_move_to_local(PENDING))
 			rescue(here, true);
 		return 0;
@@ -237,8 +239,8 @@ BPF_PROG(agent_tick, struct task_struct *p)
 	} else if (cpu->overdue) {
 		late = ns_on(cpu) > FALLBACK_SLICE;
 	} else if (is_check_due(cpu)) {
-		cpu->overdue = has_forgotten(PENDING, false) > 0;
-		late = cpu->overdue || (cpu->latched && has_forgotten(CPU_DSQ(here), false));
+		cpu->overdue = has_forgotten(PENDING, here, false) > 0;
+		late = cpu->overdue || (cpu->latched && has_forgotten(CPU_DSQ(here), here, false));
 		if (late)
 			cpu->checked_at = 0; /* so that dispatch() looks, too */
 	}

@@ -143,7 +143,8 @@ def test_work_that_forks_blocks_and_spins_is_shared_by_all_cpus(workload: Worklo
     for child in children:
         child.progress(500)
     seen = set().union(*(child.cpus_seen for child in children))
-    assert seen == set(kind.cpus) - {kind.spun_cpu}
+    # An agent that spins hops to another CPU when a kernel thread wants its own.
+    assert set(kind.cpus) - {kind.spun_cpu} <= seen <= set(kind.cpus)
     for child in children:
         child.stop()
     agent = kind.agent

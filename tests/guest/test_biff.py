@@ -9,6 +9,7 @@ import statistics
 import time
 
 import pytest
+from agents import MakeCrew
 from ghostbpf.loaders.btf import Btf, Kind
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
@@ -250,12 +251,19 @@ def test_every_cpu_takes_from_the_one_queue(workload: Workload, enclave: MakeEnc
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("cpus", "share"), [("1-3", False), ("1", True)])
-def test_pair_that_wake_each_other_in_turn(workload: Workload, enclave: MakeEnclave, cpus: str, share: bool) -> None:
-    """Each has an idle CPU; where there is none, who writes to a pipe and then sleeps leaves its own to the reader."""
+@pytest.mark.parametrize(
+    ("policy", "cpus", "share"), [("biff", "1-3", False), ("biff", "1", True), ("fifo_centralized", "1", True)]
+)
+def test_pair_that_wake_each_other_in_turn(
+    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, policy: str, cpus: str, share: bool
+) -> None:
+    """Each has an idle CPU; where there is none, who writes to a pipe and then sleeps leaves its own to the reader.
+
+    An agent with the fast path is not even told.
+    """
     if Btf.kernel().find("scx_bpf_reenqueue_local___v2", Kind.FUNC) is None:
         pytest.skip("this kernel cannot take a task back: wakeups go through the queue")
-    biff = enclave(cpus)
+    one = enclave(cpus) if policy == "biff" else crew(cpus, policy)[0]
     there, back = os.pipe(), os.pipe()
     rounds = 2000
 
@@ -279,7 +287,7 @@ def test_pair_that_wake_each_other_in_turn(workload: Workload, enclave: MakeEncl
             together += read(back[0], 1)[0] == here()
         me.set(together)
 
-    pair = [workload.spawn(body, biff, go=False) for body in (serve, call)]
+    pair = [workload.spawn(body, one, go=False) for body in (serve, call)]
     for child in pair:
         child.wake()
     assert [child.wait() for child in pair] == [0, 0]
@@ -287,7 +295,9 @@ def test_pair_that_wake_each_other_in_turn(workload: Workload, enclave: MakeEncl
     if share and int(median_ns) > LINGER_NS // 2:
         pytest.skip(f"a write and a read take {median_ns} ns: too slow a machine to sleep right after a wakeup")
     assert (pair[1].value > rounds / 2) == share
-    assert biff.counters().idle > rounds
+    assert one.counters().idle > rounds
+    if one.agent is not None:
+        assert one.agent.messages < rounds / 2
 
 
 @pytest.mark.parametrize("policy", EITHER_FIFO)
