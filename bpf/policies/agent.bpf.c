@@ -50,7 +50,7 @@ BPF_PROG(agent_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
 	return cpu >= 0 ? cpu : prev;
 }
 
-/* There are more tasks than status words: the agent cannot be asked about p. */
+/* The agent cannot be asked about p, for one because there are more tasks than status words. */
 static void go_home(struct task_struct *p, u64 enq_flags)
 {
 	struct enclave *e = enclave_of(ENCLAVE);
@@ -92,8 +92,11 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 	struct channel *ch;
 	u32 number;
 
-	if (!a) {
+	/* Who has ended but for its last steps cannot be committed: no pid leads to it any more. */
+	if (!a || p->flags & PF_EXITING) {
 		go_home(p, enq_flags);
+		if (a)
+			note_waits(a);
 		return 0;
 	}
 	ch = channel_of(a, &number);

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
@@ -90,8 +89,6 @@ def test_thousand_threads_come_to_their_end(workload: Workload, crew: MakeCrew, 
     one, agents = crew("1-3", policy)
 
     def sleep_yield_sleep() -> None:
-        # Those that wait for the interpreter sleep until it is free; by default each would wake every 5 ms.
-        sys.setswitchinterval(DEADLINE)
         time.sleep(0.01)
         os.sched_yield()
         time.sleep(0.01)
@@ -102,6 +99,18 @@ def test_thousand_threads_come_to_their_end(workload: Workload, crew: MakeCrew, 
     # Slices of 50 us are far shorter than a decision takes in an emulated guest: shinjuku needs a minute.
     assert crowd.wait(240 if policy == "shinjuku" else DEADLINE) == 0
     until(lambda: one.nr_tasks == 0, "nothing is left")
+    assert agents.check()
+
+
+@pytest.mark.once
+def test_who_ends_need_not_be_found_by_an_agent(workload: Workload, crew: MakeCrew) -> None:
+    """To a thread that is preempted in its last steps no pid leads any more, and no transaction."""
+    one, agents = crew("1-3", "fifo_per_cpu")
+    crowd = workload.crowd(400, lambda: time.sleep(0.01), one)
+    until(lambda: crowd.value == 400, "all threads have started")
+    crowd.wake()
+    assert crowd.wait() == 0
+    until(lambda: not one.task_states(), "all have ended, and not because the core found them forgotten for 5 s", 2)
     assert agents.check()
 
 

@@ -376,6 +376,8 @@ def _sleep(me: Me, then: Body) -> None:
 
 def _crowd(me: Me, threads: int, body: Callable[[], object]) -> None:
     threading.stack_size(128 * 1024)
+    # Those that wait for the interpreter sleep until it is free; by default each would wake every 5 ms.
+    sys.setswitchinterval(DEADLINE)
     gate = threading.Event()
 
     errors: list[BaseException] = []
