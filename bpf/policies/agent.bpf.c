@@ -4,7 +4,8 @@
  *
  * With the fast path on, a task that finds an idle CPU runs there at once, and a CPU with nothing else to do takes the
  * head of the enclave's queue; the agent is told of those that wait, and decides between them. With it off, the agent
- * decides everything: a task waits until it is committed, and a CPU runs nothing but what was committed to it.
+ * decides everything: a task waits until it is committed, and a CPU runs nothing but what was committed to it. (But who
+ * has ended goes on at once: in its last steps no pid leads to it any more.)
  *
  * Where there is no agent, or it is silent for longer than its time-out, this is Biff: one FIFO queue, and whoever has
  * had a CPU for more than FALLBACK_SLICE while somebody waits goes to its tail. And a task that the agent has left
@@ -92,7 +93,6 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 	struct channel *ch;
 	u32 number;
 
-	/* Who has ended but for its last steps cannot be committed: no pid leads to it any more. */
 	if (!a || p->flags & PF_EXITING) {
 		go_home(p, enq_flags);
 		if (a)
