@@ -327,6 +327,7 @@ def test_forgotten_task_gets_a_cpu_in_the_end(workload: Workload, crew: MakeCrew
     assert sched_ext.status().state == "enabled"
 
 
+@pytest.mark.once
 def test_forgotten_task_gets_a_cpu_though_others_are_committed_to_it(workload: Workload, crew: MakeCrew) -> None:
     one, agents = crew("1", Favours)
     favourites = [workload.spinner(one) for _ in range(2)]
