@@ -136,6 +136,7 @@ def test_work_that_forks_blocks_and_spins_is_shared_by_all_cpus(workload: Worklo
         while not me.stopped:
             me.spin(5)
             if not (pid := os.fork()):
+                me.note()  # where new tasks are dealt out in turn, the parents alone might all be on two CPUs
                 os._exit(0)
             os.waitpid(pid, 0)
 
