@@ -215,9 +215,7 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 		return 0;
 	if (serve_fallback(cpu, cpu_id, id, e))
 		return 0;
-	policy_first = cpu->overdue == 1;
-	if (cpu->overdue)
-		cpu->overdue--;
+	policy_first = cpu->overdue && !--cpu->overdue;
 	if (!policy_first && cpu->latched && !cpu->held && serve_latched(cpu, cpu_id))
 		return 0;
 	if (id && e) {
