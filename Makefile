@@ -58,7 +58,7 @@ define in_guest
 		rm -f .guest-tests; \
 		for guest in 1 2 3 4 5 6 7 8 9; do \
 			$(BIN)/ghostbpf vm --kernel $$kernel --cpus 4 --timeout $(3) -- \
-				python3 -m pytest -p no:cacheprovider --durations=5 --done=.guest-tests -m "$$which" tests/guest; \
+				python3 -m pytest -p no:cacheprovider --durations=20 --done=.guest-tests -m "$$which" tests/guest; \
 			status=$$?; \
 			[ $$status = 123 ] || break; \
 			echo 'QEMU killed the guest, which says nothing of the tests: those that are left run in another'; \

@@ -20,7 +20,9 @@ SOAKED = ("sol", "shinjuku", "edf")
 ENDS = (MessageType.TASK_DEAD, MessageType.TASK_DEPARTED)
 
 
-@pytest.mark.parametrize("count", [10_000, pytest.param(1_000_000, marks=[pytest.mark.marathon])])
+@pytest.mark.parametrize(
+    "count", [pytest.param(10_000, marks=pytest.mark.once), pytest.param(1_000_000, marks=pytest.mark.marathon)]
+)
 @pytest.mark.timeout(1200)
 def test_messages_of_each_task_come_in_order_and_without_a_gap(
     workload: Workload, agent: MakeAgent, count: int

@@ -79,6 +79,7 @@ def test_busy_run_for(workload: Workload, enclave: MakeEnclave, count: int) -> N
     assert one.counters().runtime_ns >= count * 10 * MS
 
 
+@pytest.mark.once
 def test_nice_5_gets_a_third_of_nice_0(workload: Workload, enclave: MakeEnclave) -> None:
     children = spinners(workload, enclave("1", "cfs_bpf"), nices=(0, 5))
     expect_shares(children, (0, 5), 800, 0.1)
@@ -106,6 +107,7 @@ def test_new_nice_value_counts_from_now_on(workload: Workload, enclave: MakeEncl
     expect_shares(children, (5, 0), 800, 0.15)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["new", pytest.param("woken", marks=pytest.mark.soak)])
 def test_who_comes_late_gets_no_more_than_its_share(workload: Workload, enclave: MakeEnclave, kind: str) -> None:
     """Neither the new nor the sleeper has had any CPU time; that it did not want it is no reason to get it all now."""
