@@ -168,18 +168,19 @@ def test_group_is_all_or_nothing(workload: Workload, agent: MakeAgent) -> None:
 @pytest.mark.once
 def test_agent_of_a_cpu_takes_over_those_that_wait_longest_for_another(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-3")
+    spinner(workload, one, 1)  # so that who is committed there waits for its turn
     sleepers = [sleeper(workload, one) for _ in range(3)]
     os.sched_setaffinity(sleepers[1].pid, {1, 3})
-    runs = task_of(one, workload.spinner(one.enclave))
-    tasks = [runs, *(woken(one, child) for child in sleepers)]
-    first, second = agent_of(one, 1), agent_of(one, 2)
+    first, second = agent_of(one, 1), agent_of(one, 2)  # before anybody waits, for that takes a slow machine seconds
+    latched = task_of(one, workload.spinner(one.enclave))
+    tasks = [latched, *(woken(one, child) for child in sleepers)]
     assert all(one.associate(task, 1) for task in tasks)
     first.turn()
-    assert first.commit([Transaction(first.tasks[runs.gtid], 1)]) == [TxnState.COMPLETE]
+    assert first.commit([Transaction(first.tasks[latched.gtid], 1)]) == [TxnState.COMPLETE]
     assert one.loads() == {1: 4, 2: 0}
     assert second.take(9, 3) == 0, "that has no agent"
     assert second.take(1, 1) == 1
-    assert second.take(9) == 1, "one runs, or is about to, and one may not run there"
+    assert second.take(9) == 1, "one is about to run, and one may not run there"
     assert one.loads() == {1: 2, 2: 2}
     second.turn()
     assert list(second.tasks) == [tasks[1].gtid, tasks[3].gtid]
