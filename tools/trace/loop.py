@@ -102,9 +102,9 @@ def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int
             click.echo(f"Tracing {tool.TRACES}... Hit Ctrl-C to end.", err=True)
         else:
             child.start(tool.tracer.mark)
-        started = last = time.monotonic()
+        started = last = tool.tracer.started
         status = 0
-        for reported in _moments(pace, started, child):
+        for reported in _moments(pace, time.monotonic(), child):
             printer.show(tool.poll())
             if reported:
                 now = time.monotonic()

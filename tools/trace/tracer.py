@@ -8,6 +8,7 @@ import errno
 import functools
 import os
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -52,6 +53,9 @@ class Tracer:
     Each function ``tp_<tracepoint>`` is attached to the tracepoint of that name, ``filtered_<tracepoint>`` only where
     the filters choose among tasks. ``constants`` are the tool's own.
     """
+
+    #: When it was about to be attached, by time.monotonic(): all that it counts happened later.
+    started: float
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class Tracer:
             )
             for program in self.programs.values():
                 self._open.enter_context(program)
+            self.started = time.monotonic()
             for program in self.programs.values():
                 self._open.enter_context(Link.tracepoint(program))
         except BaseException:
