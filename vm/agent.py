@@ -35,6 +35,7 @@ LIBRARY = "/opt/ghostbpf"
 HEADERS = "/run/ghostbpf/headers"
 
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096
+_MCL_CURRENT = 1
 _CHUNK = 32768
 
 _MOUNTS = (
@@ -62,6 +63,11 @@ _SYSCTLS = (
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _stay() -> None:
+    """Keep what this process is made of in memory: while the guest goes down its root is gone before it is."""
+    _libc.mlockall(_MCL_CURRENT)
 
 
 def _mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
@@ -106,11 +112,14 @@ class Wire:
         self._lock = _thread.allocate_lock()
 
     def send(self, kind: int, data: bytes) -> None:
-        """Send one frame whole; blocks while the host is not reading."""
+        """Send one frame whole; blocks while the host is not reading. Raises EOFError when the port has gone."""
         rest = memoryview(bytes([kind]) + len(data).to_bytes(4, "little") + data)
         with self._lock:
             while rest:
-                rest = rest[os.write(self._fd, rest) :]
+                written = os.write(self._fd, rest)
+                if not written:
+                    raise EOFError
+                rest = rest[written:]
 
     def receive(self) -> tuple[int, bytes]:
         """The next frame; raises EOFError when the host has gone."""
@@ -152,7 +161,10 @@ class Pump:
             if not data:
                 self._ended = True
                 return
-            self._wire.send(self._kind, data)
+            try:
+                self._wire.send(self._kind, data)
+            except EOFError:
+                return
             self._busy = False
 
     @property
@@ -329,6 +341,7 @@ def _run(wire: Wire, control: int) -> None:
 def main() -> None:
     """Be the first process."""
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    _stay()
     try:
         _set_up_system()
         wire, control = Wire(_open_port(IO_PORT)), _open_port(CONTROL_PORT)

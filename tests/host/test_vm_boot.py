@@ -162,6 +162,13 @@ def test_guest_that_powers_off_is_lost(guest: Guest) -> None:
     assert "Power down" in raised.value.console
 
 
+def test_guest_whose_root_has_gone_still_says_how_its_command_ended(guest: Guest) -> None:
+    drop = "echo 3 >/proc/sys/vm/drop_caches"
+    unbind = "cd /sys/bus/virtio/drivers/virtiofs; for device in virtio*; do echo $device >unbind; done"
+    status = run(["sh", "-c", f"{drop}; {unbind}; echo gone; exit 3"], guest, timeout=120, stdin=None)
+    assert status in (3, 128 + signal.SIGBUS)  # the shell's own pages are gone, too
+
+
 def test_guest_that_cannot_come_up_says_why(guest: Guest) -> None:
     asked = replace(guest, append="root=/dev/nothing rootfstype=ext4")
     with pytest.raises(GuestOops, match="Unable to mount root fs"):
