@@ -75,6 +75,7 @@ struct core {
 	u64 strays; /* bit e: enclave e's queue is served by every CPU, since none of its own can */
 	u32 default_enclave; /* of a task that nobody put anywhere: 0, or 1 in full mode */
 	u32 reserved;
+	u64 reenqueue_after; /* until then no local queue is re-enqueued; CLOCK_MONOTONIC */
 };
 
 /* A task, in task storage. */
@@ -88,6 +89,8 @@ struct task_ctx {
 	u64 latched_at; /* when it was last put on a CPU's own queue to wait there; CLOCK_MONOTONIC */
 	u32 committed; /* by an agent */
 	u32 lingers; /* it last stayed on its CPU when it had woken another and was about to sleep */
+	u32 reenqueued; /* times it was re-enqueued since it last ran */
+	u32 reserved;
 };
 
 /* Per enclave and CPU. Events since the enclave was made; runtime in ns. */

@@ -134,6 +134,25 @@ static bool goes_first(struct task_struct *p, u64 *slice, u64 enq_flags)
 	return (s64)*slice > 0;
 }
 
+/*
+ * p runs next on its CPU. A task that has just been taken from the local queue does not return to it, or each switch to
+ * a higher class would re-enqueue it once more: it waits on the CPU's own queue until the CPU asks for a task.
+ */
+static void boost(struct task_struct *p, u64 slice, u64 enq_flags)
+{
+	s32 here = scx_bpf_task_cpu(p);
+	struct cpu *cpu = cpu_of(here);
+
+	if (enq_flags & SCX_ENQ_REENQ && cpu) {
+		scx_bpf_dsq_insert(p, CPU_DSQ(here), slice, enq_flags | SCX_ENQ_HEAD);
+		cpu->latched = 1;
+		return;
+	}
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		enq_flags |= SCX_ENQ_PREEMPT;
+	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice, enq_flags);
+}
+
 BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	struct enclave *e = NULL;
@@ -141,6 +160,8 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 	u64 slice = FALLBACK_SLICE;
 	s32 cpu;
 
+	if (enq_flags & SCX_ENQ_REENQ)
+		note_reenqueue(p);
 	if (id && e) {
 		slot_enqueue.call(ctx, slot_of(id, e));
 		enqueue_pending(id, p, SCX_SLICE_DFL, enq_flags);
@@ -153,7 +174,7 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 		return 0;
 	}
 	if (goes_first(p, &slice, enq_flags)) {
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice, enq_flags & SCX_ENQ_WAKEUP ? enq_flags | SCX_ENQ_PREEMPT : enq_flags);
+		boost(p, slice, enq_flags);
 		return 0;
 	}
 	scx_bpf_dsq_insert(p, FALLBACK_DSQ, FALLBACK_SLICE, enq_flags);
@@ -261,6 +282,8 @@ BPF_PROG(core_running, struct task_struct *p)
 
 	if (!cpu)
 		return 0;
+	if (t && t->reenqueued)
+		t->reenqueued = 0;
 	cpu->running = id;
 	cpu->lingers = t && t->lingers;
 	open_for_next(cpu, here);
@@ -415,7 +438,7 @@ BPF_PROG(core_init)
 	return error;
 }
 
-/* Whoever was to run on this CPU next, and has a higher class come first, goes back to its policy. */
+/* Tasks on this CPU's local queue return to their policy when a higher class takes the CPU. */
 #if CAN_TAKE_BACK
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
@@ -428,7 +451,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	if (!cpu->taken || is_over())
 		return 0;
 	give_up_waiting(cpu, here);
-	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL) > 0)
+	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL) > 0 && may_reenqueue(here))
 		take_back();
 	return 0;
 }

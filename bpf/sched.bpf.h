@@ -313,6 +313,31 @@ static void take_back(void)
 #define CAN_TAKE_BACK 0
 #endif
 
+/*
+ * Since 7.3 the kernel ends a scheduler that re-enqueues a task more than 256 times before it runs. After half of that no
+ * local queue is re-enqueued for a while: a task then runs from its local queue, or waits for 128 such pauses, longer than
+ * the kernel's watchdog allows a task to wait anyway.
+ */
+#define MOST_REENQUEUES 128
+#define REENQUEUE_PAUSE (1000 * 1000000ULL)
+
+static void note_reenqueue(struct task_struct *p)
+{
+	struct task_ctx *t = tasks.task_storage_get(p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct core *c = the_core();
+
+	if (t && c && ++t->reenqueued >= MOST_REENQUEUES)
+		c->reenqueue_after = bpf_ktime_get_ns() + REENQUEUE_PAUSE;
+}
+
+/* On a CPU that goes offline the kernel returns tasks to the local queue without asking. */
+static bool may_reenqueue(s32 here)
+{
+	struct core *c = the_core();
+
+	return c && has_bit(c->online, here) && elapsed(c->reenqueue_after, bpf_ktime_get_ns());
+}
+
 /* Who is on its CPU for longer after it woke another was not about to sleep. */
 #define LINGER (1000 * 1000ULL)
 

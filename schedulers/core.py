@@ -109,8 +109,10 @@ class Core:
         module = Module(obj, constants={"full_mode": int(full)})
         _prepare(module, full)
         flags = Btf.kernel().enum("scx_ops_flags")
-        # ENQ_EXITING: else the kernel would queue a task that exits behind whoever runs, and no policy would know.
-        wanted = ["SCX_OPS_ENQ_LAST", "SCX_OPS_ENQ_EXITING", "SCX_OPS_ALLOW_QUEUED_WAKEUP"]
+        # Without ENQ_EXITING and ENQ_MIGRATION_DISABLED the kernel puts such tasks straight on their CPU's local queue:
+        # no policy knows of them, and re-enqueueing the local queue returns them to it until the kernel ends the core.
+        wanted = ["SCX_OPS_ENQ_LAST", "SCX_OPS_ENQ_EXITING", "SCX_OPS_ENQ_MIGRATION_DISABLED"]
+        wanted += ["SCX_OPS_ALLOW_QUEUED_WAKEUP"]
         wanted += [] if full else ["SCX_OPS_SWITCH_PARTIAL"]
         try:
             link = sched_ext.attach(
