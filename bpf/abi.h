@@ -53,7 +53,7 @@ struct cpu {
 	u64 ran_at; /* when that task came on; ns of scx_bpf_now() */
 	u64 fallback_at; /* when it last took a task from the fallback queue; CLOCK_MONOTONIC */
 	u64 dispatched_at; /* when it last asked for a task; CLOCK_MONOTONIC */
-	u32 latched; /* a task may wait on its own queue, CPU_DSQ, where agents put what is to run here */
+	u64 latched; /* a task may wait on its own queue, CPU_DSQ, where agents put what is to run here; 64 bits for exchange() */
 	u32 held; /* that queue is not served just now: a group is being committed */
 	u32 wanted; /* a task waits that may run nowhere else: the agent had better spin elsewhere */
 	u32 taken; /* a higher class has it */
@@ -61,9 +61,8 @@ struct cpu {
 	u32 told_busy; /* the agent has been told that a higher class has it */
 	u32 kick; /* TXN_KICK_…: what was just committed to it has it woken, or preempted, once */
 	u32 lingers; /* the task that is on it does: see task_ctx */
-	u64 checked_at; /* when it last looked for tasks that an agent has forgotten; CLOCK_MONOTONIC */
 	u32 overdue; /* at which dispatch from now its enclave's policy goes before what is latched; 0: at none */
-	u32 reserved;
+	u64 checked_at; /* when it last looked for tasks that an agent has forgotten; CLOCK_MONOTONIC */
 	u64 left_at; /* when its task last woke another and was about to sleep; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 };

@@ -195,7 +195,8 @@ static void give_up_waiting(struct cpu *cpu, s32 here)
 {
 	struct enclave *e = NULL;
 
-	if (enclave_of_cpu(cpu, &e) && e && (cpu->latched || scx_bpf_dsq_nr_queued(ORDERED_DSQ(here))))
+	if (enclave_of_cpu(cpu, &e) && e && has_cpu_queues(e) &&
+	    (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(ORDERED_DSQ(here))))
 		kick_any_idle(e, here);
 }
 
@@ -237,7 +238,7 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 	if (serve_fallback(cpu, cpu_id, id, e))
 		return 0;
 	policy_first = cpu->overdue && !--cpu->overdue;
-	if (!policy_first && cpu->latched && !cpu->held && serve_latched(cpu, cpu_id))
+	if (!policy_first && (cpu->latched || (id && e && has_cpu_queues(e))) && !cpu->held && serve_latched(cpu, cpu_id))
 		return 0;
 	if (id && e) {
 		if (e->leftover && each_leftover(id, e, SERVE))

@@ -18,12 +18,10 @@ static bool has_cpu(struct enclave *e, struct core *c)
 
 static void set_bit(u64 *word, u32 bit, bool on)
 {
-	for (u32 tries = 0; tries < 4; tries++) {
-		u64 old = *word, new = on ? old | 1ULL << bit : old & ~(1ULL << bit);
-
-		if (replace(word, old, new))
-			return;
-	}
+	if (on)
+		__sync_fetch_and_or(word, 1ULL << bit);
+	else
+		__sync_fetch_and_and(word, ~(1ULL << bit));
 }
 
 /*

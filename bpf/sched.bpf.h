@@ -118,17 +118,14 @@ static bool replace(u64 *word, u64 old, u64 new)
 	return __sync_val_compare_and_swap(word, old, new) == old;
 }
 
-/* One more than it was. */
+/* Count one more; the new value. */
 static u64 count_up(u64 *counter)
 {
-	for_each_number(tries, 0, 1000) {
-		u64 old = *counter;
-
-		if (replace(counter, old, old + 1))
-			return old + 1;
-	}
-	return 0;
+	return __sync_fetch_and_add(counter, 1) + 1;
 }
+
+/* Store value; the old one. A full barrier: no later load is done before the store is visible. */
+#define exchange(word, value) __sync_lock_test_and_set(word, value)
 
 /* From then to now. What another CPU notes meanwhile, or by a clock that is ahead, is no time ago, and not for ever. */
 static u64 elapsed(u64 then, u64 now)
@@ -341,12 +338,16 @@ static bool may_reenqueue(s32 here)
 /* Who is on its CPU for longer after it woke another was not about to sleep. */
 #define LINGER (1000 * 1000ULL)
 
-/* Does anybody wait for a CPU of e's, or this one? */
+/* Can tasks of e wait on CPUs' own queues? */
+static bool has_cpu_queues(struct enclave *e)
+{
+	return (e->bank ? e->queues[1] : e->queues[0]) || e->leftover;
+}
+
+/* Does a task of e wait for any of its CPUs, or for this one? */
 static bool is_waited_for(u32 id, struct enclave *e, s32 cpu)
 {
-	bool queues = (e->bank ? e->queues[1] : e->queues[0]) || e->leftover;
-
-	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || (queues && scx_bpf_dsq_nr_queued(ORDERED_DSQ(cpu)));
+	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || (has_cpu_queues(e) && scx_bpf_dsq_nr_queued(ORDERED_DSQ(cpu)));
 }
 
 /*

@@ -52,10 +52,14 @@ static bool serve_strays(u64 strays)
 	return false;
 }
 
-/* What an agent put on this CPU's own queue. The mark is cleared before the look, or it could hide a task. */
+/*
+ * Run the first task of this CPU's own queue. cpu->latched tells agents that this CPU has its next task; the queue itself
+ * tells whether it has: an insert takes effect only after its mark is set, and a look between the two would clear it.
+ */
 static bool serve_latched(struct cpu *cpu, s32 here)
 {
-	cpu->latched = 0;
+	if (cpu->latched)
+		exchange(&cpu->latched, 0);
 	if (!scx_bpf_dsq_move_to_local(CPU_DSQ(here)))
 		return false;
 	cpu->latched = 1;
@@ -70,7 +74,7 @@ static void open_for_next(struct cpu *cpu, s32 here)
 {
 	if (!cpu->latched)
 		return;
-	cpu->latched = 0;
+	exchange(&cpu->latched, 0);
 	if (scx_bpf_dsq_nr_queued(CPU_DSQ(here)))
 		cpu->latched = 1;
 }
