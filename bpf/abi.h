@@ -9,7 +9,7 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, or what a map of the core holds, changes its meaning. */
-#define ABI_VERSION 9
+#define ABI_VERSION 10
 
 #define MAX_ENCLAVES 64 /* enclave ids run from 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
@@ -195,19 +195,6 @@ struct status_word {
 	u32 reserved;
 };
 
-/* A task in task storage, as far as agents are concerned. */
-struct agent_task {
-	u64 gtid;
-	u64 runtime_ns;
-	u64 word; /* 0: the agent does not know it */
-	u64 seq; /* of its last message */
-	u64 counted; /* 1 + the channel whose load it is part of; 0: none's, for it is blocked */
-	u32 channel;
-	u32 knows; /* enum task_state that the agent was last told: TASK_WAITING or TASK_BLOCKED */
-	u32 yielded;
-	u32 latched; /* 1 + the CPU whose queue it waits on */
-};
-
 enum agent_state {
 	AGENT_RESTS = 0, /* it sleeps until it is woken, or is about to look whether there is anything to read */
 	AGENT_WOKEN = 1,
@@ -219,7 +206,9 @@ struct channel {
 	u64 tid; /* of the agent; 0: none. A new agent stores its own, and the old one leaves */
 	u64 heartbeat_ns; /* when the agent last began to read; CLOCK_MONOTONIC */
 	u64 state; /* enum agent_state */
-	u64 asked_ns; /* when the first message since came that asks for a decision */
+	u64 asked; /* messages that ask for a decision */
+	u64 answered; /* those of them that the agent has read; the agent writes it at the end of a turn */
+	u64 asked_ns; /* when the first of those that it has not read came; CLOCK_MONOTONIC */
 	u64 timeout_ns; /* an agent that reads nothing, or does not get to an end, for so long is silent: the core decides */
 	u64 silences; /* how often it was found silent */
 	u64 lost; /* messages that did not fit in */

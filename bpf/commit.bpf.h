@@ -12,23 +12,21 @@
 
 BPF_F_TABLE("array", u32, struct txn, txns, MAX_CPUS * TXNS, BPF_F_MMAPABLE);
 
-/* The queue that a task waits on. */
-static u64 queue_of(struct agent_task *a)
+/* The CPU on whose own queue p waits; -1: it waits on another queue, or on none just now. */
+static s32 queued_cpu(struct task_struct *p)
 {
-	return a->latched ? CPU_DSQ(a->latched - 1) : PENDING;
+	struct scx_dispatch_q *dsq = p->scx.dsq;
+	u64 id = dsq ? dsq->id : 0;
+
+	return id >= CPU_DSQ(0) && id < CPU_DSQ(MAX_CPUS) ? (s32)(id - CPU_DSQ(0)) : -1;
 }
 
-static bool move_task(struct task_struct *p, u64 from, u64 to, u64 slice, u64 flags)
+/* The queue of ours that p waits on, or is about to wait on. */
+static u64 queue_of(struct task_struct *p)
 {
-	struct bpf_iter_scx_dsq waiting;
-	bool moved = false;
+	s32 cpu = queued_cpu(p);
 
-	if (!bpf_iter_scx_dsq_new(&waiting, from, 0)) {
-		scx_bpf_dsq_move_set_slice(&waiting, slice);
-		moved = scx_bpf_dsq_move(&waiting, p, to, flags);
-	}
-	bpf_iter_scx_dsq_destroy(&waiting);
-	return moved;
+	return cpu >= 0 ? CPU_DSQ(cpu) : PENDING;
 }
 
 static u32 check_cpu(s32 id, const struct cpumask *allowed)
@@ -64,37 +62,74 @@ static u32 check_task(struct task_ctx *t, struct agent_task *a, struct txn *x)
 	return w->state == TASK_WAITING ? TXN_COMPLETE : TXN_NOT_RUNNABLE;
 }
 
+/*
+ * Move p to the queue of x's CPU if x holds. The iterator comes before the checks: what changes a task's affinity or its
+ * state takes it off its queue for that, and an iterator moves no task that was put on the queue after it was made. So
+ * what the checks found is still so when p is moved.
+ */
+static u32 try_latch(struct task_struct *p, struct task_ctx *t, struct agent_task *a, struct txn *x, bool *moved)
+{
+	u64 flags = x->flags & TXN_HEAD ? SCX_ENQ_HEAD : 0, slice = x->slice_ns ? x->slice_ns : SLICE_ENDLESS;
+	struct bpf_iter_scx_dsq waiting;
+	u32 state = TXN_STALE;
+
+	*moved = false;
+	if (!bpf_iter_scx_dsq_new(&waiting, queue_of(p), 0)) {
+		state = check_task(t, a, x);
+		if (state == TXN_COMPLETE)
+			state = check_cpu(x->cpu, p->cpus_ptr);
+		if (state == TXN_COMPLETE) {
+			note_latch(t, true);
+			scx_bpf_dsq_move_set_slice(&waiting, slice);
+			*moved = scx_bpf_dsq_move(&waiting, p, CPU_DSQ(x->cpu), flags);
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&waiting);
+	return state;
+}
+
+/* p goes to the head of the enclave's queue if it waits on a CPU's own. */
+static void unlatch(struct task_struct *p)
+{
+	struct bpf_iter_scx_dsq waiting;
+	s32 cpu = queued_cpu(p);
+
+	if (cpu < 0)
+		return;
+	if (!bpf_iter_scx_dsq_new(&waiting, CPU_DSQ(cpu), 0)) {
+		scx_bpf_dsq_move_set_slice(&waiting, slice());
+		scx_bpf_dsq_move(&waiting, p, PENDING, SCX_ENQ_HEAD);
+	}
+	bpf_iter_scx_dsq_destroy(&waiting);
+}
+
 static u32 latch(struct task_struct *p, struct txn *x)
 {
 	struct agent_task *a = agent_task_of(p, 0);
 	struct task_ctx *t = task_ctx_of(p);
-	u32 state = check_task(t, a, x);
-	u64 flags = x->flags & TXN_HEAD ? SCX_ENQ_HEAD : 0, slice = x->slice_ns ? x->slice_ns : SLICE_ENDLESS;
 	struct cpu *cpu = cpu_of(x->cpu);
-	u32 before;
-	u64 from;
+	bool moved = false;
+	u32 state;
 
-	if (state != TXN_COMPLETE)
-		return state;
-	state = check_cpu(x->cpu, p->cpus_ptr);
-	if (state != TXN_COMPLETE || !t || !a || !cpu)
-		return state;
-	note_latch(t, true);
-	from = queue_of(a);
-	before = a->latched;
-	a->latched = 1 + x->cpu; /* already, for once it is moved it may wait elsewhere any moment */
+	if (!t || !a)
+		return TXN_NOT_FOUND;
+	if (!cpu)
+		return TXN_INVALID_CPU;
 	/*
 	 * A message can overtake its task, which is on the queue only when its enqueue() has returned. The first try
 	 * waits for that, since it takes the lock of the task's runqueue; then the second finds the task.
 	 */
-	if (!move_task(p, from, CPU_DSQ(x->cpu), slice, flags) && !move_task(p, from, CPU_DSQ(x->cpu), slice, flags)) {
-		if (a->latched == 1 + x->cpu)
-			a->latched = before;
-		state = check_task(t, a, x);
+	state = try_latch(p, t, a, x, &moved);
+	if (state == TXN_COMPLETE && !moved)
+		state = try_latch(p, t, a, x, &moved);
+	if (!moved)
 		return state == TXN_COMPLETE ? TXN_STALE : state;
-	}
-	cpu->latched = 1;
-	return TXN_COMPLETE;
+	exchange(&cpu->latched, 1);
+	/* A CPU that goes offline empties its queue once: before the insert, perhaps. */
+	state = check_cpu(x->cpu, NULL);
+	if (state != TXN_COMPLETE)
+		unlatch(p);
+	return state;
 }
 
 /* Does a CPU go, or has another class taken it, and not just its own agent, which will soon be done? */
@@ -151,7 +186,7 @@ static u32 commit(struct txn *x)
 	return state;
 }
 
-/* A task whose group failed waits on the enclave's queue, also if it waited for a CPU before. */
+/* A task whose group failed waits on the enclave's queue, even if it waited for a CPU before. */
 static void undo(struct txn *x)
 {
 	struct task_struct *p = bpf_task_from_pid((s32)x->gtid);
@@ -161,8 +196,8 @@ static void undo(struct txn *x)
 		return;
 	bpf_rcu_read_lock();
 	a = agent_task_of(p, 0);
-	if (a && a->gtid == x->gtid && a->latched && move_task(p, queue_of(a), PENDING, SLICE_ENDLESS, SCX_ENQ_HEAD))
-		a->latched = 0;
+	if (a && a->gtid == x->gtid)
+		unlatch(p);
 	bpf_rcu_read_unlock();
 	bpf_task_release(p);
 }
@@ -298,7 +333,7 @@ static void take_stock(u64 dsq)
 			continue;
 		a->knows = TASK_WAITING;
 		w->allowed = p->cpus_ptr->bits[0];
-		count_load(a, w);
+		count_load(a, load_of(w));
 		/* It may have left the queue for a CPU by now, and come on it before it had a word to note that in. */
 		if (!p->scx.dsq)
 			w->state = TASK_ON_CPU;
@@ -313,8 +348,7 @@ int call_take_stock(void *nothing)
 	bpf_rcu_read_lock();
 	take_stock(PENDING);
 	for_each_cpu_of(ENCLAVE, cpu, id)
-		if (cpu->latched)
-			take_stock(CPU_DSQ(id));
+		take_stock(CPU_DSQ(id));
 	bpf_rcu_read_unlock();
 	return 0;
 }
@@ -357,10 +391,10 @@ int call_associate(struct agent_task_args *args)
 	return w ? 0 : -3;
 }
 
-/* Does it wait for an agent that is to be relieved of it, and is no CPU about to run it? */
-static bool is_to_take(struct agent_task *a, struct status_word *w, struct take_args *args)
+/* Does it wait for an agent that is to be relieved of it? */
+static bool is_to_take(struct status_word *w, struct take_args *args)
 {
-	if (w->state != TASK_WAITING || a->latched || w->channel == args->channel)
+	if (w->state != TASK_WAITING || w->channel == args->channel)
 		return false;
 	return args->from ? w->channel == args->from : w->channel != 0;
 }
@@ -381,7 +415,7 @@ int call_take(struct take_args *args)
 
 		if (args->taken >= args->most)
 			break;
-		if (!a || !w || !is_to_take(a, w, args) || !is_usable(e, c, p->cpus_ptr, args->channel - 1))
+		if (!a || !w || !is_to_take(w, args) || !is_usable(e, c, p->cpus_ptr, args->channel - 1))
 			continue;
 		associate(p, a, w, args->channel);
 		args->taken++;

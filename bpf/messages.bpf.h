@@ -13,9 +13,25 @@
 
 #define PF_EXITING 0x00000004
 
+/*
+ * A task in task storage, as far as agents are concerned. word, and all of that status word but its state and times, is
+ * written under lock: a task leaves its enclave, and the next one takes its word, while others tell of it.
+ */
+struct agent_task {
+	u64 gtid;
+	u64 runtime_ns;
+	u64 word; /* 0: the agent does not know it */
+	u64 seq; /* of its last message */
+	u64 counted; /* 1 + the channel whose load it is part of; 0: none's, for it is blocked */
+	u32 channel;
+	u32 knows; /* enum task_state that the agent was last told: TASK_WAITING or TASK_BLOCKED */
+	u32 yielded;
+	struct bpf_spin_lock lock;
+};
+
 BPF_TASK_STORAGE(agent_tasks, struct agent_task);
 BPF_F_TABLE("array", u32, struct status_word, words, MAX_WORDS, BPF_F_MMAPABLE);
-BPF_STACK(free_words, u32, MAX_WORDS);
+BPF_QUEUE(free_words, u32, MAX_WORDS);
 BPF_F_TABLE("array", u32, struct channel, channels, MAX_CPUS, BPF_F_MMAPABLE);
 BPF_ARRAY(census, struct census, 1);
 BPF_RINGBUF_OUTPUT(ring, 1);
@@ -26,11 +42,11 @@ static struct channel *channel_at(u32 number)
 	return channels.lookup(&number);
 }
 
-/* An agent that has been asked, and has not begun to read since, or has not come to a decision, is silent. */
+/* An agent that does not begin to read what asks for a decision, or does not come to a decision, is silent. */
 static bool is_silent(struct channel *ch)
 {
 	u64 asked = ch->asked_ns, heartbeat = ch->heartbeat_ns;
-	bool silent = (asked > heartbeat && ns_since(asked) > ch->timeout_ns) ||
+	bool silent = (ch->asked != ch->answered && ns_since(asked > heartbeat ? asked : heartbeat) > ch->timeout_ns) ||
 		      (ch->state == AGENT_TURNS && ns_since(heartbeat) > ch->timeout_ns);
 
 	if (silent && !ch->silent)
@@ -77,8 +93,9 @@ static bool asks(u32 number, struct message *m)
 }
 
 /*
- * An agent that rests is woken once. Its place in the ring is taken before the look at the agent's state, which the agent
- * changes before its own look at the ring: one of the two sees the other.
+ * An agent that rests is woken once. The message's place in the ring is taken before the look at the agent's state, which
+ * the agent changes before its own look at the ring: one of the two sees the other. The atomic add between them is the
+ * full barrier that this takes.
  */
 static void post(u32 number, struct message *m)
 {
@@ -89,8 +106,6 @@ static void post(u32 number, struct message *m)
 
 	if (!ch || !ch->tid)
 		return;
-	if (asks(number, m) && ch->asked_ns <= ch->heartbeat_ns)
-		ch->asked_ns = m->at_ns;
 	place = ring ? bpf_ringbuf_reserve(ring, sizeof(*m), 0) : NULL;
 	if (!place) {
 		__sync_fetch_and_add(&ch->lost, 1);
@@ -98,8 +113,13 @@ static void post(u32 number, struct message *m)
 		return;
 	}
 	*place = *m;
-	if (asks(number, m) && !ch->spins && ch->state == AGENT_RESTS && replace(&ch->state, AGENT_RESTS, AGENT_WOKEN))
-		flags = BPF_RB_FORCE_WAKEUP;
+	if (asks(number, m)) {
+		if (ch->asked == ch->answered)
+			ch->asked_ns = m->at_ns;
+		count_up(&ch->asked);
+		if (!ch->spins && ch->state == AGENT_RESTS && replace(&ch->state, AGENT_RESTS, AGENT_WOKEN))
+			flags = BPF_RB_FORCE_WAKEUP;
+	}
 	bpf_ringbuf_submit(place, flags);
 }
 
@@ -150,23 +170,28 @@ static void add_load(u32 counted, s64 more)
 		__sync_fetch_and_add(&ch->load, more);
 }
 
-/* Who changes the mark settles what it said before: however many do so at once, no load is counted twice. */
-static void count_load(struct agent_task *a, struct status_word *w)
+/* Each exchange of the mark settles what it said before: however many are done at once, no load is counted twice. */
+static void count_load(struct agent_task *a, u64 now)
 {
-	u64 before, now = w->state == TASK_BLOCKED ? 0 : 1 + w->channel;
+	u64 before;
 
 	if (a->counted == now)
 		return;
-	before = __sync_lock_test_and_set(&a->counted, now);
+	before = exchange(&a->counted, now);
 	add_load(before, -1);
 	add_load(now, 1);
+}
+
+static u64 load_of(struct status_word *w)
+{
+	return w->state == TASK_BLOCKED ? 0 : 1 + w->channel;
 }
 
 static void set_state(struct agent_task *a, struct status_word *w, u32 state)
 {
 	w->state = state;
 	w->since_ns = bpf_ktime_get_ns();
-	count_load(a, w);
+	count_load(a, load_of(w));
 }
 
 static u64 next_gtid(struct task_struct *p)
@@ -181,17 +206,97 @@ static struct agent_task *agent_task_of(struct task_struct *p, u64 flags)
 	return agent_tasks.task_storage_get(p, 0, flags);
 }
 
+/* p has no status word any more; which one it had, 0 if none: of all that call this at once, one learns it. */
+static u32 release_word(struct agent_task *a, struct status_word *w)
+{
+	u32 number;
+
+	bpf_spin_lock(&a->lock);
+	number = w->gtid == a->gtid ? a->word : 0;
+	if (number)
+		a->word = a->gtid = w->gtid = 0;
+	bpf_spin_unlock(&a->lock);
+	return number;
+}
+
 /*
- * p's status word, a new one if it has none; NULL where all are in use. An agent that comes gives words to all who wait,
- * just as one of them may get its own.
+ * Take the number of p's next message, and note in its status word what the message says. False where the word is not
+ * p's any more.
  */
-static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
+static bool number_message(struct agent_task *a, struct status_word *w, struct message *m, u32 channel, u64 *load)
+{
+	bool own;
+
+	bpf_spin_lock(&a->lock);
+	own = a->gtid && w->gtid == a->gtid;
+	if (own) {
+		m->gtid = a->gtid;
+		m->word = a->word;
+		w->seq = m->seq = ++a->seq;
+		w->channel = channel;
+		w->cpu = m->cpu;
+		w->boosted = m->flags & MSG_BOOSTED;
+		*load = load_of(w);
+	}
+	bpf_spin_unlock(&a->lock);
+	return own;
+}
+
+static void tell(struct task_struct *p, struct agent_task *a, struct status_word *w, u16 type, u16 flags)
+{
+	struct message m = {};
+	u64 load = 0;
+	u32 number;
+
+	channel_of(a, &number);
+	m.cpu = scx_bpf_task_cpu(p);
+	m.type = type;
+	m.flags = flags;
+	if (!number_message(a, w, &m, number, &load))
+		return;
+	count_load(a, load);
+	m.runtime_ns = a->runtime_ns;
+	m.at_ns = bpf_ktime_get_ns();
+	m.allowed = w->allowed;
+	m.tgid = w->tgid;
+	m.weight = w->weight;
+	post(number, &m);
+}
+
+/* p is no longer the enclave's; the word goes to another task. */
+static void tell_gone(struct task_struct *p, struct agent_task *a, u16 type)
 {
 	struct status_word *w = word_at(a->word);
 	u32 number;
 
-	if (w)
+	if (!w)
+		return;
+	set_state(a, w, TASK_BLOCKED);
+	tell(p, a, w, type, 0);
+	number = release_word(a, w);
+	a->knows = TASK_BLOCKED;
+	a->channel = 0;
+	if (number)
+		give_word_back(number);
+}
+
+/*
+ * p's status word, a new one if it has none; NULL where all are in use. An agent that comes gives words to all tasks that
+ * wait, just as one of them may get its own.
+ *
+ * exec() by a thread that is not the leader gives it the leader's pid. Agents name a task by a gtid, which has its pid:
+ * such a task departs, and is a new one.
+ */
+static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
+{
+	struct status_word *w = word_at(a->word);
+	bool fresh;
+	u32 number;
+
+	if (w && (u32)a->gtid == (u32)p->pid)
 		return w;
+	if (w)
+		tell_gone(p, a, MSG_TASK_DEPARTED);
 	number = take_word();
 	w = word_at(number);
 	if (!w)
@@ -204,41 +309,18 @@ static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
 	w->cpu = scx_bpf_task_cpu(p);
 	w->tgid = p->tgid;
 	w->gtid = next_gtid(p);
-	if (__sync_val_compare_and_swap(&a->word, 0, number)) {
-		give_word_back(number);
-		w = word_at(a->word);
-	} else {
+	bpf_spin_lock(&a->lock);
+	fresh = !a->word;
+	if (fresh) {
+		a->word = number;
+		a->gtid = w->gtid;
 		a->runtime_ns = a->seq = 0;
 	}
-	if (w)
-		a->gtid = w->gtid;
-	return w;
-}
-
-static void tell(struct task_struct *p, struct agent_task *a, struct status_word *w, u16 type, u16 flags)
-{
-	struct message m = {};
-	u32 number;
-
-	m.gtid = w->gtid;
-	if (!m.gtid)
-		return; /* it has just gone */
-	w->seq = m.seq = __sync_fetch_and_add(&a->seq, 1) + 1;
-	channel_of(a, &number);
-	w->channel = number;
-	count_load(a, w);
-	w->cpu = scx_bpf_task_cpu(p);
-	w->boosted = flags & MSG_BOOSTED;
-	m.runtime_ns = a->runtime_ns;
-	m.at_ns = bpf_ktime_get_ns();
-	m.allowed = w->allowed;
-	m.type = type;
-	m.flags = flags;
-	m.word = a->word;
-	m.cpu = w->cpu;
-	m.tgid = w->tgid;
-	m.weight = w->weight;
-	post(number, &m);
+	bpf_spin_unlock(&a->lock);
+	if (fresh)
+		return w;
+	give_word_back(number);
+	return word_at(a->word);
 }
 
 static void tell_cpu(s32 cpu, u16 type)
@@ -268,7 +350,6 @@ static bool tell_waits(struct task_struct *p, struct agent_task *a, u64 enq_flag
 	else if (a->yielded)
 		type = MSG_TASK_YIELD;
 	a->yielded = 0;
-	a->latched = 0;
 	a->knows = TASK_WAITING;
 	w->allowed = p->cpus_ptr->bits[0];
 	set_state(a, w, TASK_WAITING);
@@ -277,12 +358,11 @@ static bool tell_waits(struct task_struct *p, struct agent_task *a, u64 enq_flag
 }
 
 /* p waits, and the core itself sees to it. */
-static void note_waits(struct agent_task *a)
+static void note_waits(struct task_struct *p, struct agent_task *a)
 {
-	struct status_word *w = word_at(a->word);
+	struct status_word *w = a->word ? word_of(p, a) : NULL;
 
 	a->yielded = 0;
-	a->latched = 0;
 	if (w)
 		set_state(a, w, TASK_WAITING);
 }
@@ -298,24 +378,6 @@ static void tell_blocked(struct task_struct *p, struct agent_task *a)
 		return;
 	a->knows = TASK_BLOCKED;
 	tell(p, a, w, MSG_TASK_BLOCKED, 0);
-}
-
-/* p is no longer the enclave's; the word goes to another task. */
-static void tell_gone(struct task_struct *p, struct agent_task *a, u16 type)
-{
-	u32 number = a->word;
-	struct status_word *w = word_at(number);
-
-	if (!w)
-		return;
-	set_state(a, w, TASK_BLOCKED);
-	tell(p, a, w, type, 0);
-	a->word = 0;
-	a->gtid = 0;
-	a->knows = TASK_BLOCKED;
-	a->channel = 0;
-	a->latched = 0;
-	give_word_back(number);
 }
 
 #endif

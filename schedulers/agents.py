@@ -177,7 +177,8 @@ def stand_apart(tid: int, *, full: bool) -> None:
 
 def _is_silent(channel: Any, now: int) -> bool:
     """As is_silent() of bpf/messages.bpf.h."""
-    late = channel.asked_ns > channel.heartbeat_ns and now - channel.asked_ns > channel.timeout_ns
+    since = max(channel.asked_ns, channel.heartbeat_ns)
+    late = channel.asked != channel.answered and now - since > channel.timeout_ns
     return bool(late or (channel.state == constant("AGENT_TURNS") and now - channel.heartbeat_ns > channel.timeout_ns))
 
 

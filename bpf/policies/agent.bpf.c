@@ -11,7 +11,7 @@
  * had a CPU for more than FALLBACK_SLICE while somebody waits goes to its tail. And a task that the agent has left
  * waiting for PATIENCE gets a CPU in any case: the kernel would end the whole scheduler otherwise.
  */
-#include "../commit.bpf.h"
+#include "../sched.bpf.h"
 #include "agent.h"
 
 #define FALLBACK_SLICE (20 * 1000000ULL)
@@ -22,6 +22,7 @@
 BPF_F_TABLE("array", u32, struct agent_params, params, 1, BPF_F_MMAPABLE);
 BPF_HASH(agents, u32, u32, MAX_CPUS);
 
+/* Of a task that waits without a decision. */
 static u64 slice(void)
 {
 	u32 zero = 0;
@@ -29,6 +30,8 @@ static u64 slice(void)
 
 	return param && param->slice_ns ? param->slice_ns : SLICE_ENDLESS;
 }
+
+#include "../commit.bpf.h"
 
 /* Does the agent have the say over everything that comes through this channel? */
 static bool is_asked(struct channel *ch)
@@ -96,7 +99,7 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 	if (!a || p->flags & PF_EXITING) {
 		go_home(p, enq_flags);
 		if (a)
-			note_waits(a);
+			note_waits(p, a);
 		return 0;
 	}
 	ch = channel_of(a, &number);
@@ -108,7 +111,7 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 	waits = enqueue_for(ENCLAVE, p, length, boosted ? enq_flags | SCX_ENQ_HEAD : enq_flags);
 	/* One that is silent just now reads it when it is back. */
 	if (!waits || !ch || !ch->tid || !tell_waits(p, a, enq_flags, boosted))
-		note_waits(a);
+		note_waits(p, a);
 	return 0;
 }
 
@@ -122,7 +125,7 @@ static bool rescue(s32 here, bool any)
 	struct cpu *cpu;
 
 	for_each_cpu_of(ENCLAVE, cpu, id)
-		if ((cpu->latched || scarce) && (any || id == here || is_lost(cpu, id)) && !cpu->held &&
+		if ((cpu->latched || cpu->taken || scarce) && (any || id == here || is_lost(cpu, id)) && !cpu->held &&
 		    scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
 			return true;
 	return false;
@@ -238,12 +241,13 @@ BPF_PROG(agent_tick, struct task_struct *p)
 	if (ch->ticks)
 		tell_cpu(here, MSG_CPU_TICK);
 	if (!has_agent(ch)) {
-		late = ns_on(cpu) > FALLBACK_SLICE && (cpu->latched || scx_bpf_dsq_nr_queued(PENDING));
+		late = ns_on(cpu) > FALLBACK_SLICE &&
+		       (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(PENDING));
 	} else if (cpu->overdue) {
 		late = ns_on(cpu) > FALLBACK_SLICE;
 	} else if (is_check_due(cpu)) {
 		cpu->overdue = has_forgotten(PENDING, here, false) > 0;
-		late = cpu->overdue || (cpu->latched && has_forgotten(CPU_DSQ(here), here, false));
+		late = cpu->overdue || has_forgotten(CPU_DSQ(here), here, false);
 		if (late)
 			cpu->checked_at = 0; /* so that dispatch() looks, too */
 	}
@@ -265,7 +269,6 @@ BPF_PROG(agent_running, struct task_struct *p)
 		cpu->told_idle = 0;
 	if (!a)
 		return 0;
-	a->latched = 0;
 	w = word_at(a->word);
 	if (w) {
 		w->cpu = here;

@@ -33,9 +33,12 @@ _TXN, _COMMIT, _TASK, _TAKE = (
     for name in ("txn", "commit_args", "agent_task_args", "take_args")
 )
 # Offsets in struct channel, in units of u64 and of u32.
-_TID, _LOAD, _HEARTBEAT, _STATE, _MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
+_TID, _LOAD, _HEARTBEAT, _STATE, _ASKED, _ANSWERED = (
     ffi().offsetof("struct channel", field) // 8
-    for field in ("tid", "load", "heartbeat_ns", "state", "messages", "committed", "failed", "turns", "busy_ns")
+    for field in ("tid", "load", "heartbeat_ns", "state", "asked", "answered")
+)
+_MESSAGES, _COMMITTED, _FAILED, _TURNS, _BUSY = (
+    ffi().offsetof("struct channel", field) // 8 for field in ("messages", "committed", "failed", "turns", "busy_ns")
 )
 _SIZE = ffi().sizeof("struct channel") // 8
 _AT_REST, _IN_TURN = constant("AGENT_RESTS"), constant("AGENT_TURNS")
@@ -71,6 +74,7 @@ class Channel:
         # Of the enclave's channel and each of its CPUs', in one piece.
         everyone = agents.channels.view(0, 2 + max(enclave.cpus)).cast("Q")
         self._tids, self._loads = everyone[_TID::_SIZE], everyone[_LOAD::_SIZE]
+        self._asked = 0
         self._ring_map = create_map(MapDef("ring", _RINGBUF, 0, 0, ring_bytes, 0, 0, 0, 0))
         self._ring = Ring(self._ring_map, message_format())
         self.read = self._ring.read
@@ -97,7 +101,6 @@ class Channel:
         record.turns = record.busy_ns = 0
         record.timeout_ns, record.fastpath, record.spins = timeout_ns, fastpath, spins
         record.policy, record.reason = policy.encode()[:31], b""
-        record.asked_ns = 0
         if self.number == 0:
             for other in range(1, len(self._agents.channels)):
                 self._agents.channels[other].tid = 0
@@ -112,10 +115,12 @@ class Channel:
         """Show that the agent is about to read; when that is."""
         self._words[_HEARTBEAT] = now = time.monotonic_ns()
         self._words[_STATE] = _IN_TURN
+        self._asked = self._words[_ASKED]
         return now
 
     def rest(self) -> None:
-        """Show that it has come to the end of a turn: there is nothing to be waited for."""
+        """Show that it has come to the end of a turn: what asked for a decision at its beginning has been read."""
+        self._words[_ANSWERED] = self._asked
         self._words[_STATE] = _AT_REST
 
     @property

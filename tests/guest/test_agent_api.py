@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+from collections.abc import Iterator
 
 import pytest
 from agents import MakeAgent, Manual, asleep, drive, manual, task_of
 from ghostbpf.schedulers.core import constant
-from ghostbpf.schedulers.userspace import Agent, Task, Transaction, TxnState
+from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Task, Transaction, TxnState
 from ghostbpf.schedulers.userspace.policy import half_of
 from ghostbpf.schedulers.userspace.task import BLOCKED, HEAD, LATCHED, ON_CPU, PREEMPT, WAITING
-from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_cpu, offline, until
+from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_cpu, offline, runtime_ns, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -433,3 +435,43 @@ def test_affinity_race_strands_nobody(workload: Workload, agent: MakeAgent) -> N
             assert last_cpu(asleep(one, child).pid) != cpu
         asleep(one, child)
     assert told > 5
+
+
+class CommitsAll(AgentPolicy):
+    """Commits each task that waits, in each turn, to CPU 1 if it may run there, and else to CPU 2."""
+
+    name = "commits_all"
+    fastpath = False
+
+    def enqueue(self, task: Task) -> None:
+        """Nothing: schedule() looks at all tasks."""
+
+    def dequeue(self, task: Task) -> None:
+        """Nothing."""
+
+    def schedule(self) -> Iterator[Transaction]:
+        for task in self.agent.tasks.values():
+            if task.state == WAITING:
+                yield Transaction(task, 1 if task.may_run_on(1) else 2, 5_000_000)
+
+
+def test_commit_against_changes_of_affinity_leaves_no_task_on_a_forbidden_cpu(
+    workload: Workload, agent: MakeAgent
+) -> None:
+    one = agent("1-2", CommitsAll)
+    pids = [workload.spinner(one.enclave, cpus=[1, 2]).pid for _ in range(6)]
+
+    def flip(me: Me) -> None:
+        chance = random.Random(1)
+        while not me.stopped:
+            pid = chance.choice(pids)
+            os.sched_setaffinity(pid, {1})
+            os.sched_setaffinity(pid, {2} if chance.random() < 0.7 else {1})
+            me.note()
+
+    for _ in range(3):
+        flipper = workload.spawn(flip, cpus=[3])
+        drive(one, lambda flipper=flipper: flipper.loops >= 200, "affinities change")
+        flipper.kill()
+        before = [runtime_ns(pid) for pid in pids]
+        drive(one, lambda before=before: all(map(int.__lt__, before, map(runtime_ns, pids))), "each has a turn")

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""exec() by a thread that is not the leader: the thread gets the leader's pid, and goes on under its agent."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from agents import MakeCrew, loads
+from ghostbpf.schedulers.enclave import Enclave
+from workload import DEADLINE, Me, Workload, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+#: A task that its agent cannot find runs once in 5 s: so many sleeps then take longer than any test may wait.
+SLEEPS = int(DEADLINE / 5) + 8
+SCRIPT = f"i=0; while [ $i -lt {SLEEPS} ]; do sleep 0.005; i=$((i+1)); done"
+
+
+def exec_from_thread(me: Me) -> None:
+    """Replace the process from another thread than its leader."""
+    del me
+    thread = threading.Thread(target=os.execv, args=("/bin/sh", ["sh", "-c", SCRIPT]))
+    thread.start()
+    thread.join()
+
+
+def failed(enclave: Enclave) -> int:
+    """Transactions that the core refused."""
+    agent = enclave.agent
+    assert agent is not None
+    return agent.failed
+
+
+@pytest.mark.parametrize(
+    ("policy", "fastpath"),
+    [
+        ("fifo_centralized", "off"),
+        ("cfs", "off"),
+        *(pytest.param(policy, "off", marks=pytest.mark.soak) for policy in ("fifo_per_cpu", "sol", "shinjuku", "edf")),
+        pytest.param("fifo_centralized", "idle", marks=pytest.mark.soak),
+    ],
+)
+def test_thread_that_execs_goes_on_under_its_agent(
+    workload: Workload, crew: MakeCrew, policy: str, fastpath: str
+) -> None:
+    enclave, _ = crew("1-2", policy, fastpath=fastpath)
+    before = failed(enclave)
+    children = [workload.spawn(exec_from_thread, enclave) for _ in range(2)]
+    for child in children:
+        assert child.wait() == 0
+    until(lambda: enclave.nr_tasks == 0, "all of them are gone")
+    until(lambda: not any(loads(enclave)), "no channel has a load left")
+    # A transaction may meet a task that has just gone on or away; one for each sleep means that none was found.
+    assert failed(enclave) - before < SLEEPS
