@@ -22,6 +22,7 @@ Examples:
   ghostbpf vm --kernel oldest --cpus 4 -- python3 -m pytest tests/guest
   ghostbpf vm --kernel 6.18 --timeout 60 -- ./reproduce.sh <input >output
   ghostbpf vm --kernel ../linux/arch/x86/boot/bzImage --console -- true
+  ghostbpf vm --exact --cpus 2 -- perf bench sched pipe
   ghostbpf vm --list                           which kernels there are
 
 \b
@@ -50,6 +51,7 @@ the guest's kernel, 124 time-out, 125 the guest's kernel died,
 )
 @click.option("--tty", is_flag=True, help="Give CMD a terminal; a shell has one anyway.")
 @click.option("--accel", default="auto", show_default=True, metavar="auto|kvm|tcg", help="How to run the guest.")
+@click.option("--exact", is_flag=True, help="Count instructions: 1 is 1 ns of the guest's clock.")
 @click.option("--append", default="", metavar="WORDS", help="Add WORDS to the kernel's command line.")
 @click.option("--console", is_flag=True, help="Print the kernel's console on stderr.")
 @click.option("--with-headers", is_flag=True, help="Give the guest its kernel's headers.")
@@ -66,6 +68,7 @@ def command(
     share: Path | None,
     tty: bool,
     accel: str,
+    exact: bool,
     append: str,
     console: bool,
     with_headers: bool,
@@ -80,6 +83,9 @@ def command(
     The guest is a Debian cloud kernel in QEMU. It sees this checkout in its own place, writable, and starts in
     the same directory; CMD has your stdin, stdout and stderr, and Ctrl-C. The kernel and the rest are fetched from
     the Debian archive once and kept. Without CMD: a shell, which Ctrl-] ends if all else fails.
+
+    With --exact, times are instruction counts of all CPUs together, in nanoseconds, and repeat within a few percent
+    on the busiest host; the guest is slower.
     """
     from .. import vm as guests
 
@@ -97,6 +103,7 @@ def command(
         cpus=cpus,
         memory=guests.parse_memory(memory),
         accel=accel,
+        exact=exact,
         append=append,
         share=share,
         headers=with_headers,

@@ -132,8 +132,10 @@ def _prepared(
             accel="tcg",
             append=guest.append,
             start=_install_agent(root),
+            exact=guest.exact,
         )
-        accel = choose(guest.accel, home / "accel.json", tools.version, partial(_trial, tools, machine, root))
+        wish = "tcg" if guest.exact else guest.accel
+        accel = choose(wish, home / "accel.json", tools.version, partial(_trial, tools, machine, root))
         shared = shares(root, share, headers)
         words = setup(command, guest.environment, shared, (cwd or Path.cwd()).resolve(), size)
         yield partial(Session, tools, replace(machine, accel=accel), shared, words)

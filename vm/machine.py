@@ -41,7 +41,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Machine:
-    """A virtual machine: `memory` in MiB, `accel` kvm or tcg, `append` kernel words, `start` the agent's script."""
+    """A virtual machine: `memory` in MiB, `accel` kvm or tcg, `append` kernel words, `start` the agent's script.
+
+    With `exact`, which is TCG's alone, the guest's clock counts its instructions.
+    """
 
     kernel: Path
     cpus: int
@@ -49,6 +52,7 @@ class Machine:
     accel: str
     append: str = ""
     start: str = ""
+    exact: bool = False
 
 
 def tools_in(tree: Path) -> Tools:
@@ -111,7 +115,7 @@ def qemu_argv(
         *_DIE_WITH_PARENT,
         *tools.qemu,
         *("-name", "ghostbpf", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot"),
-        *_accelerator(machine.accel),
+        *_accelerator(machine),
         *("-machine", "pc,memory-backend=mem,usb=off,vmport=off"),
         *("-smp", str(machine.cpus), "-m", f"{machine.memory}M"),
         # vhost-user devices work on the guest's memory from another process.
@@ -126,9 +130,13 @@ def qemu_argv(
     return [*argv, "-kernel", str(machine.kernel), "-append", _command_line(machine)]
 
 
-def _accelerator(accel: str) -> list[str]:
-    if accel == "kvm":
+def _accelerator(machine: Machine) -> list[str]:
+    if machine.accel == "kvm":
         return ["-accel", "kvm", "-cpu", "host"]
+    if machine.exact:
+        # One instruction is 1 ns of the guest's clock, whatever the host does meanwhile: all CPUs take turns in one
+        # thread, and where all are idle the clock jumps to the next timer.
+        return ["-accel", "tcg,thread=single,tb-size=512", "-cpu", "max", "-icount", "shift=0,sleep=off"]
     return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
 
 

@@ -29,7 +29,8 @@ class Guest:
     """What to boot. `memory` is in MiB; `share` is the host directory that the guest sees, and may write, in its place.
 
     The default share is the checkout that this package lies in or, if it is installed elsewhere, the current directory.
-    With `headers`, the guest has the kernel's headers in /lib/modules/RELEASE/build and source.
+    With `headers`, the guest has the kernel's headers in /lib/modules/RELEASE/build and source. With `exact`, QEMU
+    counts instructions, one for each nanosecond of the guest's clock, whatever the host is busy with.
     """
 
     kernel: str = "newest"
@@ -39,6 +40,7 @@ class Guest:
     append: str = ""
     share: Path | None = None
     headers: bool = False
+    exact: bool = False
     mirror: str | None = None
     refresh: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +71,8 @@ def check(command: Sequence[str], guest: Guest, timeout: float | None) -> None:
         raise BadRequest(f"a time-out of {timeout:g} s cannot be kept", "a number of seconds above 0")
     if guest.accel not in ("auto", "kvm", "tcg"):
         raise BadRequest(f"accelerator {guest.accel!r} is not known", "auto, kvm or tcg")
+    if guest.exact and guest.accel == "kvm":
+        raise BadRequest("KVM cannot count instructions", "--exact without --accel kvm")
     if not guest.append.isprintable() or "--" in guest.append.split():
         raise BadRequest(f"{guest.append!r} cannot go on a kernel command line", "one line of words, without --")
     if os.geteuid() != 0:

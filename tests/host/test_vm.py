@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -31,6 +32,7 @@ from ghostbpf.vm.accel import choose
 from ghostbpf.vm.cache import cache_dir, locked, remove_unless_in_use, write_whole
 from ghostbpf.vm.images import GUEST_ROOT, Recipe, tree
 from ghostbpf.vm.kernels import header_packages, matching, on_offer
+from ghostbpf.vm.machine import Machine, Tools, qemu_argv
 from ghostbpf.vm.mirrors import Mirror, find_mirror
 from ghostbpf.vm.packages import Apt, Package, parse_packages
 from ghostbpf.vm.request import check, shared_directory
@@ -357,6 +359,24 @@ def test_kvm_is_tried_once_and_the_answer_kept(tmp_path: Path, monkeypatch: pyte
     assert choose("tcg", memory, "10.1", trial) == "tcg"
 
 
+# The machine
+
+
+def qemu_words(**machine: Any) -> str:
+    """The command line of a machine, in one string."""
+    tools = Tools(("qemu",), ("virtiofsd",), "10.0")
+    made = Machine(Path("vmlinux"), cpus=4, memory=1024, **machine)
+    return " ".join(qemu_argv(tools, made, console=3, io=4, control=5, shares=[("root", 6)]))
+
+
+def test_exact_machine_counts_instructions_on_all_its_cpus() -> None:
+    words = qemu_words(accel="tcg", exact=True)
+    assert "-accel tcg,thread=single" in words
+    assert "-icount shift=0,sleep=off" in words
+    assert "-smp 4" in words
+    assert "-icount" not in qemu_words(accel="tcg") + qemu_words(accel="kvm")
+
+
 # What is refused, and how errors read
 
 
@@ -381,6 +401,7 @@ def test_memory_that_is_no_size(text: str) -> None:
         (Guest(memory=8), "8M of memory"),
         (Guest(memory=1 << 30), "1073741824M of memory"),
         (Guest(accel="xen"), "'xen' is not known"),
+        (Guest(accel="kvm", exact=True), "KVM cannot count instructions"),
         (Guest(append="quiet -- sh"), "cannot go on a kernel command line"),
         (Guest(append="a\nb"), "cannot go on a kernel command line"),
         (Guest(environment={"A": "b\0c"}), "NUL"),

@@ -235,6 +235,24 @@ def test_reader_that_goes_away_ends_the_command(guest: Guest) -> None:
         os.close(write)
 
 
+_FIXED_LOOP = """
+import time
+def loop():
+    for _ in range(20_000): pass
+loop()
+start = time.perf_counter_ns()
+loop()
+print(time.perf_counter_ns() - start)
+"""
+
+
+def test_exact_guest_gives_one_work_the_same_time_twice(guest: Guest) -> None:
+    exact = replace(guest, exact=True)
+    first, second = (int(capture(["python3", "-c", _FIXED_LOOP], exact, timeout=240).stdout) for _ in range(2))
+    assert 20_000 * 5 < first < 20_000 * 1000, "nanoseconds that are instructions"
+    assert abs(first - second) <= 0.03 * first
+
+
 def test_oldest_kernel_boots_too(guest: Guest) -> None:
     done = capture(["uname", "-r"], replace(guest, kernel="oldest"), timeout=120)
     oldest = min((k for k in shelf().list() if k.verdict and k.verdict.usable), key=lambda kernel: kernel.order)
