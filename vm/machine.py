@@ -146,7 +146,11 @@ def _command_line(machine: Machine) -> str:
         "root=root rootfstype=virtiofs rw",
         "oops=panic panic=-1",
         # What Debian spends on hardening and self-tests is dear under emulation and shields nothing here.
-        "mitigations=off init_on_alloc=0 cryptomgr.notests initcall_blacklist=load_system_certificate_list",
+        "mitigations=off cryptomgr.notests initcall_blacklist=load_system_certificate_list",
+        # virtiofsd fills pages of the guest's page cache from another process, and TCG drops its translations of a
+        # page only when a virtual CPU writes to it: a page that held code before would go on running that code. So the
+        # guest's kernel zeroes each page as it allocates it, before any file can be read into it.
+        f"init_on_alloc={'0' if machine.accel == 'kvm' else '1'}",
         # On a busy host an emulated timer is late, and the kernel would panic over it.
         "tsc=reliable no_timer_check",
         # sched_ext ejects a scheduler when one of these fires, and an emulated CPU can stand still for seconds.

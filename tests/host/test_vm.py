@@ -377,6 +377,11 @@ def test_exact_machine_counts_instructions_on_all_its_cpus() -> None:
     assert "-icount" not in qemu_words(accel="tcg") + qemu_words(accel="kvm")
 
 
+@pytest.mark.parametrize(("accel", "word"), [("tcg", "init_on_alloc=1"), ("kvm", "init_on_alloc=0")])
+def test_emulated_guest_zeroes_each_page_before_a_file_is_read_into_it(accel: str, word: str) -> None:
+    assert [w for w in qemu_words(accel=accel).split() if w.startswith("init_on_alloc=")] == [word]
+
+
 # What is refused, and how errors read
 
 

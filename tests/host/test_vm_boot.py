@@ -235,6 +235,53 @@ def test_reader_that_goes_away_ends_the_command(guest: Guest) -> None:
         os.close(write)
 
 
+# Programs of some size, run in turn: the pages of one become those of another, both in the root and in the share.
+_IN_TURN = """
+cp /usr/bin/bash /usr/bin/mawk /usr/bin/sort .
+for round in 1 2 3 4 5 6 7 8; do
+    echo 1 >/proc/sys/vm/drop_caches
+    for program in ./bash ./mawk ./sort bash mawk sort python3; do
+        case $program in
+            *bash) $program -c : ;;
+            *mawk) $program 'BEGIN { for (i = 0; i < 99; i++) print i }' ;;
+            *sort) $program /etc/passwd ;;
+            *) $program -c 'import json' ;;
+        esac >/dev/null 2>&1 || echo "$program: $?"
+    done
+done
+"""
+
+
+@pytest.mark.parametrize("kernel", ["newest", "oldest"])
+def test_programs_run_in_turn_survive_dropped_caches(guest: Guest, tmp_path: Path, kernel: str) -> None:
+    asked = replace(guest, kernel=kernel, share=tmp_path)
+    done = capture(["sh", "-c", _IN_TURN], asked, timeout=240, cwd=tmp_path)
+    assert done.stdout.decode().splitlines() == []
+    assert done.status == 0, done.stderr
+
+
+def test_program_edited_on_the_host_is_the_new_one_in_the_guest(nothing_left: None, tmp_path: Path) -> None:
+    (tmp_path / "share").mkdir()
+    program = tmp_path / "share" / "program"
+
+    def edit(text: str) -> None:
+        program.write_text(f"#!/bin/sh\necho {text}\n")
+        program.chmod(0o755)
+
+    edit("first")
+    process = start("--share", str(program.parent), "--", "sh", "-c", f"while read line; do {program}; done")
+    assert process.stdin is not None
+    for text in ("first", "second", "third and longer"):
+        edit(text)
+        # The guest may go by what it knows of a file's size and times for 1 s: virtiofsd's limit for --cache=auto.
+        time.sleep(1.2)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert line_of(process) == f"{text}\n".encode()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
 _FIXED_LOOP = """
 import time
 def loop():
