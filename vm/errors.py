@@ -46,9 +46,10 @@ class ImageError(VmError):
 class GuestError(VmError):
     """The guest was started and failed; `console` is what its kernel printed.
 
-    `emulation` tells the failures that may be of QEMU's making, and say nothing of the kernel. They are rare, and need
-    a busy host: TCG can run code while another virtual CPU is patching it, and then executes a breakpoint (int3) that
-    is no longer there; and it can lose a timer or an interrupt, for which the kernel then waits for ever.
+    `emulation` tells the failures that may be of QEMU's making, and say nothing of the kernel. They need TCG, are
+    rare, and need a busy host: TCG can run code while another virtual CPU is patching it, and then executes a
+    breakpoint (int3) that is no longer there; and it can lose a timer or an interrupt, for which the kernel then waits
+    for ever.
     """
 
     def __init__(self, message: str, cure: str | None = None, console: str = "", *, emulation: bool = False) -> None:

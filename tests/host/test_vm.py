@@ -36,6 +36,7 @@ from ghostbpf.vm.machine import Machine, Tools, qemu_argv
 from ghostbpf.vm.mirrors import Mirror, find_mirror
 from ghostbpf.vm.packages import Apt, Package, parse_packages
 from ghostbpf.vm.request import check, shared_directory
+from ghostbpf.vm.session import Session
 
 PACKAGES = """\
 Package: linux-image-6.16.3+deb13-cloud-amd64
@@ -459,6 +460,47 @@ def test_guest_errors_carry_status_cure_and_the_end_of_the_console() -> None:
     assert BadRequest("x").exit_status == 2
     # One that never came up, however often, is no reason to go on for ever with others.
     assert [kind("x", emulation=True).exit_status for kind in (GuestOops, GuestLost)] == [123, 128]
+
+
+_INT3 = """\
+[   41.3] Oops: int3: 0000 [#1] SMP PTI
+[   41.3] CPU: 2 UID: 0 PID: 312 Comm: python3 Not tainted 7.3.4+deb13-cloud-amd64
+[   41.3] RIP: 0010:scx_enqueue+0x1/0x90
+[   41.3] Code: 90 90 90 90 90 90 {before} <44> 00 00 41 57 41 56
+[   41.4] Kernel panic - not syncing: Fatal exception
+"""
+_STALE, _REAL = _INT3.format(before="0f 1f"), _INT3.format(before="cc cc")
+_TIMER = "[   90.1] rcu: rcu_preempt kthread timer wakeup didn't happen for 75000 jiffies!\n[   91.0] Kernel panic\n"
+
+
+@pytest.mark.parametrize(
+    ("console", "machine", "status"),
+    [
+        (_STALE, {"accel": "tcg"}, 123),
+        (_STALE, {"accel": "kvm"}, 125),
+        (_STALE, {"accel": "tcg", "exact": True}, 125),
+        (_REAL, {"accel": "tcg"}, 125),
+        (_TIMER, {"accel": "tcg"}, 123),
+        (_TIMER, {"accel": "kvm"}, 125),
+    ],
+)
+def test_kernel_death_is_excused_only_where_qemu_can_have_caused_it(
+    console: str, machine: dict[str, Any], status: int
+) -> None:
+    session = Session(
+        Tools(("qemu",), ("virtiofsd",), "10.0"),
+        Machine(Path("vmlinux"), cpus=4, memory=1024, **machine),
+        shares=[],
+        setup=[],
+        stdin=None,
+        stdout=bytes,
+        stderr=bytes,
+    )
+    session._console += console.encode()
+    with pytest.raises(GuestOops, match="int3" if "int3" in console else "timer wakeup") as raised:
+        session._outcome(True, None, "")
+    assert raised.value.exit_status == status
+    assert (raised.value.cure is not None) == (status == 123)
 
 
 class FakeSession:
