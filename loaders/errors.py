@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import re
 from dataclasses import dataclass
 
 
@@ -90,6 +91,12 @@ class LinkError(GhostError):
 # What follows the reason in a verifier's log.
 _LOG_TRAILER = ("processed ", "verification ", "cur state:", "old state:")
 
+# A load that begins in one member and ends in the next.
+_MERGED_LOAD = re.compile(
+    r"access beyond the end of member (?P<member>\w+) \(mend:(?P<end>\d+)\) in struct (?P<struct>\w+)"
+    r" with off (?P<offset>\d+) size (?P<size>\d+)"
+)
+
 
 class VerifierError(GhostError):
     """The kernel refused ``function``; ``log`` is the verifier's whole log."""
@@ -99,7 +106,18 @@ class VerifierError(GhostError):
         lines = [line for line in log.splitlines() if line and not line.startswith(_LOG_TRAILER)]
         reason = lines[-1] if lines else os.strerror(errno)
         shown = "\n".join(f"  {line}" for line in lines[-tail:])
-        super().__init__(f"the verifier rejects {function}: {reason}\n{shown}".rstrip())
+        super().__init__(f"the verifier rejects {function}: {reason}\n{shown}".rstrip(), cure=_verifier_cure(reason))
+
+
+def _verifier_cure(reason: str) -> str | None:
+    """What to change in the C, where the verifier's reason leads to a change that is known to work."""
+    if merged := _MERGED_LOAD.search(reason):
+        width = 8 * (int(merged["end"]) - int(merged["offset"]))
+        return (
+            f"LLVM reads {merged['member']} and the member behind it in one load of {merged['size']} bytes: "
+            f"read it as *(volatile u{width} *)&p->{merged['member']}, p being the struct {merged['struct']}"
+        )
+    return None
 
 
 class AttachError(GhostError):

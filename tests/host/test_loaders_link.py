@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,42 @@ def test_verifier_says_why(module: Module, function: str, reason: str) -> None:
     assert len(error.value.log.splitlines()) > 3
     assert "processed " in error.value.log
     assert "processed " not in str(error.value)
+
+
+_MERGED = """
+    struct ids { u32 tid, tgid; s32 a, b; };
+    BPF_HASH(seen, struct ids, u64, 16);
+    BPF_TASK_STORAGE(states, struct ids);
+
+    BPF_PROG(on_exit, struct task_struct *p)
+    {
+        struct ids ids = {}, *state = states.task_storage_get(p, 0, 0);
+        u64 one = 1;
+
+        if (!state)
+            return 0;
+        ids.tid = PID;
+        ids.tgid = p->tgid;
+        ids.a = state->a;
+        ids.b = state->b;
+        seen.insert(&ids, &one);
+        return 0;
+    }
+"""
+
+
+def test_two_members_read_by_one_load_are_explained_and_the_cure_works(build: Build) -> None:
+    target = Target.tracepoint("sched_process_exit")
+    with (
+        contextlib.closing(Module(build(_MERGED.replace("PID", "p->pid")))) as merged,
+        pytest.raises(VerifierError, match="access beyond the end of member pid") as error,
+    ):
+        merged.load("on_exit", target)
+    cure = re.search(r"read it as (\S.*?), p being the struct task_struct", error.value.cure or "")
+    assert cure
+    assert "LLVM reads pid and the member behind it in one load of 8 bytes" in (error.value.cure or "")
+    with contextlib.closing(Module(build(_MERGED.replace("PID", cure[1])))) as cured:
+        cured.load("on_exit", target).close()
 
 
 def test_many_are_loaded_each_as_its_own(module: Module) -> None:
