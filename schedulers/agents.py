@@ -21,6 +21,7 @@ from ..loaders.handle import open_pinned
 from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Array, Map, MmapArray, possible_cpus
 from ..loaders.object import Object
+from . import pids
 from .core import ROOT, constant, ffi, make_private, text
 from .cpuset import CpuSet
 from .policy import LoadedPolicy, Policy
@@ -39,7 +40,8 @@ _COUNTS = ("messages", "committed", "failed", "resyncs", "lost", "silences", "tu
 class AgentState:
     """An enclave's agent; counts are since it took over, and where each CPU has one, those of all of them.
 
-    ``state``: deciding, silent (one of them at least) or gone.
+    ``state``: deciding, silent (one of them at least) or gone. ``tid`` is 0 where the agent is outside of this
+    process's pid namespace.
     """
 
     state: str
@@ -97,7 +99,8 @@ class Agents:
         state = ("silent" if silent else "deciding") if first.tid else "gone"
         counts = {name: sum(int(getattr(channel, name)) for channel in there) for name in _COUNTS}
         age_ns = int(now - first.since_ns)
-        return AgentState(state, first.tid, text(first.policy), text(first.reason), **counts, age_ns=age_ns)
+        tid = pids.to_local([int(first.tid)]).get(int(first.tid), 0)
+        return AgentState(state, tid, text(first.policy), text(first.reason), **counts, age_ns=age_ns)
 
     @property
     def words_used(self) -> int:
@@ -116,17 +119,19 @@ class Agents:
 
     def depart(self, tid: int) -> None:
         """Tell the agent of a task that was moved out without leaving its class."""
-        argument = ffi().new("struct agent_task_args *", {"gtid": tid})
+        argument = ffi().new("struct agent_task_args *", {"gtid": pids.to_initial(tid)})
         with Program(open_pinned(_directory(self.id) / "call_depart")) as program:
             program.run(bytes(ffi().buffer(argument)))
 
     def task_states(self) -> Iterator[dict[str, Any]]:
         """The tasks that the agent knows, and since when (seconds) each is in its state."""
         now = time.monotonic_ns()
-        for word in islice(self.words, self.words_used):
-            if word.gtid:
+        words = [word for word in islice(self.words, self.words_used) if word.gtid]
+        local = pids.to_local(int(word.gtid & 0xFFFFFFFF) for word in words)
+        for word in words:
+            if (tid := local.get(word.gtid & 0xFFFFFFFF)) is not None:
                 yield {
-                    "tid": word.gtid & 0xFFFFFFFF,
+                    "tid": tid,
                     "state": _STATES[word.state],
                     "for": round(max(now - word.since_ns, 0) / 1e9, 3),
                     "seq": word.seq,

@@ -32,6 +32,7 @@ from ..loaders.maps import Array, Hash, Map, MmapArray, PerCpuArray
 from ..loaders.membarrier import GLOBAL, membarrier
 from ..loaders.source import BPF_DIR
 from ..loaders.struct_ops import StructOps
+from . import pids
 from .cpuset import CpuSet
 from .errors import Ejected, SchedulerBusy, StalePins
 from .policy import OPS
@@ -198,7 +199,8 @@ class Core:
 
         Gives 0 or a negative errno, and the enclave and generation that it had before.
         """
-        record = ffi().new("struct join_args *", {"tid": tid, "enclave": enclave, "generation": generation})
+        arguments = {"tid": pids.to_initial(tid), "enclave": enclave, "generation": generation}
+        record = ffi().new("struct join_args *", arguments)
         result, left = self._programs["call_join"].run(bytes(ffi().buffer(record)))
         before = ffi().from_buffer("struct join_args *", left)
         return result, before.enclave, before.generation
@@ -214,16 +216,18 @@ class Core:
         self._programs["call_hand_over"].run(bytes(ffi().buffer(record)))
 
     def tasks(self) -> list[Task]:
-        """Every task in the class, whatever its enclave."""
+        """Every task in the class, whatever its enclave, that is in this process's pid namespace."""
+        records = [r for r in self._task_records() if r.enabled]
+        local = pids.to_local(number for r in records for number in (r.tid, r.tgid))
         return [
-            Task(r.tid, r.tgid, r.enclave, r.cpu, bool(r.on_cpu), r.runtime_ns, text(r.comm))
-            for r in self._task_records()
-            if r.enabled
+            Task(local[r.tid], local.get(r.tgid, 0), r.enclave, r.cpu, bool(r.on_cpu), r.runtime_ns, text(r.comm))
+            for r in records
+            if r.tid in local
         ]
 
     def forking(self) -> set[int]:
         """The tasks, in the class or having been there, that may have a child which nobody can see yet."""
-        return {int(r.tid) for r in self._task_records() if r.forking}
+        return set(pids.to_local(int(r.tid) for r in self._task_records() if r.forking).values())
 
     def _task_records(self) -> Any:
         data = self._tasks.read()

@@ -28,7 +28,7 @@ from ..hints import Hints
 from ..loaders import sched_ext
 from ..loaders.errors import GhostError
 from ..loaders.maps import Map, possible_cpus
-from . import agents, tasks
+from . import agents, pids, tasks
 from . import core as _core
 from .core import ROOT, Core, Task, constant, locked
 from .cpuset import CpuSet
@@ -177,7 +177,8 @@ class Enclaves:
         """Finish or undo what a loader that died had begun."""
         for enclave in list(self):
             if self._state(enclave.id) == constant("ENCLAVE_DYING"):
-                enclave._finish_destroy()
+                if not enclave._hidden_tasks():
+                    enclave._finish_destroy()
             elif enclave._record.leftover:
                 enclave._hand_over()
         if ROOT.exists():
@@ -326,7 +327,15 @@ class Enclave:
             self._hand_over()
 
     def destroy(self) -> None:
-        """Hand its tasks back to the fair class and free its CPUs."""
+        """Hand its tasks back to the fair class and free its CPUs.
+
+        Raises NamespaceError where it has tasks outside of this process's pid namespace, for it cannot move those.
+        """
+        if hidden := self._hidden_tasks():
+            raise pids.NamespaceError(
+                f"enclave {self.id} has {hidden} tasks outside of this pid namespace",
+                cure=f"in the initial pid namespace, on the host: ghostbpf enclave destroy {self.id}",
+            )
         self._record.state = constant("ENCLAVE_DYING")
         self._finish_destroy()
 
@@ -398,6 +407,11 @@ class Enclave:
             if time.monotonic() > deadline:
                 raise GhostError(f"enclave {self.id} forks faster than its tasks can be handed back", cure="try again")
         return seen
+
+    def _hidden_tasks(self) -> int:
+        if self.id == int(self.core.state.default_enclave):
+            return 0  # they are the fair class's, and stay where they are
+        return pids.hidden_tasks(self.core.maps["tasks"], self.id, int(self._record.generation))
 
     def _forget_agents(self) -> None:
         agents.forget(self.id)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from . import pids
 from .errors import TaskError
 
 SCHED_EXT = 7
@@ -34,7 +35,8 @@ def policy_of(tid: int) -> int | None:
 
 
 def check(tid: int) -> None:
-    """Raise TaskError unless there is a task ``tid`` that is a user's."""
+    """Raise TaskError unless there is a task ``tid`` that is a user's; NamespaceError where /proc is not ours."""
+    pids.need_own_proc()
     try:
         kernel = _flags(tid) & _PF_KTHREAD
     except OSError:
@@ -73,8 +75,10 @@ def each_thread(pid: int, move: Callable[[int], None], forking: Callable[[], set
     """Call ``move`` with each thread of process ``pid`` until no new one shows; how many there were.
 
     A thread that ends meanwhile is no error, as long as the process had one. One of those that ``forking`` names
-    after it was moved may be about to show another that has not moved with it. Raises TaskError.
+    after it was moved may be about to show another that has not moved with it. Raises TaskError, and NamespaceError
+    where /proc is not ours.
     """
+    pids.need_own_proc()
     seen: set[int] = set()
     unsettled: set[int] = set()
     deadline = time.monotonic() + PATIENCE_S

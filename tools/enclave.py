@@ -223,7 +223,8 @@ def _agent_line(agent: AgentState) -> str:
     if agent.state == "gone":
         return f"gone: {agent.reason or 'it was killed, or told to leave'}"
     counts = ("messages", "committed", "failed", "resyncs", "lost", "silences")
-    return f"{agent.state}, task {agent.tid}; " + " ".join(f"{name}={getattr(agent, name)}" for name in counts)
+    task = f"task {agent.tid}" if agent.tid else "a task outside of this pid namespace"
+    return f"{agent.state}, {task}; " + " ".join(f"{name}={getattr(agent, name)}" for name in counts)
 
 
 def _load_line(agent: AgentState) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import click
 
 from ..loaders.errors import GhostError
+from ..schedulers import pids
 from ..schedulers.agents import Agents
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.errors import NoSuchEnclave
@@ -76,6 +77,8 @@ def watch(id: int, agent_pid: int | None, sigkill: bool, count: int, as_json: bo
     agents = _wait_for_agent(enclave)
     changes = _changes(enclave, agents)
     first = next(changes)
+    if note := pids.note():
+        click.echo(note, err=True)
     click.echo(f"enclave {id}: agent {first.tid} is in charge; Ctrl-C ends", err=True)
     killed_ns = None if agent_pid is None else _end(enclave, agent_pid, first.tid, sigkill)
     for hand_over in itertools.islice(_hand_overs(enclave, first, changes, killed_ns), count):
@@ -140,9 +143,10 @@ def _wait_for_agent(enclave: Enclave) -> Agents:
 
 def _end(enclave: Enclave, pid: int, agent: int, by_force: bool) -> int:
     """End the agent, and tell when; what else may be called ``pid`` by mistake is spared."""
-    if pid != agent:
+    if pids.to_initial(pid) != agent:
+        local = pids.to_local([agent]).get(agent)
         raise GhostError(
-            f"process {pid} is not the agent of enclave {enclave.id}", cure=f"--agent-pid {agent}" if agent else None
+            f"process {pid} is not the agent of enclave {enclave.id}", cure=f"--agent-pid {local}" if local else None
         )
     at_ns = time.monotonic_ns()
     os.kill(pid, signal.SIGKILL if by_force else signal.SIGTERM)

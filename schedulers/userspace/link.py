@@ -19,6 +19,7 @@ from ...loaders.link import Module, Target, create_map
 from ...loaders.maps import Hash, Map, MmapArray
 from ...loaders.object import MapDef
 from ...loaders.ring import Ring
+from .. import pids
 from ..agents import AgentHalf, Agents
 from ..core import constant, ffi
 from ..enclave import Enclave
@@ -49,7 +50,7 @@ class Channel:
     """Channel ``number`` of ``enclave``, to be taken over by the calling thread; 0 is the enclave's, 1 + n CPU n's."""
 
     def __init__(self, enclave: Enclave, agents: Agents, half: AgentHalf, number: int, ring_bytes: int) -> None:
-        self.number, self.tid = number, threading.get_native_id()
+        self.number, self.tid = number, pids.to_initial(threading.get_native_id())
         self._agents, self._maps = agents, {**enclave.core.maps, **agents.maps}
         obj = compiler.compile(half.source, {"NR_CPU_WORDS": nr_cpu_words()})
         module = Module(obj, maps=self._maps, constants={"enclave": enclave.id})
