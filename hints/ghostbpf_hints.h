@@ -9,7 +9,8 @@
  *     error = ghostbpf_hints_set_item(&hints, 7, gettid(), 1, HINT_RUNNABLE, deadline_ns);
  *
  * Functions give 0, or a negative errno: -EBUSY where the item or class is another living process's, or another thread
- * has been writing it for long; -EINVAL where the table has no such item or class, or is none.
+ * has been writing it for long; -EINVAL where the table has no such item or class, or is none; -EXDEV where this process
+ * is not in the initial pid namespace (a container), for tasks are known by their numbers there.
  */
 #ifndef GHOSTBPF_HINTS_APPLICATION_H
 #define GHOSTBPF_HINTS_APPLICATION_H
@@ -22,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,6 +35,7 @@
 #undef u64
 
 #define GHOSTBPF_HINTS_PATIENCE 1000 /* times to look again while a record is being written */
+#define GHOSTBPF_HINTS_INITIAL_PIDS 0xEFFFFFFCU /* the inode of the initial pid namespace */
 
 struct ghostbpf_hints {
 	union hint_record *records;
@@ -51,6 +54,14 @@ static inline void ghostbpf_hints_close(struct ghostbpf_hints *h)
 	close(h->fd);
 }
 
+/* Is this process in another pid namespace than the initial one? Without /proc there is no telling. */
+static inline int ghostbpf_hints_is_contained(void)
+{
+	struct stat space;
+
+	return !stat("/proc/self/ns/pid", &space) && space.st_ino != GHOSTBPF_HINTS_INITIAL_PIDS;
+}
+
 /* The table behind fd, which is the table's from now on where this gives 0. */
 static inline int ghostbpf_hints_from_fd(struct ghostbpf_hints *h, int fd)
 {
@@ -60,6 +71,8 @@ static inline int ghostbpf_hints_from_fd(struct ghostbpf_hints *h, int fd)
 	void *memory;
 
 	memset(h, 0, sizeof(*h));
+	if (ghostbpf_hints_is_contained())
+		return -EXDEV;
 	memset(&info, 0, sizeof(info));
 	memset(&attr, 0, sizeof(attr));
 	attr.info.bpf_fd = fd;

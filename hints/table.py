@@ -17,6 +17,7 @@ from ..loaders.errors import GhostError
 from ..loaders.link import create_map
 from ..loaders.maps import Map
 from ..loaders.object import MapDef
+from ..schedulers import pids
 from .layout import (
     CLASS,
     CLASS_ENTRY,
@@ -45,6 +46,7 @@ class Hints(Closing):
     """A table of scheduling items and work classes, mapped into this process.
 
     An item, or a work class, is written by one process, its owner; which is whose is the applications' to agree on.
+    Its owner and its task are known by their numbers in the initial pid namespace, where alone a table can be written.
     """
 
     def __init__(self, source: Map) -> None:
@@ -62,6 +64,7 @@ class Hints(Closing):
         self._reader = Reader(self._stream, self._items.seqs)
         self._reported: set[int] = set()
         self._lock = threading.Lock()
+        self._writable = pids.is_initial()
 
     @classmethod
     def create(cls, path: str | Path, *, items: int = ITEMS, classes: int = CLASSES) -> Self:
@@ -113,6 +116,7 @@ class Hints(Closing):
         Raises NotOwner where it is in use and another living process writes it; that has to agree before this one
         may ``take`` it.
         """
+        self._need_writable()
         if not 0 <= work_class < len(self._classes):
             raise ValueError(f"there is no work class {work_class}, only 0 to {len(self._classes) - 1}")
         with self._lock:
@@ -125,6 +129,7 @@ class Hints(Closing):
 
     def set_runnable(self, index: int, runnable: bool, *, deadline_ns: int | None = None) -> None:
         """Say whether the task of item ``index``, one of this process's, has work to do, and by when."""
+        self._need_writable()
         with self._lock:
             self._items.check_owner(index)
             before = self.item(index)
@@ -133,6 +138,10 @@ class Hints(Closing):
             if deadline_ns is None:
                 deadline_ns = before.deadline_ns
             self._store(index, before.tid, before.work_class, int(runnable), deadline_ns)
+
+    def _need_writable(self) -> None:
+        if not self._writable:
+            pids.need_initial("give hints")
 
     def _store(self, index: int, tid: int, work_class: int, flags: int, deadline_ns: int) -> None:
         seq = self._items.write(index, tid, work_class, flags, deadline_ns, time.monotonic_ns())
@@ -153,6 +162,7 @@ class Hints(Closing):
 
         Raises NotOwner like set_item().
         """
+        self._need_writable()
         if one_shot and repeating:
             raise ValueError("a work class is one_shot or repeating, not both")
         if repeating and not period_ns:

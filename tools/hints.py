@@ -6,6 +6,7 @@ from __future__ import annotations
 import grp
 import pwd
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ import click
 from ..hints import INCLUDE, Hints, Item, admit
 from ..loaders.descriptors import Offer
 from ..loaders.errors import GhostError
+from ..schedulers import pids
 from ..schedulers.enclave import Enclave, Enclaves
 from .fd import hand_over, timeout_option
 from .output import human_ns, json_option, show
@@ -58,6 +60,7 @@ def admit_to(id: int, user: str | None, group: str | None, pid: int | None, time
         raise click.UsageError("name a --user, a --group, or both, or a --pid")
     path = _hinted(id).hints_path
     if pid is not None:
+        _check_namespace(pid)
         with Hints.open(path) as hints, Offer(hints.fileno(), taker=pid) as offer:
             hand_over(offer, timeout)
         return
@@ -67,6 +70,16 @@ def admit_to(id: int, user: str | None, group: str | None, pid: int | None, time
     except KeyError:
         raise click.UsageError(f"there is no {' and '.join(filter(None, (user, group)))}") from None
     admit(path, uid=uid, gid=gid)
+
+
+def _check_namespace(pid: int) -> None:
+    pids.need_own_proc()
+    process = Path(f"/proc/{pid}")
+    if process.exists() and not pids.is_initial(process):
+        raise pids.NamespaceError(
+            f"process {pid} is in a pid namespace of its own: its tids are others than the scheduler's",
+            cure="have a process outside of it give the hints, by tids of the initial pid namespace",
+        )
 
 
 @command.command()

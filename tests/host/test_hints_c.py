@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -279,3 +280,26 @@ def test_bpf_finds_the_item_of_a_task(hints: Hints, lookup: object) -> None:
         hints.set_item(4, tid=0)
         assert found() is None
     module.close()
+
+
+def test_application_in_a_pid_namespace_gets_no_table(path: Path, cc: Callable[..., Path]) -> None:
+    app = cc(
+        """
+        #include <stdio.h>
+        #include "ghostbpf_hints.h"
+
+        int main(int argc, char **argv)
+        {
+            struct ghostbpf_hints hints;
+
+            printf("%d", argc > 1 ? ghostbpf_hints_open(&hints, argv[1]) : 0);
+            return 0;
+        }
+        """,
+        "-D_GNU_SOURCE",
+    )
+    unshared = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*unshared, "true"], check=False).returncode:
+        pytest.skip("there can be no pid namespace")
+    said = [subprocess.run([*words, app, path], capture_output=True, check=True).stdout for words in ([], unshared)]
+    assert said == [b"0", f"{-errno.EXDEV}".encode()]
