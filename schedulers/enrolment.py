@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import pids
 from .agents import Agents, stand_apart
 from .core import locked
 from .enclave import Enclave, Enclaves
@@ -86,7 +87,7 @@ class Enrolment:
         self._since = dict.fromkeys(inside, now)
         candidates = self.rule.candidates()
         self._refused &= candidates
-        yield from self._enrol({tid: cause for tid in candidates - inside if self.rule.fits_now(tid)})
+        yield from self._enrol({tid: cause for tid in candidates - inside if self.rule.fits_now(tid, candidates)})
 
     def handle(self) -> Iterator[Outcome]:
         """Look at the tasks that events have come of."""
@@ -100,7 +101,10 @@ class Enrolment:
             elif self._inherits(event):
                 children.add(event.tid)
         causes = {tid: why for tid, why in _causes(events).items() if tid not in inside}
-        yield from self._enrol({tid: why for tid, why in causes.items() if tid in children or self.rule.fits_now(tid)})
+        # One walk over the cgroups for all these tasks, if any of them has to be looked at.
+        members = self.rule.candidates() if self.rule.cgroups and causes.keys() - children else None
+        fits = {tid for tid in causes if tid in children or self.rule.fits_now(tid, members)}
+        yield from self._enrol({tid: why for tid, why in causes.items() if tid in fits})
         if lost:
             self.resyncs += 1
             yield from self.scan("resync")
@@ -171,6 +175,7 @@ def _causes(events: Iterable[ProcessEvent]) -> dict[int, str]:
 
 
 def _agents(enclave: Enclave) -> set[int]:
-    """Every agent of every enclave."""
+    """Every agent of every enclave, as far as it is in this process's pid namespace."""
     there = (Agents.open(one.id) for one in Enclaves(enclave.core))
-    return {int(channel.tid) for agents in there if agents is not None for channel in agents.channels if channel.tid}
+    tids = (int(channel.tid) for agents in there if agents is not None for channel in agents.channels if channel.tid)
+    return set(pids.to_local(tids).values())

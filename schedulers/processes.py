@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-from . import cgroups
+from . import cgroups, pids
 from .tasks import is_movable, threads
 
 #: What the kernel keeps of a process's name.
@@ -64,8 +64,8 @@ class ProcTask:
 class Rule:
     """Which tasks are meant: those that fit one of each kind that is given.
 
-    ``comms`` are globs of process names; of ``cgroups``, those below are meant, too, and of ``parents`` all
-    descendants; ``uids`` are effective.
+    ``comms`` are globs of process names; of ``cgroups``, which are directories, those below are meant, too, and of
+    ``parents`` all descendants; ``uids`` are effective.
     """
 
     comms: tuple[str, ...] = ()
@@ -73,12 +73,17 @@ class Rule:
     uids: frozenset[int] = frozenset()
     parents: frozenset[int] = frozenset()
 
-    def fits(self, task: ProcTask) -> bool:
-        """Whether ``task`` is meant; OSError where it is gone."""
+    def fits(self, task: ProcTask, candidates: Container[int] | None = None) -> bool:
+        """Whether ``task`` is meant; OSError where it is gone.
+
+        To look at many tasks, ``candidates()`` is asked once, and given.
+        """
+        if self.cgroups and candidates is None:
+            candidates = self.candidates()
         return (
             (not self.uids or task.uid in self.uids)
             and (not self.comms or any(fnmatchcase(task.comm, glob) for glob in self.comms))
-            and (not self.cgroups or any(_is_within(task.cgroup, name) for name in self.cgroups))
+            and (not self.cgroups or candidates is None or task.tid in candidates)
             and (not self.parents or any(pid in self.parents for pid in task.ancestors))
             and is_movable(task.tid)
         )
@@ -91,20 +96,18 @@ class Rule:
 
     def matching(self) -> set[int]:
         """The tasks there are now that are meant."""
-        return {tid for tid in self.candidates() if self.fits_now(tid)}
+        candidates = self.candidates()
+        return {tid for tid in candidates if self.fits_now(tid, candidates)}
 
-    def fits_now(self, tid: int) -> bool:
-        """Whether there is a task ``tid`` that is meant."""
+    def fits_now(self, tid: int, candidates: Container[int] | None = None) -> bool:
+        """Whether there is a task ``tid`` that is meant, like fits()."""
         try:
-            return self.fits(ProcTask(tid))
+            return self.fits(ProcTask(tid), candidates)
         except OSError:
             return False
 
 
 def all_tasks() -> set[int]:
-    """Every thread of every process now."""
+    """Every thread of every process now; raises NamespaceError where /proc is not ours."""
+    pids.need_own_proc()
     return {tid for entry in os.listdir("/proc") if entry.isdecimal() for tid in threads(int(entry))}
-
-
-def _is_within(cgroup: str, name: str) -> bool:
-    return name == "/" or cgroup == name or cgroup.startswith(f"{name}/")

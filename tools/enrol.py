@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from ..loaders.errors import KernelUnsupported, PermissionMissing
-from ..schedulers import cgroups
+from ..schedulers import cgroups, pids
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.enrolment import Enrolment, Outcome
 from ..schedulers.launch import endings
@@ -53,6 +53,7 @@ def _uid_of(user: str) -> int:
 
 
 def _parent(_ctx: click.Context, _param: click.Parameter, given: tuple[int, ...]) -> frozenset[int]:
+    pids.need_own_proc()
     for pid in given:
         if not Path(f"/proc/{pid}").exists():
             raise click.BadParameter(f"there is no process {pid}")
@@ -98,11 +99,11 @@ def enrol(
     if not (comms or paths or uids or parents):
         raise click.UsageError("say who is meant: --comm, --cgroup, --uid or --parent")
     enclave = Enclaves.find(id)
-    names = tuple(map(cgroups.name_of, paths))
-    for name in names:
-        if not cgroups.exists(name):
-            click.echo(f"there is no cgroup {name} yet", err=True)
-    rule = Rule(comms, names, uids, parents)
+    directories = tuple(map(cgroups.directory_of, paths))
+    for path, directory in zip(paths, directories, strict=True):
+        if not cgroups.exists(directory):
+            click.echo(f"there is no cgroup {path} yet", err=True)
+    rule = Rule(comms, directories, uids, parents)
     if once:
         report(enclave, Enrolment(enclave, rule).once(), as_json)
     else:

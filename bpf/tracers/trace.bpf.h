@@ -64,22 +64,28 @@ static bool has_name(struct task_struct *p)
 	return comm[0] == LINK_CONSTANT(comm_low) && comm[1] == LINK_CONSTANT(comm_high);
 }
 
-/* Is p in the cgroup, or in one below it? (cgroup.ancestors is not where BTF says in each kernel: go up, instead.) */
+/*
+ * Is p in the cgroup, or in one below it? (cgroup.ancestors is not where BTF says in each kernel: go up, instead. How
+ * deep the cgroup is cannot be told from its path: in a cgroup namespace, or below a part that is mounted, that does not
+ * begin at the root.)
+ */
 static bool is_below(struct task_struct *p)
 {
 	struct css_set *set = p->cgroups;
 	struct cgroup *group = set->dfl_cgrp;
-	s32 up = group->level - (s32)LINK_CONSTANT(cgroup_level);
-	struct kernfs_node *node = NULL;
-	u64 id = 0;
+	struct kernfs_node *node;
+	u64 id;
 
-	if (up < 0)
-		return false;
-	for (s32 n = 0; n < CGROUP_DEPTH && n < up; n++)
+	for (s32 n = 0; n < CGROUP_DEPTH && group; n++) {
+		node = NULL;
+		id = 0;
+		bpf_probe_read_kernel(&node, sizeof(node), &group->kn);
+		bpf_probe_read_kernel(&id, sizeof(id), &node->id);
+		if (id == LINK_CONSTANT(cgroup))
+			return true;
 		bpf_probe_read_kernel(&group, sizeof(group), &group->self.parent); /* self is what it begins with */
-	bpf_probe_read_kernel(&node, sizeof(node), &group->kn);
-	bpf_probe_read_kernel(&id, sizeof(id), &node->id);
-	return id == LINK_CONSTANT(cgroup);
+	}
+	return false;
 }
 
 static bool is_in_enclave(struct task_struct *p)

@@ -84,7 +84,7 @@ def cgroup(tmp_path: Path) -> Iterator[str]:
     yield f"/{top.name}"
     for directory in (top / "below", top):
         (directory / "cgroup.kill").write_text("1")
-        until(lambda directory=directory: not cgroups.tasks(f"/{directory.relative_to(root)}"), "it is empty")
+        until(lambda directory=directory: not cgroups.tasks(str(directory)), "it is empty")
         directory.rmdir()
     if mounted:
         subprocess.run(["umount", "-l", tmp_path], check=True)
@@ -164,7 +164,7 @@ def test_cgroup_joins_with_all_below_while_they_fork(workload: Workload, enclave
     assert done.err == f"{joined} tasks joined enclave {e.id}\n"
     assert len(done.out.splitlines()) == joined >= 23
     for _ in range(20):
-        members = cgroups.tasks(cgroup)
+        members = cgroups.tasks(cgroups.find(cgroup))
         inside = {task.tid for task in e.tasks()}
         assert not {tid for tid in members - inside if tasks.policy_of(tid) not in (tasks.SCHED_EXT, None)}
         assert outside.pid not in inside

@@ -27,19 +27,19 @@ def named(name: bytes) -> Callable[[], None]:
 
 @pytest.fixture
 def cgroup(root: None) -> Iterator[str]:
-    """A cgroup of the test's own, by name, with one below it; skips where none can be made."""
+    """A cgroup of the test's own, by its directory, with one below it; skips where none can be made."""
     try:
         top = cgroups.mount_point() / f"ghostbpf-test-{os.getpid()}"
         (top / "below").mkdir(parents=True)
     except (GhostError, OSError) as error:
         pytest.skip(f"no cgroup can be made: {error}")
-    yield f"/{top.name}"
+    yield str(top)
     for directory in (top / "below", top):
         directory.rmdir()
 
 
 def put(pid: int, cgroup: str) -> None:
-    (cgroups.mount_point() / cgroup.lstrip("/") / "cgroup.procs").write_text(str(pid))
+    Path(cgroup, "cgroup.procs").write_text(str(pid))
 
 
 @pytest.fixture
@@ -145,13 +145,12 @@ def test_cgroup_and_those_below(cgroup: str, emptied: Callable[..., Task]) -> No
     top, below, outside = emptied(), emptied(), emptied()
     put(top.pid, cgroup)
     put(below.pid, f"{cgroup}/below")
-    assert ProcTask(below.pid).cgroup == f"{cgroup}/below"
     assert cgroups.tasks(cgroup) == {top.pid, below.pid}
     assert Rule(cgroups=(cgroup,)).matching() == {top.pid, below.pid}
     assert Rule(cgroups=(f"{cgroup}/below",)).matching() == {below.pid}
     assert not Rule(cgroups=(cgroup[:-1],)).fits_now(top.pid), "a name is no prefix"
     assert not Rule(cgroups=(cgroup,)).fits_now(outside.pid)
-    assert Rule(cgroups=("/",)).fits_now(outside.pid)
+    assert Rule(cgroups=(str(cgroups.mount_point()),)).fits_now(outside.pid)
 
 
 def test_cgroup_that_is_not_there_has_no_tasks_and_is_named(cgroup: str) -> None:
@@ -159,10 +158,15 @@ def test_cgroup_that_is_not_there_has_no_tasks_and_is_named(cgroup: str) -> None
     assert not cgroups.exists(f"{cgroup}/none")
     with pytest.raises(cgroups.NoSuchCgroup, match=f"there is no cgroup {cgroup}/none"):
         cgroups.find(f"{cgroup}/none")
+    for path in ("/tmp", "/proc/self", "/etc/passwd", ""):
+        assert not cgroups.exists(path), path
+    with pytest.raises(cgroups.NoSuchCgroup, match="there is no cgroup /proc/self"):
+        cgroups.find("/proc/self")
 
 
-def test_cgroup_goes_by_its_directory_too(cgroup: str) -> None:
-    root = cgroups.mount_point()
-    for path in (cgroup, cgroup[1:], f"{cgroup}/", str(root / cgroup[1:]), f"{root}/{cgroup}/below/.."):
+def test_cgroup_goes_by_its_directory_and_its_name(cgroup: str) -> None:
+    name = Path(cgroup).name
+    for path in (cgroup, f"{cgroup}/", f"{cgroup}/below/..", name, f"/{name}", f"{name}/"):
         assert cgroups.find(path) == cgroup, path
-    assert cgroups.name_of(str(root)) == cgroups.name_of("/") == "/"
+    assert cgroups.find("/") == cgroups.find(str(cgroups.mount_point())) == str(cgroups.mount_point())
+    assert cgroups.directory_of(f"{name}/yet/to/come") == f"{cgroup}/yet/to/come"

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ghostbpf.tools.trace.filters import MOUNTS
+from ghostbpf.loaders.errors import GhostError
+from ghostbpf.schedulers import cgroups
 from tracing import Task, Traced, ghostbpf_trace, run_together, tracing
 
 NAPS = 10
@@ -44,10 +45,10 @@ def pair(task: Callable[..., Task], cpus: list[int]) -> list[Task]:
 @pytest.fixture
 def cgroup(root: None) -> Iterator[Path]:
     """A cgroup of the test's own, with one in it."""
-    mounts = [line.split() for line in MOUNTS.read_text().splitlines()]
-    hierarchy = next((Path(point) for _, point, kind, *_ in mounts if kind == "cgroup2"), None)
-    if hierarchy is None:
-        pytest.skip("no cgroup v2 hierarchy is mounted")
+    try:
+        hierarchy = cgroups.mount_point()
+    except GhostError as error:
+        pytest.skip(str(error))
     group = hierarchy / f"ghostbpf-test-{os.getpid()}"
     try:
         (group / "inner").mkdir(parents=True)
@@ -96,6 +97,17 @@ def test_only_tasks_below_the_cgroup_are_seen(pair: list[Task], cgroup: Path, is
     path = cgroup.name if is_relative else cgroup
     with tracing("runqlat", "-L", "--cgroup", path) as traced:
         run_together(pair)
+    assert tids(traced) == {pair[0].pid}
+
+
+def test_cgroup_is_found_where_a_part_is_mounted(pair: list[Task], cgroup: Path, tmp_path: Path) -> None:
+    (cgroup / "inner" / "cgroup.procs").write_text(str(pair[0].pid))
+    subprocess.run(["mount", "--bind", cgroup, tmp_path], check=True)
+    try:
+        with tracing("runqlat", "-L", "--cgroup", tmp_path / "inner") as traced:
+            run_together(pair)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
     assert tids(traced) == {pair[0].pid}
 
 

@@ -12,6 +12,7 @@ import click
 from tabulate import tabulate
 
 from ...loaders.errors import GhostError, KernelUnsupported
+from ...schedulers import pids
 from .counts import Counted
 from .filters import By
 from .histogram import Histogram
@@ -54,6 +55,7 @@ Examples:
 
     def make(self) -> Tracer:
         """runqlat's tracer does: a histogram a thread has its count and its sum."""
+        pids.need_initial("set the kernel's accounting beside BPF's")
         self._pids: tuple[int, ...] = self.request.options["pids"]
         filters = self.request.filters
         if not self._pids and not filters.choose_tasks:

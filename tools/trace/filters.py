@@ -9,10 +9,10 @@ from enum import IntEnum
 from pathlib import Path
 
 from ...loaders.errors import GhostError
+from ...schedulers import cgroups, pids
 from ...schedulers.enclave import Enclaves
 from ...schedulers.errors import NoSuchEnclave
 
-MOUNTS = Path("/proc/mounts")
 _COMM_BYTES = 16
 
 
@@ -48,14 +48,12 @@ class Filters:
     def constants(self) -> dict[str, int]:
         """Values for the LINK_CONSTANTs of bpf/tracers/trace.bpf.h; raises GhostError where nothing can match."""
         comm = _comm(self.comm)
-        level, group = _cgroup(self.cgroup) if self.cgroup else (0, 0)
         return {
-            "tgid": _process(self.pid),
-            "tid": _existing(self.tid, "thread"),
+            "tgid": _in_bpf(_process(self.pid), "process"),
+            "tid": _in_bpf(_existing(self.tid, "thread"), "thread"),
             "comm_low": int.from_bytes(comm[:8], "little"),
             "comm_high": int.from_bytes(comm[8:], "little"),
-            "cgroup": group,
-            "cgroup_level": level,
+            "cgroup": _cgroup(self.cgroup) if self.cgroup else 0,
             "enclave": _enclave(self.enclave),
             "cpu_plus_1": 0 if self.cpu is None else _cpu(self.cpu) + 1,
             "marked": int(self.command),
@@ -82,9 +80,21 @@ class Filters:
 def _existing(number: int | None, what: str) -> int:
     if number is None:
         return 0
+    pids.need_own_proc()
     if not Path(f"/proc/{number}").exists():
-        raise GhostError(f"there is no {what} {number}", cure="ps -eLf")
+        raise _none(what, number)
     return number
+
+
+def _in_bpf(number: int, what: str) -> int:
+    """The number by which BPF programs know a task; 0, no filter, stays 0."""
+    if number and not (initial := pids.to_initial(number)):
+        raise _none(what, number)
+    return initial if number else 0
+
+
+def _none(what: str, number: int) -> GhostError:
+    return GhostError(f"there is no {what} {number}", cure="ps -eLf")
 
 
 def _process(number: int | None) -> int:
@@ -108,23 +118,9 @@ def _comm(name: str | None) -> bytes:
     return comm.ljust(_COMM_BYTES, b"\0")
 
 
-def _cgroup(path: Path) -> tuple[int, int]:
-    """A cgroup's depth and id; its id is its directory's inode number."""
-    root = _cgroup_root()
-    full = path if path.is_absolute() else root / path
-    try:
-        inside = full.resolve(strict=True).relative_to(root)
-    except (OSError, ValueError):
-        raise GhostError(f"there is no cgroup {path}", cure=f"one of the directories under {root}") from None
-    return len(inside.parts), full.stat().st_ino
-
-
-def _cgroup_root() -> Path:
-    mounts = (line.split() for line in MOUNTS.read_text().splitlines())
-    for _, point, kind, *_ in mounts:
-        if kind == "cgroup2":
-            return Path(point)
-    raise GhostError("there is no cgroup v2 hierarchy", cure="mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified")
+def _cgroup(path: Path) -> int:
+    """A cgroup's id, which is its directory's inode number."""
+    return Path(cgroups.find(str(path))).stat().st_ino
 
 
 def _enclave(number: int | None) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from ...loaders.errors import GhostError
+from ...schedulers import pids
 from ...schedulers.launch import Command, endings
 from .report import HistogramSection, Section
 from .tool import Tool
@@ -98,6 +99,8 @@ def run(tool: Tool, pace: Pace, output: Output, command: tuple[str, ...]) -> int
 def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int:
     printer = Printer(tool, output)
     with tool:
+        if note := pids.note():
+            click.echo(note, err=True)
         if child is None:
             click.echo(f"Tracing {tool.TRACES}... Hit Ctrl-C to end.", err=True)
         else:

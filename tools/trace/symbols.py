@@ -11,6 +11,7 @@ import cffi
 
 from ...loaders import _bcc
 from ...loaders._libbpf import text as c_text
+from ...schedulers import pids
 
 _KERNEL = -1
 
@@ -53,7 +54,9 @@ class Symbols:
 
     def _name(self, pid: int, address: int) -> str:
         if pid not in self._caches:
-            self._caches[pid] = self._lib.bcc_symcache_new(pid, self._ffi.NULL)
+            # bcc reads /proc. Process 0 has no user's memory, and so has a process that /proc does not show no names.
+            seen = pid if pid == _KERNEL else pids.to_local([pid]).get(pid, 0)
+            self._caches[pid] = self._lib.bcc_symcache_new(seen, self._ffi.NULL)
         symbol: Any = self._ffi.new("struct bcc_symbol *")
         if self._lib.bcc_symcache_resolve(self._caches[pid], address, symbol) < 0:
             return self._unknown(symbol)
