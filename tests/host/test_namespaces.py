@@ -50,7 +50,10 @@ def test_numbers_are_those_that_the_kernel_shows_on_either_side() -> None:
         from pathlib import Path
         from ghostbpf.schedulers import pids
         me = pids.to_initial(os.getpid())
-        print(json.dumps([os.getpid(), me, pids.to_local([me, 1, 2]), pids.to_initial(1 << 21)]), flush=True)
+        with_each = [me, pids.to_initial(1 << 21)]
+        pids._call_initial = lambda: None  # as on a kernel that has no such program
+        with_each += [pids.to_initial(os.getpid()), pids.to_initial(1 << 21)]
+        print(json.dumps([os.getpid(), me, pids.to_local([me, 1, 2]), with_each]), flush=True)
         sys.stdin.read()
     """
     words = ["unshare", *PIDS, sys.executable, "-c", textwrap.dedent(script)]
@@ -59,13 +62,14 @@ def test_numbers_are_those_that_the_kernel_shows_on_either_side() -> None:
         assert process.stdout is not None
         if not (line := process.stdout.readline()):
             pytest.skip("there can be no pid namespace")
-        local, initial, known, none = json.loads(line)
+        local, initial, known, with_each = json.loads(line)
         status = dict(line.split(":", 1) for line in Path(f"/proc/{initial}/status").read_text().splitlines())
         process.stdin.close()
     assert status["NSpid"].split()[-1] == str(local)
     assert int(status["PPid"]) == process.pid
     # In the initial namespace there are a 1 and a 2, too, but not in this one.
-    assert (known, none) == ({str(initial): local}, 0)
+    assert known == {str(initial): local}
+    assert with_each == [initial, 0] * 2
 
 
 @pytest.mark.usefixtures("bcc")
@@ -86,11 +90,43 @@ def test_tracer_in_a_pid_namespace_sees_the_task_that_is_meant(option: str) -> N
     assert local != initial
 
 
+@pytest.mark.usefixtures("bcc")
+def test_stacks_in_a_pid_namespace_have_the_names_of_their_own_process() -> None:
+    script = f"""{NAPPER}
+    from ghostbpf.tools.trace.symbols import Symbols
+    trace = subprocess.run([*sys.argv[1:], str(napper.pid)], capture_output=True, text=True)
+    with Symbols() as symbols:
+        print(json.dumps([trace.returncode, trace.stdout, trace.stderr, symbols.user(1, 0x401000)]))
+    napper.kill()
+    """
+    status, out, err, hidden = python(PIDS, script, *ghostbpf_trace("offcputime", "-U", "--json", "-d", "0.5", "-p"))
+    assert status == 0, err
+    *seen, _ = map(json.loads, out.splitlines())
+    assert any("nanosleep" in frame for line in seen for frame in line["frames"]), out
+    assert hidden == "[unknown]", "1 is another process in the initial namespace"
+
+
+@pytest.mark.usefixtures("bcc")
+def test_accounting_of_the_kernel_and_of_bpf_meet_in_a_pid_namespace() -> None:
+    script = f"""{NAPPER}
+    trace = subprocess.run([*sys.argv[1:], str(napper.pid)], capture_output=True, text=True)
+    print(json.dumps([napper.pid, trace.returncode, trace.stdout, trace.stderr]))
+    napper.kill()
+    """
+    tid, status, out, err = python(PIDS, script, *ghostbpf_trace("delays", "--json", "-d", "1"))
+    assert status == 0, err
+    assert "initial" not in err
+    row, _ = map(json.loads, out.splitlines())
+    assert (row["tid"], row["comm"]) == (tid, "contained")
+    assert row["bpf"] > 10
+    assert row["cpu"] > 10
+
+
 def test_tracer_says_which_tasks_it_cannot_tell_in_a_pid_namespace() -> None:
     for options, arguments, said in (
         (PIDS, ("runqlat", "-p", "999999", "-d", "1"), "there is no process 999999"),
-        (PIDS, ("delays", "1", "-d", "1"), "cannot set the kernel's accounting beside BPF's from within a pid"),
         (["--pid", "--fork"], ("runqlat", "-p", "1", "-d", "1"), "/proc is not that of the pid namespace of process"),
+        (["--pid", "--fork"], ("delays", "1", "-d", "1"), "/proc is not that of the pid namespace of process"),
     ):
         done = unshared(options, *ghostbpf_trace(*arguments))
         assert (done.returncode, done.stdout) == (1, ""), done.stderr

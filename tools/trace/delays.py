@@ -39,6 +39,7 @@ class TOOL(Tool):
     TRACES = "delays"
     BREAKS_DOWN = False
     PLOTS = False
+    SHOWS_BPF_IDS = False
     FILTERS = ("tid", "comm", "cgroup", "enclave")  # the kernel does not account by CPU
     EXAMPLES = """\b
 Examples:
@@ -55,7 +56,7 @@ Examples:
 
     def make(self) -> Tracer:
         """runqlat's tracer does: a histogram a thread has its count and its sum."""
-        pids.need_initial("set the kernel's accounting beside BPF's")
+        pids.need_own_proc()
         self._pids: tuple[int, ...] = self.request.options["pids"]
         filters = self.request.filters
         if not self._pids and not filters.choose_tasks:
@@ -72,6 +73,7 @@ Examples:
         self._stats = self.tracer.keep(TaskStats())
         self._kernel, self._bpf = Counted(), Counted()
         self._asked: dict[int, dict[str, int]] = {}  # what the kernel last said, by thread
+        self._local: dict[int, int] = {}  # what a thread is called here, by the number that BPF has of it
         self._ended: set[int] = set()  # need not be asked until the next report
         self._exits = self._watch_exits()
         for tid in self._threads():
@@ -116,9 +118,10 @@ Examples:
 
     def _look(self, known: Iterable[int]) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
         """By how much each figure of each thread has grown: the kernel's, and ours."""
-        self._comms = self.tracer.names()
+        names = self.tracer.names()
         self._ended.clear()
         waits = self._ask(known)
+        self._comms = {self._local[owner]: name for owner, name in names.items() if owner in self._local}
         kernel = {(tid, name): value for tid, figures in self._asked.items() for name, value in figures.items()}
         bpf = {(owner, "count"): h.count for (_, owner), h in waits.items()}
         bpf |= {(owner, "ns"): h.sum_ns for (_, owner), h in waits.items()}
@@ -130,7 +133,7 @@ Examples:
         The kernel's word of exits comes first: whoever has ended by then is in BPF's histograms after that.
         """
         exits = self._exits.read() if self._exits else {}
-        waits = self.tracer.histograms()
+        waits = self._by_local_tid(self.tracer.histograms())
         followed = {*known, *(owner for _, owner in waits)}
         for tid in followed - (self._ended - exits.keys()):
             if (figures := exits.get(tid) or self._stats.get(tid)) is not None:
@@ -141,6 +144,11 @@ Examples:
             self._exits.lost = False
             click.echo("threads ended too fast for the kernel to tell of them all", err=True)
         return waits
+
+    def _by_local_tid(self, waits: dict[tuple[int, int], Histogram]) -> dict[tuple[int, int], Histogram]:
+        """The same by what threads are called here; one that ended before it was asked for has no such number."""
+        self._local |= pids.to_local({owner for _, owner in waits})
+        return {(which, self._local[owner]): h for (which, owner), h in waits.items() if owner in self._local}
 
     def _threads(self) -> Iterator[int]:
         for pid in self._pids:

@@ -99,7 +99,7 @@ def run(tool: Tool, pace: Pace, output: Output, command: tuple[str, ...]) -> int
 def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int:
     printer = Printer(tool, output)
     with tool:
-        if note := pids.note():
+        if tool.SHOWS_BPF_IDS and (note := pids.note()):
             click.echo(note, err=True)
         if child is None:
             click.echo(f"Tracing {tool.TRACES}... Hit Ctrl-C to end.", err=True)

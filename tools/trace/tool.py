@@ -57,6 +57,8 @@ class Tool:
     BREAKS_DOWN: ClassVar[bool] = True
     PLOTS: ClassVar[bool] = True
     TIMES: ClassVar[bool] = True
+    #: Whether it names tasks by the numbers that BPF has of them.
+    SHOWS_BPF_IDS: ClassVar[bool] = True
 
     #: The tracer that reports come from, and its own constants.
     tracer: Tracer
