@@ -22,6 +22,7 @@ from ..loaders.errors import GhostError
 from ..schedulers.core import BPFFS
 from .output import json_option
 
+_PARTITION = "a cpuset partition instead: CMD has to be in its cgroup before it joins an enclave of its CPUs"
 _KFUNCS = re.compile(r"(scx_bpf_|__scx_bpf_|bpf_iter_scx_)")
 
 
@@ -160,16 +161,10 @@ def _preempt_rt(what: str) -> Row:
 
 
 def _isolcpus(what: str) -> Row:
-    match = re.search(r"\bisolcpus=(\S+)", Path("/proc/cmdline").read_text())
-    if match and isolates_domains(match[1]):
-        return Row(what, "fail", match[1], "boot without isolcpus=: sched_ext refuses it (use cpusets or nohz_full)")
-    return Row(what, "ok", match[1] if match else "none")
-
-
-def isolates_domains(isolcpus: str) -> bool:
-    """Whether the kernel's parameter takes CPUs out of scheduling domains: by default, and with its flag domain."""
-    flags = [word for word in isolcpus.split(",") if word.isalpha() or "_" in word]
-    return not flags or "domain" in flags
+    isolcpus = sched_ext.boot_isolation()
+    if isolcpus and sched_ext.isolates_domains(isolcpus):
+        return Row(what, "fail", isolcpus, f"{sched_ext.WITHOUT_ISOLCPUS}; {_PARTITION}")
+    return Row(what, "ok", isolcpus or "none")
 
 
 def _hz(what: str) -> Row:

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from ghostbpf.loaders import sched_ext
 from ghostbpf.loaders.btf import Btf
 from ghostbpf.schedulers.errors import NoSuchPolicy
 from ghostbpf.schedulers.policy import duration_ns, find
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.tools.doctor import isolates_domains, malformed_kfuncs
+from ghostbpf.tools.doctor import malformed_kfuncs
 from ghostbpf.tools.output import human_ns
 
 COMMANDS = [
@@ -124,10 +125,10 @@ def test_doctor_fails_with_a_cure_for_each_lack() -> None:
 
 
 def test_only_isolated_scheduling_domains_are_in_the_way() -> None:
-    assert isolates_domains("1-3")
-    assert isolates_domains("domain,managed_irq,2")
-    assert not isolates_domains("managed_irq,2-3,5")
-    assert not isolates_domains("nohz,1-3")
+    assert sched_ext.isolates_domains("1-3")
+    assert sched_ext.isolates_domains("domain,managed_irq,2")
+    assert not sched_ext.isolates_domains("managed_irq,2-3,5")
+    assert not sched_ext.isolates_domains("nohz,1-3")
 
 
 @no_sched_ext

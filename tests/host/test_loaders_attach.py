@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ghostbpf.loaders import abi, attach
+from ghostbpf.loaders import abi, attach, sched_ext
 from ghostbpf.loaders.link import Module, Target
 from ghostbpf.loaders.maps import Array
 from ghostbpf.loaders.object import Object
@@ -102,3 +102,20 @@ def test_pinned_iterator_opens_again(module: Module, bpffs: Path) -> None:
         iterator.pin(bpffs / "tasks")
     with attach.Iterator.open(bpffs / "tasks") as iterator:
         assert os.getpid() in pids(iterator)
+
+
+@pytest.mark.usefixtures("root")
+def test_kernel_log_tells_what_was_said_of_sched_ext_since() -> None:
+    kmsg = Path("/dev/kmsg")
+    kmsg.write_text("sched_ext: said before\n")
+    with sched_ext.KernelLog() as log:
+        for line in ("sched_ext: first words", "someone else: sched_ext: no", 'sched_ext: "more" words'):
+            kmsg.write_text(f"{line}\n")
+        assert log.lines() == ["first words", '"more" words']
+        assert log.lines() == []
+
+
+def test_kernel_log_that_cannot_be_read_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sched_ext, "_KMSG", tmp_path / "none")
+    with sched_ext.KernelLog() as log:
+        assert log.lines() == []

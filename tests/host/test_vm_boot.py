@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import termios
+import textwrap
 import time
 import uuid
 from collections.abc import Iterator
@@ -298,6 +299,26 @@ def test_exact_guest_gives_one_work_the_same_time_twice(guest: Guest) -> None:
     first, second = (int(capture(["python3", "-c", _FIXED_LOOP], exact, timeout=240).stdout) for _ in range(2))
     assert 20_000 * 5 < first < 20_000 * 1000, "nanoseconds that are instructions"
     assert abs(first - second) <= 0.03 * first
+
+
+def test_attach_refused_for_isolated_cpus_says_why_and_what_to_do(guest: Guest) -> None:
+    script = """
+        from ghostbpf.loaders import GhostError, Module, compile, sched_ext
+        try:
+            sched_ext.attach(Module(compile("examples/fifo.bpf.c")), "fifo_", name="fifo")
+        except GhostError as error:
+            print(error, error.cure, sep="\\n")
+    """
+    done = capture(
+        ["python3", "-c", textwrap.dedent(script)],
+        replace(guest, append="isolcpus=domain,1"),
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+    )
+    reason, cure = done.stdout.decode().splitlines()
+    assert reason.startswith("the kernel refuses fifo: Not compatible with")
+    assert "isolcpus=" in reason
+    assert cure.startswith("boot without isolcpus=")
 
 
 def test_oldest_kernel_boots_too(guest: Guest) -> None:
