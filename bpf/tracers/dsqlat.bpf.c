@@ -8,21 +8,20 @@
  * core it is known when an agent committed a task: from then on it waits in the queue of a CPU.
  */
 #define HISTS 1
+#include "trace.h"
+
 #define TRACE_STATE
 struct state {
-	u64 since;
+	struct span wait;
 	u64 dsq;
 };
+#define SPANS_OF(p) ((u64)(p)->sched_class == LINK_CONSTANT(ext_class) && wanted(p))
 #include "wait.bpf.h"
 
-static int begin(struct task_struct *p)
+static int begins(struct task_struct *p, struct state *state)
 {
 	struct scx_dispatch_q *dsq;
-	struct state *state;
 
-	if ((u64)p->sched_class != LINK_CONSTANT(ext_class))
-		return 0;
-	state = begin_wait(p);
 	if (!state)
 		return 0;
 	dsq = p->scx.dsq;
@@ -32,12 +31,12 @@ static int begin(struct task_struct *p)
 
 BPF_PROG(tp_sched_wakeup, struct task_struct *p)
 {
-	return p->on_cpu ? 0 : begin(p);
+	return begins(p, wait_woken(p));
 }
 
 BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
 {
-	return begin(p);
+	return begins(p, wait_woken(p));
 }
 
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
@@ -46,9 +45,8 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	struct state *state;
 	struct task_ctx *t;
 
-	if (prev->pid && stays_runnable(preempt, prev_state))
-		begin(prev);
-	state = end_wait(next, &since);
+	begins(prev, wait_left(prev, preempt, prev_state));
+	state = wait_ended(next, &since);
 	if (!state || !wanted_here())
 		return 0;
 	t = task_ctx_of(next);

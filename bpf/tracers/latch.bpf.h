@@ -7,9 +7,11 @@
  * the task right after; or by having it wait on a CPU's own queue, as agents do, which the core notes; or when a CPU
  * asks for one: the core notes when each CPU last did.
  */
+#include "trace.h"
+
 #define TRACE_STATE
 struct state {
-	u64 since;
+	struct span wait;
 	u64 latched; /* when it was put on a CPU's queue, if that was as it woke */
 };
 #include "wait.bpf.h"
@@ -28,12 +30,20 @@ static bool is_on_local_queue(struct task_struct *p)
 #endif
 }
 
-static void becomes_runnable(struct task_struct *p, bool woken)
+static void woken(struct task_struct *p)
 {
-	struct state *state = begin_wait(p);
+	struct state *state = wait_woken(p);
 
 	if (state)
-		state->latched = woken && is_on_local_queue(p) ? state->since : 0;
+		state->latched = is_on_local_queue(p) ? state->wait.since : 0;
+}
+
+static void left(struct task_struct *p, bool preempt, u32 prev_state)
+{
+	struct state *state = wait_left(p, preempt, prev_state);
+
+	if (state)
+		state->latched = 0;
 }
 
 /* When p, which has waited and just come on this CPU, was latched; 0 if it is in no enclave. And by an agent? */
@@ -57,13 +67,12 @@ static u64 latched_at(struct task_struct *p, struct state *state, u64 since, boo
 
 BPF_PROG(tp_sched_wakeup, struct task_struct *p)
 {
-	if (!p->on_cpu)
-		becomes_runnable(p, true);
+	woken(p);
 	return 0;
 }
 
 BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
 {
-	becomes_runnable(p, true);
+	woken(p);
 	return 0;
 }

@@ -4,25 +4,31 @@
  *
  * The stack is taken as the task leaves, and charged when it comes back; a task that never does is not counted.
  */
+#include "trace.h"
+
 #define TRACE_STATE
 struct state {
-	u64 off_at;
+	struct span off;
 	s32 kernel_stack;
 	s32 user_stack;
 };
-#include "trace.bpf.h"
+#include "span.bpf.h"
 #include "offcputime.h"
 
 BPF_STACK_TRACE(stacks, STACKS);
 BPF_HASH(times, struct off_key, struct off_time, 16384);
 
-static void leaves(void *ctx, struct task_struct *p, u64 now)
+static void leaves(void *ctx, struct task_struct *p, u32 prev_state)
 {
 	struct state *state = state_of(p);
 
 	if (!state)
 		return;
-	state->off_at = now;
+	if (LINK_CONSTANT(state) && !(prev_state & LINK_CONSTANT(state))) {
+		span_forget(&state->off);
+		return;
+	}
+	span_begin(&state->off, p);
 	state->kernel_stack = LINK_CONSTANT(user_only) ? -1 : stacks.get_stackid(ctx, 0);
 	state->user_stack = LINK_CONSTANT(kernel_only) ? -1 : stacks.get_stackid(ctx, BPF_F_USER_STACK);
 }
@@ -49,19 +55,17 @@ static void comes_back(struct task_struct *p, struct state *state, u64 ns)
 
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
 {
-	u64 now = bpf_ktime_get_ns(), off;
 	struct state *state;
+	u64 since, off;
 
-	if (prev->pid && wanted(prev) && (!LINK_CONSTANT(state) || prev_state & LINK_CONSTANT(state)))
-		leaves(ctx, prev, now);
+	if (prev->pid && wanted(prev))
+		leaves(ctx, prev, prev_state);
 	if (!next->pid)
 		return 0;
 	state = find_state(next);
-	if (!state || !state->off_at)
-		return 0;
-	off = now - state->off_at;
-	state->off_at = 0;
-	if (off >= LINK_CONSTANT(min_ns) && off <= LINK_CONSTANT(max_ns) && wanted_here())
+	since = state ? span_end(&state->off, next) : 0;
+	off = bpf_ktime_get_ns() - since;
+	if (since && off >= LINK_CONSTANT(min_ns) && off <= LINK_CONSTANT(max_ns) && wanted_here())
 		comes_back(next, state, off);
 	return 0;
 }

@@ -72,8 +72,15 @@ BPF_PROG(filtered_sched_switch, bool preempt, struct task_struct *prev, struct t
 {
 	struct state *state = find_state(next);
 
-	if (prev->pid && stays_runnable(preempt, prev_state))
+	if (prev->pid && stays_runnable(prev, preempt, prev_state)) {
 		join(prev, bpf_get_smp_processor_id());
+	} else {
+		/* It waits still where the switch to it was missed. */
+		struct state *sleeper = find_state(prev);
+
+		if (sleeper)
+			leave(sleeper);
+	}
 	if (state)
 		leave(state);
 	return 0;

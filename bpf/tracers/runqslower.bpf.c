@@ -5,15 +5,18 @@
  * For each CPU the last 16 that left it are kept. Those among them who ran while the task waited are the culprits, on
  * the CPU where it came on in the end.
  */
+#include "trace.h"
+
 #define TRACE_STATE
 struct state {
-	u64 since;
+	struct span wait;
 };
 #include "wait.bpf.h"
+#define RUNS_OF(p) false /* a run that was missed is a culprit less, and no wait less */
+#include "run.bpf.h"
 #include "runqslower.h"
 
 struct recent {
-	u64 came_on;
 	u32 head;
 	u32 reserved;
 	struct culprit culprits[CULPRITS];
@@ -23,23 +26,20 @@ BPF_PERCPU_ARRAY(recents, struct recent, 1);
 BPF_PERCPU_ARRAY(waits, struct slow_wait, 1);
 BPF_RINGBUF_OUTPUT(events, 64);
 
-static void leaves(struct task_struct *p, u64 now)
+static void leaves(struct task_struct *p, u64 since, u64 now)
 {
 	u32 zero = 0;
 	struct recent *recent = recents.lookup(&zero);
 	struct culprit *culprit;
 
-	if (!recent)
+	if (!recent || !p->pid || !since)
 		return;
-	if (p->pid && recent->came_on) {
-		culprit = &recent->culprits[recent->head & (CULPRITS - 1)];
-		culprit->until = now;
-		culprit->ran = now - recent->came_on;
-		culprit->tid = p->pid;
-		bpf_probe_read_kernel_str(culprit->comm, sizeof(culprit->comm), p->comm);
-		recent->head++;
-	}
-	recent->came_on = now;
+	culprit = &recent->culprits[recent->head & (CULPRITS - 1)];
+	culprit->until = now;
+	culprit->ran = now - since;
+	culprit->tid = p->pid;
+	bpf_probe_read_kernel_str(culprit->comm, sizeof(culprit->comm), p->comm);
+	recent->head++;
 }
 
 static void report(struct task_struct *p, u64 since, u64 now)
@@ -65,14 +65,13 @@ static void report(struct task_struct *p, u64 since, u64 now)
 
 BPF_PROG(tp_sched_wakeup, struct task_struct *p)
 {
-	if (!p->on_cpu)
-		begin_wait(p);
+	wait_woken(p);
 	return 0;
 }
 
 BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
 {
-	begin_wait(p);
+	wait_woken(p);
 	return 0;
 }
 
@@ -80,10 +79,9 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 {
 	u64 now = bpf_ktime_get_ns(), since;
 
-	leaves(prev, now);
-	if (prev->pid && stays_runnable(preempt, prev_state))
-		begin_wait(prev);
-	if (end_wait(next, &since) && now - since >= LINK_CONSTANT(min_ns) && wanted_here())
+	leaves(prev, run_ended(prev, next, now), now);
+	wait_left(prev, preempt, prev_state);
+	if (wait_ended(next, &since) && now - since >= LINK_CONSTANT(min_ns) && wanted_here())
 		report(next, since, now);
 	return 0;
 }

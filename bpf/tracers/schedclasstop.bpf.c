@@ -5,7 +5,7 @@
  * A task counts by the class that it really is in: by its class pointer for ext, by its priority for deadline and
  * real time (also if that is lent to it), else by its policy. The stop class has the migration threads alone.
  */
-#include "trace.bpf.h"
+#include "run.bpf.h"
 #include "schedclasstop.h"
 
 #define MAX_DL_PRIO 0
@@ -42,26 +42,29 @@ static u32 shown_class_of(struct task_struct *p)
 int perf_sample(struct bpf_perf_event_data *ctx)
 {
 	u32 zero = 0;
+	struct task_struct *p = bpf_get_current_task_btf();
 	struct class_time *time = times.lookup(&zero);
+	struct run *run = runs.lookup(&zero);
 
-	if (!time || time->since)
+	if (!time || !run || time->since)
 		return 0;
-	time->current = shown_class_of(bpf_get_current_task_btf());
+	time->current = shown_class_of(p);
 	time->since = bpf_ktime_get_ns();
+	run_begins(run, p, time->since);
 	return 0;
 }
 
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
 {
-	u64 now = bpf_ktime_get_ns();
+	u64 now = bpf_ktime_get_ns(), since = run_ended(prev, next, now);
 	struct class_time *time;
 	u32 zero = 0, class = shown_class_of(prev);
 
 	time = times.lookup(&zero);
 	if (!time)
 		return 0;
-	if (time->since && class < CLASSES)
-		time->ns[class] += now - time->since;
+	if (since && class < CLASSES)
+		time->ns[class] += now - since;
 	time->since = now;
 	time->current = shown_class_of(next);
 	return 0;

@@ -10,6 +10,7 @@ struct state {
 	u64 window; /* the fair share's count when it woke, + 1; 0 while it sleeps */
 	u64 ran; /* ns in this window */
 	u64 on_at; /* when it came on the CPU it is on */
+	u64 place_plus_1; /* of the last switch that was seen; 0 where none was */
 };
 #include "trace.bpf.h"
 #include "schedfair.h"
@@ -46,11 +47,37 @@ static u64 share_now(s64 more)
 	return share;
 }
 
+/* The switches of a task have numbers without a gap: even as it leaves a CPU, odd as it comes on one. */
+static u64 place_of(struct task_struct *p, bool comes_on)
+{
+	return 2 * switches_of(p) + comes_on;
+}
+
+/* p is seen after its switch of that place. If others were missed, its window holds a sleep, or lacks a run. */
+static void drop_torn(struct task_struct *p, struct state *state, u64 place)
+{
+	bool is_torn = state->place_plus_1 && state->place_plus_1 != place + 1;
+
+	state->place_plus_1 = place + 1;
+	if (!is_torn)
+		return;
+	if (state->window)
+		share_now(-1);
+	if (wanted(p) && wanted_here())
+		missed(state->window ? 1 : 0, state->window ? 0 : 1);
+	state->window = 0;
+	state->on_at = 0;
+}
+
 static void wakes(struct task_struct *p)
 {
 	struct state *state = state_of(p);
 
-	if (!state || state->window)
+	if (!state)
+		return;
+	if (!p->on_cpu && state->place_plus_1)
+		drop_torn(p, state, place_of(p, false));
+	if (state->window)
 		return;
 	state->window = share_now(1) + 1;
 	state->ran = 0;
@@ -117,10 +144,14 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 
 	if (prev->pid) {
 		state = find_state(prev);
+		if (state) {
+			drop_torn(prev, state, place_of(prev, false) - 1);
+			state->place_plus_1++;
+		}
 		if (state && state->on_at) {
 			state->ran += now - state->on_at;
 			state->on_at = 0;
-			if (state->window && !stays_runnable(preempt, prev_state))
+			if (state->window && !stays_runnable(prev, preempt, prev_state))
 				blocks(prev, state);
 		}
 	}
@@ -128,8 +159,10 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 		/* One that was running or waiting as the trace began has its window from here on. */
 		wakes(next);
 		state = find_state(next);
-		if (state)
+		if (state) {
+			state->place_plus_1 = place_of(next, true) + 1;
 			state->on_at = now;
+		}
 	}
 	return 0;
 }

@@ -6,26 +6,26 @@
  */
 #define HISTS 1
 #include "latch.bpf.h"
+#define RUNS_OF(p) false /* what a CPU idles is no run */
+#include "run.bpf.h"
 #include "schedghostidle.h"
 
 BPF_PERCPU_ARRAY(totals, struct idle_totals, 1);
 
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
 {
-	u64 latched, since, idle_since;
+	u64 latched, since, idle_since, had_cpu_since = run_ended(prev, next, bpf_ktime_get_ns());
 	struct idle_totals *total;
 	struct state *state;
 	bool by_agent;
 	u32 zero = 0;
 
-	if (prev->pid && stays_runnable(preempt, prev_state))
-		becomes_runnable(prev, false);
+	left(prev, preempt, prev_state);
 	total = totals.lookup(&zero);
 	if (!total)
 		return 0;
-	idle_since = total->idle_since;
-	total->idle_since = next->pid ? 0 : bpf_ktime_get_ns();
-	state = end_wait(next, &since);
+	idle_since = prev->pid ? 0 : had_cpu_since;
+	state = wait_ended(next, &since);
 	if (!state || !wanted_here())
 		return 0;
 	latched = latched_at(next, state, since, &by_agent);

@@ -15,9 +15,8 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	struct state *state;
 	bool by_agent;
 
-	if (prev->pid && stays_runnable(preempt, prev_state))
-		becomes_runnable(prev, false);
-	state = end_wait(next, &since);
+	left(prev, preempt, prev_state);
+	state = wait_ended(next, &since);
 	if (!state || !wanted_here())
 		return 0;
 	now = bpf_ktime_get_ns();

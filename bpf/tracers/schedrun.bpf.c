@@ -5,27 +5,19 @@
  * A run that had begun before the trace is left out. All that is kept is a time for each CPU.
  */
 #define HISTS 3
-#include "trace.bpf.h"
+#include "run.bpf.h"
 
 enum { PREEMPTED, BLOCKED, ALL };
 
-BPF_PERCPU_ARRAY(switched, u64, 1);
-
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
 {
-	u64 now = bpf_ktime_get_ns(), ran;
-	u32 zero = 0;
-	u64 *at = switched.lookup(&zero);
+	u64 now = bpf_ktime_get_ns(), since = run_ended(prev, next, now), ran = now - since;
 
-	if (!at)
-		return 0;
-	ran = *at ? now - *at : 0;
-	*at = now;
-	if (!ran || !prev->pid || !wanted_here() || !wanted(prev))
+	if (!since || !prev->pid || !wanted_here() || !wanted(prev))
 		return 0;
 	if (LINK_CONSTANT(only_class) && (u64)prev->sched_class != LINK_CONSTANT(only_class))
 		return 0;
-	record(stays_runnable(preempt, prev_state) ? PREEMPTED : BLOCKED, prev, ran);
+	record(stays_runnable(prev, preempt, prev_state) ? PREEMPTED : BLOCKED, prev, ran);
 	record(ALL, prev, ran);
 	return 0;
 }

@@ -23,6 +23,8 @@
 struct css_set;
 
 BPF_PERCPU_ARRAY(drops, u64, 1);
+BPF_PERCPU_ARRAY(missed_times, struct missed, 1);
+BPF_ARRAY(attached_at, u64, 1); /* when all programs were attached, by user space; 0 before that */
 /* Tasks that a traced command consists of; user space marks the first. */
 BPF_TASK_STORAGE(marks, u32);
 /* The core's, where one is attached; else empty. */
@@ -36,6 +38,17 @@ static void dropped(void)
 
 	if (count)
 		*count += 1;
+}
+
+static void missed(u64 unended, u64 unannounced)
+{
+	u32 zero = 0;
+	struct missed *count = missed_times.lookup(&zero);
+
+	if (!count)
+		return;
+	count->unended += unended;
+	count->unannounced += unannounced;
 }
 
 static struct task_ctx *task_ctx_of(struct task_struct *p)
@@ -141,11 +154,18 @@ static bool is_stopper(struct task_struct *p)
 
 /*
  * A task that is switched off can go on: it was preempted, or yielded. (One that is preempted on its way to sleep
- * has its new state already, and still is not asleep.)
+ * has its new state already, and still is not asleep. One that a pending signal keeps from sleeping is runnable
+ * again by now, though kernels before 6.14 pass the state that it was going to have.)
  */
-static bool stays_runnable(bool preempt, u32 prev_state)
+static bool stays_runnable(struct task_struct *p, bool preempt, u32 prev_state)
 {
-	return preempt || !prev_state;
+	return preempt || !prev_state || !p->__state;
+}
+
+/* How often p has left a CPU; as sched_switch is traced, the time that it does so now is among them. */
+static u64 switches_of(struct task_struct *p)
+{
+	return p->nvcsw + p->nivcsw;
 }
 
 #ifdef TRACE_STATE

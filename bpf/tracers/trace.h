@@ -29,6 +29,18 @@ struct cell {
 	u64 max; /* ns */
 };
 
+/* Since when something of a task lasts, and what tells whether an event of it was missed. */
+struct span {
+	u64 since; /* 0 while it does not last */
+	u64 runs_plus_1; /* how often the task had come on a CPU by the last event; 0 where that is not known */
+};
+
+/* Times that are not in the figures because an event of theirs was missed. */
+struct missed {
+	u64 unended; /* a start was seen, and no end */
+	u64 unannounced; /* an end, or nothing, was seen, and no start */
+};
+
 struct task_name {
 	char comm[16];
 };

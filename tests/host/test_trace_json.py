@@ -69,7 +69,8 @@ def test_schema_is_one() -> None:
 
 
 END: dict[str, Any] = {
-    "tool": "runqlat", "time": "2026-01-01T12:00:00.000+00:00", "type": "end", "seconds": 1.0, "events": 3, "drops": 0
+    "tool": "runqlat", "time": "2026-01-01T12:00:00.000+00:00", "type": "end", "seconds": 1.0, "events": 3, "drops": 0,
+    "unended": 0, "unannounced": 0
 }  # fmt: skip
 HISTOGRAM: dict[str, Any] = {
     **{key: END[key] for key in ("tool", "time", "seconds")},

@@ -71,6 +71,11 @@ class Traced:
         assert self.lines[-1]["type"] == "end"
         return self.lines[-1]
 
+    @property
+    def missed(self) -> int:
+        """How many times are not in the figures because an event was missed, of all that match."""
+        return int(self.end["unended"] + self.end["unannounced"])
+
     def named(self, name: str) -> list[dict[str, Any]]:
         """The lines of the histogram, table or stacks called ``name``."""
         return [line for line in self if line["name"] == name]

@@ -20,6 +20,7 @@ from ...schedulers import pids
 from ...schedulers.launch import Command, endings
 from .report import HistogramSection, Section
 from .tool import Tool
+from .tracer import Missed
 
 _POLL_SECONDS = 0.1
 
@@ -68,13 +69,19 @@ class Printer:
         for section in found:
             click.echo(section.text() + ("\n" if seconds is not None else ""))
 
-    def end(self, seconds: float, drops: int) -> None:
+    def end(self, seconds: float, drops: int, missed: Missed) -> None:
         """Say what was lost, and why there is nothing if there is nothing."""
         if self._output.as_json:
             end = {"type": "end", "seconds": round(seconds, 3), "events": self.events, "drops": drops}
-            click.echo(json.dumps({**self._stamp(), **end}))
+            click.echo(json.dumps({**self._stamp(), **end, **missed._asdict()}))
         if drops:
             click.echo(f"{drops} events were dropped: the figures are too low", err=True)
+        if any(missed):
+            click.echo(
+                f"{missed.unended} times were unended and {missed.unannounced} unannounced, and are not in the "
+                "figures: the kernel did not tell of all switches",
+                err=True,
+            )
         if not self.events:
             click.echo(f"nothing matched: {self._tool.why_nothing()}", err=True)
 
@@ -115,7 +122,7 @@ def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int
                 last = now
         if child is not None:
             status = child.status()
-        printer.end(time.monotonic() - started, tool.tracer.drops())
+        printer.end(time.monotonic() - started, tool.tracer.drops(), tool.tracer.missed())
     if output.plot is not None and not _draw(output.plot, tool.NAME, printer.plotted):
         return status or 1
     return status

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from ...loaders import Hash, KernelUnsupported, Link, Module, PerCpuArray, Program, Sampler, Target, abi, compile
+from ...loaders import Array, Hash, KernelUnsupported, Link, Module, PerCpuArray, Program, Sampler, Target, abi, compile
 from ...loaders._libbpf import info_by_fd
 from ...loaders.btf import Btf
 from ...loaders.errors import PermissionMissing
@@ -31,6 +31,7 @@ from .histogram import Histogram
 TRACERS = BPF_DIR / "tracers"
 _PIDFD_THREAD = os.O_EXCL
 _TRACEPOINT, _FOLLOW, _NAMED, _FILTERED = "tp_", "follow_", "named_", "filtered_"
+_SWITCH = "sched_switch"
 
 #: Of the core, where one is attached: who is in which enclave, and when a CPU last asked for a task.
 _FROM_CORE = ("tasks", "enclaves", "cpus")
@@ -45,6 +46,15 @@ def ffi(*headers: str) -> Any:
 def constant(name: str) -> int:
     """A #define or enumerator of bpf/tracers/trace.h."""
     return int(getattr(ffi().dlopen(None), name))
+
+
+class Missed(NamedTuple):
+    """Times that are not in the figures because an event of theirs was missed (struct missed)."""
+
+    #: A start was seen, and no end.
+    unended: int = 0
+    #: An end, or nothing, was seen, and no start.
+    unannounced: int = 0
 
 
 class Tracer:
@@ -86,6 +96,7 @@ class Tracer:
         self.module = Module(self.object, maps=borrowed, constants=values, entries=entries)
         self._open.callback(self.module.close)
         self.programs: dict[str, Program] = {}
+        self.links: dict[str, Link] = {}
         self._filters = filters
 
     def __enter__(self) -> Self:
@@ -107,8 +118,10 @@ class Tracer:
             for program in self.programs.values():
                 self._open.enter_context(program)
             self.started = time.monotonic()
-            for program in self.programs.values():
-                self._open.enter_context(Link.tracepoint(program))
+            for function in sorted(self.programs, key=lambda name: name.endswith(_SWITCH)):
+                self.attach(function)
+            if "attached_at" in self.module.maps:
+                Array(self.map("attached_at"), self._ffi, "u64")[0] = time.monotonic_ns()
         except BaseException:
             self._open.close()
             raise
@@ -118,6 +131,13 @@ class Tracer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.close()
+
+    def attach(self, function: str) -> None:
+        """Attach one of its programs.
+
+        Those on sched_switch come last: from a first switch on every event of a task is seen.
+        """
+        self.links[function] = self._open.enter_context(Link.tracepoint(self.programs[function]))
 
     def keep(self, context: Any) -> Any:
         """Enter a context that is left with the tracer."""
@@ -169,6 +189,13 @@ class Tracer:
                 recursion += struct.unpack_from("=Q", info_by_fd(program.fd, 512), missed.offset)[0]
         counted = sum(self.per_cpu("drops", "u64")[0]) if "drops" in self.module.maps else 0
         return int(counted + recursion)
+
+    def missed(self) -> Missed:
+        """Times that were lost because the kernel did not tell of a switch or a wakeup."""
+        if "missed_times" not in self.module.maps:
+            return Missed()
+        cpus = self.per_cpu("missed_times", "struct missed")[0]
+        return Missed(*(sum(getattr(cpu, name) for cpu in cpus) for name in Missed._fields))
 
     def _hists(self) -> dict[tuple[int, int], Histogram]:
         found = {}

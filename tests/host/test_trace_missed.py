@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events that a tracer misses: no time is made up of what is left, and each one that is lost is counted.
+
+The events are real, and really missed: a program is detached while they happen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from ghostbpf.tools.trace.command import command, load
+from ghostbpf.tools.trace.filters import Filters
+from ghostbpf.tools.trace.loop import Output, Printer
+from ghostbpf.tools.trace.report import HistogramSection
+from ghostbpf.tools.trace.tool import Request, Tool
+from ghostbpf.tools.trace.tracer import Missed
+from tracing import Task, is_asleep, objects, run_together, spin, tracing, wait_until
+
+pytestmark = pytest.mark.usefixtures("bcc")
+
+SWITCH, WAKEUP = "tp_sched_switch", "tp_sched_wakeup"
+#: So long are sleeps that may not be taken for waits.
+SLEEP = 0.3
+
+
+def make(name: str, *arguments: object, tid: int) -> Tool:
+    """The tool as its command line makes it."""
+    made = command.get_command(click.Context(command), name)
+    assert made is not None
+    with made.make_context(name, list(map(str, arguments))) as context:
+        options = context.params
+    return load(name)(Request(Filters(tid=tid), options=options))
+
+
+@contextlib.contextmanager
+def missing(tool: Tool, *functions: str) -> Iterator[None]:
+    """The tool's programs of these names, where it has them, see nothing that happens in the block."""
+    detached = [function for function in functions if function in tool.tracer.links]
+    for function in detached:
+        tool.tracer.links[function].close()
+    yield
+    for function in detached:
+        tool.tracer.attach(function)
+
+
+class Holder:
+    """A task that sleeps until it is told to spin, and then until it is told to sleep."""
+
+    def __init__(self, task: Callable[..., Task], cpu: int) -> None:
+        self._inlet, self._outlet = os.pipe()
+        os.set_blocking(self._inlet, False)
+        self.task = task(self._spin, cpu=cpu)
+        self.pid = self.task.pid
+
+    def _spin(self) -> None:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                if os.read(self._inlet, 1):
+                    return
+
+    def come_on(self) -> None:
+        """Wake it, and wait until it has the CPU."""
+        runs = self.task.figures().runs
+        self.task.go()
+        wait_until(lambda: self.task.figures().runs > runs and not is_asleep(self.pid), f"{self.pid} runs")
+
+    def sleep(self) -> None:
+        """Let it sleep."""
+        os.write(self._outlet, b"!")
+        self.task.finish()
+
+    def close(self) -> None:
+        """It can be told nothing more."""
+        os.close(self._inlet)
+        os.close(self._outlet)
+
+    def turn(self) -> None:
+        """Once on a CPU, and off it again."""
+        self.come_on()
+        self.sleep()
+
+
+@pytest.fixture
+def pair(task: Callable[..., Task], cpus: list[int]) -> Iterator[list[Holder]]:
+    """Two on one CPU, which the test itself keeps off."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpus[0]})
+    held = [Holder(task, cpus[-1]) for _ in range(2)]
+    for one in held:
+        one.turn()
+    yield held
+    os.sched_setaffinity(0, before)
+    for one in held:
+        one.close()
+
+
+@pytest.fixture
+def holder(pair: list[Holder]) -> Holder:
+    return pair[0]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a tool has counted between two looks."""
+
+    count: int
+    seconds: float
+    missed: Missed
+
+
+class Looks:
+    """Looks at a tool's figures again and again."""
+
+    def __init__(self, tool: Tool) -> None:
+        self._tool, self._before = tool, Missed()
+
+    def __call__(self) -> Seen:
+        """What there was since the look before."""
+        sections = list(self._tool.report(1.0))
+        histograms = [s.histogram for s in sections if isinstance(s, HistogramSection) and s.name != "all"]
+        now, before = self._tool.tracer.missed(), self._before
+        self._before = now
+        return Seen(
+            sum(h.count for h in histograms),
+            sum(h.count * h.summary()["avg"] for h in histograms) / 1e6,
+            Missed(now.unended - before.unended, now.unannounced - before.unannounced),
+        )
+
+
+def miss_end(tool: Tool, holder: Holder) -> None:
+    """It is seen to be woken, and not to come on."""
+    with missing(tool, SWITCH):
+        holder.come_on()
+    holder.sleep()
+
+
+def miss_run(tool: Tool, holder: Holder) -> None:
+    """It is seen to be woken, and neither to come on nor to leave."""
+    with missing(tool, SWITCH):
+        holder.turn()
+
+
+def miss_sleep(tool: Tool, holder: Holder) -> None:
+    """It is seen to come on, and not to leave."""
+    holder.come_on()
+    with missing(tool, SWITCH):
+        holder.sleep()
+
+
+def miss_wakeup(tool: Tool, holder: Holder) -> None:
+    """It is seen to come on, and not to be woken."""
+    with missing(tool, WAKEUP):
+        holder.turn()
+
+
+def miss_all(tool: Tool, holder: Holder) -> None:
+    """It is not seen at all for a while."""
+    with missing(tool, WAKEUP, SWITCH):
+        holder.turn()
+
+
+def miss_all_but_the_first(tool: Tool, holder: Holder) -> None:
+    """It is seen to be woken; the next that is seen of it is that it comes on, one run later."""
+    with missing(tool, SWITCH):
+        holder.turn()
+    with missing(tool, WAKEUP):
+        time.sleep(SLEEP)
+        holder.turn()
+
+
+MISSES = [miss_end, miss_run, miss_sleep, miss_wakeup, miss_all, miss_all_but_the_first]
+each_miss = pytest.mark.parametrize("miss", MISSES, ids=lambda miss: miss.__name__)
+Miss = Callable[[Tool, Holder], None]
+
+
+@pytest.mark.parametrize("name", ["runqlat", "schedlat"])
+@each_miss
+def test_no_sleep_is_a_wait_whatever_event_was_missed(holder: Holder, name: str, miss: Miss) -> None:
+    with make(name, tid=holder.pid) as tool:
+        look = Looks(tool)
+        holder.turn()
+        assert look().count > 0
+        before = holder.task.figures()
+        miss(tool, holder)
+        time.sleep(SLEEP)
+        holder.turn()
+        seen, found = look(), holder.task.figures() - before
+    unended, unannounced = {
+        miss_end: (1, 0),
+        miss_run: (1, 0),
+        miss_sleep: (0, 0),
+        miss_wakeup: (0, 1),
+        miss_all: (0, 1),
+        miss_all_but_the_first: (1, 1),
+    }[miss]
+    assert seen.missed.unended >= unended
+    assert seen.missed.unannounced >= unannounced
+    # Each time that it came on a CPU is one or the other; the kernel's own count says how many these are.
+    assert seen.count + sum(seen.missed) == found.runs
+    assert seen.seconds <= found.waited + 0.002 * found.runs + found.slack
+
+
+@pytest.mark.parametrize("name", ["cpudist", "cpudist -O", "schedrun"])
+@each_miss
+def test_no_run_is_charged_to_another_task_nor_is_one_time_off_made_of_two(
+    holder: Holder, name: str, miss: Miss
+) -> None:
+    tool_name, *options = name.split()
+    with make(tool_name, *options, tid=holder.pid) as tool:
+        look = Looks(tool)
+        holder.turn()
+        started = time.monotonic()
+        holder.turn()
+        assert look().count > 0
+        before = holder.task.figures()
+        miss(tool, holder)
+        holder.turn()
+        seen, found = look(), holder.task.figures() - before
+        took = time.monotonic() - started
+    if options:
+        assert seen.count + sum(seen.missed) == found.runs
+        assert seen.seconds <= took - found.ran + 0.002 * found.runs
+    else:
+        # A run of which nothing was seen at all is not known of: it is looked at CPU by CPU.
+        assert seen.count + sum(seen.missed) <= found.runs
+        if miss is miss_sleep:
+            assert seen.missed.unended or found.preempted
+        assert seen.seconds <= found.ran + found.slack + 0.002 * found.runs
+
+
+@each_miss
+def test_only_whole_windows_are_fair_or_not(holder: Holder, miss: Miss) -> None:
+    with make("schedfair", tid=holder.pid) as tool:
+        look = Looks(tool)
+        holder.turn()
+        before = holder.task.figures()
+        miss(tool, holder)
+        holder.turn()
+        windows, *_ = tool.report(1.0)
+        seen, found = look(), holder.task.figures() - before
+    assert sum(row["count"] for row in windows.rows) + sum(seen.missed) >= found.blocked
+    assert any(seen.missed) or miss is miss_wakeup
+
+
+@each_miss
+def test_nobody_is_to_blame_for_a_sleep(holder: Holder, miss: Miss) -> None:
+    with make("runqslower", "--min", int(SLEEP * 5e5), tid=holder.pid) as tool:
+        holder.turn()
+        before = holder.task.figures()
+        miss(tool, holder)
+        time.sleep(SLEEP)
+        holder.turn()
+        found = holder.task.figures() - before
+        waits = [row["usecs"] for section in tool.report(1.0) for row in section.json()]
+    assert sum(waits) <= 1e6 * (found.waited + found.slack) + 2000 * found.runs
+
+
+def hand_over_unseen(tool: Tool, first: Holder, second: Holder) -> None:
+    """The first has the CPU for long; that the second has it from then on is seen only as it leaves."""
+    for one in (first, second):
+        os.sched_setscheduler(one.pid, os.SCHED_FIFO, os.sched_param(1))
+    first.come_on()
+    second.task.go()
+    time.sleep(SLEEP)
+    with missing(tool, SWITCH):
+        runs = second.task.figures().runs
+        first.sleep()
+        wait_until(lambda: second.task.figures().runs > runs, f"{second.pid} runs")
+    second.sleep()
+
+
+@pytest.mark.parametrize("name", ["cpudist", "schedrun"])
+def test_task_is_not_charged_for_a_run_of_the_task_before_it(pair: list[Holder], name: str) -> None:
+    with make(name, tid=pair[1].pid) as tool:
+        before = pair[1].task.figures()
+        hand_over_unseen(tool, *pair)
+        pair[0].turn()
+        seen, found = Looks(tool)(), pair[1].task.figures() - before
+    assert sum(seen.missed) > 0
+    assert seen.seconds <= found.ran + found.slack + 0.002 * found.runs
+
+
+def test_culprit_is_not_blamed_for_a_run_of_the_task_before_it(
+    task: Callable[..., Task], cpus: list[int], pair: list[Holder]
+) -> None:
+    waiter = task(lambda: None, cpu=cpus[-1])
+    with make("runqslower", "--min", "1", "-n", "16", tid=waiter.pid) as tool:
+        before = pair[1].task.figures()
+        pair[0].turn()
+        os.sched_setscheduler(waiter.pid, os.SCHED_IDLE, os.sched_param(0))
+        waiter.go()
+        hand_over_unseen(tool, *pair)
+        waiter.finish()
+        found = pair[1].task.figures() - before
+        rows = [row for section in tool.report(1.0) for row in section.json()]
+    assert max(row["usecs"] for row in rows) >= 1e6 * SLEEP
+    blamed = [c["usecs"] for row in rows for c in row["culprits"] if c["tid"] == pair[1].pid]
+    assert sum(blamed) <= 1e6 * (found.ran + found.slack) + 2000 * found.runs
+
+
+def test_waits_add_up_to_the_kernels_whatever_is_missed_and_when(task: Callable[..., Task], cpus: list[int]) -> None:
+    def work() -> None:
+        for _ in range(300):
+            spin(0.0005)
+            time.sleep(0.0005)
+
+    pair = [task(work, cpu=cpus[-1]) for _ in range(2)]
+    choose = random.Random(1)
+    with make("runqlat", tid=pair[0].pid) as tool:
+        look = Looks(tool)
+        run_together(pair)
+        look()
+        before = pair[0].figures()
+        for one in pair:
+            one.go()
+        while (pair[0].figures() - before).blocked < 250:
+            with missing(tool, *choose.sample([SWITCH, WAKEUP], choose.randint(1, 2))):
+                time.sleep(choose.random() * 0.005)
+            time.sleep(choose.random() * 0.005)
+        for one in pair:
+            one.finish()
+        pair[0].run()
+        seen, found = look(), pair[0].figures() - before
+    assert seen.missed.unended > 0
+    assert seen.missed.unannounced > 0
+    assert seen.count > 0
+    assert seen.count + sum(seen.missed) == found.runs
+    assert seen.seconds <= 1.05 * found.waited + 0.0001 * found.runs + found.slack
+
+
+def test_missed_times_are_printed_beside_the_drops(holder: Holder, capsys: pytest.CaptureFixture[str]) -> None:
+    with make("runqlat", tid=holder.pid) as tool:
+        holder.turn()
+        miss_all_but_the_first(tool, holder)
+        unended, unannounced = missed = tool.tracer.missed()
+        Printer(tool, Output(as_json=True)).end(1.0, tool.tracer.drops(), missed)
+    out, err = capsys.readouterr()
+    [end] = objects(out)
+    assert (end["unended"], end["unannounced"]) == (unended, unannounced)
+    assert f"{unended} times were unended and {unannounced} unannounced" in err
+
+
+def test_filter_that_matches_no_more_misses_nothing(task: Callable[..., Task]) -> None:
+    def work() -> None:
+        for name in ("other", "named"):
+            for _ in range(5):
+                time.sleep(0.001)
+            Path("/proc/self/comm").write_text(name)
+            time.sleep(0.001)
+
+    worker = task(work, name="named")
+    with tracing("runqlat", "-c", "named") as traced:
+        for _ in range(3):
+            worker.run()
+    assert traced.count() > 0
+    assert traced.missed <= (worker.figures()).hidden
