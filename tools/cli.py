@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -66,7 +67,9 @@ def main() -> None:
     try:
         status = ghostbpf.main(prog_name="ghostbpf", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(_safe(shown.getvalue()), err=True, nl=False)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = 130
@@ -83,10 +86,16 @@ def main() -> None:
 
 def report(error: Any) -> int:
     """Print an error with its cure to stderr; its exit status."""
-    click.echo(f"error: {error}", err=True)
+    click.echo(_safe(f"error: {error}"), err=True)
     if cure := getattr(error, "cure", None):
-        click.echo(f"  try: {cure}", err=True)
+        click.echo(_safe(f"  try: {cure}"), err=True)
     return int(error.exit_status)
+
+
+def _safe(message: str) -> str:
+    from .output import printable_lines  # it imports what no error needs
+
+    return printable_lines(message)
 
 
 if __name__ == "__main__":

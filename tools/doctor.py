@@ -20,7 +20,7 @@ from ..loaders import _bcc, _libbpf, capabilities, sched_ext
 from ..loaders.btf import VMLINUX, Btf, Kind
 from ..loaders.errors import GhostError
 from ..schedulers.core import BPFFS
-from .output import json_option
+from .output import json_option, printable
 
 _PARTITION = "a cpuset partition instead: CMD has to be in its cgroup before it joins an enclave of its CPUs"
 _KFUNCS = re.compile(r"(scx_bpf_|__scx_bpf_|bpf_iter_scx_)")
@@ -48,9 +48,9 @@ def command(as_json: bool) -> int:
         return int(bool(failed))
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for row in rows:
-        click.echo(f"{click.style(f'{row.verdict:4}', fg=colours[row.verdict])}  {row.what:<16} {row.found}")
+        click.echo(f"{click.style(f'{row.verdict:4}', fg=colours[row.verdict])}  {row.what:<16} {printable(row.found)}")
         if row.cure:
-            click.echo(f"      {'':<16} -> {row.cure}")
+            click.echo(f"      {'':<16} -> {printable(row.cure)}")
     click.echo()
     if failed:
         click.echo(f"NOT READY: {', '.join(row.what for row in failed)}")

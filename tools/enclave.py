@@ -22,7 +22,7 @@ from ..schedulers.processes import Rule
 from ..schedulers.registry import POLICIES
 from ..schedulers.tasks import check
 from .enrol import enrol, follow, report
-from .output import human_ns, json_option, show
+from .output import human_ns, json_option, printable, printable_lines, show
 from .watch import watch
 
 _EXAMPLES = """\b
@@ -77,9 +77,9 @@ def show_one(id: int, tasks: bool, as_json: bool) -> None:
         click.echo(json.dumps({**document, "task_list": listed} if tasks else document))
         return
     for name, value in _row(enclave).items():
-        click.echo(f"{name:>8}: {value}")
+        click.echo(f"{name:>8}: {printable(str(value))}")
     if agent is not None:
-        click.echo(f"{'agent':>8}: {_agent_line(agent)}")
+        click.echo(f"{'agent':>8}: {printable(_agent_line(agent))}")
         if agent.turns:
             click.echo(f"{'load':>8}: {_load_line(agent)}")
     click.echo()
@@ -203,7 +203,7 @@ def _destroy_all() -> None:
             for enclave in enclaves or ():
                 enclave.destroy()
     except (Ejected, StalePins) as error:
-        click.echo(f"{error}", err=True)
+        click.echo(printable_lines(f"{error}"), err=True)
     with core.locked():
         core.clear_pins()
     sched_ext.wait_disabled()

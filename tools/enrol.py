@@ -20,7 +20,7 @@ from ..schedulers.enrolment import Enrolment, Outcome
 from ..schedulers.launch import endings
 from ..schedulers.policy import duration_ns
 from ..schedulers.processes import COMM_CHARS, Rule
-from .output import json_option
+from .output import json_option, printable
 
 _EXAMPLES = """\b
 Examples:
@@ -102,7 +102,7 @@ def enrol(
     directories = tuple(map(cgroups.directory_of, paths))
     for path, directory in zip(paths, directories, strict=True):
         if not cgroups.exists(directory):
-            click.echo(f"there is no cgroup {path} yet", err=True)
+            click.echo(printable(f"there is no cgroup {path} yet"), err=True)
     rule = Rule(comms, directories, uids, parents)
     if once:
         report(enclave, Enrolment(enclave, rule).once(), as_json)
@@ -135,9 +135,9 @@ def report(enclave: Enclave, outcomes: Iterable[Outcome], as_json: bool = False)
         if as_json:
             click.echo(json.dumps(vars(outcome)))
         elif outcome.error is None:
-            click.echo(f"{outcome.tid} {outcome.comm} ({outcome.cause})")
+            click.echo(printable(f"{outcome.tid} {outcome.comm} ({outcome.cause})"))
         else:
-            click.echo(f"cannot move task {outcome.tid} ({outcome.comm}): {outcome.error}", err=True)
+            click.echo(printable(f"cannot move task {outcome.tid} ({outcome.comm}): {outcome.error}"), err=True)
     click.echo(f"{joined} tasks joined enclave {enclave.id}", err=True)
 
 

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How commands print data: a table for people, or one JSON object a line."""
+"""How commands print data: a table for people, or one JSON object a line.
+
+Any user may give a task a name that moves the terminal's cursor or looks like another line. What is printed for people
+goes through ``printable``; JSON has escapes of its own and is exact.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -20,9 +24,30 @@ def show(rows: Iterable[Mapping[str, Any]], *, as_json: bool, empty: str = "") -
         for row in rows:
             click.echo(json.dumps(row))
     elif rows:
-        click.echo(tabulate([row.values() for row in rows], headers=list(rows[0]), disable_numparse=True))
+        click.echo(table(rows))
     elif empty:
         click.echo(empty)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``rows`` in columns, one line each whatever is in them."""
+    cells = [[printable(value) if isinstance(value, str) else value for value in row.values()] for row in rows]
+    return tabulate(cells, headers=list(rows[0]), disable_numparse=True)
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""``text`` with an escape for each control character, line break and invisible character that is not in ``keep``.
+
+    printable("a\x1b[2J") == r"a\x1b[2J"
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a message that may have several lines."""
+    return printable(text, keep="\n\t")
 
 
 def human_ns(ns: float) -> str:

@@ -15,7 +15,7 @@ from ..schedulers.classes import Pusher, SchedulingClass
 from ..schedulers.enclave import Enclaves
 from ..schedulers.errors import TaskError
 from ..schedulers.tasks import policy_of
-from .output import json_option
+from .output import json_option, printable
 
 _EXAMPLES = """\b
 Examples:
@@ -58,7 +58,8 @@ def command(target: str, id: int | None, as_json: bool) -> int:
     counts: Counter[str] = Counter()
     for result in _push_all(pusher):
         counts[result.result] += 1
-        click.echo(json.dumps(vars(result)) if as_json else str(result), err=result.result == "failed" and not as_json)
+        text = json.dumps(vars(result)) if as_json else printable(str(result))
+        click.echo(text, err=result.result == "failed" and not as_json)
     if not as_json:
         click.echo(", ".join(f"{counts[one]} {one}" for one in ("moved", "there", "died", "failed")), err=True)
     return int(counts["failed"] > 0)

@@ -23,6 +23,7 @@ from ..schedulers.launch import Command, endings
 from ..schedulers.policy import Policy, find
 from ..schedulers.registry import POLICIES, from_file, is_file
 from ..schedulers.userspace import AgentError, Crew
+from .output import printable_lines
 
 _EXAMPLES = """\b
 Examples:
@@ -195,7 +196,7 @@ class _Guard:
     def look(self) -> None:
         """Look around, and tell."""
         if not self.ejected and (ejected := self._enclave.core.exited()) is not None:
-            click.echo(f"{ejected}", err=True)
+            click.echo(printable_lines(f"{ejected}"), err=True)
             self.ejected = True
         if self._crew is None:
             return
@@ -204,7 +205,7 @@ class _Guard:
                 return
             click.echo(f"another agent has taken enclave {self._enclave.id} over", err=True)
         except AgentError as error:
-            click.echo(f"error: {error}\n  try: {error.cure}", err=True)
+            click.echo(printable_lines(f"error: {error}\n  try: {error.cure}"), err=True)
             self.status = 1
         self._crew = None
 

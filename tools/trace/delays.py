@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 from ...loaders.errors import GhostError, KernelUnsupported
 from ...schedulers import pids
+from ..output import table
 from .counts import Counted
 from .filters import By
 from .histogram import Histogram
@@ -162,7 +162,7 @@ def _threads_of(pid: int | str) -> list[int]:
 
 def _comm(tid: int) -> str:
     try:
-        return Path(f"/proc/{tid}/comm").read_text().rstrip("\n")
+        return Path(f"/proc/{tid}/comm").read_bytes()[:-1].decode(errors="replace")
     except OSError:
         return "?"
 
@@ -170,8 +170,8 @@ def _comm(tid: int) -> str:
 def _picture(rows: list[dict[str, Any]]) -> str:
     """The table, without the kinds of delay that nobody had."""
     shown = [name for name in (rows[0] if rows else ()) if name in _ALWAYS or any(row[name] for row in rows)]
-    cells = [["-" if row[name] is None else row[name] for name in shown] for row in rows]
-    return tabulate(cells, headers=shown, disable_numparse=True)
+    cells = [{name: "-" if row[name] is None else row[name] for name in shown} for row in rows]
+    return table(cells) if cells else ""
 
 
 def _ms(ns: int) -> float:

@@ -100,8 +100,9 @@ def _none(what: str, number: int) -> GhostError:
 def _process(number: int | None) -> int:
     pid = _existing(number, "process")
     if pid:
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        if (process := int(status["Tgid"])) != pid:
+        # The name on the first line may hold any bytes but a line feed.
+        status = dict(line.split(b":", 1) for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n") if line)
+        if (process := int(status[b"Tgid"])) != pid:
             raise GhostError(f"{pid} is a thread of process {process}", cure=f"-t {pid}, or -p {process}")
     return pid
 

@@ -18,6 +18,7 @@ import click
 from ...loaders.errors import GhostError
 from ...schedulers import pids
 from ...schedulers.launch import Command, endings
+from ..output import printable
 from .report import HistogramSection, Section
 from .tool import Tool
 from .tracer import Missed
@@ -83,7 +84,7 @@ class Printer:
                 err=True,
             )
         if not self.events:
-            click.echo(f"nothing matched: {self._tool.why_nothing()}", err=True)
+            click.echo(printable(f"nothing matched: {self._tool.why_nothing()}"), err=True)
 
     def _stamp(self) -> dict[str, str]:
         return {"tool": self._tool.NAME, "time": datetime.now().astimezone().isoformat(timespec="milliseconds")}

@@ -29,7 +29,7 @@ def draw(path: Path, tool: str, reports: Reports) -> None:
     series = _series(reports)
     figure = Figure(figsize=(_WIDTH, _HEIGHT * len(series)), layout="constrained")
     for axes, (label, histograms) in zip(figure.subplots(len(series), squeeze=False)[:, 0], series, strict=True):
-        axes.set_title(f"{tool}: {label}")
+        axes.set_title(f"{tool}: {label}", parse_math=False)  # a name may hold dollars
         shown = [h for h in histograms if h is not None and h.count]
         if len(reports) == 1:
             _bars(axes, shown[0])

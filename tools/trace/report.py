@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tabulate import tabulate
-
+from ..output import printable, table
 from .histogram import Distribution
 
 
@@ -45,7 +44,7 @@ class HistogramSection:
     @property
     def label(self) -> str:
         """Whose it is, on one line."""
-        return " ".join(f"{value}" if key == "comm" else f"{key} = {value}" for key, value in self.by.items())
+        return " ".join(printable(value) if key == "comm" else f"{key} = {value}" for key, value in self.by.items())
 
     def text(self) -> str:
         heads = [line for line in (self.title, self.label) if line]
@@ -83,9 +82,7 @@ class Table:
 
     def text(self) -> str:
         rows = self.rows[: self.top or None]
-        body = self.picture or tabulate(
-            [list(row.values()) for row in rows], headers=list(rows[0]), disable_numparse=True
-        )
+        body = self.picture or table(rows)
         return f"{self.title}\n{body}" if self.title else body
 
     def json(self) -> Iterator[dict[str, Any]]:
@@ -118,9 +115,17 @@ class Stacks:
 
     def text(self) -> str:
         if self.folded:
-            return "\n".join(f"{';'.join((s.comm, *reversed(s.frames)))} {s.usecs}" for s in self.stacks)
+            return "\n".join(
+                f"{';'.join(map(_foldable, (s.comm, *reversed(s.frames))))} {s.usecs}" for s in self.stacks
+            )
         return "\n\n".join(
-            "\n".join([*(f"    {frame}" for frame in s.frames), f"    -  {s.comm} ({s.pid})", f"        {s.usecs}"])
+            "\n".join(
+                [
+                    *(f"    {printable(frame)}" for frame in s.frames),
+                    f"    -  {printable(s.comm)} ({s.pid})",
+                    f"        {s.usecs}",
+                ]
+            )
             for s in self.stacks
         )
 
@@ -135,3 +140,8 @@ class Stacks:
                 "count": s.count,
                 "frames": list(s.frames),
             }
+
+
+def _foldable(name: str) -> str:
+    """A name without the character that parts frames."""
+    return printable(name).replace(";", r"\x3b")

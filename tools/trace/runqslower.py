@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ...loaders import RingBuffer
+from ..output import printable
 from .report import Section, Table
 from .tool import Tool
 from .tracer import Tracer, comm, ffi
@@ -89,8 +90,9 @@ class TOOL(Tool):
             "" if self._headed else f"{'TIME':<8} {'COMM':<15} {'TID':>7} {'CPU':>3} {'LAT(us)':>8}  RAN INSTEAD (us)\n"
         )
         self._headed = True
-        who = f"{wait['at']:<8} {wait['comm']:<15} {wait['tid']:>7} {wait['cpu']:>3} {wait['usecs']:>8}  "
-        blamed = _lines([f"{c['comm']} {c['tid']} ({c['usecs']})" for c in wait["culprits"]], _WIDTH - len(who))
+        who = f"{wait['at']:<8} {printable(wait['comm']):<15} {wait['tid']:>7} {wait['cpu']:>3} {wait['usecs']:>8}  "
+        culprits = [f"{printable(c['comm'])} {c['tid']} ({c['usecs']})" for c in wait["culprits"]]
+        blamed = _lines(culprits, _WIDTH - len(who))
         return head + who + f"\n{'':{len(who)}}".join(blamed)
 
 
