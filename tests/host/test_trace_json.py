@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 from ghostbpf.tools.trace.command import TOOLS
+from ghostbpf.tools.trace.dsqlat import _NUMBERED
 from tracing import SCHEMA, objects, run_trace
 
 #: A command that blocks, runs, is preempted and moves.
@@ -31,7 +32,22 @@ VARIANTS: list[tuple[str, ...]] = [
     ("schedrun", "-g"),
 ]
 
+#: Readers that keep numbers as doubles (jq, JavaScript, sqlite) round from here on.
+EXACT = 1 << 53
+
 no_sched_ext = pytest.mark.skipif(Path("/sys/kernel/sched_ext").exists(), reason="this kernel has sched_ext")
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """Every number in a JSON document."""
+    match value:
+        case dict():
+            yield from numbers(list(value.values()))
+        case list():
+            for one in value:
+                yield from numbers(one)
+        case int() | float():
+            yield value
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +66,7 @@ def test_lines_are_as_the_schema_says(bcc: None, busy: tuple[str, ...], argument
     times = [datetime.fromisoformat(line["time"]) for line in (*reports, end)]
     assert times == sorted(times)
     assert all(time.tzinfo is not None for time in times)
+    assert max(numbers([*reports, end])) < EXACT
     # Nothing of the host is in an enclave, or of sched_ext.
     assert bool(reports) is (arguments not in (("schedghostidle",), ("schedrun", "-g"))) or arguments == ("runqslower",)
 
@@ -66,6 +83,36 @@ def test_schema_is_one() -> None:
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validators.validator_for(schema).check_schema(schema)
     assert set(schema["properties"]["tool"]["enum"]) == set(TOOLS)
+
+
+def integers(schema: Any, name: str = "") -> Iterator[str]:
+    """The names of the properties of a schema that are whole numbers."""
+    match schema:
+        case list():
+            for one in schema:
+                yield from integers(one, name)
+        case dict():
+            if "integer" in str(schema.get("type", "")):
+                yield name
+            for key, one in schema.items():
+                yield from integers(one, key)
+
+
+def test_no_id_or_address_of_64_bits_is_a_number() -> None:
+    names = set(integers(json.loads(SCHEMA.read_text())))
+    assert {"tid", "pid", "cpu", "count"} <= names
+    assert not [name for name in names if {"dsq", "gtid", "cgroup", "address", "cookie"} & set(name.split("_"))]
+
+
+@pytest.mark.parametrize(
+    "dsq", ["none", "LOCAL_ON 3", *(f"{name} 3" for name in _NUMBERED.values()), "0x0", f"{1 << 63 | 7:#x}"]
+)
+def test_dsq_is_a_name_or_a_hex_string(dsq: str) -> None:
+    line = {**HISTOGRAM, "tool": "dsqlat", "by": {"dsq": dsq, "enclave": 0}}
+    assert objects(json.dumps(line)) == [line]
+    line["by"] = {"dsq": 1 << 63 | 7, "enclave": 0}
+    with pytest.raises(jsonschema.ValidationError):
+        objects(json.dumps(line))
 
 
 END: dict[str, Any] = {
