@@ -49,7 +49,7 @@ class WakeLatency:
         maps = self._module.maps
         self._waits = PerCpuArray(maps["waits"], ffi, "u64")
         self._totals = MmapArray(maps["totals"], ffi, "struct wakelat_totals")
-        self._marks = Hash(maps["marks"], ffi, "s32", "u64")
+        self._marks = Hash(maps["marks"], ffi, "s32", "struct wakelat_mark")
         return self
 
     def __exit__(
@@ -63,7 +63,7 @@ class WakeLatency:
         """Watch task ``pid`` and all that it will fork."""
         pidfd = os.pidfd_open(pid)
         try:
-            self._marks[pidfd] = 0
+            self._marks[pidfd] = {}
         finally:
             os.close(pidfd)
 

@@ -7,11 +7,7 @@
  */
 #include "wakelat.h"
 
-struct mark {
-	u64 since; /* when it began to wait; 0 while it runs or sleeps */
-};
-
-BPF_TASK_STORAGE(marks, struct mark);
+BPF_TASK_STORAGE(marks, struct wakelat_mark);
 BPF_PERCPU_ARRAY(waits, u64, WAKELAT_BUCKETS);
 BPF_F_TABLE("array", u32, struct wakelat_totals, totals, 1, BPF_F_MMAPABLE);
 
@@ -32,12 +28,19 @@ static u32 bucket_of(u64 ns)
 	return (power - 2) * 8 + (ns >> (power - 3) & 7);
 }
 
+static u64 switches_of(struct task_struct *p)
+{
+	return p->nvcsw + p->nivcsw;
+}
+
 static void wait_begins(struct task_struct *p)
 {
-	struct mark *mark = marks.task_storage_get(p, 0, 0);
+	struct wakelat_mark *mark = marks.task_storage_get(p, 0, 0);
 
-	if (mark)
-		mark->since = bpf_ktime_get_ns();
+	if (!mark)
+		return;
+	mark->since = bpf_ktime_get_ns();
+	mark->switches = switches_of(p);
 }
 
 static struct wakelat_totals *the_totals(void)
@@ -82,7 +85,7 @@ BPF_PROG(wakelat_wakeup_new, struct task_struct *p)
 BPF_PROG(wakelat_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
 {
 	struct wakelat_totals *total = the_totals();
-	struct mark *mark;
+	struct wakelat_mark *mark;
 	u32 bucket;
 	u64 now, wait, *count;
 
@@ -101,6 +104,9 @@ BPF_PROG(wakelat_switch, bool preempt, struct task_struct *prev, struct task_str
 			total->last_on = now;
 		__sync_fetch_and_add(&total->switches, 1);
 	}
+	/* A run that was not seen has ended the wait. */
+	if (mark->switches != switches_of(next))
+		mark->since = 0;
 	if (!mark->since)
 		return 0;
 	wait = now - mark->since;

@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 #define WAKELAT_BUCKETS 512 /* 64 powers of two of 8 steps each: a percentile is right within an eighth */
 
+/* A marked task. */
+struct wakelat_mark {
+	u64 since; /* when it began to wait; 0 while it runs or sleeps */
+	u64 switches; /* how often it had left a CPU by then */
+};
+
 struct wakelat_totals {
 	u64 switches; /* marked tasks put on a CPU */
 	u64 longest_ns; /* the longest wait from wakeup to CPU */

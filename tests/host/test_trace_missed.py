@@ -16,12 +16,14 @@ from pathlib import Path
 
 import click
 import pytest
+from ghostbpf.experiments.wakelat import WakeLatency
+from ghostbpf.loaders import Array, Link, Target
 from ghostbpf.tools.trace.command import command, load
 from ghostbpf.tools.trace.filters import Filters
 from ghostbpf.tools.trace.loop import Output, Printer
 from ghostbpf.tools.trace.report import HistogramSection
 from ghostbpf.tools.trace.tool import Request, Tool
-from ghostbpf.tools.trace.tracer import Missed
+from ghostbpf.tools.trace.tracer import Missed, ffi
 from tracing import Task, is_asleep, objects, run_together, spin, tracing, wait_until
 
 pytestmark = pytest.mark.usefixtures("bcc")
@@ -362,3 +364,33 @@ def test_filter_that_matches_no_more_misses_nothing(task: Callable[..., Task]) -
             worker.run()
     assert traced.count() > 0
     assert traced.missed <= (worker.figures()).hidden
+
+
+def test_task_that_sleeps_waits_in_no_queue_though_it_was_not_seen_to_come_on(holder: Holder) -> None:
+    # Of this class it is not preempted.
+    os.sched_setscheduler(holder.pid, os.SCHED_FIFO, os.sched_param(1))
+    with make("runqlen", tid=holder.pid) as tool:
+        with missing(tool, "filtered_sched_switch"):
+            holder.come_on()
+        holder.sleep()
+        queues = Array(tool.tracer.map("queues"), ffi(), "u64")
+        assert set(queues.values()) == {0}
+
+
+def test_wake_latency_of_the_benchmarks_takes_no_sleep_for_a_wait(holder: Holder) -> None:
+    with WakeLatency() as latency:
+        latency.mark(holder.pid)
+        before = holder.task.figures()
+        *_, wakeup, _, switch = latency._links
+        switch.close()
+        holder.turn()
+        wakeup.close()
+        latency._links.append(
+            Link.tracepoint(latency._module.load("wakelat_switch", Target.tracepoint("sched_switch")))
+        )
+        time.sleep(SLEEP)
+        holder.turn()
+        found = holder.task.figures() - before
+        seen = latency.read()
+    assert seen.switches > 0
+    assert seen.longest <= 1e9 * (found.waited + found.slack) + 2e6
