@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from ghostbpf.loaders import abi, attach, sched_ext
 from ghostbpf.loaders.link import Module, Target
-from ghostbpf.loaders.maps import Array
+from ghostbpf.loaders.maps import Array, PerCpuArray
 from ghostbpf.loaders.object import Object
+from tracing import Task, spin_for
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,18 @@ def compiled(build: Callable[[str], Object]) -> Object:
 
             if (times && prev->tgid == LINK_CONSTANT(who))
                 __sync_fetch_and_add(times, 1);
+            return 0;
+        }
+
+        BPF_PERCPU_ARRAY(samples, u64, 1);
+
+        int sample(struct bpf_perf_event_data *ctx)
+        {
+            u32 zero = 0;
+            u64 *count = samples.lookup(&zero);
+
+            if (count)
+                *count += 1;
             return 0;
         }
 
@@ -119,3 +132,29 @@ def test_kernel_log_that_cannot_be_read_tells_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sched_ext, "_KMSG", tmp_path / "none")
     with sched_ext.KernelLog() as log:
         assert log.lines() == []
+
+
+def test_samplers_sample_each_cpu_until_they_are_closed(
+    module: Module, task: Callable[..., Task], open_fds: Callable[[], dict[int, str]]
+) -> None:
+    counts = PerCpuArray(module.maps["samples"], abi.load(), "u64")
+    online = attach.online_cpus()
+    spinners = [task(spin_for(0.3), cpu=cpu) for cpu in online]
+    with module.load("sample", Target.perf_event()) as program:
+        fds = open_fds()
+        with attach.Samplers(program, 1000) as samplers:
+            for spinner in spinners:
+                spinner.go()
+            for spinner in spinners:
+                spinner.finish()
+            before = open_fds()
+            samplers.follow()
+            # All are alive: none was opened again.
+            assert open_fds() == before
+            assert len(before) == len(fds) + len(online)
+            found = list(counts[0])
+        assert open_fds() == fds
+        assert all(found[cpu] > 30 for cpu in online)
+        found = list(counts[0])
+        spin_for(0.05)()
+        assert list(counts[0]) == found
