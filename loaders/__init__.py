@@ -26,7 +26,7 @@ objects of a kind (``Iterator``). Everything raises GhostError; see ``errors`` f
 """
 
 from . import abi, sched_ext
-from .attach import Iterator, Link, Sampler
+from .attach import Iterator, Link, Sampler, Samplers
 from .btf import Btf
 from .compiler import compile
 from .errors import (
@@ -68,6 +68,7 @@ __all__ = [
     "ProgramType",
     "RingBuffer",
     "Sampler",
+    "Samplers",
     "StructOps",
     "Target",
     "VerifierError",

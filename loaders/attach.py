@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
+from pathlib import Path
 from typing import Self
 
 from ._libbpf import check, ffi, lib, libc
+from .closing import Closing
 from .errors import BpfError, KernelUnsupported
 from .handle import Handle, open_pinned
 from .link import Program
@@ -21,7 +24,10 @@ _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "s390x": 331,
 _SOFTWARE, _CPU_CLOCK, _ATTR_BYTES = 1, 0, 136
 # The bit of perf_event_attr's flags that makes a frequency of the period.
 _FREQ = 1 << 10
+# Of read_format: what is read is the count, and for how many ns the event has been enabled.
+_TIME_ENABLED = 1
 _CLOEXEC = 8
+_ONLINE = Path("/sys/devices/system/cpu/online")
 _SET_BPF, _ENABLE = 0x40042408, 0x2400
 
 
@@ -35,7 +41,10 @@ class Link(Handle):
 
 
 class Sampler(Handle):
-    """A program run at a steady rate on one CPU, by the kernel's software clock event; closing it ends that."""
+    """A program run at a steady rate on one CPU, by the kernel's software clock event; closing it ends that.
+
+    The kernel takes the event out for good when the CPU goes offline: once the CPU is back, it takes another Sampler.
+    """
 
     @classmethod
     def on_cpu(cls, program: Program, cpu: int, hertz: int) -> Self:
@@ -44,7 +53,8 @@ class Sampler(Handle):
         if number is None:
             raise KernelUnsupported("perf_event_open", f"its number on {os.uname().machine} is not known here")
         # struct perf_event_attr {type, size, config, sample_freq, sample_type, read_format, flags}
-        attr = struct.pack("=IIQQQQQ", _SOFTWARE, _ATTR_BYTES, _CPU_CLOCK, hertz, 0, 0, _FREQ).ljust(_ATTR_BYTES, b"\0")
+        attr = struct.pack("=IIQQQQQ", _SOFTWARE, _ATTR_BYTES, _CPU_CLOCK, hertz, 0, _TIME_ENABLED, _FREQ)
+        attr = attr.ljust(_ATTR_BYTES, b"\0")
         arguments = (ffi.cast("int", value) for value in (-1, cpu, -1))
         fd = libc.syscall(number, ffi.from_buffer(attr), *arguments, ffi.cast("unsigned long", _CLOEXEC))
         sampler = cls(check(-ffi.errno if fd < 0 else fd, f"sample CPU {cpu}"))
@@ -55,6 +65,52 @@ class Sampler(Handle):
             sampler.close()
             raise BpfError(f"sample CPU {cpu}", error.errno or 0) from None
         return sampler
+
+    def is_alive(self) -> bool:
+        """Whether its CPU has been online ever since: a dead event's time stands still."""
+        before = self._enabled_ns()
+        return self._enabled_ns() > before
+
+    def _enabled_ns(self) -> int:
+        return int(struct.unpack("=QQ", os.read(self.fd, 16))[1])
+
+
+class Samplers(Closing):
+    """A Sampler on each CPU that is online; ``follow()`` is to be called now and then, as CPUs go and come back."""
+
+    def __init__(self, program: Program, hertz: int) -> None:
+        self._program, self._hertz = program, hertz
+        self._samplers: dict[int, Sampler] = {}
+        try:
+            self.follow()
+        except BaseException:
+            self.close()
+            raise
+
+    def follow(self) -> None:
+        """Sample the CPUs that are online now, those that were offline meanwhile included."""
+        online = set(online_cpus())
+        for cpu, sampler in list(self._samplers.items()):
+            if cpu not in online or not sampler.is_alive():
+                self._samplers.pop(cpu).close()
+        for cpu in online - self._samplers.keys():
+            try:
+                self._samplers[cpu] = Sampler.on_cpu(self._program, cpu, self._hertz)
+            except BpfError as error:
+                # The CPU has gone offline since we looked.
+                if error.errno != errno.ENODEV:
+                    raise
+
+    def close(self) -> None:
+        """Sample no more."""
+        while self._samplers:
+            self._samplers.popitem()[1].close()
+
+
+def online_cpus() -> list[int]:
+    """The numbers of the CPUs that are online now."""
+    ranges = (part.partition("-") for part in _ONLINE.read_text().strip().split(","))
+    return [cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)]
 
 
 class Iterator(Handle):

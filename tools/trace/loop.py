@@ -116,6 +116,7 @@ def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int
         started = last = tool.tracer.started
         status = 0
         for reported in _moments(pace, time.monotonic(), child):
+            tool.tracer.follow_hotplug()
             printer.show(tool.poll())
             if reported:
                 now = time.monotonic()

@@ -16,15 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from ...loaders import Array, Hash, KernelUnsupported, Link, Module, PerCpuArray, Program, Sampler, Target, abi, compile
+from ...loaders import Array, Hash, KernelUnsupported, Link, Module, PerCpuArray, Program, Target, abi, compile
 from ...loaders._libbpf import info_by_fd
+from ...loaders.attach import Samplers
 from ...loaders.btf import Btf
 from ...loaders.errors import PermissionMissing
 from ...loaders.maps import Map
 from ...loaders.source import BPF_DIR
 from ...schedulers.core import CORE, Core
 from ...schedulers.errors import Ejected, StalePins
-from ...schedulers.topology import Topology
 from .filters import By, Filters
 from .histogram import Histogram
 
@@ -32,6 +32,8 @@ TRACERS = BPF_DIR / "tracers"
 _PIDFD_THREAD = os.O_EXCL
 _TRACEPOINT, _FOLLOW, _NAMED, _FILTERED = "tp_", "follow_", "named_", "filtered_"
 _SWITCH = "sched_switch"
+#: How soon a CPU that has come online is sampled. Each look disturbs every CPU for a moment.
+_HOTPLUG_SECONDS = 0.5
 
 #: Of the core, where one is attached: who is in which enclave, and when a CPU last asked for a task.
 _FROM_CORE = ("tasks", "enclaves", "cpus")
@@ -97,6 +99,8 @@ class Tracer:
         self._open.callback(self.module.close)
         self.programs: dict[str, Program] = {}
         self.links: dict[str, Link] = {}
+        self._samplers: Samplers | None = None
+        self._look_again = 0.0
         self._filters = filters
 
     def __enter__(self) -> Self:
@@ -144,10 +148,15 @@ class Tracer:
         return self._open.enter_context(context)
 
     def sample(self, hertz: int) -> None:
-        """Run its function ``perf_sample`` on each CPU, ``hertz`` times a second."""
+        """Run its function ``perf_sample`` on each CPU that is online, ``hertz`` times a second."""
         program = self.keep(self.module.load("perf_sample", Target.perf_event()))
-        for cpu in Topology.from_sysfs().all_cpus:
-            self.keep(Sampler.on_cpu(program, cpu, hertz))
+        self._samplers = self.keep(Samplers(program, hertz))
+
+    def follow_hotplug(self) -> None:
+        """Sample CPUs that have come online since the last call; to be called now and then."""
+        if self._samplers is not None and time.monotonic() >= self._look_again:
+            self._samplers.follow()
+            self._look_again = time.monotonic() + _HOTPLUG_SECONDS
 
     def mark(self, tid: int) -> None:
         """Trace task ``tid`` and all that it will fork; nothing where it has ended."""
