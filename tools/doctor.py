@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -19,7 +20,9 @@ import click
 from ..loaders import _bcc, _libbpf, capabilities, sched_ext
 from ..loaders.btf import VMLINUX, Btf, Kind
 from ..loaders.errors import GhostError
+from ..schedulers import limits
 from ..schedulers.core import BPFFS
+from ..schedulers.enclave import Enclaves
 from .output import json_option, printable
 
 _PARTITION = "a cpuset partition instead: CMD has to be in its cgroup before it joins an enclave of its CPUs"
@@ -167,6 +170,18 @@ def _isolcpus(what: str) -> Row:
     return Row(what, "ok", isolcpus or "none")
 
 
+def _cgroup_limits(what: str) -> Row:
+    found = {limit.cgroup: limit for limit in limits.of_task(os.getpid())}
+    # Looking into enclaves takes rights that doctor has a row for.
+    with contextlib.suppress(GhostError):
+        for task in enclaves.core.tasks() if (enclaves := Enclaves.open()) is not None else ():
+            found |= {limit.cgroup: limit for limit in limits.of_task(task.tid) if task.enclave}
+    if not found:
+        return Row(what, "ok", "none here, or of a task in an enclave")
+    cure = "none: the kernel leaves them to the scheduler; limit tasks by the enclave's CPUs"
+    return Row(what, "warn", f"do not hold in an enclave: {'; '.join(map(str, found.values()))}", cure)
+
+
 def _hz(what: str) -> Row:
     # The coarse clock (CLOCK_MONOTONIC_COARSE, 6) advances one tick at a time.
     tick = time.clock_getres(6)
@@ -190,6 +205,7 @@ _CHECKS: dict[str, Callable[[str], Row]] = {
     "bpffs": _bpffs,
     "PREEMPT_RT": _preempt_rt,
     "isolcpus": _isolcpus,
+    "cgroup limits": _cgroup_limits,
     "HZ": _hz,
     "Python": _python,
 }

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPU limits of control groups (version 2): ``cpu.max``, ``cpu.weight`` and ``cpu.idle``.
+
+The kernel applies them to tasks of the fair class alone, and leaves those of SCHED_EXT to the scheduler. Here no
+policy has any part of them: a task in an enclave has neither the limits of its cgroup nor those of the cgroups above.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..loaders.errors import GhostError
+from .cgroups import mount_point
+from .processes import ProcTask
+
+#: What says of each file that there is no limit.
+_UNLIMITED = {"cpu.max": "max", "cpu.weight": "100", "cpu.idle": "0"}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The ``settings`` of one cgroup that are limits, each as in its file: "cpu.max 10000 100000"."""
+
+    cgroup: str
+    settings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.settings)} of cgroup {self.cgroup}"
+
+
+def of_task(tid: int) -> list[Limit]:
+    """The limits that task ``tid`` has in the fair class, its own cgroup's first; none where it is gone."""
+    try:
+        cgroup = ProcTask(tid).cgroup
+        return list(at_and_above(cgroup, mount_point())) if cgroup else []
+    except (OSError, GhostError):
+        return []
+
+
+def at_and_above(cgroup: str, root: Path) -> Iterator[Limit]:
+    """The limits of ``cgroup`` and of those above it, below the mount point ``root``.
+
+    In a cgroup namespace the root has files of its own, which are the limits of the namespace's first cgroup.
+    """
+    for name, directory in lineage(cgroup, root):
+        if settings := _settings(directory):
+            yield Limit(name, settings)
+
+
+def lineage(cgroup: str, root: Path) -> Iterator[tuple[str, Path]]:
+    """The names and directories of ``cgroup`` and of those above it, up to the mount point ``root``."""
+    parts = [part for part in cgroup.split("/") if part]
+    if ".." in parts:
+        parts = []  # a cgroup outside the reader's cgroup namespace has no directory here
+    for depth in range(len(parts), -1, -1):
+        yield "/" + "/".join(parts[:depth]), root.joinpath(*parts[:depth])
+
+
+def everywhere(root: Path) -> Iterator[Limit]:
+    """The limits of every cgroup below the mount point ``root``."""
+    for directory, subdirectories, _ in os.walk(root):
+        subdirectories.sort()
+        if settings := _settings(Path(directory)):
+            yield Limit("/" + str(Path(directory).relative_to(root)).removeprefix("."), settings)
+
+
+def _settings(directory: Path) -> tuple[str, ...]:
+    found = {}
+    for name, unlimited in _UNLIMITED.items():
+        # Without the cpu controller, and at the root, there is no such file.
+        with contextlib.suppress(OSError):
+            value = (directory / name).read_text().strip()
+            if value.split()[:1] != [unlimited]:
+                found[name] = value
+    if "cpu.idle" in found:
+        found.pop("cpu.weight", None)  # the weight of an idle cgroup is 0 and cannot be set
+    return tuple(f"{name} {value}" for name, value in found.items())
