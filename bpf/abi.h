@@ -89,7 +89,7 @@ struct task_ctx {
 	u32 committed; /* by an agent */
 	u32 lingers; /* it last stayed on its CPU when it had woken another and was about to sleep */
 	u32 reenqueued; /* times it was re-enqueued since it last ran */
-	u32 reserved;
+	u32 released_by; /* the process (tgid) of a loader that is about to take it out of the class; 0: none */
 };
 
 /* Per enclave and CPU. Events since the enclave was made; runtime in ns. */
@@ -131,6 +131,23 @@ struct task_record {
 	u16 forking; /* it may have a child, or thread, that is not to be seen yet */
 	u64 runtime_ns; /* sum_exec_runtime */
 	char comm[16];
+	u32 elsewhere; /* none of the enclave's CPUs may run it now: it runs outside them */
+	u32 reserved;
+};
+
+/* A task that left its enclave, and not by a loader's hand. */
+struct departure {
+	s32 tid;
+	s32 tgid;
+	char comm[16];
+};
+
+#define DEPARTURES_KEPT 8
+
+/* Those of one enclave since it was made; departure n, counted from 0, is at n % DEPARTURES_KEPT. */
+struct departures {
+	u64 count;
+	struct departure last[8];
 };
 
 /*

@@ -14,6 +14,7 @@
  */
 #include "sched.bpf.h"
 #include "serve.bpf.h"
+#include "departures.bpf.h"
 
 #define PF_KTHREAD 0x00200000
 #define FALLBACK_SLICE (5 * 1000000ULL)
@@ -389,6 +390,8 @@ BPF_PROG(core_disable, struct task_struct *p)
 	t->enabled = 0;
 	t->left = !lender || lender->prio >= MAX_RT_PRIO;
 	id = membership(t, &e);
+	if (id && t->left && !(p->flags & PF_EXITING) && !is_released(t))
+		note_departure(id, p);
 	if (id && e)
 		slot_disable.call(ctx, slot_of(id, e));
 	return 0;

@@ -35,6 +35,27 @@ int call_join(struct join_args *args)
 	return error;
 }
 
+/*
+ * A loader is about to hand a task back. A boosted task is out of the class already, and its next class change calls no
+ * op: from here on it counts as having left.
+ */
+int call_release(struct join_args *args)
+{
+	struct task_struct *p = bpf_task_from_pid(args->tid);
+	struct task_ctx *t;
+
+	if (!p)
+		return -3; /* ESRCH */
+	t = task_ctx_of(p);
+	if (t) {
+		t->released_by = bpf_get_current_pid_tgid() >> 32;
+		if (!t->enabled && p->__state != TASK_NEW)
+			t->left = 1;
+	}
+	bpf_task_release(p);
+	return 0;
+}
+
 /* A queue whose enclave goes away is served by every CPU until it is empty. */
 int call_set_stray(struct join_args *args)
 {
@@ -69,6 +90,29 @@ static bool is_forking(struct task_struct *p)
 #endif
 }
 
+/*
+ * Is p out of the class for as long as it has the priority of a real-time task that waits for a lock of p's? It is a
+ * member all the while. (A task that is being made is not in the class yet.)
+ */
+static bool is_boosted(struct task_struct *p, struct task_ctx *t)
+{
+	return !t->enabled && !t->left && t->enclave && p->policy == SCHED_EXT && p->__state != TASK_NEW;
+}
+
+/* Are all CPUs that may run p outside those of e that run its tasks now? */
+static bool runs_elsewhere(struct task_struct *p, struct enclave *e)
+{
+	struct core *c = the_core();
+	u64 any = 0;
+
+	if (!c)
+		return false;
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++)
+		any |= usable(e, c, p->cpus_ptr, i);
+	return !any;
+}
+
 int iter_tasks(struct bpf_iter__task *ctx)
 {
 	struct bpf_iter_meta *meta = ctx->meta;
@@ -82,7 +126,7 @@ int iter_tasks(struct bpf_iter__task *ctx)
 	t = task_ctx_of(p);
 	if (!t)
 		return 0;
-	record.enabled = t->enabled;
+	record.enabled = t->enabled || is_boosted(p, t);
 	record.forking = is_forking(p);
 	if (!record.enabled && !record.forking)
 		return 0;
@@ -94,6 +138,7 @@ int iter_tasks(struct bpf_iter__task *ctx)
 		record.enclave = t->enclave; /* also where the enclave is going: its destroyer looks for them */
 	else
 		record.enclave = membership(t, &e);
+	record.elsewhere = record.enclave && e && runs_elsewhere(p, e);
 	record.cpu = scx_bpf_task_cpu(p);
 	record.on_cpu = p->on_cpu;
 	record.runtime_ns = p->se.sum_exec_runtime;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Array, Map, MmapArray, possible_cpus
 from ..loaders.object import Object
 from . import pids
-from .core import ROOT, constant, ffi, make_private, text
+from .core import ROOT, Core, constant, ffi, make_private, text
 from .cpuset import CpuSet
 from .policy import LoadedPolicy, Policy
 from .tasks import set_policy
@@ -170,9 +171,10 @@ class AgentHalf(Policy):
         return replace(loaded, maps={name: m for name, m in loaded.maps.items() if name not in SHARED})
 
 
-def stand_apart(tid: int, *, full: bool) -> None:
+def stand_apart(tid: int, core: Core) -> None:
     """Have agent ``tid`` (0: the caller) scheduled before its enclave's tasks, and by nobody's agent."""
-    if full:
+    core.release(tid or threading.get_native_id())
+    if core.full:
         # Whatever is of the fair class is in an enclave.
         set_policy(tid, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, _RT_PRIORITY)
     else:

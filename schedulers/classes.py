@@ -71,21 +71,23 @@ class Pusher:
     """Moves tasks to class ``target``, into ``enclave`` where that is ext."""
 
     def __init__(self, target: SchedulingClass, enclave: Enclave | None = None) -> None:
-        self.target, self._enclave, self._full_core = target, enclave, None
-        # One who may not look has no part in an enclave that schedules everything.
+        self.target, self.enclave, self._core = target, enclave, None
+        # Without the right to open the core there is no part in an enclave that schedules everything.
         with contextlib.suppress(GhostError):
-            if enclave is None and (enclaves := Enclaves.open()) is not None and enclaves.core.full:
-                self._full_core = enclaves.core
+            if enclave is None and (enclaves := Enclaves.open()) is not None:
+                self._core = enclaves.core
 
     def push(self, tid: int) -> bool:
         """Move task ``tid``; False where it was there already. Raises TaskError, and NoSuchEnclave when that goes."""
-        if self._enclave is not None:
-            return self._push_into(self._enclave, tid)
+        if self.enclave is not None:
+            return self._push_into(self.enclave, tid)
         if SchedulingClass.of(tid) == self.target:
             return False
+        if self._core is not None:
+            self._core.release(tid)
         set_policy(tid, _POLICIES[self.target.name], self.target.priority)
-        if self._full_core is not None:
-            self._full_core.join(tid, 0, 0)
+        if self._core is not None and self._core.full:
+            self._core.join(tid, 0, 0)
         return True
 
     def _push_into(self, enclave: Enclave, tid: int) -> bool:

@@ -49,7 +49,7 @@ DUMP_BYTES = 32768
 #: The maps that policies share with the core.
 _SHARED = ("tasks", "enclaves", "cpus", "core", "counters")
 _SLOTS = tuple(f"slot_{op}" for op in OPS)
-_CALLS = ("call_join", "call_set_stray", "call_hand_over")
+_CALLS = ("call_join", "call_set_stray", "call_hand_over", "call_release")
 
 
 @functools.cache
@@ -71,7 +71,10 @@ def constant(name: str) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """A task in the ext class; ``enclave`` is 0 where it is in none, ``cpu`` where it ran last."""
+    """A task in the ext class; ``enclave`` is 0 where it is in none, ``cpu`` where it ran last.
+
+    ``elsewhere``: none of its enclave's CPUs may run it now, so the core's built-in FIFO runs it outside them.
+    """
 
     tid: int
     pid: int
@@ -80,6 +83,7 @@ class Task:
     on_cpu: bool
     runtime_ns: int
     comm: str
+    elsewhere: bool = False
 
 
 class Core:
@@ -92,6 +96,7 @@ class Core:
         self.cpus = MmapArray(maps["cpus"], ffi(), "struct cpu")
         self.state = MmapArray(maps["core"], ffi(), "struct core")[0]
         self.counters = PerCpuArray(maps["counters"], ffi(), "struct counters")
+        self.departures = MmapArray(maps["departures"], ffi(), "struct departures")
         self.slots = {op: Hash(maps[f"slot_{op}"], ffi(), "u32", "u32") for op in OPS}
         self._watches: dict[str, Handle] = {}
 
@@ -167,7 +172,7 @@ class Core:
         with _private():
             if not (CORE / "link").exists():
                 return None
-        names = [*_SHARED, *_SLOTS, "exit_info"]
+        names = [*_SHARED, *_SLOTS, "exit_info", "departures"]
         try:
             maps = {name: Map.open(CORE / name) for name in names}
             if (ejected := _exit_record(maps["exit_info"])) is not None:
@@ -205,6 +210,11 @@ class Core:
         before = ffi().from_buffer("struct join_args *", left)
         return result, before.enclave, before.generation
 
+    def release(self, tid: int) -> None:
+        """Announce that this process takes task ``tid`` out of the class: it does not leave by itself."""
+        record = ffi().new("struct join_args *", {"tid": tid})
+        self._programs["call_release"].run(bytes(ffi().buffer(record)))
+
     def set_stray(self, enclave: int, on: bool) -> int:
         """Have every CPU serve ``enclave``'s queue, or only its own again; how many tasks wait there."""
         record = ffi().new("struct join_args *", {"tid": int(on), "enclave": enclave})
@@ -220,7 +230,10 @@ class Core:
         records = [r for r in self._task_records() if r.enabled]
         local = pids.to_local(number for r in records for number in (r.tid, r.tgid))
         return [
-            Task(local[r.tid], local.get(r.tgid, 0), r.enclave, r.cpu, bool(r.on_cpu), r.runtime_ns, text(r.comm))
+            Task(
+                *(local[r.tid], local.get(r.tgid, 0), r.enclave, r.cpu),
+                *(bool(r.on_cpu), r.runtime_ns, text(r.comm), bool(r.elsewhere)),
+            )
             for r in records
             if r.tid in local
         ]

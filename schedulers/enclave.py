@@ -52,6 +52,19 @@ class Counters:
     runtime_ns: int
 
 
+@dataclass(frozen=True)
+class Departures:
+    """How many tasks left an enclave by themselves since it was made; the last ones by tid and name, oldest first."""
+
+    count: int
+    last: tuple[tuple[int, str], ...]
+
+    def since(self, count: int) -> Self:
+        """Those after the first ``count``."""
+        more = self.count - count
+        return type(self)(more, self.last[-more:] if more else ())
+
+
 class Enclaves:
     """All enclaves of this machine, through the attached core."""
 
@@ -267,8 +280,15 @@ class Enclave:
         rows = [list(vars(row).values()) for row in self.per_cpu().values()]
         return Counters(*map(sum, zip(*rows, strict=True))) if rows else Counters(0, 0, 0, 0, 0, 0)
 
+    def departures(self) -> Departures:
+        """The tasks that left the ext class, and so the enclave, by themselves, or by a program that is no loader."""
+        record = self.core.departures[self.id]
+        count, kept = int(record.count), len(record.last)
+        last = (record.last[number % kept] for number in range(max(count - kept, 0), count))
+        return Departures(count, tuple((int(one.tid), _core.text(one.comm)) for one in last))
+
     def tasks(self) -> list[Task]:
-        """Its tasks that are in the ext class."""
+        """Its tasks that are in the ext class, or out of it only while they hold a real-time task's lock."""
         return [task for task in self.core.tasks() if task.enclave == self.id]
 
     def add(self, tid: int) -> None:
@@ -356,6 +376,7 @@ class Enclave:
         self._empty(1)
         self._fill(0, loaded)
         self.core.counters.clear(self.id)
+        self.core.departures[self.id].count = 0
         record.generation += 1
         record.bank, record.swaps, record.leftover, record.uid = 0, 0, 0, os.getuid()
         self.created_ns = record.created_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -424,6 +445,7 @@ class Enclave:
                 cpu.enclave = 0
 
     def _hand_back(self, tid: int) -> None:
+        self.core.release(tid)
         tasks.set_policy(tid, os.SCHED_OTHER)
         if self.core.full:
             self._join(tid, 0, 0)

@@ -138,7 +138,7 @@ class Enrolment:
             # One that became an agent meanwhile left the enclave for that, but perhaps before it was put there.
             for tid in _agents(self.enclave) & causes.keys():
                 with contextlib.suppress(TaskError):
-                    stand_apart(tid, full=self.enclave.core.full)
+                    stand_apart(tid, self.enclave.core)
         yield from (outcome for outcome in outcomes if outcome is not None)
 
     def _add(self, task: ProcTask, cause: str) -> Outcome | None:
@@ -153,6 +153,20 @@ class Enrolment:
             self._refused.add(task.tid)
             error = refusal.reason
         return Outcome(task.tid, pid, comm, cause, error)
+
+    def left_out(self) -> dict[int, str]:
+        """The processes that fit and are not in the enclave, by pid, and their names; agents are none of them.
+
+        Nor are this process and those that it descends from: they are not meant to be scheduled. Of a process its first
+        thread is looked at, for there may be many.
+        """
+        apart = {os.getpid(), *ProcTask(os.getpid()).ancestors} | _agents(self.enclave) | self._inside()
+        found = {}
+        for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdecimal()):
+            if pid not in apart and self.rule.fits_now(pid):
+                with contextlib.suppress(OSError):
+                    found[pid] = ProcTask(pid).comm
+        return found
 
     def _inside(self) -> set[int]:
         return {task.tid for task in self.enclave.tasks()}

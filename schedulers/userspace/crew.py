@@ -264,7 +264,7 @@ def _run_on(cpu: int, enclave: Enclave, half: AgentHalf, values: dict[str, int],
 
 def _stand_apart(enclave: Enclave) -> None:
     """Before what it schedules, and out of reach of the memory it might have to wait for."""
-    stand_apart(0, full=enclave.core.full)
+    stand_apart(0, enclave.core)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mlockall(_MCL_ALL)
     libc.prctl(_PR_SET_TIMERSLACK, 1)  # or slices would be 50 us longer
@@ -273,7 +273,7 @@ def _stand_apart(enclave: Enclave) -> None:
 def _take_over(agent: Agent) -> None:
     agent.take_over()
     # Enrolment by rule may have put it into an enclave before, but leaves alone who is in charge.
-    stand_apart(0, full=agent.enclave.core.full)
+    stand_apart(0, agent.enclave.core)
 
 
 def _one_line(error: BaseException) -> str:
