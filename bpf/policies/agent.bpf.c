@@ -295,12 +295,39 @@ BPF_PROG(agent_stopping, struct task_struct *p, bool runnable)
 	return 0;
 }
 
+/*
+ * A real-time task waits for a lock of p's and lends p its priority: p is out of the class until it lets go. It keeps its
+ * gtid and its word, and for the agent it sleeps.
+ */
+static void tell_away(struct task_struct *p, struct agent_task *a)
+{
+	a->latched = 0;
+	tell_blocked(p, a);
+}
+
+/* A task whose policy was changed while it was away ends outside the class: no op tells of its end. */
+static void tell_end_of_absent(struct task_struct *p)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+	struct task_ctx *t = a && a->word ? task_ctx_of(p) : NULL;
+
+	if (a && t && !t->enabled)
+		tell_gone(p, a, MSG_TASK_DEAD);
+}
+
 BPF_PROG(agent_disable, struct task_struct *p)
 {
 	struct agent_task *a = agent_task_of(p, 0);
+	struct task_ctx *t = task_ctx_of(p);
 
-	if (a)
-		tell_gone(p, a, p->flags & PF_EXITING ? MSG_TASK_DEAD : MSG_TASK_DEPARTED);
+	if (!a)
+		return 0;
+	if (p->flags & PF_EXITING)
+		tell_gone(p, a, MSG_TASK_DEAD);
+	else if (t && !t->left)
+		tell_away(p, a);
+	else
+		tell_gone(p, a, MSG_TASK_DEPARTED);
 	return 0;
 }
 
@@ -346,6 +373,7 @@ BPF_PROG(tp_sched_process_exit, struct task_struct *p)
 	u32 tid = p->pid, *number = agents.lookup(&tid);
 	struct channel *ch = number ? channel_at(*number) : NULL;
 
+	tell_end_of_absent(p);
 	if (!ch)
 		return 0;
 	stop_spinning(tid);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The completely fair scheduler, as Linux had it until 6.5, all in BPF: CPU time in proportion to weight.
+ * The completely fair scheduler, as Linux had it until 6.5, all in BPF: CPU time in proportion to weight, which is
+ * that of the nice value. (The kernel applies cpu.weight, cpu.max and cpu.idle of a cgroup to the fair class alone.)
  *
  * Each CPU has a queue in order of vtime, which is the CPU time that a task has had, divided by its weight: the first
  * in the queue has had least, and runs next. A CPU's clock is the least vtime of those that run or wait there. Whoever
@@ -263,6 +264,7 @@ BPF_PROG(cfs_bpf_running, struct task_struct *p)
 	if (!t)
 		return 0;
 	place(p, t, here);
+	t->charged = p->se.sum_exec_runtime; /* what p ran outside, boosted or as no member, cost this enclave nothing */
 	set_clock(here, t->vtime);
 	return 0;
 }
