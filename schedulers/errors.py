@@ -59,6 +59,19 @@ class TaskError(GhostError):
         self.pid, self.reason = pid, reason
 
 
+class NoUsableCpu(GhostError):
+    """A task may use the CPUs ``allowed``, none of them enclave ``id``'s; ``cpuset`` names the cgroup at fault."""
+
+    def __init__(self, id: int, cpus: str, allowed: str, cpuset: str | None):
+        by = "by its affinity" if cpuset is None else f"by the cpuset of cgroup {cpuset}"
+        other = f"taskset -c {cpus} …" if cpuset is None else f"a cgroup that has CPU {cpus}"
+        super().__init__(
+            f"the command may use CPU {allowed} {by}, and enclave {id} has CPU {cpus}: it could run nowhere in there",
+            cure=f"an enclave of other CPUs, --cpus {allowed}, or {other}",
+        )
+        self.id, self.allowed, self.cpuset = id, allowed, cpuset
+
+
 class SchedulerBusy(GhostError):
     """Another sched_ext scheduler, ``ops``, runs; the kernel allows one."""
 

@@ -20,7 +20,8 @@ from ..schedulers.errors import Ejected, NoSuchEnclave, StalePins
 from ..schedulers.policy import find
 from ..schedulers.processes import Rule
 from ..schedulers.registry import POLICIES
-from ..schedulers.tasks import check
+from ..schedulers.tasks import check, threads
+from .caveats import Caveats, counted, few, left_line, named
 from .enrol import enrol, follow, report
 from .output import human_ns, json_option, printable, printable_lines, show
 from .watch import watch
@@ -31,6 +32,7 @@ Examples:
   ghostbpf enclave show 1 --tasks
   sudo ghostbpf enclave add 1 4711 4712     two processes, every thread
   sudo ghostbpf enclave add 1 --tid 4713    one thread alone
+  sudo ghostbpf enclave add 1 4711 --tree   with all its descendants
   sudo ghostbpf enclave add 1 --cgroup user.slice --follow
   sudo ghostbpf enclave enrol 1 --comm 'nginx*'   by rule, until Ctrl-C
   sudo ghostbpf enclave swap 1 rr --set slice=2ms
@@ -71,17 +73,24 @@ def show_one(id: int, tasks: bool, as_json: bool) -> None:
     listed = _task_rows(enclave) if tasks else []
     agent = enclave.agent
     if as_json:
-        document = {**_row(enclave), "counters": vars(enclave.counters()), "per_cpu": per_cpu}
+        left = enclave.departures()
+        document = {
+            **_row(enclave),
+            "left": {"count": left.count, "last": [{"tid": tid, "comm": comm} for tid, comm in left.last]},
+            "counters": vars(enclave.counters()),
+            "per_cpu": per_cpu,
+        }
         if agent is not None:
             document["agent"] = vars(agent)
         click.echo(json.dumps({**document, "task_list": listed} if tasks else document))
         return
     for name, value in _row(enclave).items():
-        click.echo(f"{name:>8}: {printable(str(value))}")
+        click.echo(f"{name:>9}: {printable(str(value))}")
+    click.echo(f"{'left':>9}: {printable(left_line(enclave.departures()))}")
     if agent is not None:
-        click.echo(f"{'agent':>8}: {printable(_agent_line(agent))}")
+        click.echo(f"{'agent':>9}: {printable(_agent_line(agent))}")
         if agent.turns:
-            click.echo(f"{'load':>8}: {_load_line(agent)}")
+            click.echo(f"{'load':>9}: {_load_line(agent)}")
     click.echo()
     show(
         ({**row, "runtime_ns": human_ns(row["runtime_ns"])} for row in per_cpu),
@@ -98,11 +107,18 @@ def show_one(id: int, tasks: bool, as_json: bool) -> None:
 @click.argument("pids", type=int, nargs=-1)
 @click.option("--tid", "tids", type=int, multiple=True, help="Move one thread, not its whole process.")
 @click.option("--cgroup", "paths", multiple=True, metavar="PATH", help="Move all tasks of a cgroup (v2) and below.")
+@click.option("--tree", is_flag=True, help="Move all descendants of the processes, too.")
 @click.option("--follow", "stay", is_flag=True, help="Go on with those that come into the cgroup, until Ctrl-C.")
-def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str, ...], stay: bool) -> None:
-    """Move processes (all their threads; children follow), single threads, or cgroups, into enclave ID."""
+def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str, ...], tree: bool, stay: bool) -> None:
+    """Move processes (all their threads), single threads, or cgroups, into enclave ID.
+
+    Children that a task forks from then on are in the enclave. Those that it has already stay where they are, which is
+    said, unless --tree moves them.
+    """
     if stay and not paths:
         raise click.UsageError("--follow needs --cgroup")
+    if tree and not pids:
+        raise click.UsageError("--tree needs a PID")
     _need_some(pids, tids, paths)
     for pid in (*pids, *tids):
         check(pid)
@@ -110,10 +126,21 @@ def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str,
     with _changing(id) as enclave:
         if pids or tids:
             _move(f"joined enclave {id}", pids, enclave.add_process, tids, enclave.add)
+    caveats = Caveats(enclave)
+    caveats.joined({*tids}.union(*map(threads, pids)))
+    if pids:
+        descendants = Enrolment(enclave, Rule(parents=frozenset(pids)))
+        if tree:
+            report(enclave, descendants.once(), caveats=caveats)
+        elif left_out := descendants.left_out():
+            told = (
+                f"{counted(len(left_out), 'descendant')} did not come: {few([named(*one) for one in left_out.items()])}"
+            )
+            click.echo(f"warning: {told}\n  try: --tree", err=True)
     if stay:
-        follow(enclave, rule)
+        follow(enclave, rule, caveats=caveats)
     elif paths:
-        report(enclave, Enrolment(enclave, rule).once())
+        report(enclave, Enrolment(enclave, rule).once(), caveats=caveats)
 
 
 @command.command(epilog=_example("sudo ghostbpf enclave rm 1 4711"))
@@ -238,11 +265,13 @@ def _load_line(agent: AgentState) -> str:
 
 
 def _row(enclave: Enclave) -> dict[str, Any]:
+    tasks = enclave.tasks()
     return {
         "enclave": enclave.id,
         "policy": enclave.policy,
         "cpus": str(enclave.cpus),
-        "tasks": enclave.nr_tasks,
+        "tasks": len(tasks),
+        "elsewhere": sum(task.elsewhere for task in tasks),
         "swaps": enclave.swaps,
         "uid": enclave.uid,
         "age": f"{enclave.age:.0f}s",

@@ -20,6 +20,7 @@ from ..schedulers.enrolment import Enrolment, Outcome
 from ..schedulers.launch import endings
 from ..schedulers.policy import duration_ns
 from ..schedulers.processes import COMM_CHARS, Rule
+from .caveats import Caveats
 from .output import json_option, printable
 
 _EXAMPLES = """\b
@@ -110,7 +111,9 @@ def enrol(
         follow(enclave, rule, period, as_json)
 
 
-def follow(enclave: Enclave, rule: Rule, period: float = 1.0, as_json: bool = False) -> None:
+def follow(
+    enclave: Enclave, rule: Rule, period: float = 1.0, as_json: bool = False, caveats: Caveats | None = None
+) -> None:
     """Enrol by ``rule``, and tell of each task, until a signal asks to end."""
     from ..schedulers.process_events import ProcessEvents  # pyroute2 takes longer than all the rest
 
@@ -122,14 +125,16 @@ def follow(enclave: Enclave, rule: Rule, period: float = 1.0, as_json: bool = Fa
             click.echo(f"{error}: looking at all tasks every {period:g} s instead", err=True)
         click.echo(f"enrolling in enclave {enclave.id}; Ctrl-C ends", err=True)
         enrolment = Enrolment(enclave, rule, events, period=period)
-        report(enclave, enrolment.follow(stop), as_json)
+        report(enclave, enrolment.follow(stop), as_json, caveats)
         if enrolment.resyncs:
             click.echo(f"process events got lost {enrolment.resyncs} times: all tasks were looked at again", err=True)
 
 
-def report(enclave: Enclave, outcomes: Iterable[Outcome], as_json: bool = False) -> None:
-    """Tell of each task, and at the end how many joined."""
-    joined = 0
+def report(
+    enclave: Enclave, outcomes: Iterable[Outcome], as_json: bool = False, caveats: Caveats | None = None
+) -> None:
+    """Tell of each task, with what its user must know, and at the end how many joined."""
+    joined, caveats = 0, caveats or Caveats(enclave)
     for outcome in outcomes:
         joined += outcome.error is None
         if as_json:
@@ -138,6 +143,8 @@ def report(enclave: Enclave, outcomes: Iterable[Outcome], as_json: bool = False)
             click.echo(printable(f"{outcome.tid} {outcome.comm} ({outcome.cause})"))
         else:
             click.echo(printable(f"cannot move task {outcome.tid} ({outcome.comm}): {outcome.error}"), err=True)
+        if outcome.error is None:
+            caveats.joined([outcome.tid])
     click.echo(f"{joined} tasks joined enclave {enclave.id}", err=True)
 
 

@@ -15,6 +15,7 @@ from ..schedulers.classes import Pusher, SchedulingClass
 from ..schedulers.enclave import Enclaves
 from ..schedulers.errors import TaskError
 from ..schedulers.tasks import policy_of
+from .caveats import Caveats
 from .output import json_option, printable
 
 _EXAMPLES = """\b
@@ -55,11 +56,14 @@ def command(target: str, id: int | None, as_json: bool) -> int:
     task could not be moved, or any word was no TID.
     """
     pusher = _pusher(target, id)
+    caveats = None if pusher.enclave is None else Caveats(pusher.enclave)
     counts: Counter[str] = Counter()
     for result in _push_all(pusher):
         counts[result.result] += 1
         text = json.dumps(vars(result)) if as_json else printable(str(result))
         click.echo(text, err=result.result == "failed" and not as_json)
+        if caveats is not None and result.tid is not None and result.result == "moved":
+            caveats.joined([result.tid])
     if not as_json:
         click.echo(", ".join(f"{counts[one]} {one}" for one in ("moved", "there", "died", "failed")), err=True)
     return int(counts["failed"] > 0)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from .. import hints
+from ..schedulers import affinity
 from ..schedulers.agents import AgentHalf
 from ..schedulers.core import DEFAULT_ENCLAVE
 from ..schedulers.cpuset import CpuListError, CpuSet
@@ -23,6 +24,7 @@ from ..schedulers.launch import Command, endings
 from ..schedulers.policy import Policy, find
 from ..schedulers.registry import POLICIES, from_file, is_file
 from ..schedulers.userspace import AgentError, Crew
+from .caveats import Caveats, tell_departures
 from .output import printable_lines
 
 _EXAMPLES = """\b
@@ -91,8 +93,13 @@ def _command_for(policy: Policy) -> click.Command:
             _crew(policy, options, keep) as crew,
             _enclave(policy, options, wanted, enclave, everything, keep, crew) as target,
         ):
-            guard = _Guard(target, crew)
-            status = _run_command(target, cmd, guard) if cmd else _watch(target, as_json, guard)
+            guard, caveats = _Guard(target, crew), Caveats(target)
+            if everything:
+                caveats.everything_joined()
+            left = target.departures().count
+            status = _run_command(target, cmd, guard, caveats) if cmd else _watch(target, as_json, guard)
+            if target in Enclaves(target.core):
+                tell_departures(target.departures().since(left))
             return status or guard.status
 
     return click.Command(policy.name, params=params, callback=callback, help=policy.summary, epilog=_EXAMPLES)
@@ -216,13 +223,19 @@ def _told_to_end() -> int:
     return 128 + int(min(early)) if early else 0
 
 
-def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard) -> int:
+def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard, caveats: Caveats) -> int:
     if early := _told_to_end():
         return early
     if enclave.hints_path.exists():
         os.environ[hints.ENVIRONMENT] = str(enclave.hints_path)
     child = Command(arguments)
-    child.start(enclave.add_process)
+
+    def join(pid: int) -> None:
+        affinity.check(pid, enclave)
+        enclave.add_process(pid)
+        caveats.joined([pid])
+
+    child.start(join)
     while (status := child.wait(0.5)) is None:
         guard.look()
     guard.look()

@@ -30,6 +30,7 @@ from ghostbpf.schedulers import core
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.topology import nr_cpu_words
 from ghostbpf.tools import cli
+from workload import present_cpus
 
 TIMEOUT = 120.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -97,7 +98,15 @@ class Running:
 
 def start(*arguments: object, first: Callable[[], object] | None = None) -> Running:
     """Start ``ghostbpf ARGUMENTS``; ``first`` is called in its process before anything else."""
-    return fork(lambda: _main([str(argument) for argument in arguments]), first=first)
+
+    def prepare() -> None:
+        if arguments[0] == "run":
+            # The command that it runs must not be confined to the test's own CPU, which is in no enclave.
+            os.sched_setaffinity(0, present_cpus())
+        if first is not None:
+            first()
+
+    return fork(lambda: _main([str(argument) for argument in arguments]), first=prepare)
 
 
 def ghostbpf(*arguments: object, first: Callable[[], object] | None = None) -> Done:

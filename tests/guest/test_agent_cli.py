@@ -108,7 +108,7 @@ def test_all_has_an_agent_schedule_ordinary_tasks(workload: Workload) -> None:
 
 @pytest.mark.soak
 def test_agent_that_is_kept_lets_go_of_the_terminal_and_shows_itself() -> None:
-    line = ["ghostbpf", "run", "fifo_centralized", "--cpus", "1-2", "--keep", "--", "true"]
+    line = ["taskset", "-c", "0-3", "ghostbpf", "run", "fifo_centralized", "--cpus", "1-2", "--keep", "--", "true"]
     subprocess.run(line, capture_output=True, timeout=100, check=True)
     shown = json.loads(ghostbpf("enclave", "show", 1, "--tasks", "--json").out)
     assert shown["agent"]["state"] == "deciding"

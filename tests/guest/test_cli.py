@@ -22,7 +22,7 @@ from workload import MakeEnclave, Workload, in_ext, until
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
 
 #: The keys of ``enclave ls --json``, which others may rely on.
-LS_KEYS = ["enclave", "policy", "cpus", "tasks", "swaps", "uid", "age"]
+LS_KEYS = ["enclave", "policy", "cpus", "tasks", "elsewhere", "swaps", "uid", "age"]
 COUNTER_KEYS = ["idle", "queued", "switches", "preempted", "misfits", "runtime_ns"]
 
 
@@ -108,24 +108,24 @@ def test_enclave_commands_do_what_they_say(workload: Workload, enclave: MakeEncl
 
     row = json.loads(well(ghostbpf("enclave", "ls", "--json")))
     assert list(row) == LS_KEYS
-    assert [row[key] for key in LS_KEYS[:-1]] == [1, "biff", "1-2", 1, 0, 0]
+    assert [row[key] for key in LS_KEYS[:-1]] == [1, "biff", "1-2", 1, 0, 0, 0]
     assert re.fullmatch(r"\d+s", row["age"])
 
     shown = json.loads(well(ghostbpf("enclave", "show", 1, "--json", "--tasks")))
-    assert list(shown) == [*LS_KEYS, "counters", "per_cpu", "task_list"]
+    assert list(shown) == [*LS_KEYS, "left", "counters", "per_cpu", "task_list"]
     assert list(shown["counters"]) == COUNTER_KEYS
     assert shown["per_cpu"]
     assert all(list(cpu) == ["cpu", *COUNTER_KEYS] for cpu in shown["per_cpu"])
     for key in COUNTER_KEYS:
         assert shown["counters"][key] == sum(cpu[key] for cpu in shown["per_cpu"])
     (task,) = shown["task_list"]
-    assert list(task) == ["tid", "pid", "enclave", "cpu", "on_cpu", "runtime_ns", "comm"]
+    assert list(task) == ["tid", "pid", "enclave", "cpu", "on_cpu", "runtime_ns", "comm", "elsewhere"]
     assert (task["tid"], task["pid"], task["enclave"]) == (child.pid, child.pid, 1)
 
     assert well(ghostbpf("enclave", "swap", 1, "rr", "--set", "slice=2ms")) == "enclave 1: biff -> rr\n"
     table = well(ghostbpf("enclave", "ls"))
-    assert table.split() == ["enclave", "policy", "cpus", "tasks", "swaps", "uid", "age", *table.split()[7:]]
-    assert table.splitlines()[2].split()[:6] == ["1", "rr", "1-2", "1", "1", "0"]
+    assert table.split()[: len(LS_KEYS)] == LS_KEYS
+    assert table.splitlines()[2].split()[:7] == ["1", "rr", "1-2", "1", "0", "1", "0"]
     assert f" {child.pid} " in well(ghostbpf("enclave", "show", 1, "--tasks"))
     assert max(map(len, table.splitlines())) < 80
 

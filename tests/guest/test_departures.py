@@ -4,16 +4,24 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import platform
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from agents import MakeAgent, Manual, drive
+from command import ghostbpf
+from ghostbpf.schedulers.classes import Pusher, SchedulingClass
 from ghostbpf.schedulers.core import constant
+from ghostbpf.schedulers.enclave import Departures, Enclaves
 from ghostbpf.schedulers.tasks import SCHED_EXT
-from workload import MakeEnclave, Me, Workload, in_ext, sched_field, until
+from ghostbpf.schedulers.userspace.task import BLOCKED
+from workload import Child, MakeEnclave, Me, Workload, in_ext, runtime_ns, sched_field, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -198,6 +206,164 @@ def test_lent_priority_is_no_departure(workload: Workload, enclave: MakeEnclave)
     owner.forget()
     owner.progress(200)
     assert owner.cpus_seen <= biff.cpus
+
+
+class Lock:
+    """A lock that lends its owner, a task that spins, the priority of a real-time task that waits for it."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+        self._word, self._released = (ctypes.c_uint32.from_buffer(self._shared, offset) for offset in (0, 64))
+
+    def own(self, me: Me) -> None:
+        """Take it, spin until release(), and spin on."""
+        futex_pi(self._word, _LOCK_PI)
+        me.set(1)
+        while not me.stopped:
+            me.note()
+            if self._released.value == 1:
+                futex_pi(self._word, _UNLOCK_PI)
+                self._released.value = 2
+
+    def want(self, _me: Me) -> None:
+        """Wait for it in a real-time class."""
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        futex_pi(self._word, _LOCK_PI)
+        futex_pi(self._word, _UNLOCK_PI)
+
+    def release(self) -> None:
+        """Have its owner let go of it."""
+        self._released.value = 1
+
+
+def is_boosted(child: Child) -> bool:
+    return sched_field(child.pid, "prio") < 100
+
+
+pi_futex = pytest.mark.skipif(platform.machine() not in _FUTEX, reason="the number of futex(2) is not known here")
+
+
+@pi_futex
+def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, agent: MakeAgent) -> None:
+    """To the agent it sleeps: with its gtid, its run time and its sequence of messages it goes on afterwards."""
+    one, lock = agent("1"), Lock()
+    owner = workload.spawn(lock.own, one.enclave)
+    drive(one, lambda: owner.value, "it has the lock")
+    (task,) = one.tasks.values()
+    policy, word = one.policy, one.words[task.word]
+    assert isinstance(policy, Manual)
+    policy.log.clear()
+    waiter = workload.spawn(lock.want)
+    drive(one, lambda: is_boosted(owner) and task.state == BLOCKED, "it has the waiter's priority")
+    seq, ran = task.seq, one.words[task.word].runtime_ns
+    assert policy.log[-1] == ("blocked", task)
+    owner.progress(100)
+    assert [t.tid for t in one.enclave.tasks()] == [owner.pid]
+    lock.release()
+    drive(one, lambda: not waiter.alive and in_ext(owner.pid), "it is back")
+    loops = owner.loops
+    drive(one, lambda: owner.loops > loops + 100, "it goes on")
+    kinds = [kind for kind, _ in policy.log]
+    assert not {"new", "departed", "dead"} & set(kinds)
+    assert "preempt" in kinds[kinds.index("blocked") :]
+    assert [(t, t.gtid) for t in one.tasks.values()] == [(task, word.gtid)]
+    assert task.seq > seq
+    assert one.words[task.word].runtime_ns >= ran
+
+
+@pytest.mark.parametrize("way", [pytest.param("lent", marks=pi_futex), "left"])
+def test_cfs_bpf_charges_nothing_for_what_a_task_ran_outside(
+    workload: Workload, enclave: MakeEnclave, way: str
+) -> None:
+    one, lock = enclave("1", "cfs_bpf"), Lock()
+    other = workload.spinner(one, cpus=[1])
+    child = workload.spawn(lock.own, one, cpus=[1])
+    until(lambda: child.value, "it has the lock")
+    before = runtime_ns(child.pid)
+    if way == "lent":
+        waiter = workload.spawn(lock.want)
+    else:
+        depart(child.pid)
+    until(lambda: runtime_ns(child.pid) - before > 500 * 10**6, "it runs outside")
+    assert not in_ext(child.pid)
+    if way == "lent":
+        lock.release()
+        assert waiter.wait() == 0
+    else:
+        one.add(child.pid)
+    until(lambda: in_ext(child.pid), "it is back")
+    mine, others = runtime_ns(child.pid), runtime_ns(other.pid)
+    until(lambda: runtime_ns(other.pid) - others > 200 * 10**6, "the other runs")
+    assert runtime_ns(child.pid) - mine > 100 * 10**6
+
+
+@pi_futex
+def test_enclave_that_ends_hands_a_boosted_task_back_too(workload: Workload, enclave: MakeEnclave) -> None:
+    biff, lock = enclave("1"), Lock()
+    keeps = enclave("2")  # and the core with it
+    owner = workload.spawn(lock.own, biff)
+    until(lambda: owner.value, "it has the lock")
+    waiter = workload.spawn(lock.want)
+    until(lambda: is_boosted(owner), "it has the waiter's priority")
+    with Enclaves.change() as enclaves:
+        assert enclaves is not None
+        enclaves.get(biff.id).destroy()
+    lock.release()
+    assert waiter.wait() == 0
+    owner.progress(100)
+    assert os.sched_getscheduler(owner.pid) == os.SCHED_OTHER
+    assert not in_ext(owner.pid)
+    # Out of the class by a loader's hand, it is in no enclave when it comes back.
+    os.sched_setscheduler(owner.pid, SCHED_EXT, os.sched_param(0))
+    owner.progress(100)
+    assert [task.enclave for task in keeps.core.tasks()] == [0]
+
+
+def test_task_that_comes_back_by_itself_is_in_no_enclave(workload: Workload, enclave: MakeEnclave) -> None:
+    """The core's built-in FIFO runs it, on any CPU."""
+    biff = enclave("1-2")
+
+    def leave_and_return(me: Me) -> None:
+        depart()
+        os.sched_setscheduler(0, SCHED_EXT, os.sched_param(0))
+        os.sched_setaffinity(0, {3})
+        while not me.stopped:
+            me.note()
+
+    child = workload.spawn(leave_and_return, biff)
+    child.progress(100)
+    assert in_ext(child.pid)
+    assert child.at == 3
+    assert [(task.tid, task.enclave) for task in biff.core.tasks()] == [(child.pid, 0)]
+    assert biff.departures().last == ((child.pid, Path(f"/proc/{child.pid}/comm").read_text().strip()),)
+    biff.add(child.pid)
+    assert [task.tid for task in biff.tasks()] == [child.pid]
+
+
+def test_only_tasks_that_leave_by_themselves_are_counted(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2")
+    removed, pushed, ended = (workload.sleeper(biff) for _ in range(3))
+    biff.remove(removed.pid)
+    assert Pusher(SchedulingClass("other")).push(pushed.pid)
+    ended.kill()
+    assert biff.nr_tasks == 0
+    assert biff.departures() == Departures(0, ())
+    # The mark that a loader leaves on a task does not outlive it.
+    biff.add(removed.pid)
+    depart(removed.pid)
+    assert biff.departures().count == 1
+    shown = json.loads(ghostbpf("enclave", "show", 1, "--json").out)["left"]
+    assert (shown["count"], [one["tid"] for one in shown["last"]]) == (1, [removed.pid])
+    assert f"left: 1 ({shown['last'][0]['comm']} {removed.pid})" in ghostbpf("enclave", "show", 1).out
+
+
+@pytest.mark.parametrize("policy", ["biff", pytest.param("fifo_centralized", marks=pytest.mark.soak)])
+def test_run_tells_at_its_end_which_tasks_left(policy: str) -> None:
+    script = "for i in 1 2 3 4 5 6 7 8 9; do chrt --other 0 true; done"
+    done = ghostbpf("run", policy, "--cpus", "1-2", "--", "sh", "-c", script)
+    assert (done.status, done.out) == (0, "")
+    names = r"chrt \d+, " * 8
+    assert re.fullmatch(rf"9 tasks left the enclave by themselves: {names}1 before\n", done.err)
 
 
 def test_slice_without_end_ends_with_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:

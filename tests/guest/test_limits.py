@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that an enclave does not suit: limits that do not hold there, and CPUs that are not theirs. Users are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command import ghostbpf
+from ghostbpf.loaders.errors import GhostError
+from ghostbpf.schedulers import cgroups
+from workload import MakeEnclave, Me, Workload, until
+
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path) -> Iterator[Path]:
+    """The directory of a cgroup with one below it, where the controllers cpu and cpuset can be used."""
+    try:
+        root, mounted = cgroups.mount_point(), False
+    except GhostError:
+        subprocess.run(["mount", "-t", "cgroup2", "cgroup2", tmp_path], check=True)
+        root, mounted = tmp_path, True
+    (root / "cgroup.subtree_control").write_text("+cpu +cpuset")
+    top = root / "ghostbpf-test"
+    (top / "below").mkdir(parents=True)
+    (top / "cgroup.subtree_control").write_text("+cpu")
+    yield top
+    for directory in (top / "below", top):
+        (directory / "cgroup.kill").write_text("1")
+        until(lambda directory=directory: not (directory / "cgroup.procs").read_text(), "it is empty")
+        directory.rmdir()
+    if mounted:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def enter(cgroup: Path) -> Callable[[], object]:
+    """For ``first``: move the process into ``cgroup``."""
+    return lambda: (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def elsewhere() -> int:
+    """How many tasks of enclave 1 run elsewhere, as ``enclave ls`` says."""
+    return int(json.loads(ghostbpf("enclave", "ls", "--json").out)["elsewhere"])
+
+
+def test_limits_that_do_not_hold_are_named_once_per_command(
+    workload: Workload, enclave: MakeEnclave, cgroup: Path
+) -> None:
+    enclave("1-2")
+    (cgroup / "cpu.max").write_text("400000 100000")  # which slows down nothing here
+    (cgroup / "below/cpu.weight").write_text("50")
+    sleepers = [workload.sleeper() for _ in range(2)]
+    for sleeper in sleepers:
+        (cgroup / "below/cgroup.procs").write_text(str(sleeper.pid))
+    expected = [
+        "warning: cpu.weight 50 of cgroup /ghostbpf-test/below does not hold in enclave 1",
+        "warning: cpu.max 400000 100000 of cgroup /ghostbpf-test does not hold in enclave 1",
+    ]
+
+    def warned(err: str) -> list[str]:
+        return [line for line in err.splitlines() if line.startswith("warning")]
+
+    assert warned(ghostbpf("enclave", "add", 1, *(sleeper.pid for sleeper in sleepers)).err) == expected
+    for command in (("add", 1, "--cgroup", "/ghostbpf-test"), ("enrol", 1, "--cgroup", "/ghostbpf-test", "--once")):
+        for sleeper in sleepers:
+            os.sched_setscheduler(sleeper.pid, os.SCHED_OTHER, os.sched_param(0))
+        assert warned(ghostbpf("enclave", *command).err) == expected
+    run = ghostbpf("run", "biff", "--enclave", 1, "--", "true", first=enter(cgroup / "below"))
+    assert (run.status, warned(run.err)) == (0, expected)
+    row = next(
+        r for r in map(json.loads, ghostbpf("doctor", "--json").out.splitlines()) if r["what"] == "cgroup limits"
+    )
+    assert row["verdict"] == "warn"
+    assert "cpu.max 400000 100000 of cgroup /ghostbpf-test" in row["found"]
+
+
+def test_command_that_may_use_no_cpu_of_the_enclave_does_not_run(cgroup: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    done = ghostbpf("run", "biff", "--cpus", "1-2", "--", "touch", ran, first=lambda: os.sched_setaffinity(0, {0, 3}))
+    assert (done.status, done.out, ran.exists()) == (1, "", False)
+    assert "the command may use CPU 0,3 by its affinity, and enclave 1 has CPU 1-2" in done.err
+    assert "--cpus 0,3" in done.err
+    # A partition of its own takes CPU 3 from every other cgroup.
+    (cgroup / "cpuset.cpus").write_text("3")
+    (cgroup / "cpuset.cpus.partition").write_text("isolated")
+    assert (cgroup / "cpuset.cpus.partition").read_text() == "isolated\n"
+    done = ghostbpf("run", "biff", "--cpus", "3", "--", "touch", ran, first=lambda: os.sched_setaffinity(0, range(4)))
+    assert (done.status, ran.exists()) == (1, False)
+    assert "by the cpuset of cgroup /, and enclave 1 has CPU 3" in done.err
+    done = ghostbpf("run", "biff", "--cpus", "3", "--", "touch", ran, first=enter(cgroup))
+    assert (done.status, done.err, ran.exists()) == (0, "", True)
+
+
+def test_tasks_that_may_use_no_cpu_of_the_enclave_are_told_of(
+    workload: Workload, enclave: MakeEnclave, cgroup: Path
+) -> None:
+    biff = enclave("1-2")
+    inside, outside = workload.sleeper(cpus=[1, 3]), workload.sleeper(cpus=[0, 3])
+    done = ghostbpf("enclave", "add", 1, inside.pid, outside.pid)
+    assert (done.status, done.out) == (0, "2 tasks joined enclave 1\n")
+    assert "1 task may use none of the CPUs of enclave 1, 1-2, and will run elsewhere: " in done.err
+    assert f" {outside.pid} (CPU 0,3)\n" in done.err
+    assert f" {inside.pid}" not in done.err
+    assert elsewhere() == 1
+    assert [task.tid for task in biff.tasks() if task.elsewhere] == [outside.pid]
+    os.sched_setaffinity(outside.pid, {2})
+    assert elsewhere() == 0
+    # What changes later shows, too: by sched_setaffinity(), and by a cpuset.
+    os.sched_setaffinity(outside.pid, {3})
+    (cgroup / "cpuset.cpus").write_text("0")
+    (cgroup / "cgroup.procs").write_text(str(inside.pid))
+    assert elsewhere() == 2
+    assert "elsewhere: 2" in ghostbpf("enclave", "show", 1).out
+    (cgroup / "cpuset.cpus").write_text("0-1")
+    until(lambda: elsewhere() == 1, "it may use CPU 1 again")
+
+
+def has_children(me: Me) -> None:
+    """A child, and a grandchild; all wait."""
+    if not os.fork():
+        if not os.fork():
+            signal.pause()
+        signal.pause()
+    me.block()
+
+
+def test_descendants_that_do_not_come_are_told_of_and_tree_takes_them(workload: Workload, enclave: MakeEnclave) -> None:
+    biff = enclave("1-2")
+    head = workload.spawn(has_children)
+
+    def below(pid: int) -> list[int]:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return children + [one for child in children for one in below(child)]
+
+    until(lambda: len(below(head.pid)) == 2, "both are there")
+    done = ghostbpf("enclave", "add", 1, head.pid)
+    assert (done.status, done.out, [task.tid for task in biff.tasks()]) == (0, "1 tasks joined enclave 1\n", [head.pid])
+    assert "warning: 2 descendants did not come: " in done.err
+    assert "try: --tree" in done.err
+    assert all(f" {pid}" in done.err for pid in below(head.pid))
+    done = ghostbpf("enclave", "add", 1, head.pid, "--tree")
+    assert (done.status, "warning" in done.err) == (0, False)
+    assert {task.tid for task in biff.tasks()} == {head.pid, *below(head.pid)}

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands warn of on stderr: tasks whose limits or CPUs an enclave does not fit, and tasks that leave it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable
+
+import click
+
+from ..loaders.errors import GhostError
+from ..schedulers import affinity, limits
+from ..schedulers.cgroups import mount_point
+from ..schedulers.enclave import Departures, Enclave
+from ..schedulers.limits import Limit
+from ..schedulers.processes import ProcTask
+
+#: So many names are enough for a line.
+_MOST_NAMES = 8
+
+
+class Caveats:
+    """Warns of tasks that joined ``enclave``: of each cgroup whose CPU limit ends there, once, and of unusable CPUs."""
+
+    def __init__(self, enclave: Enclave) -> None:
+        self._enclave = enclave
+        self._told: set[str] = set()
+
+    def joined(self, tids: Iterable[int]) -> None:
+        """Look at tasks that have just joined."""
+        elsewhere = []
+        for tid in sorted(tids):
+            for limit in limits.of_task(tid):
+                self._tell(limit)
+            if (cpus := affinity.excludes(tid, self._enclave.cpus)) is not None:
+                with contextlib.suppress(OSError):
+                    elsewhere.append(f"{named(tid, ProcTask(tid).comm)} (CPU {cpus})")
+        if elsewhere:
+            _warn(
+                f"{counted(len(elsewhere), 'task')} may use none of the CPUs of enclave {self._enclave.id}, "
+                f"{self._enclave.cpus}, and will run elsewhere: {few(elsewhere)}",
+                f"taskset -cp {self._enclave.cpus} TID, or another cpuset",
+            )
+
+    def everything_joined(self) -> None:
+        """Look at every cgroup."""
+        with contextlib.suppress(GhostError):
+            for limit in limits.everywhere(mount_point()):
+                self._tell(limit)
+
+    def _tell(self, limit: Limit) -> None:
+        if limit.cgroup not in self._told:
+            self._told.add(limit.cgroup)
+            _warn(
+                f"{limit} does not hold in enclave {self._enclave.id}",
+                "limit tasks by the enclave's CPUs; tasks that leave the enclave have their limit again",
+            )
+
+
+def tell_departures(left: Departures) -> None:
+    """Say which tasks left the enclave by themselves, if any did."""
+    if left.count:
+        alone = "by itself" if left.count == 1 else "by themselves"
+        click.echo(f"{counted(left.count, 'task')} left the enclave {alone}: {_last_names(left)}", err=True)
+
+
+def left_line(left: Departures) -> str:
+    """How many tasks left by themselves, and the last ones."""
+    return f"{left.count} ({_last_names(left)})" if left.count else "0"
+
+
+def named(tid: int, comm: str) -> str:
+    """A task's name and number; it may have given itself a name with control characters."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in comm) + f" {tid}"
+
+
+def few(names: Collection[str]) -> str:
+    """All of them, or the first where there are many."""
+    more = [f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    return ", ".join([*list(names)[:_MOST_NAMES], *more])
+
+
+def counted(number: int, noun: str) -> str:
+    """Like "1 task" and "2 tasks"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _last_names(left: Departures) -> str:
+    before = left.count - len(left.last)
+    return ", ".join(named(*task) for task in left.last) + (f", {before} before" if before else "")
+
+
+def _warn(what: str, cure: str) -> None:
+    click.echo(f"warning: {what}\n  try: {cure}", err=True)
