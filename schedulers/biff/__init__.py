@@ -19,7 +19,7 @@ RR = Policy(
 
 CFS_BPF = Policy(
     "cfs_bpf",
-    "CPU time in proportion to weight: the completely fair scheduler, in BPF",
+    "CPU time by nice value: the completely fair scheduler, in BPF",
     (
         Option("latency", "latency_ns", duration_ns, "6ms", "in which each of a CPU's tasks is to run once"),
         Option("min-granularity", "min_granularity_ns", duration_ns, "750us", "but none for less than this"),

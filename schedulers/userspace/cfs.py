@@ -33,7 +33,7 @@ class FairTask(Task, Account):
 
 
 class Cfs(AgentPolicy):
-    """CPU time in proportion to weight: the completely fair scheduler, an agent for each CPU.
+    """CPU time by nice value: the completely fair scheduler, an agent for each CPU.
 
     Each CPU has a queue in order of vruntime, the CPU time that a task has had by its weight, and runs the first. A
     task that others wait for has a slice of the latency divided by their number, and of the minimal granularity at
@@ -44,6 +44,8 @@ class Cfs(AgentPolicy):
 
     New tasks go where fewest are; one that wakes while its CPU is busy, to an idle CPU. A CPU with nothing to do takes
     half of those that wait for the busiest, unless --idle-balancing no.
+
+    A task's weight is that of its nice value; a cgroup's cpu.weight is no part of it.
 
     Good for: nice values, hogs beside tasks that sleep. Not good for: CPU-bound work that could do without switches
     (each costs an agent's turn; cfs_bpf does the same in BPF), and shares across CPUs.
