@@ -271,6 +271,26 @@ def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, a
     assert one.words[task.word].runtime_ns >= ran
 
 
+@pi_futex
+def test_boosted_task_whose_class_is_changed_ends_for_its_agent(workload: Workload, agent: MakeAgent) -> None:
+    """Back from the boost it is in the fair class, and no op tells of its end."""
+    one, lock = agent("1"), Lock()
+    owner = workload.spawn(lock.own, one.enclave)
+    drive(one, lambda: owner.value, "it has the lock")
+    (task,) = one.tasks.values()
+    waiter = workload.spawn(lock.want)
+    drive(one, lambda: is_boosted(owner) and task.state == BLOCKED, "it has the waiter's priority")
+    depart(owner.pid)
+    lock.release()
+    assert waiter.wait() == 0
+    owner.progress(100)
+    assert not in_ext(owner.pid)
+    owner.stop()
+    drive(one, lambda: not one.tasks, "the agent learns of its end")
+    assert isinstance(one.policy, Manual)
+    assert one.policy.log[-1] == ("dead", task)
+
+
 @pytest.mark.parametrize("way", [pytest.param("lent", marks=pi_futex), "left"])
 def test_cfs_bpf_charges_nothing_for_what_a_task_ran_outside(
     workload: Workload, enclave: MakeEnclave, way: str
