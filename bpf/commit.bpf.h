@@ -46,7 +46,7 @@ static u32 check_task(struct task_ctx *t, struct agent_task *a, struct txn *x)
 {
 	struct enclave *e = NULL;
 	struct status_word *w;
-	u32 id = t && t->enabled ? membership(t, &e) : 0;
+	u32 id = t && !t->left ? membership(t, &e) : 0; /* a boosted task is a member, and its word says that it sleeps */
 
 	if (id != ENCLAVE)
 		return id ? TXN_NOT_PERMITTED : TXN_NOT_FOUND;

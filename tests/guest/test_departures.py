@@ -20,6 +20,7 @@ from ghostbpf.schedulers.classes import Pusher, SchedulingClass
 from ghostbpf.schedulers.core import constant
 from ghostbpf.schedulers.enclave import Departures, Enclaves
 from ghostbpf.schedulers.tasks import SCHED_EXT
+from ghostbpf.schedulers.userspace import Transaction, TxnState
 from ghostbpf.schedulers.userspace.task import BLOCKED
 from workload import Child, MakeEnclave, Me, Workload, in_ext, runtime_ns, sched_field, until
 
@@ -254,7 +255,11 @@ def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, a
     assert isinstance(policy, Manual)
     policy.log.clear()
     waiter = workload.spawn(lock.want)
-    drive(one, lambda: is_boosted(owner) and task.state == BLOCKED, "it has the waiter's priority")
+    until(lambda: is_boosted(owner), "it has the waiter's priority")
+    # An agent that has not yet read what happened may commit the task, and must not take it for gone.
+    assert one.commit([Transaction(task, 1)])[0] in (TxnState.STALE, TxnState.NOT_RUNNABLE)
+    assert one.tasks == {task.gtid: task}
+    drive(one, lambda: task.state == BLOCKED, "the agent knows")
     seq, ran = task.seq, one.words[task.word].runtime_ns
     assert policy.log[-1] == ("blocked", task)
     owner.progress(100)
