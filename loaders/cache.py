@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled objects on disk, under ``$XDG_CACHE_HOME/ghostbpf/objects``.
 
-An entry is named by all that the compiler's output depends on and carries its own checksum: one that cannot
-be read, is damaged, or belongs to another user is as good as absent and is written anew.
+An entry is named by all that the compiler's output depends on and carries a checksum of its name and its body: an
+entry that cannot be read, is damaged, was kept under another name, or belongs to another user counts as absent and is
+written anew.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from .object import Object
 
-_FORMAT = b"ghostbpf object 2\n"
+_FORMAT = b"ghostbpf object 3\n"
 
 
 def directory() -> Path:
@@ -25,8 +26,9 @@ def directory() -> Path:
 
 
 def key(*parts: str) -> str:
-    """One name for all of ``parts``."""
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+    """One name for all of ``parts``; the length of each is part of it, since a part may contain any character."""
+    text = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def load(name: str) -> Object | None:
@@ -44,11 +46,12 @@ def load(name: str) -> Object | None:
         data[len(_FORMAT) : len(_FORMAT) + 16],
         data[len(_FORMAT) + 16 :],
     )
-    if header != _FORMAT or digest != _digest(body):
+    if header != _FORMAT or digest != _digest(name, body):
         return None
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    try:
         return Object.from_bytes(body)
-    return None
+    except ValueError:
+        return None
 
 
 def store(name: str, obj: Object) -> None:
@@ -59,7 +62,7 @@ def store(name: str, obj: Object) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(_FORMAT + _digest(body) + body)
+                file.write(_FORMAT + _digest(name, body) + body)
             os.replace(temporary, path)
         except OSError:
             os.unlink(temporary)
@@ -69,5 +72,5 @@ def _path(name: str) -> Path:
     return directory() / "objects" / name
 
 
-def _digest(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=16).digest()
+def _digest(name: str, body: bytes) -> bytes:
+    return hashlib.blake2b(name.encode() + b"\0" + body, digest_size=16).digest()

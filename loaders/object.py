@@ -104,8 +104,14 @@ class Object:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Object:
-        """The inverse of to_bytes; raises ValueError, KeyError or TypeError on anything else."""
-        document: dict[str, Any] = json.loads(data)
+        """The inverse of to_bytes; raises ValueError on anything else."""
+        try:
+            return cls._from_document(json.loads(data))
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"no compiled object: {type(error).__name__}: {error}") from None
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> Object:
         functions = [
             Function(f["name"], _decode(f["code"]), tuple(Relocation(*r) for r in f["relocations"]))
             for f in document["functions"]

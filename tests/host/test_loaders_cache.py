@@ -91,7 +91,17 @@ def test_other_kernel_or_compiler_is_a_miss(bpf_source: Source, monkeypatch: pyt
 
 
 def test_parts_of_a_key_do_not_run_together() -> None:
-    assert len({cache.key("ab", "c"), cache.key("a", "bc"), cache.key("abc"), cache.key("abc", "")}) == 4
+    parts = [
+        ("ab", "c"),
+        ("a", "bc"),
+        ("abc",),
+        ("abc", ""),
+        ("a\0b", "c"),
+        ("a", "b\0c"),
+        ("a\0b\0c",),
+        ("a", "b", "c"),
+    ]
+    assert len({cache.key(*each) for each in parts}) == len(parts)
 
 
 def flip(entry: Path, at: int) -> None:
@@ -104,10 +114,28 @@ def keep(entry: Path, part: slice) -> None:
     entry.write_bytes(entry.read_bytes()[part])
 
 
+def reseal(entry: Path, body: bytes) -> None:
+    """Write ``body`` with a checksum that is right for it."""
+    entry.write_bytes(cache._FORMAT + cache._digest(entry.name, body) + body)
+
+
 def become_directory(entry: Path) -> None:
     entry.unlink()
     entry.mkdir()
 
+
+#: Bodies that are no object: not JSON, JSON of another shape, and fields of other types.
+RUBBISH = (
+    b"",
+    b"[]",
+    b"\xff",
+    b"[" * 100_000,
+    b'{"functions": 1, "maps": [], "btf": "", "source": ""}',
+    b'{"functions": [[]], "maps": [], "btf": "", "source": ""}',
+    b'{"functions": [], "maps": [{}], "btf": "", "source": ""}',
+    b'{"functions": [], "maps": [1], "btf": "", "source": ""}',
+    b'{"functions": [], "maps": [], "btf": 7, "source": ""}',
+)
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda entry: keep(entry, slice(0)),
@@ -116,7 +144,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "format": lambda entry: flip(entry, 0),
     "checksum": lambda entry: flip(entry, len(cache._FORMAT)),
     "body": lambda entry: flip(entry, -20),
-    "sound checksum of rubbish": lambda entry: entry.write_bytes(cache._FORMAT + cache._digest(b"[]") + b"[]"),
+    **{f"sound checksum of {body[:60]!r}": lambda entry, body=body: reseal(entry, body) for body in RUBBISH},
     "another user's": lambda entry: os.chown(entry, 65534, 65534),
     "a directory": become_directory,
 }
@@ -135,6 +163,17 @@ def test_bad_entry_is_rebuilt(bpf_source: Source, home: Path, damage: str) -> No
     if damage != "a directory":
         assert not compiler_ran(path)
         assert entry.stat().st_uid == os.geteuid()
+
+
+def test_entry_under_the_name_of_another_is_no_entry(bpf_source: Source, home: Path) -> None:
+    first, second = (bpf_source(TEXT.replace("1", str(n)), f"answer{n}.bpf.c") for n in (1, 2))
+    compile(first)
+    (theirs,) = entries(home)
+    good = compile(second)
+    (mine,) = set(entries(home)) - {theirs}
+    mine.write_bytes(theirs.read_bytes())
+    assert cache.load(mine.name) is None
+    assert compile(second) == good
 
 
 def test_entry_that_may_not_be_read_is_no_entry(bpf_source: Source, home: Path) -> None:
