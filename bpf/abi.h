@@ -90,6 +90,8 @@ struct task_ctx {
 	u32 lingers; /* it last stayed on its CPU when it had woken another and was about to sleep */
 	u32 reenqueued; /* times it was re-enqueued since it last ran */
 	u32 released_by; /* the process (tgid) of a loader that is about to take it out of the class; 0: none */
+	u32 policy; /* SCHED_… that the task had when it joined, to be restored when it is handed back */
+	u32 priority; /* and its real-time priority then */
 };
 
 /* Per enclave and CPU. Events since the enclave was made; runtime in ns. */
@@ -132,6 +134,8 @@ struct task_record {
 	u64 runtime_ns; /* sum_exec_runtime */
 	char comm[16];
 	u32 elsewhere; /* none of the enclave's CPUs may run it now: it runs outside them */
+	u32 policy; /* SCHED_… to be restored when the task is handed back */
+	u32 priority;
 	u32 reserved;
 };
 

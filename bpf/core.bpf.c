@@ -17,6 +17,8 @@
 #include "departures.bpf.h"
 
 #define PF_KTHREAD 0x00200000
+#define SCHED_BATCH 3
+#define SCHED_IDLE 5
 #define FALLBACK_SLICE (5 * 1000000ULL)
 
 BPF_PROG_ARRAY(slot_select_cpu, SLOTS);
@@ -342,6 +344,20 @@ BPF_PROG(core_stopping, struct task_struct *p, bool runnable)
 	return 0;
 }
 
+/*
+ * A child gets back what its parent would: but where the parent has SCHED_RESET_ON_FORK, sched_fork() makes no child a
+ * real-time task.
+ */
+static void inherit_policy(struct task_ctx *child, struct task_ctx *parent, struct task_struct *p)
+{
+	u32 policy = parent->policy;
+
+	if (p->sched_reset_on_fork && policy != SCHED_BATCH && policy != SCHED_IDLE)
+		return;
+	child->policy = policy;
+	child->priority = parent->priority;
+}
+
 /* A child of an enclave's task is in the enclave; also if its parent left after it had been copied. */
 BPF_PROG(core_init_task, struct task_struct *p, struct scx_init_task_args *args)
 {
@@ -357,6 +373,7 @@ BPF_PROG(core_init_task, struct task_struct *p, struct scx_init_task_args *args)
 		return -12; /* ENOMEM fails the fork, rather than let the child slip out */
 	child->enclave = parent->enclave;
 	child->generation = parent->generation;
+	inherit_policy(child, parent, bpf_get_current_task_btf());
 	return 0;
 }
 

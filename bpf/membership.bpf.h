@@ -3,6 +3,18 @@
 #define TASK_NEW 0x0800
 
 /*
+ * What a task is to get back when it leaves. A task that moves from one enclave to another has SCHED_EXT now, and keeps
+ * what was noted first. SCHED_RESET_ON_FORK is not noted: it stays set in the ext class.
+ */
+static void note_policy(struct task_ctx *t, struct task_struct *p)
+{
+	if (p->policy == SCHED_EXT)
+		return;
+	t->policy = p->policy;
+	t->priority = p->rt_priority;
+}
+
+/*
  * Put a task into an enclave (0: out of any), before user space moves it into the ext class. One that is in
  * the class already moves over the next time it is enqueued, or at the next tick if it runs. Where it was before
  * comes back in args.
@@ -28,6 +40,7 @@ int call_join(struct join_args *args)
 		t->enclave = args->enclave;
 		t->generation = args->generation;
 		t->left = 0;
+		note_policy(t, p);
 		args->enclave = enclave;
 		args->generation = generation;
 	}
@@ -142,6 +155,12 @@ int iter_tasks(struct bpf_iter__task *ctx)
 	record.cpu = scx_bpf_task_cpu(p);
 	record.on_cpu = p->on_cpu;
 	record.runtime_ns = p->se.sum_exec_runtime;
+	if (p->policy == SCHED_EXT) {
+		record.policy = t->policy;
+		record.priority = t->priority;
+	} else { /* full mode */
+		record.policy = p->policy;
+	}
 	bpf_probe_read_kernel_str(record.comm, sizeof(record.comm), p->comm);
 	bpf_seq_write(meta->seq, &record, sizeof(record));
 	return 0;

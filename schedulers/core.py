@@ -74,6 +74,7 @@ class Task:
     """A task in the ext class; ``enclave`` is 0 where it is in none, ``cpu`` where it ran last.
 
     ``elsewhere``: none of its enclave's CPUs may run it now, so the core's built-in FIFO runs it outside them.
+    ``original`` is the policy, with its real-time priority, that it had before it joined.
     """
 
     tid: int
@@ -84,6 +85,7 @@ class Task:
     runtime_ns: int
     comm: str
     elsewhere: bool = False
+    original: tuple[int, int] = (os.SCHED_OTHER, 0)
 
 
 class Core:
@@ -232,7 +234,7 @@ class Core:
         return [
             Task(
                 *(local[r.tid], local.get(r.tgid, 0), r.enclave, r.cpu),
-                *(bool(r.on_cpu), r.runtime_ns, text(r.comm), bool(r.elsewhere)),
+                *(bool(r.on_cpu), r.runtime_ns, text(r.comm), bool(r.elsewhere), (r.policy, r.priority)),
             )
             for r in records
             if r.tid in local

@@ -32,7 +32,7 @@ from . import agents, pids, tasks
 from . import core as _core
 from .core import ROOT, Core, Task, constant, locked
 from .cpuset import CpuSet
-from .errors import Ejected, EnclaveBusy, NoSuchEnclave, TaskError
+from .errors import Ejected, EnclaveBusy, NoSuchEnclave, NotRestored, TaskError
 from .policy import LoadedPolicy, Policy
 from .topology import Topology
 
@@ -208,6 +208,8 @@ class Enclave:
         self._record: Any = core.enclaves[id]
         #: When it was made, by CLOCK_BOOTTIME; no two enclaves have the same.
         self.created_ns = int(self._record.created_ns)
+        #: The tasks that this object handed back and that did not get the policy that they had when they joined.
+        self.not_restored: list[NotRestored] = []
 
     @property
     def path(self) -> Path:
@@ -297,7 +299,7 @@ class Enclave:
             raise NoSuchEnclave(self.id)
         before = self._join(tid, self.id, self._record.generation)
         try:
-            tasks.set_policy(tid, tasks.SCHED_EXT)
+            tasks.enter_ext(tid)
         except GhostError:
             self._join(tid, *before)
             raise
@@ -309,13 +311,14 @@ class Enclave:
         return tasks.each_thread(pid, self.add, self.core.forking)
 
     def remove(self, tid: int) -> None:
-        """Hand one task back to the fair class; raises TaskError where it is not in here."""
-        if not any(task.tid == tid for task in self.tasks()):
+        """Hand one task back, with the policy that it had before; raises TaskError where it is not in here."""
+        found = next((task for task in self.tasks() if task.tid == tid), None)
+        if found is None:
             raise self._not_in_here(tid)
-        self._hand_back(tid)
+        self._hand_back(found)
 
     def remove_process(self, pid: int) -> int:
-        """Hand every thread of process ``pid`` that is in here back to the fair class; how many there were.
+        """Hand every thread of process ``pid`` that is in here back, as remove() does; how many there were.
 
         Raises TaskError where none is.
         """
@@ -347,7 +350,7 @@ class Enclave:
             self._hand_over()
 
     def destroy(self) -> None:
-        """Hand its tasks back to the fair class and free its CPUs.
+        """Hand its tasks back, each with the policy that it had before, and free its CPUs.
 
         Raises NamespaceError where it has tasks outside of this process's pid namespace, for it cannot move those.
         """
@@ -416,15 +419,16 @@ class Enclave:
         seen: set[int] = set()
         forking: set[int] = set()
         deadline = time.monotonic() + tasks.PATIENCE_S
-        while (found := {task.tid for task in self.tasks() if wanted(task)}) or forking:
-            for tid in found:
+        while (found := [task for task in self.tasks() if wanted(task)]) or forking:
+            for task in found:
                 try:
-                    self._hand_back(tid)
+                    self._hand_back(task)
                 except TaskError:
-                    if tasks.policy_of(tid) is not None:
+                    if tasks.policy_of(task.tid) is not None:
                         raise
-            seen |= found
-            forking = self.core.forking() & (forking | found)
+            tids = {task.tid for task in found}
+            seen |= tids
+            forking = self.core.forking() & (forking | tids)
             if time.monotonic() > deadline:
                 raise GhostError(f"enclave {self.id} forks faster than its tasks can be handed back", cure="try again")
         return seen
@@ -444,11 +448,12 @@ class Enclave:
             if cpu.enclave == self.id:
                 cpu.enclave = 0
 
-    def _hand_back(self, tid: int) -> None:
-        self.core.release(tid)
-        tasks.set_policy(tid, os.SCHED_OTHER)
+    def _hand_back(self, task: Task) -> None:
+        self.core.release(task.tid)
+        if (refusal := tasks.restore(task.tid, task.original)) is not None:
+            self.not_restored.append(refusal)
         if self.core.full:
-            self._join(tid, 0, 0)
+            self._join(task.tid, 0, 0)
 
     def _join(self, tid: int, enclave: int, generation: int) -> tuple[int, int]:
         while (answer := self.core.join(tid, enclave, generation))[0] == -errno.EAGAIN:

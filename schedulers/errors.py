@@ -72,6 +72,17 @@ class NoUsableCpu(GhostError):
         self.id, self.allowed, self.cpuset = id, allowed, cpuset
 
 
+class NotRestored(GhostError):
+    """Task ``pid`` left its enclave as SCHED_OTHER, and not with the ``policy`` that it had before, for ``reason``."""
+
+    def __init__(self, pid: int, policy: str, reason: str):
+        super().__init__(
+            f"task {pid} is SCHED_OTHER now, and not {policy} as before: {reason}",
+            cure="chrt --deadline" if policy == "deadline" else f"echo {pid} | sudo ghostbpf pushtosched {policy}",
+        )
+        self.pid, self.policy, self.reason = pid, policy, reason
+
+
 class SchedulerBusy(GhostError):
     """Another sched_ext scheduler, ``ops``, runs; the kernel allows one."""
 

@@ -11,11 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import pids
-from .errors import TaskError
+from .errors import NotRestored, TaskError
 
 SCHED_EXT = 7
 #: How many seconds to go on after tasks that fork all the time.
 PATIENCE_S = 60.0
+_SCHED_DEADLINE = 6
+_NAMES = {
+    os.SCHED_BATCH: "batch",
+    os.SCHED_IDLE: "idle",
+    os.SCHED_FIFO: "fifo",
+    os.SCHED_RR: "rr",
+    _SCHED_DEADLINE: "deadline",
+}
 _PF_EXITING = 0x00000004
 _PF_KTHREAD = 0x00200000
 _REASONS = {
@@ -56,6 +64,46 @@ def set_policy(tid: int, policy: int, priority: int = 0) -> None:
         os.sched_setscheduler(tid, policy, os.sched_param(priority))
     except OSError as error:
         raise task_error(tid, error.errno or errno.EINVAL) from None
+
+
+def original_of(tid: int) -> tuple[int, int]:
+    """What restore() is to give a task that is about to enter the ext class. Raises TaskError."""
+    try:
+        policy = os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK
+        return (os.SCHED_OTHER, 0) if policy == SCHED_EXT else (policy, os.sched_getparam(tid).sched_priority)
+    except OSError as error:
+        raise task_error(tid, error.errno or errno.EINVAL) from None
+
+
+def enter_ext(tid: int) -> None:
+    """Move one task into the ext class; SCHED_RESET_ON_FORK stays set, for its children. Raises TaskError."""
+    try:
+        flag = os.sched_getscheduler(tid) & os.SCHED_RESET_ON_FORK
+    except OSError as error:
+        raise task_error(tid, error.errno or errno.EINVAL) from None
+    set_policy(tid, SCHED_EXT | flag)
+
+
+def restore(tid: int, original: tuple[int, int]) -> NotRestored | None:
+    """Give one task its ``original`` policy and priority back; its nice value and SCHED_RESET_ON_FORK stay.
+
+    Where the kernel refuses that, the task gets SCHED_OTHER, and the result says so. Raises TaskError where it cannot
+    even have that.
+    """
+    try:
+        flag = os.sched_getscheduler(tid) & os.SCHED_RESET_ON_FORK
+    except OSError as error:
+        raise task_error(tid, error.errno or errno.EINVAL) from None
+    policy, priority = original
+    reason = "its runtime, deadline and period are not kept"
+    if policy != _SCHED_DEADLINE:
+        try:
+            set_policy(tid, policy | flag, priority)
+            return None
+        except TaskError as error:
+            reason = error.reason
+    set_policy(tid, os.SCHED_OTHER | flag)
+    return NotRestored(tid, _NAMES.get(policy, f"policy {policy}") + (f":{priority}" if priority else ""), reason)
 
 
 def task_error(tid: int, number: int) -> TaskError:

@@ -23,7 +23,7 @@ from ..schedulers.registry import POLICIES
 from ..schedulers.tasks import check, threads
 from .caveats import Caveats, counted, few, left_line, named
 from .enrol import enrol, follow, report
-from .output import human_ns, json_option, printable, printable_lines, show
+from .output import human_ns, json_option, printable, printable_lines, show, warn
 from .watch import watch
 
 _EXAMPLES = """\b
@@ -37,7 +37,7 @@ Examples:
   sudo ghostbpf enclave enrol 1 --comm 'nginx*'   by rule, until Ctrl-C
   sudo ghostbpf enclave swap 1 rr --set slice=2ms
   sudo ghostbpf enclave watch 1             time the next upgrade of its agent
-  sudo ghostbpf enclave destroy 1           tasks go back to the fair class
+  sudo ghostbpf enclave destroy 1           tasks get their old policy back
 """
 
 
@@ -148,7 +148,7 @@ def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str,
 @click.argument("pids", type=int, nargs=-1)
 @click.option("--tid", "tids", type=int, multiple=True, help="Move one thread, not its whole process.")
 def rm(id: int, pids: tuple[int, ...], tids: tuple[int, ...]) -> None:
-    """Hand processes, or single threads, of enclave ID back to the fair class."""
+    """Hand processes, or single threads, of enclave ID back, with the policy that each had before."""
     _need_some(pids, tids)
     with _changing(id) as enclave:
         _move(f"left enclave {id}", pids, enclave.remove_process, tids, enclave.remove)
@@ -158,7 +158,7 @@ def rm(id: int, pids: tuple[int, ...], tids: tuple[int, ...]) -> None:
 @click.argument("id", type=int, required=False)
 @click.option("--all", "everything", is_flag=True, help="Destroy every enclave, detach, and clear all pins away.")
 def destroy(id: int | None, everything: bool) -> None:
-    """Hand the tasks of enclave ID back to the fair class, and free its CPUs."""
+    """Hand the tasks of enclave ID back, with the policy that each had before, and free its CPUs."""
     if everything == (id is not None):
         raise click.UsageError("name one enclave, or --all")
     if everything:
@@ -193,7 +193,11 @@ def _changing(id: int) -> Iterator[Enclave]:
     with Enclaves.change() as enclaves:
         if enclaves is None:
             raise NoSuchEnclave(id)
-        yield enclaves.get(id)
+        enclave = enclaves.get(id)
+        try:
+            yield enclave
+        finally:
+            warn(enclave.not_restored)
 
 
 def _need_some(pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str, ...] = ()) -> None:
@@ -229,6 +233,7 @@ def _destroy_all() -> None:
         with Enclaves.change() as enclaves:
             for enclave in enclaves or ():
                 enclave.destroy()
+                warn(enclave.not_restored)
     except (Ejected, StalePins) as error:
         click.echo(printable_lines(f"{error}"), err=True)
     with core.locked():
@@ -239,7 +244,7 @@ def _destroy_all() -> None:
 def _task_rows(enclave: Enclave) -> list[dict[str, Any]]:
     """Its tasks; with what the agent knows of each, where there is one."""
     known = {row.pop("tid"): row for row in enclave.task_states()}
-    rows = [vars(task) for task in enclave.tasks()]
+    rows = [{name: value for name, value in vars(task).items() if name != "original"} for task in enclave.tasks()]
     if not known:
         return rows
     unknown = {"state": "", "for": None, "seq": None}

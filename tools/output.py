@@ -14,6 +14,8 @@ from typing import Any
 import click
 from tabulate import tabulate
 
+from ..loaders.errors import GhostError
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 
 
@@ -56,3 +58,9 @@ def human_ns(ns: float) -> str:
         if abs(ns) >= size:
             return f"{ns / size:.1f} {unit}"
     return f"{ns:.0f} ns"
+
+
+def warn(errors: Iterable[GhostError]) -> None:
+    """Tell of what went wrong, and of what to do about it, where the command goes on."""
+    for error in errors:
+        click.echo(f"warning: {error}" + (f"\n  try: {error.cure}" if error.cure else ""), err=True)

@@ -25,7 +25,7 @@ from ..schedulers.policy import Policy, find
 from ..schedulers.registry import POLICIES, from_file, is_file
 from ..schedulers.userspace import AgentError, Crew
 from .caveats import Caveats, tell_departures
-from .output import printable_lines
+from .output import printable_lines, warn
 
 _EXAMPLES = """\b
 Examples:
@@ -181,7 +181,9 @@ def _enclave(
         if existing is None and not keep and enclave.core.attached:
             with Enclaves.change() as now:
                 if now is not None and enclave in now:
-                    now.get(enclave.id).destroy()
+                    ending = now.get(enclave.id)
+                    ending.destroy()
+                    warn(ending.not_restored)
 
 
 def _choose_cpus(enclaves: Enclaves, cpus: CpuSet | None) -> CpuSet:
