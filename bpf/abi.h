@@ -44,6 +44,7 @@ struct enclave {
 	u32 leftover; /* the policy before did, and some may wait there still */
 	u32 reserved;
 	u64 gtids; /* handed out */
+	u32 agents[2]; /* does each bank's policy have an agent? */
 };
 
 /* One CPU. */
@@ -250,6 +251,7 @@ struct channel {
 	u64 busy_ns; /* what those took */
 	char policy[32];
 	char reason[160]; /* why it ended */
+	u64 per_cpu; /* of channel 0: each CPU has an agent of its own, and one without it is the core's */
 };
 
 enum txn_state {

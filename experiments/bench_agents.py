@@ -265,9 +265,8 @@ def _hand_over(enclave: Enclave, gaps: dict[str, list[float]]) -> None:
 
 
 def _upgrade(enclave: Enclave, crew: Crew) -> None:
-    """As ``ghostbpf run --enclave`` does it: the BPF half first."""
-    enclave.swap(crew.half)
-    crew.take_over(enclave)
+    """As ``ghostbpf run --enclave`` does it."""
+    enclave.swap(crew.half, None, crew)
 
 
 def _memory() -> dict[str, float]:

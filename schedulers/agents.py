@@ -124,6 +124,10 @@ class Agents:
         with Program(open_pinned(_directory(self.id) / "call_depart")) as program:
             program.run(bytes(ffi().buffer(argument)))
 
+    def tids(self) -> set[int]:
+        """The tasks that have a status word."""
+        return {int(word.gtid) & 0xFFFFFFFF for word in islice(self.words, self.words_used) if word.gtid}
+
     def task_states(self) -> Iterator[dict[str, Any]]:
         """The tasks that the agent knows, and since when (seconds) each is in its state."""
         now = time.monotonic_ns()
@@ -189,10 +193,16 @@ def _is_silent(channel: Any, now: int) -> bool:
     return bool(late or (channel.state == constant("AGENT_TURNS") and now - channel.heartbeat_ns > channel.timeout_ns))
 
 
+def is_there(id: int) -> bool:
+    """Whether anything is left that agents of enclave ``id`` share, or were to share."""
+    return _directory(id).exists()
+
+
 def forget(id: int) -> None:
     """Dismiss the agents of enclave ``id`` and remove what they shared."""
     if (agents := Agents.open(id)) is not None:
         agents.dismiss()
+    (_directory(id) / "call_depart").unlink(missing_ok=True)  # first: without it, the rest counts for nothing
     shutil.rmtree(_directory(id), ignore_errors=True)
 
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from ..hints import Hints
 from ..loaders import sched_ext
@@ -192,12 +192,23 @@ class Enclaves:
             if self._state(enclave.id) == constant("ENCLAVE_DYING"):
                 if not enclave._hidden_tasks():
                     enclave._finish_destroy()
-            elif enclave._record.leftover:
-                enclave._hand_over()
+            else:
+                enclave._tidy()
+                enclave._depart_strangers()
         if ROOT.exists():
             known = {enclave.path for enclave in self} | {_core.CORE}
             for path in set(ROOT.iterdir()) - known:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+class NextAgent(Protocol):
+    """The agent of a policy that is to replace another; see Crew in userspace/crew.py."""
+
+    def prepare(self, enclave: Enclave, bank: int) -> None:
+        """Do all that may fail, while the policy in the other bank is live still."""
+
+    def take_over(self, enclave: Enclave) -> object:
+        """Be the agent, now that the policy is live."""
 
 
 class Enclave:
@@ -240,13 +251,16 @@ class Enclave:
     @property
     def agent(self) -> agents.AgentState | None:
         """Its agent; None where its policy has none."""
-        there = agents.Agents.open(self.id)
+        there = self._agents()
         return None if there is None else there.state
 
     def task_states(self) -> list[dict[str, Any]]:
         """What its agents know of its tasks: tid, state, seconds in it, sequence number; empty without agents."""
-        there = agents.Agents.open(self.id)
+        there = self._agents()
         return [] if there is None else list(there.task_states())
+
+    def _agents(self) -> agents.Agents | None:
+        return agents.Agents.open(self.id) if self._record.agents[self._record.bank] else None
 
     @property
     def nr_tasks(self) -> int:
@@ -327,27 +341,65 @@ class Enclave:
             raise self._not_in_here(pid)
         return len(seen)
 
-    def swap(self, policy: Policy, options: Mapping[str, str] | None = None) -> None:
+    def swap(
+        self, policy: Policy, options: Mapping[str, str] | None = None, next_agent: NextAgent | None = None
+    ) -> None:
         """Replace its policy: the new one is loaded beside the old one, and one store puts it in charge.
 
-        Where both have an agent, the old agent stays until a new one takes over; where the new one has none, it leaves.
+        Where that has an agent, ``next_agent`` does all that may fail before that store, and takes over after it.
+        Where anything fails, the old policy is in charge, with the agent that it had. Where both have an agent, the old
+        agent stays until a new one takes over; where the new one has none, it leaves.
         """
         values = policy.values(options)
         policy.check(values, self.cpus)
-        old, new = int(self._record.bank), 1 - int(self._record.bank)
-        next_agent = isinstance(policy, agents.AgentHalf) and agents.Agents.open(self.id) is not None
-        loaded = self._load(policy, values)
-        self._fill(new, loaded)
-        if self._record.queues[old] and not next_agent:
-            self._record.leftover = 1
-        self._record.bank = new
+        new = 1 - int(self._record.bank)
+        try:
+            loaded = self._load(policy, values)
+            self._fill(new, loaded)
+            loaded.close()
+            if next_agent is not None:
+                next_agent.prepare(self, new)
+            self._switch_to(new, next_agent)
+        except BaseException:
+            self._empty(new)
+            self._tidy()
+            raise
         self._record.swaps += 1
-        self._empty(old)
-        loaded.close()
-        if not isinstance(policy, agents.AgentHalf):
+        self._tidy()
+
+    def _switch_to(self, bank: int, next_agent: NextAgent | None) -> None:
+        old = 1 - bank
+        self._make_live(bank)
+        try:
+            if next_agent is not None:
+                next_agent.take_over(self)
+        except BaseException:
+            self._make_live(old)
+            raise
+
+    def _make_live(self, bank: int) -> None:
+        if self._record.queues[1 - bank] and not all(self._record.agents):
+            self._record.leftover = 1
+        self._record.bank = bank
+
+    def _tidy(self) -> None:
+        """Clear away what the live policy has no use for, and what those before it left, or a loader that died."""
+        bank = int(self._record.bank)
+        if self._bank_path(1 - bank).exists():
+            self._empty(1 - bank)
+        if not self._record.agents[bank] and agents.is_there(self.id):
             self._forget_agents()
         if self._record.leftover:
             self._hand_over()
+
+    def _depart_strangers(self) -> None:
+        """Tell its agent of tasks that are another enclave's: the loader that moved them died before it could."""
+        if (there := self._agents()) is None or not (known := there.tids()):
+            return
+        for task in self.core.tasks():
+            if task.enclave != self.id and task.tid in known:
+                with contextlib.suppress(GhostError):
+                    there.depart(task.tid)
 
     def destroy(self) -> None:
         """Hand its tasks back, each with the policy that it had before, and free its CPUs.
@@ -478,6 +530,7 @@ class Enclave:
         self._empty(bank)
         self._record.policy[bank] = loaded.policy.name.encode()
         self._record.queues[bank] = loaded.policy.queues
+        self._record.agents[bank] = isinstance(loaded.policy, agents.AgentHalf)
         for op, program in loaded.programs.items():
             self.core.slots[op][self._slot(bank)] = program.fd
         directory = self._bank_path(bank)

@@ -23,7 +23,7 @@ from ..schedulers.errors import EnclaveBusy, NoSuchEnclave
 from ..schedulers.launch import Command, endings
 from ..schedulers.policy import Policy, find
 from ..schedulers.registry import POLICIES, from_file, is_file
-from ..schedulers.userspace import AgentError, Crew
+from ..schedulers.userspace import AgentError, Crew, UpgradeError
 from .caveats import Caveats, tell_departures
 from .output import printable_lines, warn
 
@@ -161,14 +161,14 @@ def _enclave(
         if existing is not None:
             if cpus is not None and cpus != existing.cpus:
                 raise EnclaveBusy(existing.id, str(existing.cpus))
-            existing.swap(policy, options)
+            _upgrade(existing, policy, options, crew)
             enclave = existing
         else:
             enclave = enclaves.new(
                 _choose_cpus(enclaves, cpus), policy, options, id=DEFAULT_ENCLAVE if everything else id
             )
     try:
-        if crew is not None:
+        if crew is not None and existing is None:
             try:
                 crew.take_over(enclave)
             except AgentError:
@@ -184,6 +184,18 @@ def _enclave(
                     ending = now.get(enclave.id)
                     ending.destroy()
                     warn(ending.not_restored)
+
+
+def _upgrade(enclave: Enclave, policy: Policy, options: dict[str, str], crew: Crew | None) -> None:
+    before = enclave.policy
+    try:
+        enclave.swap(policy, options, crew)
+    except AgentError as error:
+        if status := _told_to_end():
+            raise SystemExit(status) from None
+        if (agent := enclave.agent) is not None and agent.state == "gone":
+            raise
+        raise UpgradeError(enclave.id, error.reason, before) from None
 
 
 def _choose_cpus(enclaves: Enclaves, cpus: CpuSet | None) -> CpuSet:

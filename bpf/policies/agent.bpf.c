@@ -195,7 +195,10 @@ static bool is_for_forgotten(struct cpu *cpu, s32 here)
 	return ns > 0;
 }
 
-/* Does an agent have the say over everything that CPU here does? Where each CPU has one, so must the enclave. */
+/*
+ * Does an agent have the say over everything that CPU here does? Where each CPU has one, so must the enclave, whose agent
+ * commits to no CPU then: a CPU that came online later runs what waits, until it has an agent of its own.
+ */
 static bool is_delegated(s32 here)
 {
 	struct channel *own, *ch = channel_at(0);
@@ -204,7 +207,7 @@ static bool is_delegated(s32 here)
 	if (!ch || !is_asked(ch))
 		return false;
 	own = channel_of_cpu(here, &number);
-	return own && is_asked(own);
+	return own && !own->per_cpu && is_asked(own);
 }
 
 BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
@@ -240,7 +243,7 @@ BPF_PROG(agent_tick, struct task_struct *p)
 		return 0;
 	if (ch->ticks)
 		tell_cpu(here, MSG_CPU_TICK);
-	if (!has_agent(ch)) {
+	if (!has_agent(ch) || ch->per_cpu) {
 		late = ns_on(cpu) > FALLBACK_SLICE &&
 		       (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(PENDING));
 	} else if (cpu->overdue) {

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..policy import Option, duration_ns
 from .agent import Agent
 from .cfs import Cfs
-from .crew import AgentError, Crew
+from .crew import AgentError, Crew, UpgradeError
 from .edf import Edf
 from .fifo_centralized import FifoCentralized
 from .fifo_per_cpu import FifoPerCpu
@@ -45,6 +45,7 @@ __all__ = [
     "Task",
     "Transaction",
     "TxnState",
+    "UpgradeError",
     "duration_ns",
     "flag",
     "half_of",

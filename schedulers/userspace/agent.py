@@ -7,12 +7,13 @@ there is nothing to read, or, with a CPU of its own, spins. Whatever happens to 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ...hints import Hints
@@ -52,11 +53,18 @@ _SOON_AGAIN = (TxnState.STALE, TxnState.INVALID_CPU, TxnState.CPU_OFFLINE, TxnSt
 class Agent:
     """One agent of ``enclave``: of the whole of it, or of ``cpu`` alone.
 
-    ``half`` is its BPF half with the policy's class, ``values`` are the options of both. The thread that makes it is
-    the agent.
+    ``half`` is its BPF half with the policy's class, ``values`` are the options of both; ``bank`` is where that half
+    is, unless it is the live one. The thread that makes it is the agent, from take_over() on.
     """
 
-    def __init__(self, enclave: Enclave, half: AgentHalf, values: dict[str, int], cpu: int | None = None) -> None:
+    def __init__(
+        self,
+        enclave: Enclave,
+        half: AgentHalf,
+        values: dict[str, int],
+        cpu: int | None = None,
+        bank: int | None = None,
+    ) -> None:
         there = Agents.open(enclave.id)
         if there is None:
             raise GhostError(f"the policy of enclave {enclave.id} has no agent")
@@ -70,14 +78,21 @@ class Agent:
         self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
         self._cpu_record = enclave.core.cpus
         self._flags = CpuFlags(enclave, tuple(self._cpus))
-        self._params_map, self.params = params_of(enclave, half)
+        self._params_map, self.params = params_of(enclave, half, bank)
         self._hints = Hints.open(enclave.hints_path) if half.agent.hinted else None
         self._pause_s = _LOOK_UP_S if self._hints is None else _HINTS_S
         self._seen_switches = 0
         self._spot: int | None = None  # the CPU that it spins on
+        self._home: int | None = None  # the CPU that it sleeps on, where that matters
+        self._is_settled = self._rehearses = False
         self.stopped = False
-        own = {option.field for option in half.agent.options}
-        self.policy: AgentPolicy = half.agent(self, **{name: v for name, v in values.items() if name in own})
+        self._half = half
+        self._make_policy()
+
+    def _make_policy(self) -> None:
+        own = {option.field for option in self._half.agent.options}
+        values = {name: value for name, value in self._values.items() if name in own}
+        self.policy: AgentPolicy = self._half.agent(self, **values)
         self._callbacks: Any = [None] * (1 + max(MessageType))
         for kind in MessageType:
             name = kind.name.lower().replace("task_affinity", "affinity").replace("task_priority", "priority")
@@ -117,7 +132,8 @@ class Agent:
 
     def ticks(self, on: bool) -> None:
         """Have the core tell each tick of a CPU that runs a task, or no longer."""
-        self._channel.record.ticks = on
+        if not self._rehearses:
+            self._channel.record.ticks = on
 
     def commit(self, transactions: Iterable[Transaction], *, group: bool = False) -> list[TxnState]:
         """Commit ``transactions`` in batches, or as one ``group``, all of them or none; the state of each.
@@ -127,6 +143,8 @@ class Agent:
         wanted = list(transactions)
         if group and len(wanted) > self._channel.batch:
             raise ValueError(f"a group of {len(wanted)} transactions: at most {self._channel.batch}")
+        if self._rehearses:
+            return [TxnState.COMPLETE] * len(wanted)
         return [_STATES[state] for state in self._commit(wanted, group)]
 
     def _commit(self, wanted: Sequence[Transaction], group: bool = False) -> list[int]:
@@ -146,13 +164,15 @@ class Agent:
     def associate(self, task: Task, cpu: int) -> bool:
         """Hand ``task`` to the agent of ``cpu``, or the enclave's where that has none; False where the task is gone."""
         self.tasks.pop(task.gtid, None)
-        return self._channel.associate(task.gtid, 1 + cpu)
+        return self._rehearses or self._channel.associate(task.gtid, 1 + cpu)
 
     def take(self, most: int, cpu: int | None = None) -> int:
         """Take tasks over that wait for the agent of ``cpu`` (None: of any), longest first; how many there were.
 
         At most ``most`` of those that may run on its own CPU and are committed to none; they come as new ones.
         """
+        if self._rehearses:
+            return 0
         return self._channel.take(most, 0 if cpu is None else 1 + cpu)
 
     def loads(self) -> dict[int, int]:
@@ -168,18 +188,49 @@ class Agent:
         """Whether ``task`` may run on ``cpu``, and that is online."""
         return task.may_run_on(cpu) and self.is_online(cpu)
 
+    def has_agent(self, cpu: int) -> bool:
+        """Whether ``cpu`` has an agent of its own."""
+        return 1 + cpu in self._channel.others()
+
     def agent_cpus(self) -> list[int]:
         """The CPUs that are online and have an agent of their own."""
         return [number - 1 for number in self._channel.others() if number and self.is_online(number - 1)]
 
-    def take_over(self) -> None:
-        """Become the agent: from here on the core asks this one. Raises whatever the policy does."""
+    def prepare(self) -> None:
+        """Do before take_over() what may fail: go to the agent's CPU, and try the policy. Raises whatever that does."""
         self._settle()
+        self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Show a policy the tasks that the agent before knows, have it decide, and throw it and its decisions away.
+
+        Another one, which knows nothing of that, then takes over.
+        """
+        if not (words := self._by_age(lambda word: True)):
+            return
+        self._rehearses = True
+        try:
+            for number, word in words:
+                self._learn(number, word)
+            self._channel.check(list(self.policy.schedule() or ()))
+        finally:
+            self._rehearses = False
+        self.tasks.clear()
+        self._make_policy()
+
+    def take_over(self, *, per_cpu: bool = False) -> None:
+        """Become the agent: from here on the core asks this one. Raises whatever the policy does.
+
+        With ``per_cpu`` it is the one that hands tasks out to the agents of CPUs.
+        """
+        if not self._is_settled:
+            self._settle()
         self._channel.take_over(
             timeout_ns=self._values["timeout_ns"],
             fastpath=self.fastpath,
             spins=self.spins,
             policy=self.policy.name,
+            per_cpu=per_cpu,
         )
         if self.cpu is None:
             self._channel.spin_on(self._spot)
@@ -188,21 +239,26 @@ class Agent:
         self._decide()
         self._channel.rest()
 
-    def run(self) -> None:
+    def run(self, look_around: Callable[[], None] | None = None) -> None:
         """Decide until another agent takes over, the enclave is gone, or stop() is called.
 
-        It ends at the latest a quarter of a second after that.
+        It ends at the latest a quarter of a second after that. As often it calls ``look_around``.
         """
         gc.collect()
         gc.freeze()
         gc.disable()
-        collected = time.monotonic()
+        collected = looked = time.monotonic()
         for turns in itertools.count():
             if not self._channel.mine:
                 return
             if self.spins and turns % _HOP_TURNS == 0:
                 self._hop_if_wanted()
             began = time.monotonic()
+            if began >= looked + _LOOK_UP_S:
+                looked = began
+                self._look_around()
+                if look_around is not None:
+                    look_around()
             goes_on = self.turn()
             if self.spins:
                 continue
@@ -214,6 +270,13 @@ class Agent:
             if not self._channel.wait(self._pause()) and time.monotonic() >= collected + _LOOK_UP_S:
                 gc.collect()
                 collected = time.monotonic()
+
+    def _look_around(self) -> None:
+        """Follow CPUs that came or went: what was bound to one that goes is bound no longer."""
+        home = self._home
+        if home is not None and self.is_online(home) and os.sched_getaffinity(0) != {home}:
+            with contextlib.suppress(OSError):  # it is gone again
+                os.sched_setaffinity(0, {home})
 
     def _pause(self) -> float:
         """For how many seconds there may be nothing to do."""
@@ -250,16 +313,17 @@ class Agent:
         self._channel.record.resyncs += 1
         own, others = self._channel.number, set(self._channel.others())
         # The agent of the enclave answers for what no other does.
-        there = sorted(
-            (word.since_ns, number, word)
-            for number, word in self.words.in_use()
-            if word.channel == own or (own == 0 and word.channel not in others)
-        )
-        gone = self.tasks.keys() - {word.gtid for _, _, word in there}
+        there = self._by_age(lambda word: word.channel == own or (own == 0 and word.channel not in others))
+        gone = self.tasks.keys() - {word.gtid for _, word in there}
         for gtid in gone:
             self.policy.on_task_departed(self.tasks.pop(gtid))
-        for _, number, word in there:
+        for number, word in there:
             self._learn(number, word)
+
+    def _by_age(self, wanted: Callable[[StatusWord], bool]) -> list[tuple[int, StatusWord]]:
+        """The ``wanted`` status words with their numbers; those whose state is the oldest first."""
+        there = [(number, word) for number, word in self.words.in_use() if wanted(word)]
+        return sorted(there, key=lambda pair: pair[1].since_ns)
 
     def _learn(self, number: int, word: StatusWord) -> None:
         task = self.tasks.get(word.gtid)
@@ -354,6 +418,8 @@ class Agent:
             wanted = next(filter(self.is_online, self.enclave.cpus))
         if wanted >= 0:
             os.sched_setaffinity(0, {wanted})
+            self._home = None if self.spins else wanted
+        self._is_settled = True
         if self.spins:
             self._spot = wanted
             self._seen_switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw

@@ -13,10 +13,11 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn, Self
 
 from ...loaders.errors import GhostError
@@ -26,7 +27,8 @@ from ..launch import endings
 from .agent import Agent
 from .placer import Placer
 
-_IN_CHARGE = "in charge"
+_READY, _IN_CHARGE = "ready", "in charge"
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _MCL_ALL = 3
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
@@ -35,6 +37,8 @@ _PATIENCE_S = 4.0
 #: How often to look whether somebody has lost patience with an agent that does not get to its start.
 _LOOK_UP_S = 0.25
 _TOLD, _TOLD_REASON = 3, "it was told to end"
+# Between the process of a crew that leads and that of one CPU's agent.
+_CPU_READY, _CPU_GO, _CPU_IN_CHARGE = b"r", b"g", b"!"
 
 
 class AgentError(GhostError):
@@ -48,42 +52,70 @@ class AgentError(GhostError):
         self.enclave, self.reason = enclave, reason
 
 
-class Crew:
-    """The agent processes of one enclave, made before there is any need to hurry and let go by take_over().
+class UpgradeError(AgentError):
+    """The agent that was to take ``enclave`` over could not, for ``reason``: ``policy`` schedules on."""
 
+    def __init__(self, enclave: int, reason: str, policy: str):
+        super().__init__(enclave, reason)
+        self.args = (f"the new agent of enclave {enclave} could not start: {reason}",)
+        self.cure, self.policy = f"enclave {enclave} goes on under {policy}, as before", policy
+
+
+class Crew:
+    """The agent processes of one enclave, made before there is any need to hurry.
+
+    prepare() has them do all that may fail, for a policy that is not live yet; take_over() puts them in charge of it.
     Those that ``stay`` longer than whoever made them let go of its standard streams once they are in charge.
     """
 
     def __init__(self, half: AgentHalf, values: Mapping[str, int], *, stay: bool = False) -> None:
-        self.half, self._id = half, 0
+        self.half, self._id, self._is_ready = half, 0, False
         gate, self._gate = os.pipe()
         self._words, words = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._gate)
             os.close(self._words)
-            _run(lambda: _lead(half, dict(values), gate, words, stay))
+            _run(lambda: _lead(half, dict(values), gate, words, stay, parent))
         os.close(gate)
         os.close(words)
         self._status: int | None = None
 
-    def take_over(self, enclave: Enclave) -> Self:
-        """Have it take ``enclave`` over, whose policy has to be the BPF half by now.
+    def prepare(self, enclave: Enclave, bank: int) -> None:
+        """Have it load and try all it needs to take ``enclave`` over once the policy in ``bank`` is live.
 
-        Raises AgentError if it cannot; then an agent that was there has left, too, since its policy is gone.
+        Raises AgentError if it cannot, and then it has ended; the agent that is there decides on.
         """
         self._id = enclave.id
-        os.write(self._gate, f"{enclave.id}\n".encode())
+        self._tell(f"{enclave.id} {bank}\n")
+        self._expect(_READY)
+        self._is_ready = True
+
+    def take_over(self, enclave: Enclave) -> Self:
+        """Have it take ``enclave`` over, whose policy has to be the BPF half by now. Raises AgentError if it cannot."""
+        if not self._is_ready:
+            self.prepare(enclave, int(enclave.core.enclaves[enclave.id].bank))
+        self._tell("!")
         os.close(self._gate)
         self._gate = -1
-        if (said := self._hear()) != _IN_CHARGE:
-            reason = said or self.reason()
-            if agents := Agents.open(enclave.id):
-                agents.dismiss(reason)
-            raise AgentError(enclave.id, reason)
+        self._expect(_IN_CHARGE)
         return self
+
+    def _expect(self, word: str) -> None:
+        if (said := self._hear()) == word:
+            return
+        reason = said or self.reason()
+        agents = Agents.open(self._id)
+        if agents is not None and not agents.channels[0].tid:
+            agents.tell_why(reason)
+        raise AgentError(self._id, reason)
+
+    def _tell(self, what: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # then it has ended, and _hear() tells why
+            os.write(self._gate, what.encode())
 
     def _hear(self) -> str:
         """What it says of its start; it is ended where somebody asks us to end before that."""
@@ -174,36 +206,56 @@ def _listen(agent: Agent) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: agent.stop(_TOLD_REASON))
 
 
-def _lead(half: AgentHalf, values: dict[str, int], gate: int, words: int, stay: bool) -> int:
+def _lead(half: AgentHalf, values: dict[str, int], gate: int, words: int, stay: bool, parent: int) -> int:
     """The life of a crew's first process: the agent of the enclave, or the one that hands its tasks out to others."""
-    if not (wanted := os.read(gate, 32).decode()):
+    if not (wanted := os.read(gate, 64).split()):
         return 0
-    others: list[int] = []
+    # A policy that does not come to the end of its making is not to outlive the loader that waits for it.
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        return 0
+    id, bank = map(int, wanted)
     agent: Agent | None = None
+    others: _CpuAgents | None = None
     reason = ""
     try:
-        enclave = Enclaves.find(int(wanted))
+        enclave = Enclaves.find(id)
         _stand_apart(enclave)
-        agent = Agent(enclave, Placer.half(half) if half.agent.per_cpu else half, values)
-        _take_over(agent)
-        _listen(agent)
+        agent = Agent(enclave, Placer.half(half) if half.agent.per_cpu else half, values, bank=bank)
+        agent.prepare()
         if half.agent.per_cpu:
-            _start_each(filter(agent.is_online, enclave.cpus), enclave, half, values, others)
+            others = _CpuAgents(agent, half, values, bank)
+            others.prepare()
+        _prctl(_PR_SET_PDEATHSIG, 0)
+        _say(words, _READY)
+        # A loader that died when it had made the policy live wanted it to have this agent.
+        if not os.read(gate, 1) and enclave.core.enclaves[id].bank != bank:
+            return 0
+        _take_over(agent, per_cpu=others is not None)
+        _listen(agent)
+        if others is not None:
+            others.take_over()
         if stay:
             _let_go_of_streams()
-        os.write(words, _IN_CHARGE.encode())
-        agent.run()
-        if failed := _end_all(others):
+        _say(words, _IN_CHARGE)
+        agent.run(None if others is None else others.look_around)
+        if others is not None and (failed := others.end()):
             raise GhostError(failed)
     except BaseException as error:
         reason = _one_line(error)
-        os.write(words, reason.encode(errors="replace")[:4096])
+        _say(words, reason[:4096])
         raise
     finally:
         if agent is not None:
             agent.leave(reason)
-        _end_all(others)
+        if others is not None:
+            others.end()
     return _TOLD if agent.stopped else 0
+
+
+def _say(words: int, what: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the loader has died
+        os.write(words, what.encode(errors="replace"))
 
 
 def _let_go_of_streams() -> None:
@@ -212,48 +264,100 @@ def _let_go_of_streams() -> None:
         os.dup2(nothing, stream)
 
 
-def _end_all(pids: list[int]) -> str:
-    """End the agents of single CPUs that have not; what there is to say of those that ended badly."""
-    statuses = _end(pids, _PATIENCE_S / 2)
-    pids.clear()
-    codes = {pid: os.waitstatus_to_exitcode(status) for pid, status in statuses.items()}
-    return "; ".join(
-        f"the agent of one CPU, process {pid}, ended with status {code}"
-        for pid, code in codes.items()
-        if code not in (0, _TOLD)
-    )
+class _CpuAgents:
+    """The agents of single CPUs, each a process, as the process of agent ``lead`` sees them; one for each online CPU.
 
+    ``bank`` is where the BPF half is before it is live.
+    """
 
-def _start_each(
-    cpus: Iterable[int], enclave: Enclave, half: AgentHalf, values: dict[str, int], started: list[int]
-) -> None:
-    """An agent for each CPU; ``started`` gets their processes, which begin side by side."""
-    heard = {}
-    for cpu in cpus:
-        heard[cpu], tell = os.pipe()
+    def __init__(self, lead: Agent, half: AgentHalf, values: dict[str, int], bank: int) -> None:
+        self._lead, self._half, self._values, self._bank = lead, half, values, bank
+        self._pids: dict[int, int] = {}
+        self._heard: dict[int, socket.socket] = {}
+        self._failed: set[int] = set()  # CPUs whose agent could not start since they came online
+
+    def prepare(self) -> None:
+        """Start them, side by side, and wait until each is ready; raises GhostError where one cannot start."""
+        for cpu in self._online():
+            self._start(cpu)
+        self._expect(_CPU_READY)
+
+    def take_over(self) -> None:
+        """Let them take over, and wait until they have; raises GhostError where one cannot."""
+        for agent in self._heard.values():
+            agent.send(_CPU_GO)
+        self._expect(_CPU_IN_CHARGE)
+        self._forget_sockets()
+
+    def look_around(self) -> None:
+        """Start an agent for each CPU that has come online and has none. One that cannot leaves its CPU to the core."""
+        online = set(self._online())
+        self._failed &= online
+        for cpu in list(self._heard):  # of those that look_around() has started
+            if os.waitpid(self._pids[cpu], os.WNOHANG)[0]:
+                del self._pids[cpu]
+                self._heard.pop(cpu).close()
+                self._failed.add(cpu)
+            elif self._lead.has_agent(cpu):
+                self._heard.pop(cpu).close()
+        for cpu in online - self._pids.keys() - self._failed:
+            self._start(cpu)
+            self._heard[cpu].send(_CPU_GO)
+
+    def end(self) -> str:
+        """End those that have not; what there is to say of those that ended badly."""
+        self._forget_sockets()
+        statuses = _end(self._pids.values(), _PATIENCE_S / 2)
+        self._pids.clear()
+        codes = {pid: os.waitstatus_to_exitcode(status) for pid, status in statuses.items()}
+        return "; ".join(
+            f"the agent of one CPU, process {pid}, ended with status {code}"
+            for pid, code in codes.items()
+            if code not in (0, _TOLD)
+        )
+
+    def _online(self) -> Iterator[int]:
+        return filter(self._lead.is_online, self._lead.enclave.cpus)
+
+    def _start(self, cpu: int) -> None:
+        ours, theirs = socket.socketpair()
+        lead, bank = os.getpid(), self._bank
         if not (pid := os.fork()):
-            for told in heard.values():
-                os.close(told)
-            _run(lambda cpu=cpu, tell=tell: _run_on(cpu, enclave, half, values, tell))  # type: ignore[misc]
-        os.close(tell)
-        started.append(pid)
-    try:
-        for cpu, told in heard.items():
-            if not os.read(told, 1):
+            ours.close()
+            self._forget_sockets()
+            enclave, half, values = self._lead.enclave, self._half, self._values
+            _run(lambda: _run_on(cpu, enclave, half, values, bank, theirs, lead))
+        theirs.close()
+        self._pids[cpu], self._heard[cpu] = pid, ours
+
+    def _expect(self, word: bytes) -> None:
+        for cpu, agent in self._heard.items():
+            if agent.recv(1) != word:
                 raise GhostError(f"the agent of CPU {cpu} could not start")
-    finally:
-        for told in heard.values():
-            os.close(told)
+
+    def _forget_sockets(self) -> None:
+        for agent in self._heard.values():
+            agent.close()
+        self._heard.clear()
 
 
-def _run_on(cpu: int, enclave: Enclave, half: AgentHalf, values: dict[str, int], tell: int) -> int:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _run_on(
+    cpu: int, enclave: Enclave, half: AgentHalf, values: dict[str, int], bank: int, lead: socket.socket, parent: int
+) -> int:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        return 0
     _stand_apart(enclave)
-    agent = Agent(enclave, half, values, cpu)
+    agent = Agent(enclave, half, values, cpu, bank)
+    agent.prepare()
+    lead.send(_CPU_READY)
+    if lead.recv(1) != _CPU_GO:
+        return 0
     _take_over(agent)
     _listen(agent)
-    os.write(tell, b"!")
-    os.close(tell)
+    with contextlib.suppress(BrokenPipeError):
+        lead.send(_CPU_IN_CHARGE)
+    lead.close()
     try:
         agent.run()
     except BaseException as error:
@@ -265,13 +369,17 @@ def _run_on(cpu: int, enclave: Enclave, half: AgentHalf, values: dict[str, int],
 def _stand_apart(enclave: Enclave) -> None:
     """Before what it schedules, and out of reach of the memory it might have to wait for."""
     stand_apart(0, enclave.core)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mlockall(_MCL_ALL)
-    libc.prctl(_PR_SET_TIMERSLACK, 1)  # or slices would be 50 us longer
+    _LIBC.mlockall(_MCL_ALL)
+    _prctl(_PR_SET_TIMERSLACK, 1)  # or slices would be 50 us longer
 
 
-def _take_over(agent: Agent) -> None:
-    agent.take_over()
+def _prctl(what: int, value: int) -> None:
+    if _LIBC.prctl(what, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl({what}, {value}): {os.strerror(ctypes.get_errno())}")
+
+
+def _take_over(agent: Agent, *, per_cpu: bool = False) -> None:
+    agent.take_over(per_cpu=per_cpu)
     # Enrolment by rule may have put it into an enclave before, but leaves alone who is in charge.
     stand_apart(0, agent.enclave.core)
 

@@ -84,7 +84,7 @@ class Channel:
         self._txns = txns.view(number * self.batch, self.batch)
         self._states = self._txns.cast("I")[_TXN.size // 4 - 1 :: _TXN.size // 4]
 
-    def take_over(self, *, timeout_ns: int, fastpath: bool, spins: bool, policy: str) -> None:
+    def take_over(self, *, timeout_ns: int, fastpath: bool, spins: bool, policy: str, per_cpu: bool) -> None:
         """Put this thread behind the channel, and any other agent of the enclave out; the last store does it.
 
         An agent of one CPU puts out only the one before it there.
@@ -100,7 +100,7 @@ class Channel:
         record.overflowed = record.silent = record.ticks = 0
         record.messages = record.committed = record.failed = record.resyncs = record.lost = record.silences = 0
         record.turns = record.busy_ns = 0
-        record.timeout_ns, record.fastpath, record.spins = timeout_ns, fastpath, spins
+        record.timeout_ns, record.fastpath, record.spins, record.per_cpu = timeout_ns, fastpath, spins, per_cpu
         record.policy, record.reason = policy.encode()[:31], b""
         if self.number == 0:
             for other in range(1, len(self._agents.channels)):
@@ -149,6 +149,13 @@ class Channel:
         """Sleep until there is something to read, ``seconds`` at most; whether there is."""
         return bool(select.select([self._ring], [], [], seconds)[0])  # epoll would count in milliseconds
 
+    @staticmethod
+    def check(transactions: Sequence[Transaction]) -> None:
+        """Raise TypeError, ValueError or struct.error where commit() would."""
+        for task, cpu, slice_ns, flags in transactions:
+            gtid, seq = (task.gtid, task.seq) if task else (0, 0)
+            _TXN.pack(gtid, slice_ns, seq, cpu, flags, 0)
+
     def commit(self, transactions: Sequence[Transaction], group: bool = False) -> list[int]:
         """Commit up to ``batch`` transactions; the TxnState of each, in order."""
         offset = 0
@@ -195,9 +202,10 @@ class Channel:
         return bytes(ffi().buffer(ffi().new("struct agent_args *", {"channel": self.number, "cpu": cpu})))
 
 
-def params_of(enclave: Enclave, half: Policy) -> tuple[MmapArray, Any]:
-    """The live parameters of the enclave's BPF half: the map, and its one record."""
-    bank = int(enclave.core.enclaves[enclave.id].bank)
+def params_of(enclave: Enclave, half: Policy, bank: int | None = None) -> tuple[MmapArray, Any]:
+    """The parameters of the enclave's BPF half in ``bank``, or the live one: the map, and its one record."""
+    if bank is None:
+        bank = int(enclave.core.enclaves[enclave.id].bank)
     kernel = Map.open(Path(enclave.path, f"policy_{bank}", "params"))
     array = MmapArray(kernel, *half.params_type)
     return array, array[0]

@@ -83,20 +83,6 @@ def test_mistake_in_a_policy_is_shown_with_its_place(tmp_path: Path) -> None:
     assert re.search(r"the agent of enclave 1 is gone: KeyError: 'a mistake' \(bad.py:\d+\)", done.err), done.err
 
 
-@pytest.mark.soak
-def test_agent_that_cannot_start_is_told_and_the_one_before_it_leaves(tmp_path: Path) -> None:
-    assert ghostbpf("run", "fifo_centralized", "--cpus", "1-2", "--keep", "--", "true").status == 0
-    before = agent_pid()
-    (tmp_path / "bad.py").write_text(BAD.replace("def enqueue(self, task)", "def __init__(self, agent)"))
-    done = ghostbpf("run", tmp_path / "bad.py", "--enclave", 1, "--", "true")
-    assert done.status == 1
-    assert "the agent of enclave 1 is gone: KeyError: 'a mistake' (bad.py:" in done.err
-    assert "agent: gone: KeyError: 'a mistake'" in ghostbpf("enclave", "show", 1).out
-    until(lambda: not Path(f"/proc/{before}").exists(), "the agent before it has left")
-    assert ghostbpf("run", "fifo_centralized", "--enclave", 1, "--", "sh", "-c", "exit 5").status == 5
-    assert ghostbpf("enclave", "destroy", 1).status == 0
-
-
 def test_all_has_an_agent_schedule_ordinary_tasks(workload: Workload) -> None:
     bystander = workload.spinner()
     script = f"cat /proc/{bystander.pid}/sched; exit 6"

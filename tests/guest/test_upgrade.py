@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An upgrade that fails changes nothing: the policy before it goes on, with the agent that it had."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agents import Fifo, MakeCrew
+from command import Done, fork, ghostbpf, running
+from ghostbpf.schedulers.agents import is_there
+from ghostbpf.schedulers.enclave import Enclave, Enclaves
+from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.schedulers.userspace import AgentError, Crew, Task, Transaction, half_of
+from workload import MakeEnclave, Workload, until
+
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+
+BROKEN = """
+from ghostbpf.schedulers.userspace import FifoCentralized
+
+class Broken(FifoCentralized):
+    name = "broken"
+
+    def __init__(self, agent, **options):
+        raise RuntimeError("no such table")
+"""
+
+
+class Init(Fifo):
+    """Cannot be made."""
+
+    name = "init"
+
+    def __init__(self, agent: object, **options: int) -> None:
+        raise RuntimeError("a mistake")
+
+
+class New(Fifo):
+    """Cannot be told of a task."""
+
+    name = "new"
+
+    def on_task_new(self, task: Task) -> None:
+        raise RuntimeError("a mistake")
+
+
+class Schedule(Fifo):
+    """Cannot decide."""
+
+    name = "schedule"
+
+    def schedule(self) -> Iterator[Transaction]:
+        raise RuntimeError("a mistake")
+
+
+class Nonsense(Fifo):
+    """Decides what is no decision."""
+
+    name = "nonsense"
+
+    def schedule(self) -> Iterator[Transaction]:
+        yield Transaction(None, "a mistake")  # type: ignore[arg-type]
+
+
+class LastCpu(Fifo):
+    """Cannot be made for one CPU."""
+
+    name = "last_cpu"
+    per_cpu = True
+
+    def __init__(self, agent: object, **options: int) -> None:
+        if agent.cpu == 3:  # type: ignore[attr-defined]
+            raise RuntimeError("a mistake")
+        super().__init__(agent, **options)  # type: ignore[arg-type]
+
+
+def upgrade(enclave: Enclave, policy: type[Fifo], **options: str) -> Crew:
+    half = half_of(policy)
+    crew = Crew(half, half.values(options))
+    try:
+        with Enclaves.change() as enclaves:
+            assert enclaves is not None
+            enclaves.get(enclave.id).swap(half, options, crew)
+    except BaseException:
+        crew.end()
+        raise
+    return crew
+
+
+SOAK = pytest.mark.soak
+
+
+@pytest.mark.parametrize(
+    ("before", "policy"),
+    [
+        ("fifo_centralized", Schedule),
+        ("fifo_per_cpu", LastCpu),
+        *(pytest.param("fifo_centralized", policy, marks=SOAK) for policy in (Init, New, Nonsense, LastCpu)),
+        *(pytest.param("fifo_per_cpu", policy, marks=SOAK) for policy in (Init, New, Schedule)),
+    ],
+)
+def test_agent_that_fails_before_it_takes_over_leaves_the_one_before_it_in_charge(
+    workload: Workload, crew: MakeCrew, before: str, policy: type[Fifo], capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, agents = crew("1-3", before, fastpath="off", agent_timeout="10s")
+    children = [workload.spinner(one) for _ in range(2)]
+    for child in children:
+        child.progress()
+    tid = one.agent and one.agent.tid
+    with pytest.raises(AgentError, match=r"a mistake|required argument|could not start"):
+        upgrade(one, policy)
+    assert one.agent is not None
+    assert (one.policy, one.swaps, one.agent.state, one.agent.tid) == (before, 0, "deciding", tid)
+    assert {path.name for path in one.path.iterdir()} == {"agent", "policy_0"}
+    assert agents.check()
+    committed = one.agent.committed
+    until(lambda: one.agent and one.agent.committed > committed, "it decides")
+    for child in children:
+        child.progress()
+    assert "RuntimeError: a mistake" in capfd.readouterr().err or policy is Nonsense
+
+
+@pytest.mark.parametrize("policy", [pytest.param(Init, marks=SOAK), New])
+def test_agent_that_cannot_follow_a_policy_without_one_leaves_that_in_charge(
+    workload: Workload, enclave: MakeEnclave, policy: type[Fifo], capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = enclave("1", "rr", slice="5ms")
+    children = [workload.spinner(one) for _ in range(3)]
+    with pytest.raises(AgentError, match="RuntimeError: a mistake"):
+        upgrade(one, policy)
+    assert (one.policy, one.swaps, one.agent, is_there(one.id)) == ("rr", 0, None, False)
+    assert [path.name for path in one.path.iterdir()] == ["policy_0"]
+    preempted = one.counters().preempted
+    until(lambda: one.counters().preempted > preempted, "rr decides")
+    for child in children:
+        child.progress()
+    assert "RuntimeError: a mistake" in capfd.readouterr().err
+
+
+def test_run_of_a_policy_that_cannot_start_says_so_and_the_enclave_goes_on(
+    workload: Workload, crew: MakeCrew, tmp_path: Path
+) -> None:
+    one, agents = crew("1", "fifo_centralized", agent_timeout="10s")
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN)
+    done = ghostbpf("run", file, "--enclave", one.id, "--", "sh", "-c", "echo it ran")
+    assert (done.status, done.out) == (1, "")
+    assert re.search(
+        rf"error: the new agent of enclave {one.id} could not start: RuntimeError: no such table \(broken.py:\d+\)\n"
+        rf"  try: enclave {one.id} goes on under fifo_centralized, as before\n",
+        done.err,
+    )
+    assert agents.check()
+    assert one.agent is not None
+    assert (one.policy, one.agent.state) == ("fifo_centralized", "deciding")
+    # In an enclave of its own, nothing is left.
+    done = ghostbpf("run", file, "--cpus", "2", "--enclave", "9", "--", "sh", "-c", "echo it ran")
+    assert (done.status, done.out) == (1, "")
+    assert "the agent of enclave 9 is gone: RuntimeError: no such table" in done.err
+    assert [e.id for e in Enclaves.open() or ()] == [one.id]
+
+
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=SOAK), "after"])
+def test_loader_killed_beside_the_store_that_makes_a_policy_live_leaves_the_old_agent_or_the_new_one(
+    workload: Workload, crew: MakeCrew, moment: str
+) -> None:
+    one, agents = crew("1", "fifo_centralized", fastpath="off", agent_timeout="10s")
+    child = workload.spinner(one)
+    before = one.agent and one.agent.tid
+
+    class Dies(Crew):
+        def prepare(self, enclave: Enclave, bank: int) -> None:
+            super().prepare(enclave, bank)
+            if moment == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def take_over(self, enclave: Enclave) -> Dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+            return self
+
+    def load() -> None:
+        half = POLICIES["fifo_per_cpu"]
+        with Enclaves.change() as enclaves:
+            assert enclaves is not None
+            enclaves.get(one.id).swap(half, {}, Dies(half, half.values({})))  # type: ignore[arg-type]
+
+    assert fork(load).wait().status == 137
+    agent = until(lambda: (now := one.agent) and now.tid != (before if moment == "after" else 0) and now, "an agent")
+    assert agent.state != "gone"
+    assert one.policy == ("fifo_centralized" if moment == "before" else "fifo_per_cpu")
+    assert (agent.tid == before) is (moment == "before")
+    assert agents.check() is (moment == "before")
+    with Enclaves.change():
+        pass  # which clears away what the dead one left
+    assert len([path for path in one.path.iterdir() if path.name.startswith("policy_")]) == 1
+    child.progress()
+
+
+@SOAK
+def test_upgrade_that_is_ended_while_the_agent_starts_changes_nothing(
+    workload: Workload, crew: MakeCrew, tmp_path: Path
+) -> None:
+    one, agents = crew("1", "fifo_centralized", agent_timeout="10s")
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN.replace('raise RuntimeError("no such table")', "import time; time.sleep(1000)"))
+    with running("run", file, "--enclave", one.id) as run:
+        run.until(lambda: (one.path / "policy_1" / "params").exists())
+        run.signal(signal.SIGINT)
+        assert run.wait() == Done(130, "", "")
+    assert agents.check()
+    assert (one.policy, one.swaps) == ("fifo_centralized", 0)
+    assert not (one.path / "policy_1").exists()
