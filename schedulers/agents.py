@@ -7,6 +7,8 @@ one without: an agent that takes over finds in them what the one before knew.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -17,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from ..loaders.errors import GhostError
+from ..loaders.errors import BpfError, GhostError
 from ..loaders.handle import open_pinned
 from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Array, Map, MmapArray, possible_cpus
@@ -119,9 +121,15 @@ class Agents:
         self.channels[0].reason = reason.encode(errors="replace")[:159]
 
     def depart(self, tid: int) -> None:
-        """Tell the agent of a task that was moved out without leaving its class."""
+        """Tell the agent of a task that was moved out without leaving its class; there may be none any more."""
         argument = ffi().new("struct agent_task_args *", {"gtid": pids.to_initial(tid)})
-        with Program(open_pinned(_directory(self.id) / "call_depart")) as program:
+        try:
+            program = Program(open_pinned(_directory(self.id) / "call_depart"))
+        except BpfError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise
+        with program:
             program.run(bytes(ffi().buffer(argument)))
 
     def tids(self) -> set[int]:
@@ -211,10 +219,25 @@ def _directory(id: int) -> Path:
 
 
 def _open_maps(id: int) -> dict[str, Map]:
-    # The program is pinned last: without it, the rest is what a loader left that died.
-    if not (_directory(id) / "call_depart").exists():
-        return {}
-    return {name: Map.open(_directory(id) / name) for name in SHARED}
+    while (pinned := _pinned(id)) is not None:
+        try:
+            maps = {name: Map.open(_directory(id) / name) for name in SHARED}
+        except BpfError:
+            if _pinned(id) == pinned:
+                raise
+        else:
+            # Else others were pinned meanwhile, and some of the maps may be those.
+            if _pinned(id) == pinned:
+                return maps
+    return {}
+
+
+def _pinned(id: int) -> int | None:
+    """What tells these pins from those before and after them; None where there are none, or not all of them."""
+    # The program is pinned last, and unpinned first: without it, the rest is what a loader left that died.
+    with contextlib.suppress(FileNotFoundError):
+        return (_directory(id) / "call_depart").stat().st_ino
+    return None
 
 
 def _pin(id: int, module: Module) -> None:

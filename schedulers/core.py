@@ -171,9 +171,20 @@ class Core:
         Raises Ejected where the kernel has thrown it out and its pins still tell why, StalePins where the pins
         are those of another version, and PermissionMissing.
         """
-        with _private():
-            if not (CORE / "link").exists():
-                return None
+        while (pinned := _pinned_link()) is not None:
+            try:
+                core = cls._open()
+            except StalePins:
+                if _pinned_link() == pinned:
+                    raise
+            else:
+                # Else another core was pinned meanwhile, and some of the maps may be that one's.
+                if _pinned_link() == pinned:
+                    return core
+        return None
+
+    @classmethod
+    def _open(cls) -> Self | None:
         names = [*_SHARED, *_SLOTS, "exit_info", "departures"]
         try:
             maps = {name: Map.open(CORE / name) for name in names}
@@ -273,6 +284,13 @@ class Core:
         for link in self._watches.values():
             link.close()
         self._watches.clear()
+
+
+def _pinned_link() -> int | None:
+    """What tells the pin of the core's link from those before and after it; None where there is none."""
+    with _private(), contextlib.suppress(FileNotFoundError):
+        return (CORE / "link").stat().st_ino
+    return None
 
 
 @contextlib.contextmanager

@@ -309,8 +309,9 @@ class Enclave:
 
     def add(self, tid: int) -> None:
         """Move one task in, from wherever it is; raises TaskError and NoSuchEnclave."""
-        if self._record.state != constant("ENCLAVE_ACTIVE") or self._record.created_ns != self.created_ns:
+        if not self._is_there:
             raise NoSuchEnclave(self.id)
+        original = tasks.original_of(tid)
         before = self._join(tid, self.id, self._record.generation)
         try:
             tasks.enter_ext(tid)
@@ -319,6 +320,15 @@ class Enclave:
             raise
         if before[0] not in (0, self.id) and (others := agents.Agents.open(before[0])) is not None:
             others.depart(tid)
+        if not self._is_there:
+            # Its destroyer may have looked for its tasks before this one was there to be seen.
+            if tasks.policy_of(tid) == tasks.SCHED_EXT:
+                tasks.restore(tid, original)
+            raise NoSuchEnclave(self.id)
+
+    @property
+    def _is_there(self) -> bool:
+        return bool(self._record.state == constant("ENCLAVE_ACTIVE") and self._record.created_ns == self.created_ns)
 
     def add_process(self, pid: int) -> int:
         """Move every thread of process ``pid`` in; how many there were. Raises TaskError."""

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from .. import hints
+from ..loaders.errors import GhostError
 from ..schedulers import affinity
 from ..schedulers.agents import AgentHalf
 from ..schedulers.core import DEFAULT_ENCLAVE
@@ -212,10 +213,18 @@ class _Guard:
 
     def __init__(self, enclave: Enclave, crew: Crew | None) -> None:
         self._enclave, self._crew = enclave, crew
-        self.ejected, self.status = False, 0
+        self.ejected, self.status, self._is_warned = False, 0, False
 
     def look(self) -> None:
-        """Look around, and tell."""
+        """Look around, and tell. Where that is not possible, this is told once: it is no reason to leave a command."""
+        try:
+            self._look()
+        except GhostError as error:
+            if not self._is_warned:
+                warn([error])
+            self._is_warned = True
+
+    def _look(self) -> None:
         if not self.ejected and (ejected := self._enclave.core.exited()) is not None:
             click.echo(printable_lines(f"{ejected}"), err=True)
             self.ejected = True
@@ -246,7 +255,7 @@ def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard, ca
 
     def join(pid: int) -> None:
         affinity.check(pid, enclave)
-        enclave.add_process(pid)
+        _join(enclave, pid)
         caveats.joined([pid])
 
     child.start(join)
@@ -254,6 +263,14 @@ def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard, ca
         guard.look()
     guard.look()
     return status
+
+
+def _join(enclave: Enclave, pid: int) -> None:
+    """Put process ``pid`` into ``enclave``, which is not to be destroyed, or made anew, just then."""
+    with Enclaves.change() as enclaves:
+        if enclaves is None or enclave not in enclaves:
+            raise NoSuchEnclave(enclave.id)
+        enclave.add_process(pid)
 
 
 def _watch(enclave: Enclave, as_json: bool, guard: _Guard) -> int:
