@@ -8,7 +8,6 @@ there is nothing to read, or, with a CPU of its own, spins. Whatever happens to 
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import os
 import resource
@@ -23,6 +22,7 @@ from ..cpuset import CpuSet
 from ..enclave import Counters, Enclave
 from ..topology import Topology
 from .cpus import CpuFlags
+from .garbage import Garbage
 from .link import Channel, params_of
 from .policy import AgentPolicy
 from .task import BLOCKED, BOOSTED, LATCHED, ON_CPU, WAITING, MessageType, StatusWord, Task, Transaction, TxnState
@@ -244,10 +244,8 @@ class Agent:
 
         It ends at the latest a quarter of a second after that. As often it calls ``look_around``.
         """
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-        collected = looked = time.monotonic()
+        garbage = Garbage()
+        looked = time.monotonic()
         for turns in itertools.count():
             if not self._channel.mine:
                 return
@@ -257,6 +255,7 @@ class Agent:
             if began >= looked + _LOOK_UP_S:
                 looked = began
                 self._look_around()
+                garbage.collect(idle=False)
                 if look_around is not None:
                     look_around()
             goes_on = self.turn()
@@ -267,12 +266,12 @@ class Agent:
                 time.sleep(min(max(_GATHER * took, _GATHER_LEAST_S), _GATHER_MOST_S))
             elif goes_on:
                 continue
-            if not self._channel.wait(self._pause()) and time.monotonic() >= collected + _LOOK_UP_S:
-                gc.collect()
-                collected = time.monotonic()
+            if not self._channel.wait(self._pause()):
+                garbage.collect(idle=True)
 
     def _look_around(self) -> None:
-        """Follow CPUs that came or went: what was bound to one that goes is bound no longer."""
+        """Follow CPUs that came or went: a CPU that goes ends the pulse on it, and what was bound to it is not."""
+        self._channel.keep_pulse()
         home = self._home
         if home is not None and self.is_online(home) and os.sched_getaffinity(0) != {home}:
             with contextlib.suppress(OSError):  # it is gone again

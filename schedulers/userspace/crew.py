@@ -220,7 +220,7 @@ def _lead(half: AgentHalf, values: dict[str, int], gate: int, words: int, stay: 
     reason = ""
     try:
         enclave = Enclaves.find(id)
-        _stand_apart(enclave)
+        _stand_apart(enclave, warns=True)
         agent = Agent(enclave, Placer.half(half) if half.agent.per_cpu else half, values, bank=bank)
         agent.prepare()
         if half.agent.per_cpu:
@@ -347,7 +347,7 @@ def _run_on(
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return 0
-    _stand_apart(enclave)
+    _stand_apart(enclave, warns=False)
     agent = Agent(enclave, half, values, cpu, bank)
     agent.prepare()
     lead.send(_CPU_READY)
@@ -366,10 +366,13 @@ def _run_on(
     return _TOLD if agent.stopped else 0
 
 
-def _stand_apart(enclave: Enclave) -> None:
+def _stand_apart(enclave: Enclave, *, warns: bool) -> None:
     """Before what it schedules, and out of reach of the memory it might have to wait for."""
     stand_apart(0, enclave.core)
-    _LIBC.mlockall(_MCL_ALL)
+    if _LIBC.mlockall(_MCL_ALL) and warns:
+        why = os.strerror(ctypes.get_errno())
+        message = f"warning: the agent's memory is not locked, and it may have to wait for a disk: {why}\n"
+        os.write(2, f"{message}  try: give it CAP_IPC_LOCK, or: ulimit -l unlimited\n".encode())
     _prctl(_PR_SET_TIMERSLACK, 1)  # or slices would be 50 us longer
 
 

@@ -4,24 +4,25 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...loaders import abi, compiler
 from ...loaders.attach import Link, Sampler
-from ...loaders.link import Module, Target, create_map
+from ...loaders.errors import BpfError
+from ...loaders.link import Module, Program, Target, create_map
 from ...loaders.maps import Hash, Map, MmapArray
 from ...loaders.object import MapDef
 from ...loaders.ring import Ring
 from .. import pids
 from ..agents import AgentHalf, Agents
 from ..core import constant, ffi
+from ..cpuset import CpuSet
 from ..enclave import Enclave
 from ..policy import Policy
 from ..topology import nr_cpu_words
@@ -68,7 +69,7 @@ class Channel:
             if half.agent.watches_cpus:
                 switches = module.load("tp_sched_switch", Target.tracepoint("sched_switch"))
                 self._watches.append(Link.tracepoint(switches))
-            self._watches.append(Sampler.on_cpu(pulse, min(os.sched_getaffinity(0)), _PULSE_HZ))
+            self._pulse = Pulse(pulse, lambda: CpuSet.from_words(enclave.core.state.online))
         self.record = agents.channels[number]
         self._words = agents.channels.view(number, 1).cast("Q")
         self._halves = agents.channels.view(number, 1).cast("I")
@@ -83,6 +84,11 @@ class Channel:
         self.batch = constant("TXNS")
         self._txns = txns.view(number * self.batch, self.batch)
         self._states = self._txns.cast("I")[_TXN.size // 4 - 1 :: _TXN.size // 4]
+
+    def keep_pulse(self) -> None:
+        """Have the pulse go on where its CPU has gone; only channel 0 has one."""
+        if self.number == 0:
+            self._pulse.follow()
 
     def take_over(self, *, timeout_ns: int, fastpath: bool, spins: bool, policy: str, per_cpu: bool) -> None:
         """Put this thread behind the channel, and any other agent of the enclave out; the last store does it.
@@ -200,6 +206,33 @@ class Channel:
 
     def _me(self, cpu: int = -1) -> bytes:
         return bytes(ffi().buffer(ffi().new("struct agent_args *", {"channel": self.number, "cpu": cpu})))
+
+
+class Pulse:
+    """Has ``program`` run _PULSE_HZ times a second, on the first of the CPUs that ``online`` names.
+
+    The kernel ends a sampler whose CPU goes, and does not begin anew when that CPU is back.
+    """
+
+    def __init__(self, program: Program, online: Callable[[], CpuSet]) -> None:
+        self._program, self._online = program, online
+        #: The CPU that it is on.
+        self.cpu = -1
+        self._start()
+
+    def follow(self) -> None:
+        """Go to another CPU if the sampler's has been offline."""
+        if self._sampler.is_alive():
+            return
+        with contextlib.suppress(BpfError):  # that CPU goes just now: the next call finds another
+            before = self._sampler
+            self._start()
+            before.close()
+
+    def _start(self) -> None:
+        cpu = min(self._online())
+        self._sampler = Sampler.on_cpu(self._program, cpu, _PULSE_HZ)
+        self.cpu = cpu
 
 
 def params_of(enclave: Enclave, half: Policy, bank: int | None = None) -> tuple[MmapArray, Any]:

@@ -146,7 +146,8 @@ def fork(body: Callable[[], object], *, first: Callable[[], object] | None = Non
 
 def without(*capabilities: str) -> Callable[[], None]:
     """For ``first``: root, but without these capabilities, and so are the programs it runs."""
-    return lambda: _set_capabilities(~sum(1 << CAPABILITIES[name] for name in capabilities))
+    numbers = {**CAPABILITIES, "CAP_IPC_LOCK": 14}
+    return lambda: _set_capabilities(~sum(1 << numbers[name] for name in capabilities))
 
 
 def nobody() -> None:

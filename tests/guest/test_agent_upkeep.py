@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an agent does beside deciding: it follows CPUs that come and go, and collects its garbage."""
+
+from __future__ import annotations
+
+import os
+import resource
+import weakref
+from collections.abc import Iterator
+
+import pytest
+from agents import Fifo, MakeAgent, MakeCrew, children_of
+from command import ghostbpf, without
+from ghostbpf.schedulers.agents import Agents
+from ghostbpf.schedulers.cpuset import CpuSet
+from ghostbpf.schedulers.enclave import Enclave
+from ghostbpf.schedulers.userspace import Agent, AgentError, Transaction
+from ghostbpf.schedulers.userspace import crew as crew_module
+from ghostbpf.schedulers.userspace.link import Pulse
+from workload import MakeEnclave, Workload, offline, set_online, until
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+def agent_of(enclave: Enclave, cpu: int) -> int:
+    agents = Agents.open(enclave.id)
+    return 0 if agents is None else int(agents.channels[1 + cpu].tid)
+
+
+@pytest.mark.parametrize("fastpath", ["off", pytest.param("idle", marks=pytest.mark.soak)])
+def test_cpu_that_was_offline_when_the_agents_started_gets_one_when_it_is_back(
+    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, fastpath: str
+) -> None:
+    one = enclave("1-3")
+    spinners = [workload.spinner(one) for _ in range(5)]
+    with offline(3):
+        _, agents = crew(one, "cfs", fastpath=fastpath)
+        for spinner in spinners:
+            spinner.progress()
+        assert agent_of(one, 3) == 0
+    until(lambda: agent_of(one, 3), "CPU 3 has an agent")
+    assert agent_of(one, 3) in children_of(agents.pid)
+    assert os.sched_getaffinity(agent_of(one, 3)) == {3}
+    until(lambda: any(spinner.at == 3 for spinner in spinners), "CPU 3 is used")
+    with offline(3):
+        for spinner in spinners:
+            spinner.progress()
+    until(lambda: os.sched_getaffinity(agent_of(one, 3)) == {3}, "the agent is back on its CPU")
+    until(lambda: any(spinner.at == 3 for spinner in spinners), "CPU 3 is used again")
+    assert agents.check()
+
+
+def test_cpu_without_an_agent_of_its_own_runs_what_waits(
+    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module._CpuAgents, "look_around", lambda self: None)
+    one = enclave("1-3")
+    spinners = [workload.spinner(one) for _ in range(5)]
+    with offline(3):
+        _, agents = crew(one, "cfs", fastpath="off")
+    for _ in range(3):
+        for spinner in spinners:
+            spinner.forget()
+        until(lambda: any(3 in spinner.cpus_seen for spinner in spinners), "CPU 3 is used")
+        for spinner in spinners:
+            spinner.progress()
+    assert agent_of(one, 3) == 0
+    assert agents.check()
+
+
+@pytest.mark.once
+def test_pulse_follows_a_cpu_that_goes_and_one_that_was_away(agent: MakeAgent) -> None:
+    one = agent("1-2")
+    online = CpuSet([3])
+    pulse = Pulse(one._channel._pulse._program, lambda: online)
+    pulse.follow()
+    pulse.follow()
+    first = pulse._sampler
+    assert pulse.cpu == 3
+    with offline(3):
+        online = CpuSet([2])
+        until(lambda: pulse.follow() or pulse.cpu == 2, "it is on CPU 2")
+    assert pulse._sampler is not first
+    assert pulse._sampler.is_alive()
+    # Offline and back between two calls.
+    second = pulse._sampler
+    set_online(2, False)
+    set_online(2, True)
+    until(lambda: pulse.follow() or pulse._sampler is not second, "it begins anew")
+    assert pulse._sampler.is_alive()
+
+
+class Litter:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+class Litters(Fifo):
+    """Makes garbage with each decision, and gives up when the first of it has been collected."""
+
+    name = "litters"
+    fastpath = False
+
+    def __init__(self, agent: Agent, **options: int) -> None:
+        super().__init__(agent, **options)
+        self.collected: list[int] = []
+
+    def schedule(self) -> Iterator[Transaction]:
+        if self.collected:
+            raise LookupError("it was collected")
+        weakref.finalize(Litter(), self.collected.append, 1)
+        return super().schedule()
+
+
+@pytest.mark.once
+def test_agent_that_spins_collects_its_garbage(workload: Workload, crew: MakeCrew) -> None:
+    one, agents = crew("1-3", Litters, spin="yes", agent_timeout="10s")
+    child = workload.spinner(one)
+    until(lambda: not agents.alive, "it has collected")
+    with pytest.raises(AgentError, match="it was collected"):
+        agents.check()
+    child.progress()
+
+
+@pytest.mark.once
+def test_agent_whose_memory_cannot_be_locked_says_so_and_decides() -> None:
+    def limit() -> None:
+        without("CAP_IPC_LOCK")()
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 16, 1 << 16))
+
+    done = ghostbpf("run", "fifo_centralized", "--cpus", "1", "--", "sh", "-c", "exit 6", first=limit)
+    assert done.status == 6
+    assert done.err == (
+        "warning: the agent's memory is not locked, and it may have to wait for a disk: Cannot allocate memory\n"
+        "  try: give it CAP_IPC_LOCK, or: ulimit -l unlimited\n"
+    )
