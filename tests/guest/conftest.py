@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the guest tier: a kernel with sched_ext that is the tests' own, throw-away guest.
 
-Every test is watched: it fails if it leaves an enclave, a pin, an attached scheduler or an offline CPU behind,
-or if the kernel's log meanwhile tells of an error. ``kernel_log.expect()`` is for tests that provoke one.
+Every test is watched: it fails if it leaves an enclave, a pin, an attached scheduler, an offline CPU or a task in
+SCHED_EXT behind, if the kernel's log meanwhile tells of an error, if the kernel counted events that a sound scheduler
+does not cause, or if an agent's transactions were refused in a loop. ``kernel_log.expect()`` and
+``kernel_events.expect()`` are for tests that provoke such a thing.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,19 +24,25 @@ from ghostbpf.schedulers import core
 from ghostbpf.schedulers.agents import AgentHalf
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
-from ghostbpf.schedulers.errors import Ejected
+from ghostbpf.schedulers.errors import Ejected, TaskError
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.schedulers.tasks import set_policy
 from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Crew, half_of
 
 # With --import-mode=importlib, a test's own directory is not on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 from agents import MakeAgent, MakeCrew, Manual
+from kernel_events import KernelEvents
 from kernel_log import KernelLog
-from workload import DEADLINE, MakeEnclave, Workload, all_cpus, present_cpus, set_online
+from refusals import Refusals
+from workload import DEADLINE, MakeEnclave, Workload, all_cpus, ext_tasks, present_cpus, set_online
 
 #: The CPU of the test process and its helpers; enclaves take others, or tests would disturb what they watch.
 HOME = 0
+
+#: How many seconds killed tasks that are not the test process's own children may take to end.
+_DYING_S = 5.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -109,12 +118,31 @@ def kernel_log() -> Iterator[KernelLog]:
     log.close()
 
 
+@pytest.fixture
+def kernel_events(sched_ext: None) -> Iterator[KernelEvents]:
+    """The kernel's events since the test began."""
+    events = KernelEvents()
+    yield events
+    events.close()
+
+
+@pytest.fixture(scope="session")
+def refusals(sched_ext: None) -> Iterator[Refusals]:
+    """Watches the agents of all tests."""
+    watching = Refusals()
+    yield watching
+    watching.close()
+
+
 @pytest.fixture(autouse=True)
-def watched(sched_ext: None, kernel_log: KernelLog) -> Iterator[None]:
+def watched(sched_ext: None, kernel_log: KernelLog, kernel_events: KernelEvents, refusals: Refusals) -> Iterator[None]:
     """Fails the test for what it left behind, and clears it away."""
     assert kernel.status().state == "disabled", "the test before this one could not be cleaned up"
+    refusals.report()
     yield
     wrong = [*_leftovers(), *(f"kernel: {line}" for line in kernel_log.trouble())]
+    wrong += [f"kernel event {line}" for line in kernel_events.trouble()]
+    wrong += refusals.report()
     if any("sched_ext" in line for line in wrong):
         wrong.append(kernel_log.dump())
     _clean_up()
@@ -223,9 +251,18 @@ def _leftovers() -> list[str]:
         found += [f"pin {path}" for path in (core.ROOT, *core.ROOT.iterdir())]
     if (status := kernel.status()).state != "disabled":
         found.append(f"the scheduler {status.ops}, {status.state}")
+    elif stray := _stray_tasks():
+        found.append(f"in SCHED_EXT, though no enclave is left: {stray}")
     if missing := present_cpus() - all_cpus():
         found.append(f"CPU {missing} offline")
     return found
+
+
+def _stray_tasks() -> dict[int, str]:
+    deadline = time.monotonic() + _DYING_S
+    while (stray := ext_tasks()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return stray
 
 
 def _clean_up() -> None:
@@ -237,4 +274,7 @@ def _clean_up() -> None:
     if core.ROOT.exists():
         core.clear_pins()
         shutil.rmtree(core.ROOT, ignore_errors=True)
+    for tid in ext_tasks():
+        with contextlib.suppress(TaskError):
+            set_policy(tid, os.SCHED_OTHER)
     kernel.wait_disabled()

@@ -29,6 +29,7 @@ from typing import Any, Self
 import pytest
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
+from ghostbpf.schedulers.tasks import SCHED_EXT, policy_of
 from ghostbpf.schedulers.topology import Topology
 
 MakeEnclave = Callable[..., Enclave]
@@ -84,6 +85,17 @@ def sched_field(tid: int, name: str) -> float:
 def in_ext(tid: int) -> bool:
     """Whether the task is in the ext class now."""
     return sched_field(tid, "ext.enabled") == 1
+
+
+def ext_tasks() -> dict[int, str]:
+    """The command name of each task that is in SCHED_EXT by its policy and has not ended, by tid."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/task/*"):
+        tid = int(path.name)
+        with contextlib.suppress(OSError):
+            if policy_of(tid) == SCHED_EXT and state(tid) not in "ZX":
+                found[tid] = Path(path, "comm").read_text().strip()
+    return found
 
 
 def runtime_ns(tid: int) -> int:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's own counts of what a scheduler made it put right, while a test runs.
+
+``/sys/kernel/sched_ext/root/events`` has the sums, but goes away with the scheduler. The tracepoint
+``sched_ext_event`` reports every increment, whichever process attaches and detaches, with the task that caused it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from pathlib import Path
+
+_INSTANCE = Path("/sys/kernel/tracing/instances/ghostbpf-tests")
+_EVENT = _INSTANCE / "events/sched_ext/sched_ext_event"
+_ENABLE_SEQ = Path("/sys/kernel/sched_ext/enable_seq")
+
+BYPASS = "SCX_EV_BYPASS_ACTIVATE"
+
+#: Events of which a sound scheduler causes none. A kernel that does not know one of these names reports none of it.
+NEVER = (
+    "SCX_EV_REENQ_REPEAT",
+    "SCX_EV_REENQ_LOCAL_REPEAT",
+    "SCX_EV_DISPATCH_LOCAL_DSQ_OFFLINE",
+    "SCX_EV_INSERT_NOT_OWNED",
+)
+
+#: The kernel bypasses a scheduler once while it attaches and once while it detaches, on 6.16 as on 7.3. It also
+#: does during system suspend (a test expects that), and when it suspects a lock-up (never right). BYPASS_DURATION
+#: and BYPASS_DISPATCH count only within such a period, so they need no check of their own.
+_BYPASSES_PER_SCHEDULER = 2
+
+_LINE = re.compile(
+    r"^\s*(?P<task>\S.*-\d+)\s+\[(?P<cpu>\d+)\].*sched_ext_event: name (?P<name>\w+) delta (?P<delta>\d+)"
+)
+
+
+class KernelEvents:
+    """Events since it was made."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            _INSTANCE.mkdir()
+        (_EVENT / "filter").write_text(" || ".join(f'name == "{name}"' for name in (*NEVER, BYPASS)))
+        (_INSTANCE / "trace").write_text("")
+        (_EVENT / "enable").write_text("1")
+        self._schedulers = _schedulers()
+        self._expected: set[str] = set()
+
+    def expect(self, *names: str) -> None:
+        """Events with these ``names`` are no trouble in this test."""
+        unknown = set(names) - {*NEVER, BYPASS}
+        assert not unknown, f"{unknown} is not watched"
+        self._expected.update(names)
+
+    def counts(self) -> dict[str, int]:
+        """How often each watched event occurred."""
+        counts: Counter[str] = Counter()
+        for event in self._events():
+            counts[event["name"]] += int(event["delta"])
+        return counts
+
+    def trouble(self) -> list[str]:
+        """The events that no test should cause, a line for each kind."""
+        allowed = {BYPASS: _BYPASSES_PER_SCHEDULER * (_schedulers() - self._schedulers)}
+        causes: dict[str, str] = {}
+        for event in self._events():
+            causes[event["name"]] = f"the last by {event['task']} on CPU {int(event['cpu'])}"
+        return [
+            f"{name}: {count} times, of which {allowed.get(name, 0)} are in order; {causes[name]}"
+            for name, count in self.counts().items()
+            if count > allowed.get(name, 0) and name not in self._expected
+        ]
+
+    def close(self) -> None:
+        """Stop watching."""
+        (_EVENT / "enable").write_text("0")
+
+    def _events(self) -> list[re.Match[str]]:
+        lines = (_INSTANCE / "trace").read_text(errors="replace").splitlines()
+        return [found for line in lines if (found := _LINE.match(line))]
+
+
+def _schedulers() -> int:
+    """How many schedulers the kernel has enabled since it booted."""
+    return int(_ENABLE_SEQ.read_text())

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches every agent, whichever process it is in, for transactions that are refused again and again.
+
+A refused transaction is in order where the task's state has changed meanwhile: the agent then gets a message of it.
+So refusals are in step with messages, and an agent with many refusals and hardly a message or a completed transaction
+asks for the same thing in a loop that never ends by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from ghostbpf.loaders.errors import GhostError
+from ghostbpf.loaders.maps import Map, MmapArray
+from ghostbpf.schedulers import core
+
+#: The length of a window: one turn that is slow to learn of a change is no loop.
+WINDOW_S = 1.0
+#: Refusals within a window: from so many on, and so many times as often as what moves the agent on.
+LEAST, TIMES = 50, 10
+
+_SAMPLE_S = 0.25
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class _Sample:
+    at: float
+    failed: int
+    progress: int  # messages, and transactions that are complete
+
+
+class Refusals:
+    """A process beside the tests, which samples the counters of all channels: a thread would delay the test's own."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipe, far = context.Pipe()
+        self._process = context.Process(target=_watch, args=(far,), daemon=True)
+        self._process.start()
+        far.close()
+
+    def report(self) -> list[str]:
+        """What it saw since the last call: a line for each agent that was refused for a whole window."""
+        self._pipe.send(None)
+        found: list[str] = self._pipe.recv()
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+
+
+def _watch(pipe: Connection) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    samples: dict[tuple[int, int, int], deque[_Sample]] = {}
+    found: dict[tuple[int, int, int], str] = {}
+    while True:
+        is_asked = pipe.poll(_SAMPLE_S)
+        with contextlib.suppress(OSError, GhostError):  # of an enclave that is just being made, or destroyed
+            _sample(samples, found)
+        if is_asked:
+            pipe.recv()
+            pipe.send(list(found.values()))
+            samples.clear()
+            found.clear()
+
+
+def _sample(samples: dict[tuple[int, int, int], deque[_Sample]], found: dict[tuple[int, int, int], str]) -> None:
+    for directory in core.ROOT.glob("enclave_*"):
+        enclave = int(directory.name.partition("_")[2])
+        with contextlib.suppress(OSError, GhostError):
+            channels = MmapArray(Map.open(directory / "agent/channels"), core.ffi(), "struct channel")
+            for number, channel in enumerate(channels):
+                if not channel.tid:
+                    continue
+                agent = (enclave, number, int(channel.since_ns))
+                now = _Sample(time.monotonic(), int(channel.failed), int(channel.messages + channel.committed))
+                window = samples.setdefault(agent, deque())
+                window.append(now)
+                while len(window) > 2 and now.at - window[1].at >= WINDOW_S:
+                    window.popleft()
+                failed, progress = now.failed - window[0].failed, now.progress - window[0].progress
+                if now.at - window[0].at >= WINDOW_S and failed >= max(LEAST, TIMES * progress):
+                    found[agent] = (
+                        f"agent {channel.tid} of enclave {enclave} ({core.text(channel.policy)}): {failed} refused "
+                        f"transactions within {now.at - window[0].at:.1f} s, with {progress} messages and commits"
+                    )
