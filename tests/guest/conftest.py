@@ -129,7 +129,7 @@ def kernel_events(sched_ext: None) -> Iterator[KernelEvents]:
 @pytest.fixture(scope="session")
 def refusals(sched_ext: None) -> Iterator[Refusals]:
     """Watches the agents of all tests."""
-    watching = Refusals()
+    watching = Refusals(HOME)
     yield watching
     watching.close()
 

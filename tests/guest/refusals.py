@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import signal
 import time
 from collections import deque
@@ -38,12 +39,15 @@ class _Sample:
 
 
 class Refusals:
-    """A process beside the tests, which samples the counters of all channels: a thread would delay the test's own."""
+    """A process beside the tests, on ``cpu``, which samples the counters of all channels.
 
-    def __init__(self) -> None:
+    A thread would delay the test's own; on another CPU, it would take that from an enclave's tasks.
+    """
+
+    def __init__(self, cpu: int) -> None:
         context = multiprocessing.get_context("fork")
         self._pipe, far = context.Pipe()
-        self._process = context.Process(target=_watch, args=(far,), daemon=True)
+        self._process = context.Process(target=_watch, args=(far, cpu), daemon=True)
         self._process.start()
         far.close()
 
@@ -59,7 +63,8 @@ class Refusals:
         self._process.join()
 
 
-def _watch(pipe: Connection) -> None:
+def _watch(pipe: Connection, cpu: int) -> None:
+    os.sched_setaffinity(0, {cpu})
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     samples: dict[tuple[int, int, int], deque[_Sample]] = {}
