@@ -18,7 +18,7 @@ from . import agent
 from .accel import TRIAL_SECONDS, choose
 from .cache import cache_dir, locked, say, write_whole
 from .errors import BadRequest, GuestError, VmError
-from .images import GUEST_ROOT, TOOLS_ROOT, tree
+from .images import TOOLS_ROOT, tree, with_packages
 from .kernels import Shelf
 from .machine import Machine, Share, Tools, host_tools, tools_in
 from .mirrors import Mirror, find_mirror
@@ -123,7 +123,7 @@ def _prepared(
             place, lock = tree(home, TOOLS_ROOT, mirror)
             stack.enter_context(locked(lock, shared=True))
             tools = tools_in(place)
-        root, lock = tree(home, GUEST_ROOT, mirror)
+        root, lock = tree(home, with_packages(guest.packages), mirror)
         stack.enter_context(locked(lock, shared=True))
         machine = Machine(
             kernel.vmlinux,

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .cache import locked, remove_unless_in_use, scratch_dir, stage, write_whole
@@ -73,6 +73,13 @@ class Recipe:
 GUEST_ROOT = Recipe("root", "essential", ROOT_PACKAGES, _DIRECTORIES, (("usr/local/bin/ghostbpf", _COMMAND),))
 # Only unpacked, never configured: nothing in it is run but two programs, by its own dynamic loader.
 TOOLS_ROOT = Recipe("tools", "extract", TOOLS_PACKAGES)
+
+
+def with_packages(packages: tuple[str, ...]) -> Recipe:
+    """A guest's root that has `packages`, too; one such tree is kept, beside that of every guest."""
+    if not packages:
+        return GUEST_ROOT
+    return replace(GUEST_ROOT, name="extended", packages=(*GUEST_ROOT.packages, *packages))
 
 
 def tree(home: Path, recipe: Recipe, mirror: Mirror) -> tuple[Path, Path]:

@@ -31,6 +31,7 @@ class Guest:
     The default share is the checkout that this package lies in or, if it is installed elsewhere, the current directory.
     With `headers`, the guest has the kernel's headers in /lib/modules/RELEASE/build and source. With `exact`, QEMU
     counts instructions, one for each nanosecond of the guest's clock, whatever the host is busy with.
+    `packages` are Debian packages that its root has besides those of every guest.
     """
 
     kernel: str = "newest"
@@ -41,6 +42,7 @@ class Guest:
     share: Path | None = None
     headers: bool = False
     exact: bool = False
+    packages: tuple[str, ...] = ()
     mirror: str | None = None
     refresh: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -30,7 +30,7 @@ from ghostbpf.vm import (
 from ghostbpf.vm import guest as guest_module
 from ghostbpf.vm.accel import choose
 from ghostbpf.vm.cache import cache_dir, locked, remove_unless_in_use, write_whole
-from ghostbpf.vm.images import GUEST_ROOT, Recipe, tree
+from ghostbpf.vm.images import GUEST_ROOT, Recipe, tree, with_packages
 from ghostbpf.vm.kernels import header_packages, matching, on_offer
 from ghostbpf.vm.machine import Machine, Tools, qemu_argv
 from ghostbpf.vm.mirrors import Mirror, find_mirror
@@ -301,6 +301,15 @@ def test_tree_is_keyed_by_its_recipe() -> None:
     assert same.fingerprint == GUEST_ROOT.fingerprint
     more = Recipe("root", "essential", (*GUEST_ROOT.packages, "gcc"), GUEST_ROOT.directories, GUEST_ROOT.files)
     assert more.fingerprint != GUEST_ROOT.fingerprint
+
+
+def test_root_with_more_packages_does_not_replace_every_guests() -> None:
+    assert with_packages(()) is GUEST_ROOT
+    extended = with_packages(("gcc",))
+    assert extended.packages == (*GUEST_ROOT.packages, "gcc")
+    assert extended.files == GUEST_ROOT.files
+    # tree() removes what matches NAME-*, and no other name.
+    assert not extended.name.startswith(GUEST_ROOT.name)
 
 
 FAKE_MMDEBSTRAP = """#!/bin/sh
