@@ -244,8 +244,15 @@ class Core:
         local = pids.to_local(number for r in records for number in (r.tid, r.tgid))
         return [
             Task(
-                *(local[r.tid], local.get(r.tgid, 0), r.enclave, r.cpu),
-                *(bool(r.on_cpu), r.runtime_ns, text(r.comm), bool(r.elsewhere), (r.policy, r.priority)),
+                tid=local[r.tid],
+                pid=local.get(r.tgid, 0),
+                enclave=r.enclave,
+                cpu=r.cpu,
+                on_cpu=bool(r.on_cpu),
+                runtime_ns=r.runtime_ns,
+                comm=text(r.comm),
+                elsewhere=bool(r.elsewhere),
+                original=(r.policy, r.priority),
             )
             for r in records
             if r.tid in local

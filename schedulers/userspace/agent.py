@@ -17,13 +17,12 @@ from typing import Any
 
 from ...hints import Hints
 from ...loaders.errors import GhostError
-from ..agents import AgentHalf, Agents
+from ..agents import AgentHalf
 from ..cpuset import CpuSet
 from ..enclave import Counters, Enclave
-from ..topology import Topology
 from .cpus import CpuFlags
 from .garbage import Garbage
-from .link import Channel, params_of
+from .link import Kernel
 from .policy import AgentPolicy
 from .task import BLOCKED, BOOSTED, LATCHED, ON_CPU, WAITING, MessageType, StatusWord, Task, Transaction, TxnState
 from .words import StatusWords
@@ -54,7 +53,8 @@ class Agent:
     """One agent of ``enclave``: of the whole of it, or of ``cpu`` alone.
 
     ``half`` is its BPF half with the policy's class, ``values`` are the options of both; ``bank`` is where that half
-    is, unless it is the live one. The thread that makes it is the agent, from take_over() on.
+    is, unless it is the live one. The thread that makes it is the agent, from take_over() on. It reaches the kernel
+    through ``kernel``, by default the one that runs.
     """
 
     def __init__(
@@ -64,22 +64,20 @@ class Agent:
         values: dict[str, int],
         cpu: int | None = None,
         bank: int | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
-        there = Agents.open(enclave.id)
-        if there is None:
-            raise GhostError(f"the policy of enclave {enclave.id} has no agent")
+        self._kernel = kernel = kernel or Kernel(enclave, half, bank)
         self.enclave, self.cpu, self._values = enclave, cpu, values
         self.tasks: dict[int, Task] = {}
-        self.topology = Topology.from_sysfs()
-        self.words = StatusWords(there)
+        self.topology = kernel.topology()
+        self.words = StatusWords(kernel.agents)
         self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
-        channel = 0 if cpu is None else 1 + cpu
-        self._channel = Channel(enclave, there, half, channel, values.get("ring_bytes", _RING_BYTES))
+        self._channel = kernel.channel(0 if cpu is None else 1 + cpu, values.get("ring_bytes", _RING_BYTES))
         self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
         self._cpu_record = enclave.core.cpus
         self._flags = CpuFlags(enclave, tuple(self._cpus))
-        self._params_map, self.params = params_of(enclave, half, bank)
-        self._hints = Hints.open(enclave.hints_path) if half.agent.hinted else None
+        self._params_map, self.params = kernel.params()
+        self._hints = kernel.hints() if half.agent.hinted else None
         self._pause_s = _LOOK_UP_S if self._hints is None else _HINTS_S
         self._seen_switches = 0
         self._spot: int | None = None  # the CPU that it spins on
@@ -416,7 +414,7 @@ class Agent:
         if self.spins and wanted < 0:
             wanted = next(filter(self.is_online, self.enclave.cpus))
         if wanted >= 0:
-            os.sched_setaffinity(0, {wanted})
+            self._kernel.stay_on(wanted)
             self._home = None if self.spins else wanted
         self._is_settled = True
         if self.spins:
@@ -434,6 +432,6 @@ class Agent:
         others = (cpu for ring in near for cpu in ring & self.enclave.cpus if cpu != here)
         if (choice := next(filter(self.is_online, others), None)) is None:
             return
-        os.sched_setaffinity(0, {choice})
+        self._kernel.stay_on(choice)
         self._spot, self._seen_switches = choice, switches
         self._channel.spin_on(choice)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import struct
 import threading
@@ -12,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...hints import Hints
 from ...loaders import abi, compiler
 from ...loaders.attach import Link, Sampler
-from ...loaders.errors import BpfError
+from ...loaders.errors import BpfError, GhostError
 from ...loaders.link import Module, Program, Target, create_map
 from ...loaders.maps import Hash, Map, MmapArray
 from ...loaders.object import MapDef
@@ -25,7 +27,7 @@ from ..core import constant, ffi
 from ..cpuset import CpuSet
 from ..enclave import Enclave
 from ..policy import Policy
-from ..topology import nr_cpu_words
+from ..topology import Topology, nr_cpu_words
 from .task import Transaction, TxnState, message_format
 
 _RINGBUF = 27
@@ -53,6 +55,22 @@ class Channel:
     def __init__(self, enclave: Enclave, agents: Agents, half: AgentHalf, number: int, ring_bytes: int) -> None:
         self.number, self.tid = number, pids.to_initial(threading.get_native_id())
         self._agents, self._maps = agents, {**enclave.core.maps, **agents.maps}
+        self._load(enclave, half, ring_bytes)
+        self.record = agents.channels[number]
+        self._words = agents.channels.view(number, 1).cast("Q")
+        self._halves = agents.channels.view(number, 1).cast("I")
+        # Of the enclave's channel and each of its CPUs', in one piece.
+        everyone = agents.channels.view(0, 2 + max(enclave.cpus)).cast("Q")
+        self._tids, self._loads = everyone[_TID::_SIZE], everyone[_LOAD::_SIZE]
+        self._asked = 0
+        self.read = self._ring.read
+        self.batch = constant("TXNS")
+        self._txns = self._txn_records.view(number * self.batch, self.batch)
+        self._states = self._txns.cast("I")[_TXN.size // 4 - 1 :: _TXN.size // 4]
+
+    def _load(self, enclave: Enclave, half: AgentHalf, ring_bytes: int) -> None:
+        """Load the programs that it calls, attach those that watch for it, and make its ring."""
+        number = self.number
         obj = compiler.compile(half.source, {"NR_CPU_WORDS": nr_cpu_words()})
         module = Module(obj, maps=self._maps, constants={"enclave": enclave.id})
         self._commit = module.load("call_commit", Target.syscall()).prepared(_COMMIT.size)
@@ -70,20 +88,14 @@ class Channel:
                 switches = module.load("tp_sched_switch", Target.tracepoint("sched_switch"))
                 self._watches.append(Link.tracepoint(switches))
             self._pulse = Pulse(pulse, lambda: CpuSet.from_words(enclave.core.state.online))
-        self.record = agents.channels[number]
-        self._words = agents.channels.view(number, 1).cast("Q")
-        self._halves = agents.channels.view(number, 1).cast("I")
-        # Of the enclave's channel and each of its CPUs', in one piece.
-        everyone = agents.channels.view(0, 2 + max(enclave.cpus)).cast("Q")
-        self._tids, self._loads = everyone[_TID::_SIZE], everyone[_LOAD::_SIZE]
-        self._asked = 0
         self._ring_map = create_map(MapDef("ring", _RINGBUF, 0, 0, ring_bytes, 0, 0, 0, 0))
         self._ring = Ring(self._ring_map, message_format())
-        self.read = self._ring.read
-        txns = MmapArray(agents.maps["txns"], ffi(), "struct txn")
-        self.batch = constant("TXNS")
-        self._txns = txns.view(number * self.batch, self.batch)
-        self._states = self._txns.cast("I")[_TXN.size // 4 - 1 :: _TXN.size // 4]
+        self._txn_records = MmapArray(self._agents.maps["txns"], ffi(), "struct txn")
+        self._known = Hash(self._maps["agents"], ffi(), "u32", "u32")
+
+    def _offer_ring(self) -> None:
+        """Have the core put messages of this channel into this agent's ring from now on."""
+        Hash(self._maps["rings"], ffi(), "u32", "u32")[self.number] = self._ring_map.fd
 
     def keep_pulse(self) -> None:
         """Have the pulse go on where its CPU has gone; only channel 0 has one."""
@@ -95,8 +107,8 @@ class Channel:
 
         An agent of one CPU puts out only the one before it there.
         """
-        Hash(self._maps["rings"], ffi(), "u32", "u32")[self.number] = self._ring_map.fd
-        known = Hash(self._maps["agents"], ffi(), "u32", "u32")
+        self._offer_ring()
+        known = self._known
         # Not that of record.tid alone: who was killed, or left, has cleared that and is still known.
         for tid in [tid for tid in known if known.get(tid) == self.number]:
             with contextlib.suppress(KeyError):
@@ -233,6 +245,39 @@ class Pulse:
         cpu = min(self._online())
         self._sampler = Sampler.on_cpu(self._program, cpu, _PULSE_HZ)
         self.cpu = cpu
+
+
+class Kernel:
+    """What an agent of ``enclave`` reaches the kernel by. Tests put a model of the kernel in its place.
+
+    ``bank`` is where the BPF ``half`` is, unless it is the live one.
+    """
+
+    def __init__(self, enclave: Enclave, half: AgentHalf, bank: int | None = None) -> None:
+        there = Agents.open(enclave.id)
+        if there is None:
+            raise GhostError(f"the policy of enclave {enclave.id} has no agent")
+        self._enclave, self._half, self._bank, self.agents = enclave, half, bank, there
+
+    def topology(self) -> Topology:
+        """The machine's CPUs."""
+        return Topology.from_sysfs()
+
+    def channel(self, number: int, ring_bytes: int) -> Channel:
+        """Channel ``number``, for the calling thread."""
+        return Channel(self._enclave, self.agents, self._half, number, ring_bytes)
+
+    def params(self) -> tuple[MmapArray, Any]:
+        """The parameters of the BPF half, as of params_of()."""
+        return params_of(self._enclave, self._half, self._bank)
+
+    def hints(self) -> Hints:
+        """What applications say of the enclave's tasks."""
+        return Hints.open(self._enclave.hints_path)
+
+    def stay_on(self, cpu: int) -> None:
+        """Have the calling thread run on ``cpu`` alone."""
+        os.sched_setaffinity(0, {cpu})
 
 
 def params_of(enclave: Enclave, half: Policy, bank: int | None = None) -> tuple[MmapArray, Any]:
