@@ -46,6 +46,10 @@ _NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED = (
 )
 _COMPLETE, _TASK_ON_CPU = int(TxnState.COMPLETE), int(TxnState.ON_CPU)
 _STATES = tuple(TxnState)  # by number
+#: For how long a task that was refused rests, when nothing was told of it since it was refused before: twice as long
+#: each time. What it may do and what the core does not agree, and the next try would end as the last did.
+_REST_LEAST_NS, _REST_MOST_NS = 1_000_000, 64_000_000
+_RECALL_NS = 100_000_000
 _SOON_AGAIN = (TxnState.STALE, TxnState.INVALID_CPU, TxnState.CPU_OFFLINE, TxnState.POISONED)
 
 
@@ -69,6 +73,8 @@ class Agent:
         self._kernel = kernel = kernel or Kernel(enclave, half, bank)
         self.enclave, self.cpu, self._values = enclave, cpu, values
         self.tasks: dict[int, Task] = {}
+        self._resting: dict[Task, tuple[int, Transaction, TxnState]] = {}  # refused again and again: until when
+        self._shunned = 0  # until when CPUs that were refused are not tried again; 0: there are none
         self.topology = kernel.topology()
         self.words = StatusWords(kernel.agents)
         self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
@@ -76,6 +82,7 @@ class Agent:
         self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
         self._cpu_record = enclave.core.cpus
         self._flags = CpuFlags(enclave, tuple(self._cpus))
+        self._recall_ns = 0
         self._params_map, self.params = kernel.params()
         self._hints = kernel.hints() if half.agent.hinted else None
         self._pause_s = _LOOK_UP_S if self._hints is None else _HINTS_S
@@ -122,7 +129,11 @@ class Agent:
 
     def waits(self, task: Task) -> bool:
         """Whether ``task`` still waits, by its status word; with the fast path, a CPU may have taken it meanwhile."""
-        return self.words.waits(task)
+        if self.words.waits(task):
+            return True
+        if task.state == WAITING:
+            task.state = ON_CPU  # or its next message to wait would be taken for one that it has been moved
+        return False
 
     def counters(self) -> Counters:
         """What the core counts for the enclave; see ``struct counters`` in bpf/abi.h."""
@@ -153,8 +164,10 @@ class Agent:
             for transaction, state in zip(batch, states, strict=True):
                 if state != _COMPLETE:
                     self._failed(transaction, state)
-                elif transaction.task is not None:
-                    transaction.task.state = LATCHED
+                elif (task := transaction.task) is not None:
+                    task.state, task.next_cpu = LATCHED, transaction.cpu
+                    if task.refusals:
+                        self._forgive(task)
             results += states
         self._channel.count(committed=results.count(_COMPLETE), failed=len(results) - results.count(_COMPLETE))
         return results
@@ -162,6 +175,7 @@ class Agent:
     def associate(self, task: Task, cpu: int) -> bool:
         """Hand ``task`` to the agent of ``cpu``, or the enclave's where that has none; False where the task is gone."""
         self.tasks.pop(task.gtid, None)
+        self._resting.pop(task, None)
         return self._rehearses or self._channel.associate(task.gtid, 1 + cpu)
 
     def take(self, most: int, cpu: int | None = None) -> int:
@@ -277,9 +291,10 @@ class Agent:
 
     def _pause(self) -> float:
         """For how many seconds there may be nothing to do."""
-        if not (due_ns := self.policy.due_ns):
-            return self._pause_s
-        return min(max(due_ns - time.monotonic_ns(), 0) / 1e9, self._pause_s)
+        due = [until_ns for until_ns, _, _ in self._resting.values()]
+        if self.policy.due_ns:
+            due.append(self.policy.due_ns)
+        return min(max(min(due) - time.monotonic_ns(), 0) / 1e9, self._pause_s) if due else self._pause_s
 
     def turn(self) -> bool:
         """Read every message there is, and commit what the policy wants; whether the next turn is due at once."""
@@ -287,6 +302,11 @@ class Agent:
         if self._channel.overflowed:
             self.resync()
         read = self._read()
+        if self._resting or self._shunned:
+            self._try_again()
+        if began_ns >= self._recall_ns:
+            self._recall_ns = began_ns + _RECALL_NS
+            self._recall()
         results = self._decide()
         committed = results.count(_COMPLETE)
         is_busy = read > 0 or committed > 0
@@ -313,6 +333,7 @@ class Agent:
         there = self._by_age(lambda word: word.channel == own or (own == 0 and word.channel not in others))
         gone = self.tasks.keys() - {word.gtid for _, word in there}
         for gtid in gone:
+            self._resting.pop(self.tasks[gtid], None)
             self.policy.on_task_departed(self.tasks.pop(gtid))
         for number, word in there:
             self._learn(number, word)
@@ -330,6 +351,8 @@ class Agent:
         elif word.seq == task.seq:
             return
         before, allowed = task.state, task.allowed
+        if self._forgive(task):
+            before = BLOCKED  # its policy has not got it
         task.word, task.seq, task.cpu, task.tgid = number, word.seq, word.cpu, word.tgid
         task.weight, task.allowed, task.runtime_ns = word.weight, word.allowed, word.runtime_ns
         task.since_ns, task.boosted, task.state = word.since_ns, bool(word.boosted), word.state
@@ -358,14 +381,18 @@ class Agent:
                 kind = _NEW if kind <= _LAST_WAITING else kind
             elif seq <= task.seq:
                 continue  # the status words told more
+            rested, before = bool(task.refusals or task.refused) and self._forgive(task), task.allowed
             task.seq, task.cpu, task.since_ns, task.allowed = seq, cpu, at_ns, allowed
             task.weight, task.tgid, task.word = weight, tgid, word
             if kind <= _LAST_WAITING:
                 # One that has not run since it was told to wait has only been moved, and keeps its place.
-                moved = task.state == WAITING and task.runtime_ns == runtime_ns
+                moved = task.state == WAITING and task.runtime_ns == runtime_ns and not rested
                 task.state, task.runtime_ns, task.boosted = WAITING, runtime_ns, flags & BOOSTED != 0
                 if not moved:
                     callbacks[kind](task)
+                elif allowed != before:
+                    # associate() is told beside the task's own messages: it can overtake the change of affinity.
+                    self.policy.on_affinity_changed(task)
                 continue
             task.runtime_ns = runtime_ns
             if kind == _TASK_BLOCKED:
@@ -373,6 +400,8 @@ class Agent:
             elif ends:
                 task.state = BLOCKED
                 del tasks[gtid]
+            if rested and task.state == WAITING:
+                self.policy.enqueue(task)
             callbacks[kind](task)
         return len(records)
 
@@ -397,9 +426,50 @@ class Agent:
             task.state = BLOCKED
         elif state in _SOON_AGAIN and self._still_waits(task):
             task.state = WAITING
-            self.policy.on_refused(transaction, TxnState(state))
+            self._refused(transaction, task, TxnState(state))
         elif self.tasks.pop(task.gtid, None) is not None:
             self.policy.on_task_departed(task)
+
+    def _refused(self, transaction: Transaction, task: Task, state: TxnState) -> None:
+        """The policy gets ``task`` back: at once the first time, and if that goes on without a word of it, later."""
+        now, cpu = time.monotonic_ns(), transaction.cpu
+        if state == TxnState.INVALID_CPU and cpu > 63 and task.may_run_on(cpu):
+            self._shunned = self._shunned or now + int(_LOOK_UP_S * 1e9)
+            task.refused |= 1 << cpu
+        else:
+            task.refusals += 1
+        if task.refusals > 1:
+            rest_ns = min(_REST_LEAST_NS << min(task.refusals - 2, 16), _REST_MOST_NS)
+            self._resting[task] = now + rest_ns, transaction, state
+        else:
+            self.policy.on_refused(transaction, state)
+
+    def _try_again(self) -> None:
+        """The policy gets back those that have rested; what was refused long ago may not be any more."""
+        now = time.monotonic_ns()
+        for task, (until_ns, transaction, state) in list(self._resting.items()):
+            if until_ns <= now:
+                del self._resting[task]
+                self.policy.on_refused(transaction, state)
+        if self._shunned and now >= self._shunned:
+            self._shunned = 0
+            for task in self.tasks.values():
+                task.refused = 0
+
+    def _recall(self) -> None:
+        """Decide again for what was committed to a CPU that idles: it was offline since, which no message tells."""
+        idle = self._flags.idle()
+        for task in list(self.tasks.values()):
+            if task.state != LATCHED or (task.next_cpu not in idle and self.is_online(task.next_cpu)):
+                continue
+            if self.words.waits(task):
+                task.state = WAITING
+                self.policy.on_refused(Transaction(task, task.next_cpu), TxnState.CPU_OFFLINE)
+
+    def _forgive(self, task: Task) -> bool:
+        """There is news of ``task``, and what was refused may not be any more; whether it rested."""
+        task.refusals = task.refused = 0
+        return self._resting.pop(task, None) is not None
 
     def _still_waits(self, task: Task) -> bool:
         word = self.words[task.word]

@@ -133,6 +133,10 @@ class Cfs(AgentPolicy):
         return min(cpus, key=lambda cpu: (not self.agent.may_run(task, cpu), loads.get(cpu, 0), cpu != task.cpu))
 
     def schedule(self) -> Iterator[Transaction]:
+        if not self.agent.is_online(self._here):
+            # No message tells of that.
+            for task in self.queue:
+                self.on_affinity_changed(task)
         for cpu in self.agent.idle_cpus():
             if (task := self._next()) is not None:
                 left_ns = self._slice_ns(1 + len(self.queue)) - (task.runtime_ns - self.picked_ns)
@@ -196,7 +200,7 @@ class Cfs(AgentPolicy):
         """Whether it still does; one that another agent has taken is forgotten, so that it may come back as new."""
         word = self.agent.words[task.word]
         if word.gtid == task.gtid and word.channel == 1 + self._here:
-            return word.state == WAITING
+            return self.agent.waits(task)
         self.agent.tasks.pop(task.gtid, None)
         self.dequeue(task)
         return False

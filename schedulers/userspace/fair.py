@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 NICE_0_WEIGHT = 100
@@ -54,6 +55,10 @@ class FairQueue(Generic[T]):
 
     def __contains__(self, task: T) -> bool:
         return task in self._entries
+
+    def __iter__(self) -> Iterator[T]:
+        """The tasks in it now, in the order of their coming."""
+        return iter(tuple(self._entries))
 
     def add(self, task: T) -> None:
         """Put ``task`` where its vruntime belongs, also if it is in already."""

@@ -69,10 +69,6 @@ class Message(NamedTuple):
     weight: int
 
 
-def _allows(cpus: int, cpu: int) -> bool:
-    return cpu > 63 or bool(cpus >> cpu & 1)
-
-
 class StatusWord(NamedTuple):
     """One status word: see ``struct status_word`` in bpf/abi.h."""
 
@@ -126,18 +122,22 @@ class Task:
     allowed: int  #: bit n: CPU n; see may_run_on()
     boosted: bool  #: it was interrupted before its turn was over, and had better go on soon
     word: int  #: number of its status word
+    next_cpu: int  #: where it was committed to; only while it is LATCHED
+    refusals: int  #: how often it was refused since the last message about it
+    refused: int  #: bit n: CPU n, from 64 on, was refused since then, for ``allowed`` does not tell of that
 
     def __init__(self, gtid: int) -> None:
         self.gtid, self.tid = gtid, gtid & 0xFFFFFFFF
-        self.tgid = self.seq = self.runtime_ns = self.since_ns = self.word = 0
-        self.state, self.cpu, self.weight, self.allowed, self.boosted = BLOCKED, -1, 100, 0, False
+        self.tgid = self.seq = self.runtime_ns = self.since_ns = self.word = self.refusals = self.refused = 0
+        self.state, self.cpu, self.next_cpu, self.weight = BLOCKED, -1, -1, 100
+        self.allowed, self.boosted = 0, False
 
     def __repr__(self) -> str:
         return f"<task {self.tid}>"
 
     def may_run_on(self, cpu: int) -> bool:
-        """Whether its affinity allows ``cpu``; CPUs from 64 on are left to the kernel to refuse."""
-        return _allows(self.allowed, cpu)
+        """Whether its affinity allows ``cpu``; one from 64 on may be tried until the kernel refuses it."""
+        return bool(self.allowed >> cpu & 1) if cpu < 64 else not self.refused >> cpu & 1
 
 
 class Transaction(NamedTuple):
