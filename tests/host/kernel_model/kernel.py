@@ -1,0 +1,885 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel side of one enclave with agents: tasks, CPUs, queues, messages, and the programs that agents call.
+
+Everything that takes time is a generator, and another CPU may do anything at each ``yield``. Names and order are those
+of the C, so that a change there has one place here. What the model leaves out: slices, groups, spinning agents,
+PATIENCE (so a task that an agent forgets is stranded here, where the kernel would have it wait for 5 s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ghostbpf.schedulers.core import constant, ffi
+from ghostbpf.schedulers.userspace.task import MessageType, TxnState
+
+from .memory import PlainRecords, Records, Ring
+
+ENCLAVE = 1
+WORDS = 48
+BLOCKED, WAITING, ON_CPU = (constant(f"TASK_{name}") for name in ("BLOCKED", "WAITING", "ON_CPU"))
+RESTS, WOKEN, TURNS = (constant(f"AGENT_{name}") for name in ("RESTS", "WOKEN", "TURNS"))
+PREEMPT, HEAD, BOOSTED = constant("TXN_PREEMPT"), constant("TXN_HEAD"), constant("MSG_BOOSTED")
+
+COUNTS = "asked" in dict(ffi().typeof("struct channel").fields)
+
+Steps = Iterator[None]
+
+
+@dataclass(frozen=True)
+class Build:
+    """Which mends the kernel side has."""
+
+    #: A commit makes its iterator before it checks task and CPU, each of the two times that it tries: what changes a
+    #: task takes it off its queue for that, and an iterator moves no task that was put there after it was made.
+    checks_each_try: bool = True
+    #: A commit finds the queue that a task waits on by looking at the task, and not by what was noted of it.
+    looks_for_queue: bool = True
+    #: Whether a task waits on a CPU's own queue is asked of that queue; cpu.latched only tells agents.
+    asks_queue: bool = True
+    #: A task whose pid is another than its gtid says departs, and is new.
+    follows_exec: bool = True
+    #: post() looks at the agent's state after its place in the ring can be seen.
+    posts_in_order: bool = True
+    #: An agent is asked for a decision until it has read what asks for it, and not until it begins its next turn.
+    counts_questions: bool = True
+    #: Words are reused last of all, and tell() writes to none that is another task's by now.
+    words_stay: bool = True
+    #: What waits on the runqueue of a CPU that goes offline leaves every queue, also that of another CPU.
+    hotplug_empties_all: bool = True
+    #: Taking stock takes no task for one that runs because it is on no queue just now.
+    stock_does_not_guess: bool = True
+
+
+MENDED = Build()
+
+
+class Queue:
+    """A dispatch queue; ``seq`` counts insertions, as of struct scx_dispatch_q."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.seq = name, 0
+        self.tasks: list[Task] = []
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def insert(self, task: Task, head: bool = False) -> None:
+        assert task.queue is None, f"{task} is on {task.queue}, and inserted into {self}"
+        self.seq += 1
+        task.queue, task.place = self, self.seq
+        self.tasks.insert(0 if head else len(self.tasks), task)
+
+    def remove(self, task: Task) -> None:
+        self.tasks.remove(task)
+        task.queue = None
+
+
+@dataclass
+class AgentTask:
+    """struct agent_task."""
+
+    gtid: int = 0
+    runtime_ns: int = 0
+    word: int = 0
+    seq: int = 0
+    counted: int = 0
+    channel: int = 0
+    knows: int = BLOCKED
+    yielded: bool = False
+    latched: int = 0
+
+
+@dataclass(eq=False)
+class Task:
+    """A task; ``locked`` while an op holds its runqueue's lock. ``runnable``: it waits or runs."""
+
+    tid: int
+    tgid: int
+    allowed: int
+    cpu: int
+    weight: int = 100
+    enabled: bool = True
+    exiting: bool = False
+    gone: bool = False
+    runnable: bool = False
+    locked: bool = False
+    queue: Queue | None = None
+    place: int = 0
+    runs: int = 0
+    agent: AgentTask = field(default_factory=AgentTask)
+
+    def __repr__(self) -> str:
+        return f"<task {self.tid}>"
+
+
+class Cpu:
+    """What of a CPU user space does not see."""
+
+    def __init__(self, number: int) -> None:
+        self.current: Task | None = None
+        self.local = Queue(f"local {number}")
+        self.own = Queue(f"CPU {number}")
+        self.switching = False
+        self.kicked = False
+        self.preempted = False
+        self.ran_at = 0
+
+
+class Kernel:
+    """The kernel side of enclave 1 with ``cpus`` CPUs; ``point`` is called where an agent's step ends."""
+
+    def __init__(self, cpus: int, build: Build, point: Callable[[], None], first_cpu: int = 0) -> None:
+        self.build, self.point = build, point
+        self.numbers = range(first_cpu, first_cpu + cpus)
+        end = first_cpu + cpus
+        self.now_ns = 1_000_000
+        self.channels = Records("struct channel", 1 + end, point)
+        self.cpu_records = Records("struct cpu", end, point)
+        self.enclaves = Records("struct enclave", 2, point)
+        self.words = PlainRecords("struct status_word", WORDS, point)
+        self.txns = PlainRecords("struct txn", (1 + end) * constant("TXNS"), point)
+        self.core = ffi().new("struct core *")
+        self.rings: dict[int, Ring] = {}
+        self.sleepers: dict[int, Callable[[], None]] = {}  # by channel: wake what sleeps on the ring there
+        self.readers_now: set[object] = set()  # the agents' programs that hold the RCU read lock
+        self.known: dict[int, int] = {}
+        self.cpus = {number: Cpu(number) for number in self.numbers}
+        self.pending, self.fallback = Queue("pending"), Queue("fallback")
+        self.tasks: list[Task] = []
+        self.by_tid: dict[int, Task] = {}
+        self.free_words: list[int] = []
+        self.words_ever = 0
+        self.gtids = 0
+        self.told: dict[int, list[int]] = {}  # the sequence numbers that messages had, lost or not, by gtid
+        for number in self.numbers:
+            self.set_online(number, True)
+            self.cpu_records.raw[number].enclave = ENCLAVE
+        self.enclaves.raw[ENCLAVE].state = constant("ENCLAVE_ACTIVE")
+
+    # CPUs
+
+    def set_online(self, cpu: int, online: bool) -> None:
+        bit = 1 << cpu % 64
+        self.core.online[cpu // 64] = self.core.online[cpu // 64] & ~bit | (bit if online else 0)
+
+    def is_online(self, cpu: int) -> bool:
+        return bool(self.core.online[cpu // 64] >> cpu % 64 & 1)
+
+    def is_usable(self, task: Task, cpu: int) -> bool:
+        return cpu in self.cpus and self.is_online(cpu) and bool(task.allowed >> cpu & 1)
+
+    def home_cpu(self, task: Task) -> int | None:
+        if self.is_usable(task, task.cpu):
+            return task.cpu
+        return next((cpu for cpu in self.numbers if self.is_usable(task, cpu)), None)
+
+    def idles(self, cpu: int) -> bool:
+        there = self.cpus[cpu]
+        return there.current is None and not there.switching and not there.kicked and not self.is_taken(cpu)
+
+    def is_taken(self, cpu: int) -> bool:
+        return bool(self.cpu_records.raw[cpu].taken)
+
+    def is_lost(self, cpu: int) -> bool:
+        return not self.is_online(cpu) or (self.is_taken(cpu) and not self.channels.raw[1 + cpu].tid)
+
+    def kick(self, cpu: int, preempt: bool = False) -> None:
+        """A CPU that runs a task looks up if it is preempted; one on its way to idle looks once more."""
+        if self.cpus[cpu].current is None:
+            self.cpus[cpu].kicked = True
+        elif preempt:
+            self.cpus[cpu].preempted = True
+
+    def kick_any_idle(self, task: Task | None = None) -> bool:
+        for cpu in self.numbers:
+            if self.is_online(cpu) and self.idles(cpu) and (task is None or self.is_usable(task, cpu)):
+                self.kick(cpu)
+                return True
+        return False
+
+    # Messages
+
+    def is_silent(self, number: int) -> bool:
+        ch, ring = self.channels.raw[number], self.rings.get(number)
+        if not self.build.counts_questions:
+            asked = ch.asked_ns > ch.heartbeat_ns and self.now_ns - ch.asked_ns > ch.timeout_ns
+        else:
+            asks = any(self.asks(number, record[0][6]) for record in ring.records if record[0]) if ring else False
+            asked = asks and self.now_ns - max(ch.asked_ns, ch.heartbeat_ns) > ch.timeout_ns
+        return bool(asked or (ch.state == TURNS and self.now_ns - ch.heartbeat_ns > ch.timeout_ns))
+
+    def is_asked(self, number: int) -> bool:
+        ch = self.channels.raw[number]
+        return bool(ch.tid) and not self.is_silent(number) and not ch.fastpath
+
+    def channel_or_0(self, number: int) -> int:
+        return number if self.channels.raw[number].tid else 0
+
+    def is_delegated(self, cpu: int) -> bool:
+        return self.is_asked(0) and self.is_asked(self.channel_or_0(1 + cpu))
+
+    @staticmethod
+    def asks(number: int, kind: int) -> bool:
+        return bool(number) or kind < MessageType.TASK_BLOCKED or kind > MessageType.TASK_DEPARTED
+
+    def post(self, number: int, message: tuple[Any, ...]) -> Steps:
+        ch, ring, kind = self.channels.raw[number], self.rings.get(number), message[6]
+        if not ch.tid:
+            return
+        if self.asks(number, kind):
+            if ch.asked_ns <= ch.heartbeat_ns:
+                ch.asked_ns = message[3]
+            if COUNTS:
+                ch.asked += 1
+        yield
+        rests = ch.state == RESTS
+        if not self.build.posts_in_order:
+            yield
+        place = ring.reserve() if ring is not None else None
+        if place is None:
+            ch.lost += 1
+            ch.overflowed = 1
+            return
+        yield
+        if self.build.posts_in_order:
+            rests = ch.state == RESTS
+        wakes = False
+        if self.asks(number, kind) and not ch.spins and rests and ch.state == RESTS:
+            ch.state = WOKEN
+            wakes = True
+        yield
+        place[0] = message
+        if wakes:
+            self.sleepers[number]()
+
+    def tell(self, task: Task, number: int, kind: int, flags: int = 0) -> Steps:
+        """To the task's agent; ``number`` is that of the word that the task had when the caller looked."""
+        a, w = task.agent, self.words.raw[number]
+        gtid = w.gtid
+        if not gtid or (self.build.words_stay and gtid != a.gtid):
+            return
+        a.seq += 1
+        w.seq = seq = a.seq
+        channel = self.channel_or_0(a.channel)
+        w.channel = channel
+        self.count_load(task, w)
+        w.cpu, w.boosted = task.cpu, flags & BOOSTED
+        self.told.setdefault(gtid, []).append(seq)
+        yield
+        yield from self.post(
+            channel,
+            (0, gtid, a.runtime_ns, self.now_ns, w.allowed, seq, kind, flags, number, w.cpu, w.tgid, w.weight),
+        )
+
+    def tell_cpu(self, cpu: int, kind: int) -> Steps:
+        yield from self.post(self.channel_or_0(1 + cpu), (0, 0, 0, self.now_ns, 0, 0, kind, 0, 0, cpu, 0, 0))
+
+    def count_load(self, task: Task, w: Any) -> None:
+        now = 0 if w.state == BLOCKED else 1 + w.channel
+        before, task.agent.counted = task.agent.counted, now
+        if before:
+            self.channels.raw[before - 1].load -= 1
+        if now:
+            self.channels.raw[now - 1].load += 1
+
+    def set_state(self, task: Task, state: int) -> None:
+        if task.agent.word:
+            w = self.words.raw[task.agent.word]
+            w.state, w.since_ns = state, self.now_ns
+            self.count_load(task, w)
+
+    def take_word(self) -> int:
+        if self.free_words:
+            return self.free_words.pop(0 if self.build.words_stay else -1)
+        if self.words_ever >= WORDS - 1:
+            return 0
+        self.words_ever += 1
+        return self.words_ever
+
+    def word_of(self, task: Task) -> int:
+        a = task.agent
+        if not a.word and (number := self.take_word()):
+            w = self.words.raw[number]
+            w.runtime_ns = w.seq = w.channel = w.boosted = 0
+            w.state, w.since_ns = WAITING, self.now_ns
+            w.allowed, w.weight, w.cpu, w.tgid = task.allowed & (1 << 64) - 1, task.weight, task.cpu, task.tgid
+            self.gtids += 1
+            w.gtid = a.gtid = self.gtids << 32 | task.tid
+            a.word, a.runtime_ns, a.seq = number, 0, 0
+        return a.word
+
+    def tell_waits(self, task: Task, wakeup: bool, boosted: bool) -> Steps:
+        a, number = task.agent, self.word_of(task)
+        w = self.words.raw[number]
+        kind = MessageType.TASK_PREEMPT
+        if not w.seq:
+            kind = MessageType.TASK_NEW
+        elif wakeup:
+            kind = MessageType.TASK_WAKEUP
+        elif a.yielded:
+            kind = MessageType.TASK_YIELD
+        a.yielded, a.latched, a.knows = False, 0, WAITING
+        w.allowed = task.allowed & (1 << 64) - 1
+        self.set_state(task, WAITING)
+        yield
+        yield from self.tell(task, number, kind, BOOSTED if boosted else 0)
+
+    def note_waits(self, task: Task) -> None:
+        task.agent.yielded, task.agent.latched = False, 0
+        self.set_state(task, WAITING)
+
+    def tell_blocked(self, task: Task) -> Steps:
+        a = task.agent
+        if not a.word:
+            return
+        self.set_state(task, BLOCKED)
+        if a.knows != BLOCKED:
+            a.knows = BLOCKED
+            yield
+            yield from self.tell(task, a.word, MessageType.TASK_BLOCKED)
+
+    def tell_gone(self, task: Task, kind: int) -> Steps:
+        a, number = task.agent, task.agent.word
+        if not number:
+            return
+        self.set_state(task, BLOCKED)
+        yield from self.tell(task, number, kind)
+        a.word = a.gtid = a.channel = a.latched = 0
+        a.knows = BLOCKED
+        yield
+        w = self.words.raw[number]
+        w.state, w.gtid = BLOCKED, 0
+        self.free_words.append(number)
+
+    # Ops; the caller holds the lock of the task's runqueue
+
+    def lock(self, task: Task) -> Steps:
+        while task.locked:
+            yield
+        task.locked = True
+
+    def enqueue(self, task: Task, wakeup: bool = False, boosted: bool = False, last: bool = False) -> Steps:
+        """agent_enqueue(), and core_enqueue() for a task that may run on no CPU; the insert takes effect at its end."""
+        task.runnable = True
+        home = self.home_cpu(task)
+        target, kicks = self.pending, list[int]()
+        if home is None:
+            self.fallback.insert(task)
+            self.kick_any_idle()
+            return
+        if self.build.follows_exec and task.agent.gtid and task.agent.gtid & 0xFFFFFFFF != task.tid:
+            yield from self.tell_gone(task, MessageType.TASK_DEPARTED)
+        if task.exiting or (not task.agent.word and not self.free_words and self.words_ever >= WORDS - 1):
+            target = self.cpus[home].own
+            self.cpu_records.raw[home].latched = 1
+            kicks.append(home)
+            self.note_waits(task)
+            yield
+        elif self.is_asked(self.channel_or_0(task.agent.channel)):
+            self.word_of(task)
+            yield from self.tell_waits(task, wakeup, boosted)
+        elif last and self.is_usable(task, task.cpu):
+            target = self.cpus[task.cpu].local
+            self.note_waits(task)
+        else:
+            waits = not self.kick_any_idle(task)
+            if waits and self.channels.raw[self.channel_or_0(task.agent.channel)].tid:
+                yield from self.tell_waits(task, wakeup, boosted)
+            else:
+                self.note_waits(task)
+        yield
+        target.insert(task, head=boosted)
+        if target is self.pending and not self.is_asked(self.channel_or_0(task.agent.channel)):
+            self.kick_any_idle(task)
+        for cpu in kicks:
+            self.kick(cpu)
+
+    def running(self, task: Task, number: int) -> Steps:
+        cpu, record = self.cpus[number], self.cpu_records.raw[number]
+        cpu.current, task.cpu = task, number
+        task.runs += 1
+        record.running = ENCLAVE
+        cpu.ran_at = self.now_ns
+        yield
+        # open_for_next()
+        if record.latched:
+            if self.build.asks_queue:
+                record.latched = 0
+                yield
+                if cpu.own.tasks:
+                    record.latched = 1
+            else:
+                # The processor may do the look before the store, for nothing orders them.
+                waits = bool(cpu.own.tasks)
+                yield
+                record.latched = waits
+        yield
+        record.told_idle = 0
+        task.agent.latched = 0
+        if task.agent.word:
+            self.words.raw[task.agent.word].cpu = number
+        self.set_state(task, ON_CPU)
+
+    def stopping(self, task: Task, number: int, sleeps: bool) -> Steps:
+        self.cpu_records.raw[number].running = 0
+        yield
+        a = task.agent
+        a.runtime_ns += self.now_ns - self.cpus[number].ran_at
+        if a.word:
+            self.words.raw[a.word].runtime_ns = a.runtime_ns
+        if sleeps:
+            yield from self.tell_blocked(task)
+
+    def consume(self, number: int, queue: Queue) -> Iterator[Any]:
+        """scx_bpf_dsq_move_to_local(); the kernel takes a task of the CPU's own runqueue whatever its affinity."""
+        while True:
+            fits = (task for task in queue.tasks if task.cpu == number or task.allowed >> number & 1)
+            task = next(fits, None)
+            if task is None or not self.is_online(number):
+                return False
+            if not task.locked:
+                queue.remove(task)
+                task.cpu = number
+                self.cpus[number].local.insert(task)
+                return True
+            yield
+
+    def rescue(self, here: int, any: bool) -> Iterator[None]:
+        for number in self.numbers:
+            record, own = self.cpu_records.raw[number], self.cpus[number].own
+            looks = record.latched or (self.build.asks_queue and record.taken)
+            if looks and (any or number == here or self.is_lost(number)) and (yield from self.consume(here, own)):
+                return
+            yield
+
+    def dispatch(self, here: int) -> Steps:
+        """core_dispatch() and agent_dispatch()."""
+        cpu, record = self.cpus[here], self.cpu_records.raw[here]
+        if (yield from self.consume(here, self.fallback)):
+            return
+        if record.latched or (self.build.asks_queue and cpu.own.tasks):
+            record.latched = 0
+            yield
+            if (yield from self.consume(here, cpu.own)):
+                record.latched = 1
+                return
+        yield
+        if not self.is_delegated(here):
+            if not (yield from self.consume(here, self.pending)):
+                yield from self.rescue(here, True)
+            return
+        yield from self.rescue(here, False)
+        if cpu.local.tasks or record.told_idle or not self.pending.tasks:
+            return
+        record.told_idle = 1
+        yield
+        yield from self.tell_cpu(here, MessageType.CPU_IDLE)
+
+    # What happens
+
+    def switch(self, number: int, why: str) -> Steps:
+        """The CPU's task leaves it (``why``: block, preempt, yield, exit; look: there is none); another runs next."""
+        cpu = self.cpus[number]
+        cpu.switching, cpu.preempted = True, False
+        task = cpu.current
+        if task is not None:
+            yield from self.lock(task)
+            stays = why in ("preempt", "yield", "taken")
+            if stays and not self.is_taken(number):
+                task.agent.yielded = why == "yield"
+                yield from self.dispatch(number)
+            yield from self.stopping(task, number, sleeps=not stays)
+            cpu.current = None
+            task.runnable = stays
+            if stays:
+                if not self.is_usable(task, number) and (home := self.home_cpu(task)) is not None:
+                    task.cpu = home
+                last = not cpu.local.tasks and not self.is_taken(number)
+                yield from self.enqueue(task, boosted=why == "taken", last=last)
+            elif why == "exit":
+                task.gone, task.enabled = True, False
+                yield from self.tell_gone(task, MessageType.TASK_DEAD)
+            task.locked = False
+        yield from self.look_for_work(number)
+
+    def look_for_work(self, number: int) -> Steps:
+        cpu = self.cpus[number]
+        while True:
+            cpu.kicked = False
+            if self.is_taken(number) or not self.is_online(number):
+                break
+            if not cpu.local.tasks:
+                yield from self.dispatch(number)
+            if cpu.local.tasks and not self.is_taken(number):
+                task = cpu.local.tasks[0]
+                if task.locked:
+                    yield
+                    continue
+                cpu.local.remove(task)
+                task.locked = True
+                yield from self.running(task, number)
+                task.locked = False
+                break
+            if not cpu.kicked:
+                break
+        cpu.switching = False
+
+    def wake(self, task: Task) -> Steps:
+        yield from self.lock(task)
+        if not task.runnable and task.enabled and not task.gone:
+            yield from self.place(task)
+            yield from self.enqueue(task, wakeup=True)
+        task.locked = False
+
+    def set_affinity(self, task: Task, allowed: int) -> Steps:
+        """__set_cpus_allowed_ptr(): a task that waits leaves its queue meanwhile, and goes to a CPU that it may use."""
+        yield from self.lock(task)
+        there = [cpu for cpu in self.numbers if allowed >> cpu & 1 and self.is_online(cpu)]
+        if there and task.enabled and not task.gone and allowed != task.allowed:
+            number, waits = task.cpu, task.queue is not None
+            runs = self.cpus[number].current is task
+            if waits and task.queue is not None:
+                task.queue.remove(task)
+            if runs:
+                yield from self.stopping(task, number, sleeps=False)
+            task.allowed = allowed
+            yield
+            if task.agent.word:
+                self.words.raw[task.agent.word].allowed = allowed & (1 << 64) - 1
+                yield from self.tell(task, task.agent.word, MessageType.TASK_AFFINITY_CHANGED)
+            if runs:
+                yield from self.running(task, number)
+                if not self.is_usable(task, number):
+                    self.cpus[number].preempted = True
+            elif waits:
+                yield from self.enqueue(task)
+                if not allowed >> task.cpu & 1:
+                    yield
+                    if task.queue is not None:
+                        task.queue.remove(task)
+                    task.cpu = there[0]
+                    yield from self.enqueue(task)
+        task.locked = False
+
+    def set_weight(self, task: Task, weight: int) -> Steps:
+        yield from self.lock(task)
+        task.weight = weight
+        if task.agent.word:
+            self.words.raw[task.agent.word].weight = weight
+            yield from self.tell(task, task.agent.word, MessageType.TASK_PRIORITY_CHANGED)
+        task.locked = False
+
+    def depart(self, task: Task) -> Steps:
+        """It leaves the class while it waits or sleeps."""
+        yield from self.lock(task)
+        if task.enabled and self.cpus[task.cpu].current is not task:
+            if task.queue is not None:
+                task.queue.remove(task)
+            task.enabled = task.runnable = False
+            yield from self.tell_gone(task, MessageType.TASK_DEPARTED)
+        task.locked = False
+
+    def join(self, task: Task) -> Steps:
+        """It comes back, and waits at once."""
+        yield from self.lock(task)
+        if not task.enabled and not task.gone:
+            task.enabled = True
+            yield from self.place(task)
+            yield from self.enqueue(task)
+        task.locked = False
+
+    def exec(self, task: Task, tid: int) -> None:
+        """By a thread that is no leader, while it runs: from now on ``tid`` is its pid."""
+        del self.by_tid[task.tid]
+        task.tid = task.tgid = tid
+        self.by_tid[tid] = task
+
+    def take_cpu(self, number: int) -> Steps:
+        """A higher class has the CPU; the task there, and those that were to follow, go back to their policy."""
+        cpu = self.cpus[number]
+        cpu.switching = True
+        self.cpu_records.raw[number].taken = 1
+        if self.cpu_records.raw[number].latched or (self.build.asks_queue and cpu.own.tasks):
+            self.kick_any_idle()
+        yield
+        while cpu.local.tasks:
+            task = cpu.local.tasks[0]
+            if task.locked:
+                yield
+                continue
+            cpu.local.remove(task)
+            task.locked = True
+            yield from self.enqueue(task, boosted=True)
+            task.locked = False
+        yield from self.switch(number, "taken")
+
+    def release_cpu(self, number: int) -> None:
+        self.cpu_records.raw[number].taken = 0
+        self.kick(number)
+
+    def take_offline(self, number: int) -> Steps:
+        """Its tasks leave it; what was committed to it waits on the enclave's queue again."""
+        cpu = self.cpus[number]
+        cpu.switching = True
+        self.set_online(number, False)
+        for other in self.numbers:
+            if self.is_online(other):
+                self.kick(other, preempt=True)
+        yield
+        yield from self.wait_for_rcu()
+        while cpu.local.tasks:
+            task = cpu.local.tasks[0]
+            if task.locked:
+                yield
+                continue
+            cpu.local.remove(task)
+            task.locked = True
+            yield from self._push_out(task)
+        if cpu.current is not None:
+            task = cpu.current
+            yield from self.lock(task)
+            yield from self.stopping(task, number, sleeps=False)
+            cpu.current = None
+            yield from self._push_out(task)
+        left = [self.pending, self.fallback, cpu.own]
+        if self.build.hotplug_empties_all:
+            left += [other.own for other in self.cpus.values()]
+        for task in self.tasks:
+            while task.cpu == number and task.locked:
+                yield
+            if task.cpu == number and task.queue in left:
+                task.queue.remove(task)  # type: ignore[union-attr]
+                task.locked = True
+                yield from self._push_out(task)
+        self.cpu_records.raw[number].latched = 0
+        yield
+        for task in reversed(list(cpu.own.tasks)):
+            cpu.own.remove(task)
+            self.pending.insert(task, head=True)
+        cpu.switching = False
+        for other in self.numbers:
+            if self.is_online(other):
+                self.kick(other, preempt=True)
+
+    def place(self, task: Task) -> Steps:
+        """A CPU for the task; the kernel widens the affinity of one that may run nowhere else."""
+        if self.home_cpu(task) is None:
+            task.allowed = sum(1 << cpu for cpu in self.numbers)
+            if task.agent.word:
+                self.words.raw[task.agent.word].allowed = task.allowed & (1 << 64) - 1
+                yield from self.tell(task, task.agent.word, MessageType.TASK_AFFINITY_CHANGED)
+        home = self.home_cpu(task)
+        assert home is not None
+        task.cpu = home
+        yield
+
+    def _push_out(self, task: Task) -> Steps:
+        yield from self.place(task)
+        yield from self.enqueue(task)
+        task.locked = False
+
+    def bring_online(self, number: int) -> None:
+        self.set_online(number, True)
+        for cpu in self.numbers:
+            self.kick(cpu)
+
+    def kick_cpus(self) -> None:
+        for cpu in self.numbers:
+            if self.is_online(cpu):
+                self.kick(cpu)
+
+    # Programs that agents call
+
+    def wait_for_rcu(self) -> Steps:
+        """Until each program that runs now has ended."""
+        readers, locked = set(self.readers_now), [task for task in self.tasks if task.locked]
+        while readers & self.readers_now or any(task.locked for task in locked):
+            locked = [task for task in locked if task.locked]
+            yield
+
+    def check_task(self, task: Task, txn: Any) -> int:
+        a = task.agent
+        if not task.enabled or a.gtid != txn.gtid or not a.word:
+            return TxnState.NOT_FOUND
+        if a.seq != txn.seq:
+            return TxnState.STALE
+        state = self.words.raw[a.word].state
+        if state == ON_CPU:
+            return TxnState.ON_CPU
+        return TxnState.COMPLETE if state == WAITING else TxnState.NOT_RUNNABLE
+
+    def check_cpu(self, task: Task | None, cpu: int) -> int:
+        if cpu not in self.cpus:
+            return TxnState.INVALID_CPU
+        if not self.is_online(cpu):
+            return TxnState.CPU_OFFLINE
+        return TxnState.INVALID_CPU if task and not self.is_usable(task, cpu) else TxnState.COMPLETE
+
+    def move(self, task: Task, source: Queue, cursor: int, target: Queue, head: bool) -> Iterator[Any]:
+        """scx_bpf_dsq_move() with an iterator over ``source`` that was made when ``source.seq`` was ``cursor``."""
+        while task.locked:
+            yield
+        if task.queue is not source or task.place > cursor:
+            return False
+        source.remove(task)
+        target.insert(task, head)
+        return True
+
+    def queue_of(self, task: Task) -> Queue:
+        if self.build.looks_for_queue:
+            own = [cpu.own for cpu in self.cpus.values()]
+            return task.queue if task.queue is not None and task.queue in own else self.pending
+        return self.cpus[task.agent.latched - 1].own if task.agent.latched else self.pending
+
+    def latch(self, task: Task, txn: Any) -> Iterator[Any]:
+        if not self.build.checks_each_try:
+            return (yield from self.latch_checked_once(task, txn))
+        target, moved, state = self.cpus.get(txn.cpu), False, TxnState.COMPLETE
+        if target is None:
+            return TxnState.INVALID_CPU
+        for _ in range(2):
+            source, before = self.queue_of(task), task.agent.latched
+            yield
+            cursor = source.seq
+            yield
+            state = self.check_task(task, txn)
+            yield
+            if state == TxnState.COMPLETE:
+                state = self.check_cpu(task, txn.cpu)
+            if state != TxnState.COMPLETE:
+                return state
+            yield
+            task.agent.latched = 1 + txn.cpu
+            yield
+            moved = yield from self.move(task, source, cursor, target.own, bool(txn.flags & HEAD))
+            if moved:
+                break
+            if task.agent.latched == 1 + txn.cpu:
+                task.agent.latched = before
+        if not moved:
+            return TxnState.STALE
+        yield
+        self.cpu_records.raw[txn.cpu].latched = 1
+        yield
+        state = self.check_cpu(None, txn.cpu)
+        if state != TxnState.COMPLETE:
+            yield from self.unlatch(task)
+        return state
+
+    def unlatch(self, task: Task) -> Steps:
+        source = self.queue_of(task)
+        if source is not self.pending:
+            yield from self.move(task, source, source.seq, self.pending, True)
+
+    def latch_checked_once(self, task: Task, txn: Any) -> Iterator[Any]:
+        """The same without checks_each_try."""
+        state = self.check_task(task, txn)
+        if state != TxnState.COMPLETE:
+            return state
+        yield
+        state = self.check_cpu(task, txn.cpu)
+        if state != TxnState.COMPLETE:
+            return state
+        a, target, moved = task.agent, self.cpus[txn.cpu].own, False
+        source, before = self.queue_of(task), a.latched
+        yield
+        a.latched = 1 + txn.cpu
+        for _ in range(2):
+            cursor = source.seq
+            yield
+            moved = moved or (yield from self.move(task, source, cursor, target, bool(txn.flags & HEAD)))
+        if not moved:
+            if a.latched == 1 + txn.cpu:
+                a.latched = before
+            state = self.check_task(task, txn)
+            return TxnState.STALE if state == TxnState.COMPLETE else state
+        yield
+        self.cpu_records.raw[txn.cpu].latched = 1
+        return TxnState.COMPLETE
+
+    def call_commit(self, tid: int, number: int, count: int, group: bool) -> Iterator[Any]:
+        assert not group, "groups are not modelled"
+        if self.channels.raw[number].tid != tid:
+            return -1
+        first = number * constant("TXNS")
+        kicks = dict[int, bool]()
+        for txn in self.txns.raw[first : first + count]:
+            task = self.by_tid.get(txn.gtid & 0xFFFFFFFF)
+            if not txn.gtid:
+                txn.state = self.check_cpu(None, txn.cpu)
+            elif task is None:
+                txn.state = TxnState.NOT_FOUND
+            else:
+                txn.state = yield from self.latch(task, txn)
+            if txn.state == TxnState.COMPLETE:
+                kicks[txn.cpu] = kicks.get(txn.cpu, False) or bool(txn.flags & PREEMPT)
+            yield
+        for cpu, preempt in kicks.items():
+            self.kick(cpu, preempt)
+            if self.is_lost(cpu):
+                self.kick_any_idle()
+            yield
+        return 0
+
+    def call_take_stock(self) -> Steps:
+        marked = [n for n in self.numbers if self.build.asks_queue or self.cpu_records.raw[n].latched]
+        queues = [self.pending, *(self.cpus[number].own for number in marked)]
+        for task in [task for queue in queues for task in queue.tasks]:
+            if not task.enabled or not self.word_of(task):
+                continue
+            task.agent.knows = WAITING
+            self.count_load(task, self.words.raw[task.agent.word])
+            yield
+            if not self.build.stock_does_not_guess and task.queue is None and task.agent.word:
+                self.words.raw[task.agent.word].state = ON_CPU
+            yield
+
+    def associate(self, task: Task, number: int, channel: int) -> Steps:
+        a, w = task.agent, self.words.raw[number]
+        a.channel = channel
+        for _ in range(4):
+            state, seq = w.state, a.seq + 1
+            yield
+            waits = state == WAITING
+            yield from self.tell(task, number, MessageType.TASK_NEW if waits else MessageType.TASK_BLOCKED)
+            if w.state == state and a.seq == seq:
+                return
+        self.channels.raw[channel].overflowed = 1
+
+    def call_associate(self, gtid: int, channel: int) -> Iterator[Any]:
+        task = self.by_tid.get(gtid & 0xFFFFFFFF)
+        if task is None or task.agent.gtid != gtid or not task.agent.word:
+            return -3
+        number = task.agent.word
+        yield
+        yield from self.associate(task, number, channel)
+        return 0
+
+    def call_take(self, channel: int, source: int, most: int) -> Iterator[Any]:
+        taken = 0
+        for task in list(self.pending.tasks):
+            w = self.words.raw[task.agent.word]
+            if taken >= most:
+                break
+            if not task.agent.word or w.state != WAITING or w.channel == channel:
+                continue
+            if not (w.channel == source if source else w.channel) or not self.is_usable(task, channel - 1):
+                continue
+            yield from self.associate(task, task.agent.word, channel)
+            taken += 1
+        return taken
+
+    def call_leave(self, tid: int, number: int) -> None:
+        if self.channels.raw[number].tid == tid:
+            self.channels.raw[number].tid = 0
+            self.kick_cpus()
+
+    # For those who look at it
+
+    def waiting(self) -> Iterable[Task]:
+        """The tasks that wait for a CPU."""
+        running = {cpu.current for cpu in self.cpus.values()}
+        return [task for task in self.tasks if task.runnable and task not in running]

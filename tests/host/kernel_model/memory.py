@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that kernel and agent share: arrays of abi.h structs in which each access of the agent's is a point."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ghostbpf.schedulers.core import ffi
+
+
+class Records:
+    """An array as ``loaders.maps.MmapArray`` shows it to an agent; the model itself uses ``raw``, which is no point."""
+
+    def __init__(self, struct: str, count: int, point: Callable[[], None]) -> None:
+        self._size, self._count, self._point = ffi().sizeof(struct), count, point
+        self._memory = bytearray(self._size * count)
+        self.raw = ffi().from_buffer(f"{struct}[]", self._memory)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self.raw[index], self._point)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(self._count))
+
+    def bytes(self, start: int = 0, count: int | None = None) -> memoryview:
+        """The memory of some records."""
+        end = self._count if count is None else start + count
+        return memoryview(self._memory)[start * self._size : end * self._size]
+
+    def view(self, start: int = 0, count: int | None = None) -> View:
+        return View(self.bytes(start, count), self._point)
+
+
+class PlainRecords(Records):
+    """The same, for what the agent alone writes, or reads in one piece: no access is a point."""
+
+    view = Records.bytes  # type: ignore[assignment]
+
+
+class Record:
+    """One record of an array."""
+
+    def __init__(self, record: Any, point: Callable[[], None]) -> None:
+        object.__setattr__(self, "_record", record)
+        object.__setattr__(self, "_point", point)
+
+    def __getattr__(self, name: str) -> Any:
+        self._point()
+        return getattr(self._record, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._point()
+        setattr(self._record, name, value)
+
+
+class View:
+    """A memoryview of an array."""
+
+    def __init__(self, memory: memoryview, point: Callable[[], None]) -> None:
+        self._memory, self._point = memory, point
+
+    def cast(self, kind: str) -> View:
+        return View(self._memory.cast(kind), self._point)  # type: ignore[call-overload]
+
+    def tolist(self) -> list[int]:
+        self._point()
+        return self._memory.tolist()
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return View(self._memory[at], self._point)
+        self._point()
+        return self._memory[at]
+
+    def __setitem__(self, at: int, value: int) -> None:
+        self._point()
+        self._memory[at] = value
+
+
+class Ring:
+    """A BPF ring buffer of ``capacity`` records; one that is reserved and not yet submitted holds up those after it."""
+
+    def __init__(self, capacity: int, point: Callable[[], None]) -> None:
+        self.capacity, self._point = capacity, point
+        self.records: deque[list[Any]] = deque()
+
+    def reserve(self) -> list[Any] | None:
+        """A place; None where there is none."""
+        if len(self.records) >= self.capacity:
+            return None
+        self.records.append([None])
+        return self.records[-1]
+
+    def read(self) -> list[tuple[Any, ...]]:
+        """As ``loaders.ring.Ring.read``."""
+        self._point()
+        found = []
+        while self.records and self.records[0][0] is not None:
+            found.append(self.records.popleft()[0])
+        self._point()
+        return found

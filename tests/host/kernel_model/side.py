@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an agent gets in place of the kernel: the real Channel, with the model's programs, ring and arrays behind it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from ghostbpf.hints import WorkClass
+from ghostbpf.schedulers.agents import AgentHalf
+from ghostbpf.schedulers.cpuset import CpuSet
+from ghostbpf.schedulers.topology import CpuRow, Topology
+from ghostbpf.schedulers.userspace import Agent, StatusWords
+from ghostbpf.schedulers.userspace.central import BARE
+from ghostbpf.schedulers.userspace.link import _COMMIT, _TAKE, _TASK, Channel
+
+from .kernel import ENCLAVE, WORDS, Kernel
+from .memory import Ring
+
+_tids = itertools.count(1_000_000)
+
+
+class Program:
+    """A prepared syscall program: ``body`` gets the fields of its argument, and gives the result and new fields."""
+
+    def __init__(self, format: Any, body: Callable[..., tuple[int, tuple[int, ...]]]) -> None:
+        self._format, self._body = format, body
+        self.context = bytearray(format.size)
+
+    def __call__(self) -> int:
+        result, fields = self._body(*self._format.unpack(self.context))
+        self._format.pack_into(self.context, 0, *fields)
+        return result
+
+
+class ModelChannel(Channel):
+    """A Channel whose programs are the model's."""
+
+    def __init__(self, side: Side, number: int) -> None:
+        self._side = side
+        super().__init__(side.enclave, side.agents, None, number, 0)  # type: ignore[arg-type]
+
+    def _load(self, *_: Any) -> None:
+        kernel, run = self._side.kernel, self._side.run
+        self.tid, number = next(_tids), self.number
+
+        def commit(channel: int, count: int, group: int, _: int) -> tuple[int, tuple[int, ...]]:
+            result = run(kernel.call_commit(self.tid, channel, count, bool(group)))
+            return result, (channel, count, group, 0)
+
+        def associate(gtid: int, channel: int, _: int) -> tuple[int, tuple[int, ...]]:
+            return run(kernel.call_associate(gtid, channel)), (gtid, channel, 0)
+
+        def take(channel: int, source: int, most: int, _: int) -> tuple[int, tuple[int, ...]]:
+            return 0, (channel, source, most, run(kernel.call_take(channel, source, most)))
+
+        self._commit, self._associate = Program(_COMMIT, commit), Program(_TASK, associate)  # type: ignore[assignment]
+        self._take = Program(_TAKE, take)  # type: ignore[assignment]
+        self._take_stock = SimpleNamespace(run=lambda: run(kernel.call_take_stock()))  # type: ignore[assignment]
+        self._leave = SimpleNamespace(run=lambda _: kernel.call_leave(self.tid, number))  # type: ignore[assignment]
+        self._spin = SimpleNamespace(run=lambda _: None)  # type: ignore[assignment]
+        self._ring = Ring(self._side.ring_records, kernel.point)  # type: ignore[assignment]
+        self._txn_records, self._known = kernel.txns, kernel.known  # type: ignore[assignment]
+
+    def _offer_ring(self) -> None:
+        self._side.kernel.rings[self.number] = self._ring  # type: ignore[assignment]
+        self._side.kernel.sleepers[self.number] = self.wake
+        self.woken = False
+
+    def wake(self) -> None:
+        """The core has the agent look at its ring."""
+        self.woken = True
+
+
+class ModelWords(StatusWords):
+    """Each look at a word is a point."""
+
+    def __init__(self, side: Side) -> None:
+        super().__init__(side.agents)
+        self._point = side.kernel.point
+
+    def __getitem__(self, number: int) -> Any:
+        self._point()
+        return super().__getitem__(number)
+
+    def waits(self, task: Any) -> bool:
+        self._point()
+        return super().waits(task)
+
+    def on_cpu(self, task: Any) -> Any:
+        self._point()
+        return super().on_cpu(task)
+
+    def in_use(self) -> Iterator[Any]:
+        self._point()
+        return iter(list(super().in_use()))
+
+
+class NoHints:
+    """A table of hints in which there are none."""
+
+    def updates(self) -> list[Any]:
+        return []
+
+    def work_class(self, _: int) -> WorkClass:
+        return BARE
+
+
+class Side:
+    """``schedulers.userspace.link.Kernel`` on the model; ``run`` drives a program of the kernel's to its end."""
+
+    def __init__(self, kernel: Kernel, run: Callable[[Iterator[Any]], Any], ring_records: int) -> None:
+        self.kernel, self.run, self.ring_records = kernel, run, ring_records
+        self.agents = _Agents(kernel)
+        self.enclave = SimpleNamespace(
+            id=ENCLAVE,
+            cpus=CpuSet(kernel.numbers),
+            core=SimpleNamespace(cpus=kernel.cpu_records, enclaves=kernel.enclaves, state=kernel.core, maps={}),
+            hints_path=None,
+        )
+
+    def channel(self, number: int, _ring_bytes: int) -> ModelChannel:
+        return ModelChannel(self, number)
+
+    def topology(self) -> Topology:
+        rows = [
+            CpuRow(id=cpu, core=cpu, smt_idx=0, siblings=str(cpu), l3_siblings=str(self.enclave.cpus), numa_node=0)
+            for cpu in self.kernel.numbers
+        ]
+        return Topology.from_rows(rows)
+
+    def params(self) -> tuple[None, Any]:
+        return None, SimpleNamespace(slice_ns=0)
+
+    def hints(self) -> NoHints:
+        return NoHints()
+
+    def stay_on(self, cpu: int) -> None:
+        pass
+
+    def agent(self, half: AgentHalf, values: dict[str, int], cpu: int | None = None) -> Agent:
+        """An agent that has not taken over yet."""
+        made = Agent(self.enclave, half, values, cpu, self)  # type: ignore[arg-type]
+        made.words = ModelWords(self)
+        return made
+
+
+class _Agents:
+    """``schedulers.agents.Agents`` on the model."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.channels, self.words, self.maps, self._kernel = kernel.channels, kernel.words, dict[str, Any](), kernel
+
+    @property
+    def words_used(self) -> int:
+        return min(self._kernel.words_ever + 1, WORDS)

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A world of tasks, CPUs and agents, in which a schedule of bytes says what happens at each point."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ghostbpf.schedulers.agents import AgentHalf
+from ghostbpf.schedulers.userspace import agent as agent_module
+from ghostbpf.schedulers.userspace import central, cfs, cpus, edf, link, shinjuku, words
+from ghostbpf.schedulers.userspace.placer import Placer
+
+from .kernel import MENDED, Build, Kernel, Task
+from .side import Side
+
+_CLOCKED = (agent_module, central, cfs, edf, link, shinjuku, words)
+#: From here on a byte at a point of an agent's has something else happen there first.
+_ACTS = 168
+_ROUND_NS = 50_000_000
+_LOOK_UP_ROUNDS = 5  # an agent that waits looks after a quarter of a second
+_ROUNDS, _TURNS = 40, 400
+
+
+class Broken(AssertionError):
+    """Something that must hold does not."""
+
+
+class Runner:
+    """An agent with its loop: it has a turn when its ring can be read, and otherwise sleeps."""
+
+    def __init__(self, world: World, half: AgentHalf, cpu: int | None) -> None:
+        self.world = world
+        # An agent that is silent would have the core decide, and hide what the agent does wrong.
+        options = {option.field: option.parse(option.default) for option in half.options}
+        values = options | {"timeout_ns": 10**12} | world.values
+        self.agent = world.side.agent(half, values, cpu)
+        self.channel: Any = self.agent._channel
+        self.in_turn, self.due = True, True  # its loop begins with a turn
+        self.slept_rounds = 0
+        self.agent.take_over()
+        self.in_turn = False
+
+    @property
+    def ring(self) -> Any:
+        return self.channel._ring
+
+    def is_due(self) -> bool:
+        """Whether its loop would go on: it was woken, or the ring could be read when it began to wait."""
+        return self.due or self.channel.woken
+
+    def turn(self) -> None:
+        if self.in_turn or not self.channel.mine:
+            return
+        self.in_turn, self.due, self.channel.woken = True, False, False
+        goes_on = self.agent.turn()
+        self.world.point()
+        self.due = goes_on or bool(self.ring.records)
+        self.in_turn, self.slept_rounds = False, 0
+
+    def asked_and_asleep(self) -> bool:
+        """Whether a message that is to wake it waits, and it sleeps on."""
+        kinds = [record[0][6] for record in self.ring.records if record[0] is not None]
+        asked = any(self.world.kernel.asks(self.channel.number, kind) for kind in kinds)
+        return asked and not self.is_due() and not self.in_turn
+
+
+class World:
+    """One enclave under policy ``half`` on the kernel ``build``; ``play`` has it live through a schedule."""
+
+    def __init__(
+        self,
+        half: AgentHalf,
+        build: Build = MENDED,
+        *,
+        cpus: int = 3,
+        tasks: int = 4,
+        first_cpu: int = 0,
+        ring_records: int = 64,
+        events: str = "",
+        **values: int,
+    ) -> None:
+        self.values = values
+        self.flows: list[Iterator[Any]] = []
+        self._schedule = b""
+        self._at = 0
+        self._clock = _Clock(self)
+        self.kernel = Kernel(cpus, build, self.point, first_cpu)
+        self.side = Side(self.kernel, self.run, ring_records)
+        self.half = half
+        self._next_tid = 100
+        self._depth = 0
+        self._is_replacing = False
+        everywhere = sum(1 << cpu for cpu in self.kernel.numbers)
+        for number in range(tasks):
+            self.kernel.tasks.append(self._make(everywhere, first_cpu + number % cpus))
+        self.runners: list[Runner] = []
+        self._events = [getattr(self, f"_{name}") for name in events.split()] if events else self._all_events()
+        with self.clocked():
+            self._start_agents()
+
+    # Time
+
+    @contextlib.contextmanager
+    def clocked(self) -> Iterator[None]:
+        """The agents' clock is the world's."""
+        before = [(module, module.time) for module in _CLOCKED]  # type: ignore[attr-defined]
+        here = cpus._here
+        try:
+            for module in _CLOCKED:
+                module.time = self._clock  # type: ignore[attr-defined]
+            cpus._here = lambda: -1  # type: ignore[assignment]
+            yield
+        finally:
+            for module, time in before:
+                module.time = time  # type: ignore[attr-defined]
+            cpus._here = here
+
+    # Making it
+
+    def _make(self, allowed: int, cpu: int) -> Task:
+        self._next_tid += 1
+        task = Task(self._next_tid, 10, allowed, cpu)
+        self.kernel.by_tid[task.tid] = task
+        return task
+
+    def _start_agents(self) -> None:
+        half = self.half
+        if not half.agent.per_cpu:
+            self.runners = [Runner(self, half, None)]
+            return
+        self.runners = [Runner(self, Placer.half(half), None)]
+        for cpu in self.kernel.numbers:
+            self.runners.append(Runner(self, half, cpu))
+
+    # What happens when
+
+    def _byte(self) -> int:
+        if self._at >= len(self._schedule):
+            return 0
+        self._at += 1
+        return self._schedule[self._at - 1]
+
+    def point(self) -> None:
+        """Between two steps of an agent: whatever the schedule says happens now."""
+        if self._depth > 6:
+            return
+        while (byte := self._byte()) >= _ACTS:
+            self._depth += 1
+            self._act(byte - _ACTS)
+            self._depth -= 1
+
+    def _act(self, number: int) -> None:
+        self._start_due()
+        if self.flows and number % 2:
+            flow = self.flows[number // 2 % len(self.flows)]
+            for _ in range(1 << 2 * (number // 16 % 3)):
+                if flow in self.flows:
+                    self._step(self.flows.index(flow))
+            return
+        self.kernel.now_ns += 1000 * (number % 3)
+        event: Callable[[int], None] = self._events[number // 2 % len(self._events)]
+        event(self._byte())
+
+    def _step(self, index: int) -> None:
+        flow = self.flows[index]
+        try:
+            next(flow)
+        except StopIteration:
+            self.flows.remove(flow)
+
+    def _step_all(self) -> None:
+        for flow in list(self.flows):
+            if flow in self.flows:
+                self._step(self.flows.index(flow))
+
+    def run(self, program: Iterator[Any]) -> Any:
+        """A program that an agent calls, to its end; others go on meanwhile, as it may have to wait for them."""
+        self.kernel.readers_now.add(program)
+        for _ in range(10_000):
+            try:
+                next(program)
+            except StopIteration as end:
+                self.kernel.readers_now.discard(program)
+                return end.value
+            self.point()
+            if self._at >= len(self._schedule):
+                self._step_all()
+        raise Broken("a program of the agent's does not end")
+
+    def _start_due(self) -> None:
+        for number in self.kernel.numbers:
+            cpu = self.kernel.cpus[number]
+            if cpu.switching or not self.kernel.is_online(number):
+                continue
+            if cpu.current is None and (cpu.kicked or cpu.local.tasks) and not self.kernel.is_taken(number):
+                cpu.kicked = False
+                self._start(self._switch(number, "look"))
+            elif cpu.current is not None and cpu.preempted and not cpu.current.locked:
+                self._start(self._switch(number, "preempt"))
+
+    def _switch(self, number: int, why: str) -> Iterator[None]:
+        self.kernel.cpus[number].switching = True
+        return self.kernel.switch(number, why)
+
+    def _start(self, flow: Iterator[Any]) -> None:
+        self.flows.append(flow)
+
+    def play(self, schedule: bytes) -> None:
+        """Live through ``schedule``, then come to rest, twice; raises Broken."""
+        with self.clocked():
+            self._schedule, self._at = schedule, 0
+            while self._at < len(self._schedule):
+                self._start_due()
+                self._act(self._byte())
+            self.settle()
+            for task in self.kernel.tasks:
+                if not task.runnable and not task.gone and task.enabled:
+                    self._start(self.kernel.wake(task))
+            self.settle()
+
+    # Events
+
+    def _all_events(self) -> list[Callable[[int], None]]:
+        names = "turn turn turn turn turn wake wake wake wake block block preempt preempt yield_ affinity affinity"
+        names += " affinity weight depart join take release offline online exec exit"
+        return [getattr(self, f"_{name}") for name in names.split()]
+
+    def _task(self, byte: int) -> Task:
+        return self.kernel.tasks[byte % len(self.kernel.tasks)]
+
+    def _cpu(self, byte: int) -> int:
+        return self.kernel.numbers[byte % len(self.kernel.numbers)]
+
+    def _turn(self, byte: int) -> None:
+        runner = self.runners[byte % len(self.runners)]
+        if byte >= 128 or runner.is_due():
+            runner.turn()
+
+    def _replace(self, byte: int) -> None:
+        """Another agent of the same policy takes over."""
+        index = byte % len(self.runners)
+        before = self.runners[index]
+        if before.in_turn or self.half.agent.per_cpu or self._is_replacing:
+            return
+        self._is_replacing = True
+        self.runners[index] = Runner(self, self.half, None)
+        self._is_replacing = False
+
+    def _wake(self, byte: int) -> None:
+        task = self._task(byte)
+        if not task.runnable and not task.locked and task.enabled and not task.gone:
+            self._start(self.kernel.wake(task))
+
+    def _leave_cpu(self, byte: int, why: str) -> None:
+        number = self._cpu(byte)
+        cpu = self.kernel.cpus[number]
+        if cpu.current is not None and not cpu.switching and not cpu.current.locked:
+            self._start(self._switch(number, why))
+
+    def _block(self, byte: int) -> None:
+        self._leave_cpu(byte, "block")
+
+    def _preempt(self, byte: int) -> None:
+        self._leave_cpu(byte, "preempt")
+
+    def _yield_(self, byte: int) -> None:
+        self._leave_cpu(byte, "yield")
+
+    def _exit(self, byte: int) -> None:
+        """A task begins to exit, or ends; at most half of them do."""
+        task = self.kernel.cpus[self._cpu(byte)].current
+        if task is not None and task.exiting:
+            self._leave_cpu(byte, "exit")
+        elif task is not None and sum(one.exiting for one in self.kernel.tasks) < len(self.kernel.tasks) // 2:
+            task.exiting = True
+            self.kernel.by_tid.pop(task.tid, None)
+
+    def _affinity(self, byte: int) -> None:
+        task, mask = self._task(byte), 0
+        for index, cpu in enumerate(self.kernel.numbers):
+            mask |= (byte >> 2 + index % 6 & 1) << cpu
+        if not any(mask >> cpu & 1 and self.kernel.is_online(cpu) for cpu in self.kernel.numbers):
+            return
+        if not task.locked and not (self._runs(task) and self.kernel.cpus[task.cpu].switching):
+            self._start(self.kernel.set_affinity(task, mask))
+
+    def _runs(self, task: Task) -> bool:
+        return self.kernel.cpus[task.cpu].current is task
+
+    def _weight(self, byte: int) -> None:
+        self._start(self.kernel.set_weight(self._task(byte), 50 + byte))
+
+    def _depart(self, byte: int) -> None:
+        task = self._task(byte)
+        if task.enabled and not self._runs(task) and not (task.queue and task.queue.name.startswith("local")):
+            self._start(self.kernel.depart(task))
+
+    def _join(self, byte: int) -> None:
+        if not self._task(byte).enabled:
+            self._start(self.kernel.join(self._task(byte)))
+
+    def _take(self, byte: int) -> None:
+        number = self._cpu(byte)
+        cpu = self.kernel.cpus[number]
+        free = not cpu.switching and not (cpu.current and cpu.current.locked)
+        if free and not self.kernel.is_taken(number) and self.kernel.is_online(number):
+            cpu.switching = True
+            self._start(self.kernel.take_cpu(number))
+
+    def _release(self, byte: int) -> None:
+        if self.kernel.is_taken(self._cpu(byte)):
+            self.kernel.release_cpu(self._cpu(byte))
+
+    def _offline(self, byte: int) -> None:
+        """The first CPU stays."""
+        number = self._cpu(byte)
+        cpu = self.kernel.cpus[number]
+        free = not cpu.switching and not (cpu.current and cpu.current.locked)
+        if number != self.kernel.numbers[0] and free and self.kernel.is_online(number):
+            cpu.switching = True
+            self._start(self.kernel.take_offline(number))
+
+    def _online(self, byte: int) -> None:
+        number = self._cpu(byte)
+        if not self.kernel.is_online(number) and not self.kernel.cpus[number].switching:
+            self.kernel.bring_online(number)
+
+    def _exec(self, byte: int) -> None:
+        task = self._task(byte)
+        if self._runs(task) and not task.locked and not task.exiting:
+            self._next_tid += 1
+            self.kernel.exec(task, self._next_tid)
+
+    # At rest
+
+    def settle(self) -> None:
+        """Nothing happens from outside any more, and a task that gets a CPU sleeps: every task gets one."""
+        self._finish_flows()
+        for number in self.kernel.numbers:
+            if self.kernel.is_taken(number):
+                self.kernel.release_cpu(number)
+        turns = 0
+        for _ in range(_ROUNDS):
+            while True:
+                self._finish_flows()
+                self._check()
+                due = [runner for runner in self.runners if runner.is_due() and runner.channel.mine]
+                busy = [n for n, cpu in self.kernel.cpus.items() if cpu.current and not cpu.switching]
+                for runner in due:
+                    turns += 1
+                    runner.turn()
+                for number in busy:
+                    self.kernel.now_ns += 1000
+                    self._start(self._switch(number, "block"))
+                if not due and not busy and not self._has_due():
+                    break
+                if turns > _TURNS:
+                    raise Broken(f"{turns} turns of agents, and these wait: {self.kernel.waiting()}")
+            if not self.kernel.waiting():
+                self._check_told()
+                return
+            self._pass_time()
+        raise Broken(f"these get no CPU: {self._describe()}")
+
+    def _has_due(self) -> bool:
+        self._start_due()
+        return bool(self.flows)
+
+    def _finish_flows(self) -> None:
+        for _ in range(100_000):
+            self._start_due()
+            if not self.flows:
+                return
+            self._step_all()
+        raise Broken("the kernel does not come to rest")
+
+    def _pass_time(self) -> None:
+        self.kernel.now_ns += _ROUND_NS
+        if self.kernel.pending.tasks:
+            self.kernel.kick_cpus()  # the pulse
+        for runner in self.runners:
+            runner.slept_rounds += 1
+            runner.due = runner.due or runner.slept_rounds >= _LOOK_UP_ROUNDS
+
+    def _check(self) -> None:
+        """What holds whenever no program of the kernel's runs."""
+        for runner in self.runners:
+            if runner.channel.mine and runner.asked_and_asleep():
+                raise Broken(f"the agent of channel {runner.channel.number} sleeps, and has been asked")
+        for task in self.kernel.waiting():
+            if task.queue is None:
+                raise Broken(f"{task} waits, and is on no queue")
+        for number, cpu in self.kernel.cpus.items():
+            for task in cpu.own.tasks:
+                if not task.allowed >> number & 1 and task.cpu != number:
+                    raise Broken(f"{task} is on the queue of CPU {number}, where it may not run")
+
+    def _check_told(self) -> None:
+        for gtid, numbers in self.kernel.told.items():
+            if numbers != list(range(1, 1 + len(numbers))):
+                raise Broken(f"gtid {gtid:#x} was told of with the sequence numbers {numbers}")
+
+    def _describe(self) -> str:
+        known = {gtid: task for runner in self.runners for gtid, task in runner.agent.tasks.items()}
+        lines = []
+        for task in self.kernel.waiting():
+            a, at = task.agent, known.get(task.agent.gtid)
+            word = self.kernel.words.raw[a.word]
+            lines.append(f"{task} on {task.queue}, which may run on {task.allowed:#x}: seq {a.seq}, state {word.state}")
+            lines.append(f"its agent has {vars(at)}" if at is not None else "no agent knows it")
+        return "; ".join(lines)
+
+
+class _Clock:
+    """Stands for the module ``time``."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def monotonic_ns(self) -> int:
+        return self._world.kernel.now_ns
+
+    def monotonic(self) -> float:
+        return self._world.kernel.now_ns / 1e9
+
+    def sleep(self, seconds: float) -> None:
+        self._world.kernel.now_ns += int(seconds * 1e9)
