@@ -240,7 +240,8 @@ class Core:
 
     def tasks(self) -> list[Task]:
         """Every task in the class, whatever its enclave, that is in this process's pid namespace."""
-        records = [r for r in self._task_records() if r.enabled]
+        data = self._task_records()  # records are in its memory, and do not keep that
+        records = [r for r in data if r.enabled]
         local = pids.to_local(number for r in records for number in (r.tid, r.tgid))
         return [
             Task(

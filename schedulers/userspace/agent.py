@@ -74,6 +74,7 @@ class Agent:
         self.enclave, self.cpu, self._values = enclave, cpu, values
         self.tasks: dict[int, Task] = {}
         self._resting: dict[Task, tuple[int, Transaction, TxnState]] = {}  # refused again and again: until when
+        self._refused_tasks: set[Task] = set()  # since the last message about each
         self._shunned = 0  # until when CPUs that were refused are not tried again; 0: there are none
         self.topology = kernel.topology()
         self.words = StatusWords(kernel.agents)
@@ -166,7 +167,7 @@ class Agent:
                     self._failed(transaction, state)
                 elif (task := transaction.task) is not None:
                     task.state, task.next_cpu = LATCHED, transaction.cpu
-                    if task.refusals:
+                    if self._refused_tasks:
                         self._forgive(task)
             results += states
         self._channel.count(committed=results.count(_COMPLETE), failed=len(results) - results.count(_COMPLETE))
@@ -175,7 +176,7 @@ class Agent:
     def associate(self, task: Task, cpu: int) -> bool:
         """Hand ``task`` to the agent of ``cpu``, or the enclave's where that has none; False where the task is gone."""
         self.tasks.pop(task.gtid, None)
-        self._resting.pop(task, None)
+        self._forgive(task)
         return self._rehearses or self._channel.associate(task.gtid, 1 + cpu)
 
     def take(self, most: int, cpu: int | None = None) -> int:
@@ -333,7 +334,7 @@ class Agent:
         there = self._by_age(lambda word: word.channel == own or (own == 0 and word.channel not in others))
         gone = self.tasks.keys() - {word.gtid for _, word in there}
         for gtid in gone:
-            self._resting.pop(self.tasks[gtid], None)
+            self._forgive(self.tasks[gtid])
             self.policy.on_task_departed(self.tasks.pop(gtid))
         for number, word in there:
             self._learn(number, word)
@@ -367,7 +368,7 @@ class Agent:
 
     def _read(self) -> int:
         records = self._channel.read()
-        tasks, callbacks = self.tasks, self._callbacks
+        tasks, callbacks, refused = self.tasks, self._callbacks, self._refused_tasks
         for _, gtid, runtime_ns, at_ns, allowed, seq, kind, flags, word, cpu, tgid, weight in records:
             if not gtid:
                 callbacks[kind](cpu)
@@ -381,7 +382,8 @@ class Agent:
                 kind = _NEW if kind <= _LAST_WAITING else kind
             elif seq <= task.seq:
                 continue  # the status words told more
-            rested, before = bool(task.refusals or task.refused) and self._forgive(task), task.allowed
+            rested = refused and task in refused and self._forgive(task)
+            before = task.allowed
             task.seq, task.cpu, task.since_ns, task.allowed = seq, cpu, at_ns, allowed
             task.weight, task.tgid, task.word = weight, tgid, word
             if kind <= _LAST_WAITING:
@@ -428,11 +430,13 @@ class Agent:
             task.state = WAITING
             self._refused(transaction, task, TxnState(state))
         elif self.tasks.pop(task.gtid, None) is not None:
+            self._forgive(task)
             self.policy.on_task_departed(task)
 
     def _refused(self, transaction: Transaction, task: Task, state: TxnState) -> None:
         """The policy gets ``task`` back: at once the first time, and if that goes on without a word of it, later."""
         now, cpu = time.monotonic_ns(), transaction.cpu
+        self._refused_tasks.add(task)
         if state == TxnState.INVALID_CPU and cpu > 63 and task.may_run_on(cpu):
             self._shunned = self._shunned or now + int(_LOOK_UP_S * 1e9)
             task.refused |= 1 << cpu
@@ -469,6 +473,7 @@ class Agent:
     def _forgive(self, task: Task) -> bool:
         """There is news of ``task``, and what was refused may not be any more; whether it rested."""
         task.refusals = task.refused = 0
+        self._refused_tasks.discard(task)
         return self._resting.pop(task, None) is not None
 
     def _still_waits(self, task: Task) -> bool:

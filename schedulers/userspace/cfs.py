@@ -135,8 +135,8 @@ class Cfs(AgentPolicy):
     def schedule(self) -> Iterator[Transaction]:
         if not self.agent.is_online(self._here):
             # No message tells of that.
-            for task in self.queue:
-                self.on_affinity_changed(task)
+            for waiting in self.queue:
+                self.on_affinity_changed(waiting)
         for cpu in self.agent.idle_cpus():
             if (task := self._next()) is not None:
                 left_ns = self._slice_ns(1 + len(self.queue)) - (task.runtime_ns - self.picked_ns)

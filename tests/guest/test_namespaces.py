@@ -49,6 +49,7 @@ def sleeper_called(tid: int) -> int:
     if not pid:
         os.execvp("sleep", ["sleep", "60"])
     assert pid == tid
+    until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
     return pid
 
 
@@ -119,7 +120,7 @@ def test_agent_decides_in_the_namespace(workload: Workload) -> None:
             agent = json.loads(ghostbpf("enclave", "show", 1, "--json").out)["agent"]
             assert agent["state"] == "deciding"
             assert run.pid < agent["tid"] < pid, "it is shown by its number here"
-            spinner = subprocess.Popen(["sh", "-c", "for n in 1 2 3; do sleep 0.01; done; sleep 60"])
+            spinner = subprocess.Popen(["sh", "-c", "while :; do sleep 0.01; done"])
             assert ghostbpf("enclave", "add", 1, spinner.pid).status == 0
 
             def committed() -> bool:

@@ -142,7 +142,7 @@ class Side:
 
     def agent(self, half: AgentHalf, values: dict[str, int], cpu: int | None = None) -> Agent:
         """An agent that has not taken over yet."""
-        made = Agent(self.enclave, half, values, cpu, self)  # type: ignore[arg-type]
+        made = Agent(self.enclave, half, values, cpu, kernel=self)  # type: ignore[arg-type]
         made.words = ModelWords(self)
         return made
 
