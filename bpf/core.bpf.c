@@ -407,7 +407,7 @@ BPF_PROG(core_disable, struct task_struct *p)
 	t->enabled = 0;
 	t->left = !lender || lender->prio >= MAX_RT_PRIO;
 	id = membership(t, &e);
-	if (id && t->left && !(p->flags & PF_EXITING) && !is_released(t))
+	if (id && t->left && !(p->flags & (PF_EXITING | PF_KTHREAD)) && !is_released(t))
 		note_departure(id, p);
 	if (id && e)
 		slot_disable.call(ctx, slot_of(id, e));

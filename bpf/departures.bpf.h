@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Tasks that leave the ext class, and with it their enclave, without a loader: by a sched_setscheduler() of their own
- * or of another process. They are counted, and the last ones are kept by name.
+ * or of another process. They are counted, and the last ones are kept by name. Kernel threads, of which full mode has some,
+ * are not: their class is the kernel's business.
  */
 #ifndef GHOSTBPF_DEPARTURES_BPF_H
 #define GHOSTBPF_DEPARTURES_BPF_H

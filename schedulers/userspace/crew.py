@@ -284,8 +284,8 @@ class _CpuAgents:
 
     def take_over(self) -> None:
         """Let them take over, and wait until they have; raises GhostError where one cannot."""
-        for agent in self._heard.values():
-            agent.send(_CPU_GO)
+        for cpu in self._heard:
+            self._let_go(cpu)
         self._expect(_CPU_IN_CHARGE)
         self._forget_sockets()
 
@@ -302,7 +302,7 @@ class _CpuAgents:
                 self._heard.pop(cpu).close()
         for cpu in online - self._pids.keys() - self._failed:
             self._start(cpu)
-            self._heard[cpu].send(_CPU_GO)
+            self._let_go(cpu)
 
     def end(self) -> str:
         """End those that have not; what there is to say of those that ended badly."""
@@ -330,10 +330,18 @@ class _CpuAgents:
         theirs.close()
         self._pids[cpu], self._heard[cpu] = pid, ours
 
+    def _let_go(self, cpu: int) -> None:
+        with contextlib.suppress(ConnectionError):  # then it has ended
+            self._heard[cpu].send(_CPU_GO)
+
     def _expect(self, word: bytes) -> None:
         for cpu, agent in self._heard.items():
-            if agent.recv(1) != word:
-                raise GhostError(f"the agent of CPU {cpu} could not start")
+            said = b""
+            with contextlib.suppress(ConnectionError):
+                said = agent.recv(4096)
+            if said != word:
+                reason = f": {said.decode(errors='replace')}" if said else ""
+                raise GhostError(f"the agent of CPU {cpu} could not start{reason}")
 
     def _forget_sockets(self) -> None:
         for agent in self._heard.values():
@@ -347,15 +355,20 @@ def _run_on(
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return 0
-    _stand_apart(enclave, warns=False)
-    agent = Agent(enclave, half, values, cpu, bank)
-    agent.prepare()
-    lead.send(_CPU_READY)
-    if lead.recv(1) != _CPU_GO:
-        return 0
-    _take_over(agent)
-    _listen(agent)
-    with contextlib.suppress(BrokenPipeError):
+    try:
+        _stand_apart(enclave, warns=False)
+        agent = Agent(enclave, half, values, cpu, bank)
+        agent.prepare()
+        lead.send(_CPU_READY)
+        if lead.recv(1) != _CPU_GO:
+            return 0
+        _take_over(agent)
+        _listen(agent)
+    except BaseException as error:
+        with contextlib.suppress(ConnectionError):
+            lead.send(_one_line(error)[:4096].encode(errors="replace"))
+        raise
+    with contextlib.suppress(ConnectionError):
         lead.send(_CPU_IN_CHARGE)
     lead.close()
     try:

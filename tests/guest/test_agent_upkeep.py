@@ -106,11 +106,14 @@ class Litters(Fifo):
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
         self.collected: list[int] = []
+        self.turns = 0
 
     def schedule(self) -> Iterator[Transaction]:
         if self.collected:
             raise LookupError("it was collected")
-        weakref.finalize(Litter(), self.collected.append, 1)
+        self.turns += 1
+        if self.turns > 10:  # when what was there at the start has been collected
+            weakref.finalize(Litter(), self.collected.append, 1)
         return super().schedule()
 
 

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the rows of docs/other-tools.md that need more Debian packages than a guest has: a guest of its own gets them.
+
+    python -m ghostbpf.experiments.other_tools [KERNEL]
+
+Three spinners share CPU 1 under Biff, and each tool is asked about them. A row that does not come out as the page
+says is marked, and the exit status is 1. It is not part of the tests: it downloads some 200 MB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from ..loaders.errors import GhostError
+from ..schedulers.cpuset import CpuSet
+from ..schedulers.enclave import Enclaves
+from ..schedulers.registry import POLICIES
+from ..vm import Guest, run
+
+PACKAGES = ("schedtool", "tuna", "bpftrace")
+_LIMIT_S = 240
+_GUEST_S = 900
+
+#: Tool, how to ask its version, how to ask it ({pid}: a task in an enclave), and the pattern of its answer.
+ROWS = (
+    ("schedtool", "dpkg-query -W schedtool", "schedtool {pid}", r"POLICY 7\s+<UNKNOWN>"),
+    ("tuna", "tuna --version", "tuna show_threads -t {pid}", r"(?m)^\s*{pid}\s+N\s"),
+    ("bpftrace runqlat", "bpftrace --version", "timeout -s INT 75 runqlat.bt", r"@usecs:\s*\n(.*\n)*.*\[64K, 128K\)"),
+    ("bpftrace runqlen", "bpftrace --version", "timeout -s INT 75 runqlen.bt", r"(?i)error"),
+    ("bcc runqlat", "dpkg-query -W bpfcc-tools", "runqlat-bpfcc 5 1", r"static (assertion|_assert)|static_assert"),
+    ("bcc runqlen", "dpkg-query -W bpfcc-tools", "runqlen-bpfcc 5 1", r"runqlen\s.*\n\s*0\s"),
+)
+
+
+def main() -> int:
+    """Boot a guest that has the tools, and run the rows in it; or run them, in there."""
+    if os.environ.get("GHOSTBPF_OTHER_TOOLS"):
+        return _rows()
+    guest = Guest(
+        kernel=sys.argv[1] if sys.argv[1:] else "newest",
+        cpus=4,
+        packages=PACKAGES,
+        headers=True,
+        environment={"GHOSTBPF_OTHER_TOOLS": "1"},
+    )
+    return run(["python3", "-m", "ghostbpf.experiments.other_tools"], guest, timeout=_GUEST_S)
+
+
+def _rows() -> int:
+    different = 0
+    with _spinners(3) as pids:
+        for tool, version, command, expected in ROWS:
+            words = command.format(pid=pids[0])
+            is_as_expected = re.search(expected.replace("{pid}", str(pids[0])), answer := _answer(words)) is not None
+            different += not is_as_expected
+            print(f"{'ok ' if is_as_expected else 'NOT'} {tool} ({_answer(version).strip()}): {words}")
+            print("\n".join(f"      {line}" for line in answer.splitlines()[:60]), flush=True)
+    return int(different > 0)
+
+
+@contextlib.contextmanager
+def _spinners(number: int) -> Iterator[list[int]]:
+    with Enclaves.create() as enclaves:
+        enclave = enclaves.new(CpuSet([1]), POLICIES["biff"], {})
+    children = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(number)]
+    try:
+        for child in children:
+            enclave.add_process(child.pid)
+        yield [child.pid for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        with Enclaves.change() as there:
+            for one in there or ():
+                one.destroy()
+
+
+def _answer(command: str) -> str:
+    try:
+        done = subprocess.run(
+            ["sh", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise GhostError(f"{command} did not end within {_LIMIT_S} s") from None
+    return done.stdout.decode(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
