@@ -334,9 +334,6 @@ static void take_stock(u64 dsq)
 		a->knows = TASK_WAITING;
 		w->allowed = p->cpus_ptr->bits[0];
 		count_load(a, load_of(w));
-		/* It may have left the queue for a CPU by now, and come on it before it had a word to note that in. */
-		if (!p->scx.dsq)
-			w->state = TASK_ON_CPU;
 	}
 }
 

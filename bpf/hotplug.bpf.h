@@ -78,16 +78,47 @@ static void set_online(s32 id, bool online)
 
 static void push_all_out(s32 id)
 {
-	struct cpu *cpu = cpu_of(id);
+	struct cpu *cpu = cpu_of(id), *other;
 
 	push_out(FALLBACK_DSQ, id);
 	if (!cpu || !cpu->enclave)
 		return;
 	push_out(PENDING_DSQ(cpu->enclave), id);
-	push_out(CPU_DSQ(id), id);
-	push_out(ORDERED_DSQ(id), id);
+	for_each_cpu_of(cpu->enclave, other, number) {
+		push_out(CPU_DSQ(number), id);
+		push_out(ORDERED_DSQ(number), id);
+	}
 	cpu->latched = 0;
 	return_all(id, cpu->enclave);
+}
+
+/* A task that waits for an enclave of which it may use no CPU any more moves to the queue that every CPU serves. */
+static void push_to_fallback(u64 dsq, struct enclave *e, struct core *c)
+{
+	for_each_waiting(waiting, p, dsq, 0) {
+		u64 fits = 0;
+
+#pragma unroll
+		for (u32 i = 0; i < NR_CPU_WORDS; i++)
+			fits |= usable(e, c, p->cpus_ptr, i);
+		if (!fits)
+			scx_bpf_dsq_move(&waiting, p, FALLBACK_DSQ, 0);
+	}
+}
+
+static void push_misfits_out(s32 id)
+{
+	struct cpu *cpu = cpu_of(id), *other;
+	struct core *c = the_core();
+	struct enclave *e = cpu ? enclave_of(cpu->enclave) : NULL;
+
+	if (!cpu || !cpu->enclave || !c || !e)
+		return;
+	push_to_fallback(PENDING_DSQ(cpu->enclave), e, c);
+	for_each_cpu_of(cpu->enclave, other, number) {
+		push_to_fallback(CPU_DSQ(number), e, c);
+		push_to_fallback(ORDERED_DSQ(number), e, c);
+	}
 }
 
 BPF_PROG(core_cpu_online, s32 cpu)
@@ -100,6 +131,7 @@ BPF_PROG(core_cpu_offline, s32 cpu)
 {
 	push_all_out(cpu);
 	set_online(cpu, false);
+	push_misfits_out(cpu);
 	return 0;
 }
 
