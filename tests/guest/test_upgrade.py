@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ghostbpf.schedulers.agents import is_there
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import AgentError, Crew, Task, Transaction, half_of
-from workload import MakeEnclave, Workload, until
+from workload import MakeEnclave, Me, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
 
@@ -79,6 +80,12 @@ class LastCpu(Fifo):
         super().__init__(agent, **options)  # type: ignore[arg-type]
 
 
+def naps(me: Me) -> None:
+    while not me.stopped:
+        me.note()
+        time.sleep(0.002)
+
+
 def upgrade(enclave: Enclave, policy: type[Fifo], **options: str) -> Crew:
     half = half_of(policy)
     crew = Crew(half, half.values(options))
@@ -108,7 +115,7 @@ def test_agent_that_fails_before_it_takes_over_leaves_the_one_before_it_in_charg
     workload: Workload, crew: MakeCrew, before: str, policy: type[Fifo], capfd: pytest.CaptureFixture[str]
 ) -> None:
     one, agents = crew("1-3", before, fastpath="off", agent_timeout="10s")
-    children = [workload.spinner(one) for _ in range(2)]
+    children = [workload.spawn(naps, one) for _ in range(2)]  # each time one wakes, the agent decides
     for child in children:
         child.progress()
     tid = one.agent and one.agent.tid
