@@ -28,6 +28,7 @@ BPF_PROG_ARRAY(slot_tick, SLOTS);
 BPF_PROG_ARRAY(slot_running, SLOTS);
 BPF_PROG_ARRAY(slot_stopping, SLOTS);
 BPF_PROG_ARRAY(slot_disable, SLOTS);
+BPF_PROG_ARRAY(slot_exit_task, SLOTS);
 BPF_PROG_ARRAY(slot_set_cpumask, SLOTS);
 BPF_PROG_ARRAY(slot_set_weight, SLOTS);
 BPF_PROG_ARRAY(slot_yield, SLOTS);
@@ -411,6 +412,18 @@ BPF_PROG(core_disable, struct task_struct *p)
 		note_departure(id, p);
 	if (id && e)
 		slot_disable.call(ctx, slot_of(id, e));
+	return 0;
+}
+
+/* Also of tasks that are in no enclave and in no class of ours, as they end. */
+BPF_PROG(core_exit_task, struct task_struct *p, struct scx_exit_task_args *args)
+{
+	struct task_ctx *t = task_ctx_of(p);
+	struct enclave *e = NULL;
+	u32 id = t ? membership(t, &e) : 0;
+
+	if (id && e)
+		slot_exit_task.call(ctx, slot_of(id, e));
 	return 0;
 }
 

@@ -22,7 +22,7 @@ from .topology import nr_cpu_words
 #: The ops of struct sched_ext_ops that a policy may define; the core has a slot for each.
 OPS = (
     *("select_cpu", "enqueue", "dispatch", "tick", "running", "stopping"),
-    *("disable", "set_cpumask", "set_weight", "yield"),
+    *("disable", "exit_task", "set_cpumask", "set_weight", "yield"),
 )
 
 

@@ -304,18 +304,17 @@ BPF_PROG(agent_stopping, struct task_struct *p, bool runnable)
  */
 static void tell_away(struct task_struct *p, struct agent_task *a)
 {
-	a->latched = 0;
 	tell_blocked(p, a);
 }
 
-/* A task whose policy was changed while it was away ends outside the class: no op tells of its end. */
-static void tell_end_of_absent(struct task_struct *p)
+/* A task whose policy was changed while it was away ends outside the class: disable() is not called. */
+BPF_PROG(agent_exit_task, struct task_struct *p, struct scx_exit_task_args *args)
 {
 	struct agent_task *a = agent_task_of(p, 0);
-	struct task_ctx *t = a && a->word ? task_ctx_of(p) : NULL;
 
-	if (a && t && !t->enabled)
+	if (a)
 		tell_gone(p, a, MSG_TASK_DEAD);
+	return 0;
 }
 
 BPF_PROG(agent_disable, struct task_struct *p)
@@ -376,7 +375,6 @@ BPF_PROG(tp_sched_process_exit, struct task_struct *p)
 	u32 tid = p->pid, *number = agents.lookup(&tid);
 	struct channel *ch = number ? channel_at(*number) : NULL;
 
-	tell_end_of_absent(p);
 	if (!ch)
 		return 0;
 	stop_spinning(tid);
