@@ -14,6 +14,7 @@ from ..schedulers.cgroups import mount_point
 from ..schedulers.enclave import Departures, Enclave
 from ..schedulers.limits import Limit
 from ..schedulers.processes import ProcTask
+from .output import printable, warn
 
 #: So many names are enough for a line.
 _MOST_NAMES = 8
@@ -70,8 +71,8 @@ def left_line(left: Departures) -> str:
 
 
 def named(tid: int, comm: str) -> str:
-    """A task's name and number; it may have given itself a name with control characters."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in comm) + f" {tid}"
+    """A task's name and number."""
+    return f"{printable(comm)} {tid}"
 
 
 def few(names: Collection[str]) -> str:
@@ -91,4 +92,4 @@ def _last_names(left: Departures) -> str:
 
 
 def _warn(what: str, cure: str) -> None:
-    click.echo(f"warning: {what}\n  try: {cure}", err=True)
+    warn([GhostError(what, cure=cure)])

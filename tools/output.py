@@ -63,4 +63,4 @@ def human_ns(ns: float) -> str:
 def warn(errors: Iterable[GhostError]) -> None:
     """Tell of what went wrong, and of what to do about it, where the command goes on."""
     for error in errors:
-        click.echo(f"warning: {error}" + (f"\n  try: {error.cure}" if error.cure else ""), err=True)
+        click.echo(printable_lines(f"warning: {error}" + (f"\n  try: {error.cure}" if error.cure else "")), err=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from ghostbpf.loaders.errors import GhostError
+from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enrolment import Outcome
 from ghostbpf.tools import cli, enrol
 from ghostbpf.tools.output import printable, printable_lines, show
@@ -111,7 +113,7 @@ def test_process_of_any_name_can_be_traced(bcc: None, task: Callable[..., Task])
 def test_tables_errors_and_reports_of_tasks_are_printed_safely(capsys: pytest.CaptureFixture[str]) -> None:
     show([{"comm": NASTY}], as_json=False)
     cli.report(GhostError(f"no {NASTY}", cure=NASTY))
-    enclave: Any = SimpleNamespace(id=1)
+    enclave: Any = SimpleNamespace(id=1, cpus=CpuSet(os.sched_getaffinity(1)))
     enrol.report(enclave, [Outcome(1, 1, NASTY, "comm", None), Outcome(1, 1, NASTY, "comm", "no")])
     printed = "".join(capsys.readouterr())
     assert not controls(printed)
