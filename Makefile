@@ -47,7 +47,7 @@ lint: setup
 	MYPYPATH=.typing $(BIN)/mypy --explicit-package-bases -p ghostbpf.loaders -p ghostbpf.schedulers -p ghostbpf.tools -p ghostbpf.vm -p ghostbpf.experiments
 
 test-host: setup
-	$(BIN)/python -m pytest tests/host
+	$(BIN)/python -m pytest -m 'not soak' tests/host
 
 # QEMU itself now and then kills a guest's kernel (status 123): another guest then runs the tests that are left.
 define in_guest
@@ -72,6 +72,7 @@ test-guest: setup
 	$(call in_guest,not soak and not marathon, and not once,3600)
 
 test-soak: setup
+	$(BIN)/python -m pytest -m soak tests/host
 	$(call in_guest,soak and not marathon, or once and not marathon,7200)
 
 # What takes minutes: agents killed and replaced a hundred times, a million messages, thousands of tasks, stress-ng.

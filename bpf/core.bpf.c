@@ -242,7 +242,7 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 	if (serve_fallback(cpu, cpu_id, id, e))
 		return 0;
 	policy_first = cpu->overdue && !--cpu->overdue;
-	if (!policy_first && (cpu->latched || (id && e && has_cpu_queues(e))) && !cpu->held && serve_latched(cpu, cpu_id))
+	if (!policy_first && !cpu->held && may_be_latched(cpu, cpu_id, e) && serve_latched(cpu, cpu_id))
 		return 0;
 	if (id && e) {
 		if (e->leftover && each_leftover(id, e, SERVE))

@@ -84,12 +84,13 @@ static struct channel *channel_of(struct agent_task *a, u32 *number)
 }
 
 /*
- * Does a message ask for a decision? That a task blocks, ends or leaves does so of the agent of one CPU alone, which has
- * nothing to do now: that agent had better be awake when the task, or the next, wakes there.
+ * Does a message ask for a decision? A task that blocks, ends or leaves asks only the agent of a single CPU, which has
+ * nothing to run now: the agent is to be awake when the next task wakes there. With the fast path that CPU takes the next
+ * task without its agent, and an agent that runs would only be in the way.
  */
-static bool asks(u32 number, struct message *m)
+static bool asks(struct channel *ch, u32 number, struct message *m)
 {
-	return number || m->type < MSG_TASK_BLOCKED || m->type > MSG_TASK_DEPARTED;
+	return (number && !ch->fastpath) || m->type < MSG_TASK_BLOCKED || m->type > MSG_TASK_DEPARTED;
 }
 
 /*
@@ -113,7 +114,7 @@ static void post(u32 number, struct message *m)
 		return;
 	}
 	*place = *m;
-	if (asks(number, m)) {
+	if (asks(ch, number, m)) {
 		if (ch->asked == ch->answered)
 			ch->asked_ns = m->at_ns;
 		count_up(&ch->asked);

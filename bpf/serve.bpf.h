@@ -53,9 +53,15 @@ static bool serve_strays(u64 strays)
 }
 
 /*
- * Run the first task of this CPU's own queue. cpu->latched tells agents that this CPU has its next task; the queue itself
+ * Does a task wait on this CPU's own queue? cpu->latched tells agents that this CPU has its next task; the queue itself
  * tells whether it has: an insert takes effect only after its mark is set, and a look between the two would clear it.
  */
+static bool may_be_latched(struct cpu *cpu, s32 here, struct enclave *e)
+{
+	return cpu->latched || (e && has_cpu_queues(e) && scx_bpf_dsq_nr_queued(CPU_DSQ(here)));
+}
+
+/* Run the first task of this CPU's own queue. */
 static bool serve_latched(struct cpu *cpu, s32 here)
 {
 	if (cpu->latched)

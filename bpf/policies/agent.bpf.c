@@ -124,10 +124,13 @@ static bool rescue(s32 here, bool any)
 	bool scarce = are_words_scarce(); /* then go_home() puts tasks there, too */
 	struct cpu *cpu;
 
-	for_each_cpu_of(ENCLAVE, cpu, id)
-		if ((cpu->latched || cpu->taken || scarce) && (any || id == here || is_lost(cpu, id)) && !cpu->held &&
-		    scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
+	for_each_cpu_of(ENCLAVE, cpu, id) {
+		/* A CPU that is taken does not look at its own queue, and its mark may be missing. */
+		if (!cpu->latched && !scarce && !(cpu->taken && scx_bpf_dsq_nr_queued(CPU_DSQ(id))))
+			continue;
+		if ((any || id == here || is_lost(cpu, id)) && !cpu->held && scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
 			return true;
+	}
 	return false;
 }
 

@@ -82,6 +82,7 @@ class Agent:
         self._channel = kernel.channel(0 if cpu is None else 1 + cpu, values.get("ring_bytes", _RING_BYTES))
         self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
         self._cpu_record = enclave.core.cpus
+        self._rounds = range(1 + len(self._cpus))
         self._flags = CpuFlags(enclave, tuple(self._cpus))
         self._recall_ns = 0
         self._params_map, self.params = kernel.params()
@@ -292,10 +293,13 @@ class Agent:
 
     def _pause(self) -> float:
         """For how many seconds there may be nothing to do."""
-        due = [until_ns for until_ns, _, _ in self._resting.values()]
-        if self.policy.due_ns:
-            due.append(self.policy.due_ns)
-        return min(max(min(due) - time.monotonic_ns(), 0) / 1e9, self._pause_s) if due else self._pause_s
+        due_ns = self.policy.due_ns
+        if self._resting:
+            rested_ns = min(until_ns for until_ns, _, _ in self._resting.values())
+            due_ns = min(due_ns or rested_ns, rested_ns)
+        if not due_ns:
+            return self._pause_s
+        return min(max(due_ns - time.monotonic_ns(), 0) / 1e9, self._pause_s)
 
     def turn(self) -> bool:
         """Read every message there is, and commit what the policy wants; whether the next turn is due at once."""
@@ -410,7 +414,7 @@ class Agent:
     def _decide(self) -> list[int]:
         """Commit what the policy wants, and where CPUs have taken such tasks by themselves, what it wants then."""
         results: list[int] = []
-        for _ in range(1 + len(self._cpus)):
+        for _ in self._rounds:
             wanted = list(self.policy.schedule() or ())
             states = self._commit(wanted) if wanted else []
             results += states

@@ -8,7 +8,7 @@ import time
 
 _IDLE_S, _BUSY_S = 0.25, 1.0
 #: An agent that is never idle spends at most one part in so many on collecting.
-_SHARE = 100
+_SHARE = 400
 
 
 class Garbage:

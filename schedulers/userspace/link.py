@@ -155,7 +155,8 @@ class Channel:
     def count(self, committed: int, failed: int) -> None:
         """Add transactions to what the agent shows of itself."""
         self._words[_COMMITTED] += committed
-        self._words[_FAILED] += failed
+        if failed:
+            self._words[_FAILED] += failed
 
     def count_turn(self, messages: int, began_ns: int) -> None:
         """Add a turn in which there was something to do, and which ends here."""

@@ -27,7 +27,8 @@ def agent_of(enclave: Enclave, cpu: int) -> int:
     return 0 if agents is None else int(agents.channels[1 + cpu].tid)
 
 
-@pytest.mark.parametrize("fastpath", ["off", pytest.param("idle", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("fastpath", ["off", "idle"])
 def test_cpu_that_was_offline_when_the_agents_started_gets_one_when_it_is_back(
     workload: Workload, enclave: MakeEnclave, crew: MakeCrew, fastpath: str
 ) -> None:
@@ -50,6 +51,7 @@ def test_cpu_that_was_offline_when_the_agents_started_gets_one_when_it_is_back(
     assert agents.check()
 
 
+@pytest.mark.once
 def test_cpu_without_an_agent_of_its_own_runs_what_waits(
     workload: Workload, enclave: MakeEnclave, crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,9 +36,11 @@ def failed(enclave: Enclave) -> int:
 @pytest.mark.parametrize(
     ("policy", "fastpath"),
     [
-        ("fifo_centralized", "off"),
-        ("cfs", "off"),
-        *(pytest.param(policy, "off", marks=pytest.mark.soak) for policy in ("fifo_per_cpu", "sol", "shinjuku", "edf")),
+        pytest.param("fifo_centralized", "off", marks=pytest.mark.once),
+        *(
+            pytest.param(policy, "off", marks=pytest.mark.soak)
+            for policy in ("fifo_per_cpu", "sol", "shinjuku", "edf", "cfs")
+        ),
         pytest.param("fifo_centralized", "idle", marks=pytest.mark.soak),
     ],
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from command import Done, fork, ghostbpf, running
 from ghostbpf.schedulers.enclave import Enclaves
-from workload import Child, MakeEnclave, Workload, in_ext, until
+from workload import Child, MakeEnclave, Workload, in_ext, present_cpus, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
 
@@ -47,6 +47,7 @@ def sleeper_called(tid: int) -> int:
     LAST_PID.write_text(str(tid - 1))
     pid = os.fork()
     if not pid:
+        os.sched_setaffinity(0, set(present_cpus()))
         os.execvp("sleep", ["sleep", "60"])
     assert pid == tid
     until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
@@ -83,6 +84,7 @@ def test_task_of_the_namespace_joins_and_leaves_and_its_namesake_outside_does_no
     assert not e.tasks()
 
 
+@pytest.mark.soak
 def test_rule_in_the_namespace_enrols_its_tasks_alone(workload: Workload, enclave: MakeEnclave) -> None:
     e, outside = enclave("1-2"), workload.sleeper()
 
@@ -98,7 +100,7 @@ def test_rule_in_the_namespace_enrols_its_tasks_alone(workload: Workload, enclav
     spared(outside)
 
 
-@pytest.mark.parametrize("policy", ["biff", "fifo_centralized"])
+@pytest.mark.parametrize("policy", ["biff", pytest.param("fifo_centralized", marks=pytest.mark.soak)])
 def test_command_runs_in_an_enclave_and_leaves_nothing(policy: str) -> None:
     def body() -> None:
         show = "grep ext.enabled /proc/self/sched; for n in 1 2 3 4; do sleep 0.01 & done; wait; exit 3"
@@ -111,6 +113,7 @@ def test_command_runs_in_an_enclave_and_leaves_nothing(policy: str) -> None:
     assert Enclaves.open() is None
 
 
+@pytest.mark.soak
 def test_agent_decides_in_the_namespace(workload: Workload) -> None:
     def body() -> None:
         with running("run", "fifo_centralized", "--cpus", "1-2", "--fastpath", "off") as run:
@@ -120,7 +123,8 @@ def test_agent_decides_in_the_namespace(workload: Workload) -> None:
             agent = json.loads(ghostbpf("enclave", "show", 1, "--json").out)["agent"]
             assert agent["state"] == "deciding"
             assert run.pid < agent["tid"] < pid, "it is shown by its number here"
-            spinner = subprocess.Popen(["sh", "-c", "while :; do sleep 0.01; done"])
+            everywhere = ",".join(map(str, present_cpus()))
+            spinner = subprocess.Popen(["taskset", "-c", everywhere, "sh", "-c", "while :; do sleep 0.01; done"])
             assert ghostbpf("enclave", "add", 1, spinner.pid).status == 0
 
             def committed() -> bool:

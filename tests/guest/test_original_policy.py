@@ -48,7 +48,7 @@ def destroy(enclave: Enclave) -> None:
         enclaves.get(enclave.id).destroy()
 
 
-@pytest.mark.parametrize("end", ["rm", "destroy"])
+@pytest.mark.parametrize("end", [pytest.param("rm", marks=pytest.mark.soak), "destroy"])
 def test_task_that_leaves_has_its_policy_priority_flag_and_nice_again(
     workload: Workload, enclave: MakeEnclave, end: str
 ) -> None:

@@ -37,6 +37,7 @@ def longest(text: str, cpu: int) -> list[float]:
     return [line["max"] for line in lines if line["type"] == "histogram" and line["by"]["cpu"] == cpu]
 
 
+@pytest.mark.once
 def test_runqlen_counts_a_cpu_again_that_was_offline(workload: Workload) -> None:
     with running("trace", "runqlen", "--per-cpu", "--json", "0.3") as tracer:
         tracer.until(lambda: longest(tracer.out, AWAY))
@@ -52,6 +53,7 @@ def test_runqlen_counts_a_cpu_again_that_was_offline(workload: Workload) -> None
         assert tracer.wait().status == 0
 
 
+@pytest.mark.soak
 def test_samplers_follow_a_cpu_that_was_offline_between_two_looks(tmp_path: Path) -> None:
     source = tmp_path / "samples.bpf.c"
     source.write_text(COUNT_SAMPLES)

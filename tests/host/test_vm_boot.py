@@ -253,7 +253,7 @@ done
 """
 
 
-@pytest.mark.parametrize("kernel", ["newest", "oldest"])
+@pytest.mark.parametrize("kernel", ["newest", pytest.param("oldest", marks=pytest.mark.soak)])
 def test_programs_run_in_turn_survive_dropped_caches(guest: Guest, tmp_path: Path, kernel: str) -> None:
     asked = replace(guest, kernel=kernel, share=tmp_path)
     done = capture(["sh", "-c", _IN_TURN], asked, timeout=240, cwd=tmp_path)
@@ -294,6 +294,7 @@ print(time.perf_counter_ns() - start)
 """
 
 
+@pytest.mark.soak
 def test_exact_guest_gives_one_work_the_same_time_twice(guest: Guest) -> None:
     exact = replace(guest, exact=True)
     first, second = (int(capture(["python3", "-c", _FIXED_LOOP], exact, timeout=240).stdout) for _ in range(2))
