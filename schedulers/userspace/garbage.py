@@ -7,7 +7,7 @@ import gc
 import time
 
 _IDLE_S, _BUSY_S = 0.25, 1.0
-#: An agent that is never idle spends at most one part in so many on collecting.
+#: An agent that is never idle spends at most one part in so many of its time on collecting.
 _SHARE = 400
 
 

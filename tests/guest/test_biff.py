@@ -252,7 +252,8 @@ def test_every_cpu_takes_from_the_one_queue(workload: Workload, enclave: MakeEnc
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    ("policy", "cpus", "share"), [("biff", "1-3", False), ("biff", "1", True), ("fifo_centralized", "1", True)]
+    ("policy", "cpus", "share"),
+    [("biff", "1-3", False), ("biff", "1", True), ("fifo_centralized", "1", True), ("fifo_per_cpu", "1-3", False)],
 )
 def test_pair_that_wake_each_other_in_turn(
     workload: Workload, enclave: MakeEnclave, crew: MakeCrew, policy: str, cpus: str, share: bool
@@ -263,7 +264,7 @@ def test_pair_that_wake_each_other_in_turn(
     """
     if Btf.kernel().find("scx_bpf_reenqueue_local___v2", Kind.FUNC) is None:
         pytest.skip("this kernel cannot take a task back: wakeups go through the queue")
-    one = enclave(cpus) if policy == "biff" else crew(cpus, policy)[0]
+    one = enclave(cpus) if policy == "biff" else crew(cpus, policy, fastpath="idle")[0]
     there, back = os.pipe(), os.pipe()
     rounds = 2000
 

@@ -50,13 +50,11 @@ def test_garbage_is_collected_sooner_where_the_agent_idles(clock: list[float]) -
     assert not one.collect(idle=True)
 
 
-def test_busy_agent_spends_no_more_than_a_hundredth_of_its_time_on_it(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_busy_agent_spends_a_small_share_of_its_time_on_it(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     one, collected = Garbage(), []
 
     def collect() -> int:
-        clock[0] += 0.05
+        clock[0] += 0.0125
         collected.append(clock[0])
         return 0
 
