@@ -133,8 +133,9 @@ class Agents:
             program.run(bytes(ffi().buffer(argument)))
 
     def tids(self) -> set[int]:
-        """The tasks that have a status word."""
-        return {int(word.gtid) & 0xFFFFFFFF for word in islice(self.words, self.words_used) if word.gtid}
+        """The tasks that have a status word, of this process's pid namespace."""
+        words = islice(self.words, self.words_used)
+        return set(pids.to_local(int(word.gtid & 0xFFFFFFFF) for word in words if word.gtid).values())
 
     def task_states(self) -> Iterator[dict[str, Any]]:
         """The tasks that the agent knows, and since when (seconds) each is in its state."""

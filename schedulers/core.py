@@ -225,7 +225,7 @@ class Core:
 
     def release(self, tid: int) -> None:
         """Announce that this process takes task ``tid`` out of the class: it does not leave by itself."""
-        record = ffi().new("struct join_args *", {"tid": tid})
+        record = ffi().new("struct join_args *", {"tid": pids.to_initial(tid)})
         self._programs["call_release"].run(bytes(ffi().buffer(record)))
 
     def set_stray(self, enclave: int, on: bool) -> int:
