@@ -229,7 +229,7 @@ struct channel {
 	u64 heartbeat_ns; /* when the agent last began to read; CLOCK_MONOTONIC */
 	u64 state; /* enum agent_state */
 	u64 asked; /* messages that ask for a decision */
-	u64 answered; /* those of them that the agent has read; the agent writes it at the end of a turn */
+	u64 answered; /* asked, when the agent last had read all at the end of a turn; the agent writes it */
 	u64 asked_ns; /* when the first of those that it has not read came; CLOCK_MONOTONIC */
 	u64 timeout_ns; /* an agent that reads nothing, or does not get to an end, for so long is silent: the core decides */
 	u64 silences; /* how often it was found silent */

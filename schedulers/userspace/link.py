@@ -62,7 +62,6 @@ class Channel:
         # Of the enclave's channel and each of its CPUs', in one piece.
         everyone = agents.channels.view(0, 2 + max(enclave.cpus)).cast("Q")
         self._tids, self._loads = everyone[_TID::_SIZE], everyone[_LOAD::_SIZE]
-        self._asked = 0
         self.read = self._ring.read
         self.batch = constant("TXNS")
         self._txns = self._txn_records.view(number * self.batch, self.batch)
@@ -134,12 +133,17 @@ class Channel:
         """Show that the agent is about to read; when that is."""
         self._words[_HEARTBEAT] = now = time.monotonic_ns()
         self._words[_STATE] = _IN_TURN
-        self._asked = self._words[_ASKED]
         return now
 
     def rest(self) -> None:
-        """Show that it has come to the end of a turn: what asked for a decision at its beginning has been read."""
-        self._words[_ANSWERED] = self._asked
+        """Show that it has come to the end of a turn.
+
+        A message has its place in the ring before it is counted: where the ring is empty after a look at the count, all
+        that were counted have been read.
+        """
+        asked = self._words[_ASKED]
+        if self._ring.empty:
+            self._words[_ANSWERED] = asked
         self._words[_STATE] = _AT_REST
 
     @property

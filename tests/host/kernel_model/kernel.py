@@ -23,8 +23,6 @@ BLOCKED, WAITING, ON_CPU = (constant(f"TASK_{name}") for name in ("BLOCKED", "WA
 RESTS, WOKEN, TURNS = (constant(f"AGENT_{name}") for name in ("RESTS", "WOKEN", "TURNS"))
 PREEMPT, HEAD, BOOSTED = constant("TXN_PREEMPT"), constant("TXN_HEAD"), constant("MSG_BOOSTED")
 
-COUNTS = "asked" in dict(ffi().typeof("struct channel").fields)
-
 Steps = Iterator[None]
 
 
@@ -203,12 +201,11 @@ class Kernel:
     # Messages
 
     def is_silent(self, number: int) -> bool:
-        ch, ring = self.channels.raw[number], self.rings.get(number)
+        ch = self.channels.raw[number]
         if not self.build.counts_questions:
             asked = ch.asked_ns > ch.heartbeat_ns and self.now_ns - ch.asked_ns > ch.timeout_ns
         else:
-            asks = any(self.asks(number, record[0][6]) for record in ring.records if record[0]) if ring else False
-            asked = asks and self.now_ns - max(ch.asked_ns, ch.heartbeat_ns) > ch.timeout_ns
+            asked = ch.asked != ch.answered and self.now_ns - max(ch.asked_ns, ch.heartbeat_ns) > ch.timeout_ns
         return bool(asked or (ch.state == TURNS and self.now_ns - ch.heartbeat_ns > ch.timeout_ns))
 
     def is_asked(self, number: int) -> bool:
@@ -221,19 +218,17 @@ class Kernel:
     def is_delegated(self, cpu: int) -> bool:
         return self.is_asked(0) and self.is_asked(self.channel_or_0(1 + cpu))
 
-    @staticmethod
-    def asks(number: int, kind: int) -> bool:
-        return bool(number) or kind < MessageType.TASK_BLOCKED or kind > MessageType.TASK_DEPARTED
+    def asks(self, number: int, kind: int) -> bool:
+        if number and not self.channels.raw[number].fastpath:
+            return True
+        return kind < MessageType.TASK_BLOCKED or kind > MessageType.TASK_DEPARTED
 
     def post(self, number: int, message: tuple[Any, ...]) -> Steps:
         ch, ring, kind = self.channels.raw[number], self.rings.get(number), message[6]
         if not ch.tid:
             return
-        if self.asks(number, kind):
-            if ch.asked_ns <= ch.heartbeat_ns:
-                ch.asked_ns = message[3]
-            if COUNTS:
-                ch.asked += 1
+        if not self.build.counts_questions and self.asks(number, kind) and ch.asked_ns <= ch.heartbeat_ns:
+            ch.asked_ns = message[3]
         yield
         rests = ch.state == RESTS
         if not self.build.posts_in_order:
@@ -244,6 +239,11 @@ class Kernel:
             ch.overflowed = 1
             return
         yield
+        if self.build.counts_questions and self.asks(number, kind):
+            if ch.asked == ch.answered:
+                ch.asked_ns = message[3]
+            ch.asked += 1
+            yield
         if self.build.posts_in_order:
             rests = ch.state == RESTS
         wakes = False

@@ -96,6 +96,12 @@ class Ring:
         self.records.append([None])
         return self.records[-1]
 
+    @property
+    def empty(self) -> bool:
+        """As ``loaders.ring.Ring.empty``."""
+        self._point()
+        return not self.records
+
     def read(self) -> list[tuple[Any, ...]]:
         """As ``loaders.ring.Ring.read``."""
         self._point()
