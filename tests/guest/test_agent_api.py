@@ -455,6 +455,7 @@ class CommitsAll(AgentPolicy):
                 yield Transaction(task, 1 if task.may_run_on(1) else 2, 5_000_000)
 
 
+@pytest.mark.once
 def test_commit_against_changes_of_affinity_leaves_no_task_on_a_forbidden_cpu(
     workload: Workload, agent: MakeAgent
 ) -> None:
