@@ -51,7 +51,7 @@ def test_cpu_that_was_offline_when_the_agents_started_gets_one_when_it_is_back(
     assert agents.check()
 
 
-@pytest.mark.once
+@pytest.mark.soak
 def test_cpu_without_an_agent_of_its_own_runs_what_waits(
     workload: Workload, enclave: MakeEnclave, crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_run_whose_enclave_was_destroyed_meanwhile_does_not_start_the_command(
     assert "there is no enclave 5" in done.err
 
 
+@pytest.mark.soak
 def test_readers_see_a_core_or_none_however_often_it_comes_and_goes(
     enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +156,7 @@ def test_readers_see_a_core_or_none_however_often_it_comes_and_goes(
     assert not CORE.exists()
 
 
+@pytest.mark.soak
 def test_readers_see_agents_or_none_however_often_they_come_and_go(
     workload: Workload, crew: MakeCrew, enclave: MakeEnclave
 ) -> None:

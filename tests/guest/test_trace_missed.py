@@ -25,7 +25,7 @@ def turn(sleeper: Child) -> None:
     sleeper.asleep()
 
 
-@pytest.mark.once
+@pytest.mark.soak
 def test_dsqlat_takes_no_sleep_for_a_wait_where_switches_were_missed(workload: Workload, enclave: MakeEnclave) -> None:
     sleeper = workload.sleeper(enclave("1"))
     with DSQLAT(Request(Filters(tid=sleeper.pid))) as tool:
