@@ -7,7 +7,7 @@ What happens: bcc changes the directory of the process to that of the kernel's h
 back. A process has one directory for all its threads: meanwhile, another thread that opens "log" opens one among the
 kernel's headers, or creates it there.
 Why it matters here: ghostbpf compiles in a child process, although a thread would be cheaper; so an agent, a tracer
-or a test that compiles while others work changes nobody's directory.
+or a test that compiles while others work changes no other directory.
 """
 
 from __future__ import annotations
