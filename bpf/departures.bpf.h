@@ -9,8 +9,6 @@
 
 #include "sched.bpf.h"
 
-#define PF_EXITING 0x00000004
-
 BPF_F_TABLE("array", u32, struct departures, departures, MAX_ENCLAVES, BPF_F_MMAPABLE);
 
 /* Does the process that runs now take this task out as a loader? It has said so by call_release(). */

@@ -95,15 +95,9 @@ static void push_all_out(s32 id)
 /* A task that waits for an enclave of which it may use no CPU any more moves to the queue that every CPU serves. */
 static void push_to_fallback(u64 dsq, struct enclave *e, struct core *c)
 {
-	for_each_waiting(waiting, p, dsq, 0) {
-		u64 fits = 0;
-
-#pragma unroll
-		for (u32 i = 0; i < NR_CPU_WORDS; i++)
-			fits |= usable(e, c, p->cpus_ptr, i);
-		if (!fits)
+	for_each_waiting(waiting, p, dsq, 0)
+		if (!is_any_usable(e, c, p->cpus_ptr))
 			scx_bpf_dsq_move(&waiting, p, FALLBACK_DSQ, 0);
-	}
 }
 
 static void push_misfits_out(s32 id)

@@ -116,14 +116,8 @@ static bool is_boosted(struct task_struct *p, struct task_ctx *t)
 static bool runs_elsewhere(struct task_struct *p, struct enclave *e)
 {
 	struct core *c = the_core();
-	u64 any = 0;
 
-	if (!c)
-		return false;
-#pragma unroll
-	for (u32 i = 0; i < NR_CPU_WORDS; i++)
-		any |= usable(e, c, p->cpus_ptr, i);
-	return !any;
+	return c && !is_any_usable(e, c, p->cpus_ptr);
 }
 
 int iter_tasks(struct bpf_iter__task *ctx)

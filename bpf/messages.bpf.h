@@ -11,8 +11,6 @@
 
 #include "sched.bpf.h"
 
-#define PF_EXITING 0x00000004
-
 /*
  * A task in task storage, as far as agents are concerned. word, and all of that status word but its state and times, is
  * written under lock: a task leaves its enclave, and the next one takes its word, while others tell of it.

@@ -31,6 +31,7 @@ BPF_F_TABLE("array", u32, struct core, core, 1, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(counters, struct counters, MAX_ENCLAVES);
 
 #define SCHED_EXT 7
+#define PF_EXITING 0x00000004
 #define MAX_RT_PRIO 100
 
 #define ENCLAVE ((u32)LINK_CONSTANT(enclave))
@@ -205,6 +206,16 @@ static u64 serving(struct enclave *e, struct core *c, u32 i)
 static u64 usable(struct enclave *e, struct core *c, const struct cpumask *allowed, u32 i)
 {
 	return serving(e, c, i) & allowed->bits[i];
+}
+
+static bool is_any_usable(struct enclave *e, struct core *c, const struct cpumask *allowed)
+{
+	u64 any = 0;
+
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++)
+		any |= usable(e, c, allowed, i);
+	return any;
 }
 
 static bool is_usable(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 cpu)
