@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.ready
 # The kernels that `make test` boots; `ghostbpf vm --list` shows what there is.
 KERNELS ?= oldest newest
 # Those of them that get the tests of what no kernel should change, too; the others get them in `make test-soak`.
-ONCE ?= newest
+INDEPENDENT_ON ?= newest
 
 .PHONY: help setup demo test lint test-host test-guest test-soak test-marathon bench wheel clean
 
@@ -53,7 +53,7 @@ test-host: setup
 define in_guest
 	@for kernel in $(KERNELS); do \
 		which="$(1)"; \
-		case " $(ONCE) " in *" $$kernel "*) ;; *) which="$$which$(2)" ;; esac; \
+		case " $(INDEPENDENT_ON) " in *" $$kernel "*) ;; *) which="$$which$(2)" ;; esac; \
 		echo "guest tests on the $$kernel sched_ext kernel ($$which)"; \
 		rm -f .guest-tests; \
 		for guest in 1 2 3 4 5 6 7 8 9; do \
@@ -69,11 +69,11 @@ define in_guest
 endef
 
 test-guest: setup
-	$(call in_guest,not soak and not marathon, and not once,3600)
+	$(call in_guest,not soak and not marathon, and not kernel_independent,3600)
 
 test-soak: setup
 	$(BIN)/python -m pytest -m soak tests/host
-	$(call in_guest,soak and not marathon, or once and not marathon,7200)
+	$(call in_guest,soak and not marathon, or kernel_independent and not marathon,7200)
 
 # What takes minutes: agents killed and replaced a hundred times, a million messages, thousands of tasks, stress-ng.
 test-marathon: setup

@@ -21,7 +21,7 @@
 #define FALLBACK_DSQ 1
 #define PENDING_DSQS 0x10000
 #define CPU_DSQS 0x20000
-#define ORDERED_DSQS 0x30000
+#define VTIME_DSQS 0x30000
 
 enum enclave_state {
 	ENCLAVE_FREE = 0,
@@ -41,7 +41,7 @@ struct enclave {
 	u64 cpus[16]; /* that run its tasks */
 	u64 spinner; /* (1 + CPU) << 32 | tid: that agent spins there, and no task runs there; CPU bits 0: it does not */
 	u32 queues[2]; /* does each bank's policy have tasks wait on CPUs' own queues, too? */
-	u32 leftover; /* the policy before did, and some may wait there still */
+	u32 draining; /* the policy before did, and some may wait there still */
 	u32 reserved;
 	u64 gtids; /* handed out */
 	u32 agents[2]; /* does each bank's policy have an agent? */
@@ -55,16 +55,16 @@ struct cpu {
 	u64 fallback_at; /* when it last took a task from the fallback queue; CLOCK_MONOTONIC */
 	u64 dispatched_at; /* when it last asked for a task; CLOCK_MONOTONIC */
 	u64 latched; /* a task may wait on its own queue, CPU_DSQ, where agents put what is to run here; 64 bits for exchange() */
-	u32 held; /* that queue is not served just now: a group is being committed */
-	u32 wanted; /* a task waits that may run nowhere else: the agent had better spin elsewhere */
-	u32 taken; /* a higher class has it */
+	u32 group_hold; /* that queue is not served just now: a group is being committed */
+	u32 agent_must_move; /* a task waits that may run nowhere else: the agent had better spin elsewhere */
+	u32 preempted_by_class; /* a higher class has it */
 	u32 told_idle; /* since it last ran a task of its enclave, the agent has been told that it idles */
 	u32 told_busy; /* the agent has been told that a higher class has it */
 	u32 kick; /* TXN_KICK_…: what was just committed to it has it woken, or preempted, once */
-	u32 lingers; /* the task that is on it does: see task_ctx */
-	u32 overdue; /* at which dispatch from now its enclave's policy goes before what is latched; 0: at none */
+	u32 sync_waker_stays; /* the task that is on it does: see task_ctx */
+	u32 rescue_in; /* at which dispatch from now its enclave's policy goes before what is latched; 0: at none */
 	u64 checked_at; /* when it last looked for tasks that an agent has forgotten; CLOCK_MONOTONIC */
-	u64 left_at; /* when its task last woke another and was about to sleep; ns of scx_bpf_now(), 0: it has not */
+	u64 sync_wake_at; /* when its task last woke another and was about to sleep; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 };
 
@@ -72,7 +72,7 @@ struct cpu {
 struct core {
 	u64 abi_version;
 	u64 online[16]; /* the kernel's hotplug callbacks keep it */
-	u64 strays; /* bit e: enclave e's queue is served by every CPU, since none of its own can */
+	u64 orphaned_queues; /* bit e: enclave e's queue is served by every CPU, since none of its own can */
 	u32 default_enclave; /* of a task that nobody put anywhere: 0, or 1 in full mode */
 	u32 reserved;
 	u64 reenqueue_after; /* until then no local queue is re-enqueued; CLOCK_MONOTONIC */
@@ -88,7 +88,7 @@ struct task_ctx {
 	u64 woke_at_runtime_ns; /* of a CPU's own kernel thread, in full mode */
 	u64 latched_at; /* when it was last put on a CPU's own queue to wait there; CLOCK_MONOTONIC */
 	u32 committed; /* by an agent */
-	u32 lingers; /* it last stayed on its CPU when it had woken another and was about to sleep */
+	u32 sync_waker_stays; /* it last stayed on its CPU when it had woken another and was about to sleep */
 	u32 reenqueued; /* times it was re-enqueued since it last ran */
 	u32 released_by; /* the process (tgid) of a loader that is about to take it out of the class; 0: none */
 	u32 policy; /* SCHED_… that the task had when it joined, to be restored when it is handed back */
@@ -101,7 +101,7 @@ struct counters {
 	u64 queued; /* tasks put on a queue */
 	u64 switches; /* tasks put on a CPU */
 	u64 preempted; /* tasks taken off a CPU by the policy */
-	u64 misfits; /* tasks queued elsewhere since their affinity excludes every CPU of the enclave */
+	u64 affinity_misses; /* tasks queued elsewhere since their affinity excludes every CPU of the enclave */
 	u64 runtime_ns;
 };
 
@@ -230,16 +230,16 @@ struct channel {
 	u64 state; /* enum agent_state */
 	u64 asked; /* messages that ask for a decision */
 	u64 answered; /* asked, when the agent last had read all at the end of a turn; the agent writes it */
-	u64 asked_ns; /* when the first of those that it has not read came; CLOCK_MONOTONIC */
+	u64 oldest_pending_ns; /* when the first of those that it has not read came; CLOCK_MONOTONIC */
 	u64 timeout_ns; /* an agent that reads nothing, or does not get to an end, for so long is silent: the core decides */
-	u64 silences; /* how often it was found silent */
+	u64 timeouts; /* how often it was found silent */
 	u64 lost; /* messages that did not fit in */
 	u64 load; /* tasks that run or wait, of those whose messages it gets */
 	u32 overflowed; /* some since the agent last read all status words */
 	u32 fastpath; /* what needs no decision is not asked for */
 	u32 ticks; /* the agent wants MSG_CPU_TICK */
 	u32 spins; /* the agent needs no waking */
-	u32 silent; /* it is found to be so now */
+	u32 timed_out; /* it is found to be so now */
 	u32 reserved;
 	/* What the agent says of itself. */
 	u64 messages; /* that it has read */
@@ -312,8 +312,8 @@ struct take_args {
 };
 
 /* What an enclave's agents have handed out. */
-struct census {
-	u64 words;
+struct word_allocator {
+	u64 used;
 };
 
 #endif

@@ -15,7 +15,7 @@
 #define GHOSTBPF_HINTS_BPF_H
 
 #include "hints.h"
-#include "iterate.bpf.h"
+#include "core/iterate.bpf.h"
 
 /* Which item is a task's, as far as looked up. */
 struct hint_ref {

@@ -10,7 +10,7 @@
  *   - each task it sees is in ENCLAVE and may run on at least one online CPU of it;
  *   - PENDING is the enclave's FIFO queue. Whatever waits there when another policy takes over stays
  *     there, in its order, so a policy must serve it, and may have any slice;
- *   - ORDERED_DSQ(cpu) is a CPU's own queue in order of vtime, for a policy that is registered as having queues. Who
+ *   - VTIME_DSQ(cpu) is a CPU's own queue in order of vtime, for a policy that is registered as having queues. Who
  *     waits there when another policy takes over goes to PENDING;
  *   - nothing else inserts into the enclave's queues, and each CPU that dispatch() names is the enclave's.
  */
@@ -18,7 +18,7 @@
 #define GHOSTBPF_SCHED_BPF_H
 
 #include "abi.h"
-#include "iterate.bpf.h"
+#include "core/iterate.bpf.h"
 
 #ifndef NR_CPU_WORDS
 #define NR_CPU_WORDS CPU_WORDS
@@ -38,7 +38,7 @@ BPF_PERCPU_ARRAY(counters, struct counters, MAX_ENCLAVES);
 
 #define PENDING_DSQ(enclave) ((u64)PENDING_DSQS | (enclave))
 #define CPU_DSQ(cpu) ((u64)CPU_DSQS | (cpu))
-#define ORDERED_DSQ(cpu) ((u64)ORDERED_DSQS | (cpu))
+#define VTIME_DSQ(cpu) ((u64)VTIME_DSQS | (cpu))
 #define PENDING PENDING_DSQ(ENCLAVE)
 
 /* Long enough never to expire, and still not SCX_SLICE_INF, which lets a nohz_full CPU stop its tick. */
@@ -101,7 +101,7 @@ static u32 membership(struct task_ctx *t, struct enclave **e)
 }
 
 /* Is p of a class that comes before ours, when all of the fair class is in ours (full mode) or is not? */
-static bool outranks(struct task_struct *p, bool full)
+static bool is_higher_class(struct task_struct *p, bool full)
 {
 	return p->pid && (p->prio < MAX_RT_PRIO || (!full && p->policy != SCHED_EXT));
 }
@@ -352,13 +352,13 @@ static bool may_reenqueue(s32 here)
 /* Can tasks of e wait on CPUs' own queues? */
 static bool has_cpu_queues(struct enclave *e)
 {
-	return (e->bank ? e->queues[1] : e->queues[0]) || e->leftover;
+	return (e->bank ? e->queues[1] : e->queues[0]) || e->draining;
 }
 
 /* Does a task of e wait for any of its CPUs, or for this one? */
 static bool is_waited_for(u32 id, struct enclave *e, s32 cpu)
 {
-	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || (has_cpu_queues(e) && scx_bpf_dsq_nr_queued(ORDERED_DSQ(cpu)));
+	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || (has_cpu_queues(e) && scx_bpf_dsq_nr_queued(VTIME_DSQ(cpu)));
 }
 
 /*
@@ -374,8 +374,8 @@ static s32 wakers_cpu(u32 id, struct enclave *e, struct core *c, const struct cp
 	if (!cpu || cpu->running != id || !is_usable(e, c, allowed, here) ||
 	    scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | here) || is_waited_for(id, e, here))
 		return -1;
-	cpu->left_at = scx_bpf_now();
-	return cpu->lingers ? -1 : here;
+	cpu->sync_wake_at = scx_bpf_now();
+	return cpu->sync_waker_stays ? -1 : here;
 }
 
 /*

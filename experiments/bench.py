@@ -196,7 +196,9 @@ _PARTS: dict[str, Callable[[int], list[Row]]] = {
 
 @contextlib.contextmanager
 def _direct() -> Iterator[None]:
-    module = Module(compile(BPF_DIR / "biff_direct.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()}), constants={"enclave": 1})
+    module = Module(
+        compile(BPF_DIR / "policies" / "biff_direct.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()}), constants={"enclave": 1}
+    )
     ffi, words = core.ffi(), core.constant("CPU_WORDS")
     topology = Topology.from_sysfs()
     everything = topology.all_cpus.words(words)

@@ -18,16 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from ..loaders.errors import GhostError
-from ..schedulers.agents import AgentHalf
+from ..schedulers.agents import AgentPolicySpec
 from ..schedulers.cpuset import CpuSet
 from ..schedulers.enclave import Enclave
 from ..schedulers.registry import POLICIES
 from ..schedulers.topology import Topology
-from ..schedulers.userspace import FIFO_CENTRALIZED, Agent, AgentPolicy, Crew, Task, Transaction, TxnState, half_of
+from ..schedulers.userspace import (
+    FIFO_CENTRALIZED,
+    Agent,
+    AgentPolicy,
+    AgentProcess,
+    Task,
+    Transaction,
+    TxnState,
+    spec_of,
+)
 from ..schedulers.userspace.task import HEAD, WAITING
-from .contest import BIG_RING, EEVDF, Contestant, compare, decisions, ready, scheduled
-from .herd import Herd, Spinner
+from .comparison import BIG_RING, EEVDF, Candidate, compare, decisions, ready, scheduled
 from .measure import Row, enclave_under, in_child, perf, summary
+from .sleeper_pool import SleeperPool, Spinner
 from .wakelat import WakeLatency
 
 #: The CPU of the agent that is measured; the enclave has the others.
@@ -45,7 +54,7 @@ _BATCHES = {
 _WARM_UP = 5
 _FEW_MESSAGES = "perf bench sched messaging -g 2 -l 100"
 _ENDLESS = "perf bench sched messaging -g 4 -l 100000000"
-_HERD = 10_000
+_SLEEPERS = 10_000
 _HAND_OVERS = 3
 _SETTLE_S = 0.3
 
@@ -84,7 +93,7 @@ def transactions(runs: int) -> list[Row]:
     python: list[float] = []
     costs: dict[tuple[int, str], list[float]] = {}
     states: Counter[str] = Counter()
-    half = half_of(_KeepBusy)
+    half = spec_of(_KeepBusy)
     for _ in range(runs):
         for backlog in _BACKLOGS:
             with enclave_under(half, {"fastpath": "off", "agent-timeout": "10s"}, _others()) as enclave:
@@ -119,7 +128,7 @@ def _python_syscall() -> float:
     return (time.perf_counter_ns() - began) / count
 
 
-def _commit_costs(enclave: Enclave, half: AgentHalf, backlog: int) -> dict[str, Any]:
+def _commit_costs(enclave: Enclave, half: AgentPolicySpec, backlog: int) -> dict[str, Any]:
     """Median nanoseconds of a transaction by kind of its batch, while ``backlog`` tasks wait; and each one's state.
 
     The tasks go from the queue where all wait to that of a CPU that is busy, so that none runs; and back, unmeasured,
@@ -132,15 +141,15 @@ def _commit_costs(enclave: Enclave, half: AgentHalf, backlog: int) -> dict[str, 
     policy: Any = agent.policy
     states: Counter[str] = Counter()
     costs = {}
-    with Herd(backlog, enclave.cpus) as herd, Spinner(enclave, target) as spinner:
-        enclave.add_process(herd.pid)
+    with SleeperPool(backlog, enclave.cpus) as pool, Spinner(enclave, target) as spinner:
+        enclave.add_process(pool.pid)
         gc.disable()
         policy.busy = spinner.pid, target
         agent.take_over()
         try:
             null, python = perf(_NULL) / _NULL_CALLS * 1e9, _python_syscall()
-            herd.wake()
-            waiting = _all_waiting(agent, herd.pid, backlog)
+            pool.wake()
+            waiting = _all_waiting(agent, pool.pid, backlog)
             for batch, (size, group, times) in _BATCHES.items():
                 if size <= backlog:
                     few = random.sample(waiting, max(size, _BACKLOGS[0]))
@@ -176,7 +185,7 @@ def _timed_batch(agent: Agent, tasks: list[Task], size: int, group: bool, cpu: i
 
 def messages(runs: int) -> list[Row]:
     """How fast messages are read, and decisions made; and the agent's CPU time for each."""
-    half = half_of(_Empty)
+    half = spec_of(_Empty)
     read: list[float] = []
     told: list[float] = []
     figures: dict[str, list[float]] = {}
@@ -193,7 +202,7 @@ def messages(runs: int) -> list[Row]:
     ]
 
 
-def _drain_rate(enclave: Enclave, half: AgentHalf, through_policy: bool) -> float:
+def _drain_rate(enclave: Enclave, half: AgentPolicySpec, through_policy: bool) -> float:
     """Messages per second: those of a whole workload, which nobody has read meanwhile."""
     os.sched_setaffinity(0, {_HOME})
     agent = Agent(enclave, half, half.values({"agent-timeout": "10s"}) | BIG_RING)
@@ -216,7 +225,7 @@ def _drain_rate(enclave: Enclave, half: AgentHalf, through_policy: bool) -> floa
 def agents(runs: int) -> list[Row]:
     """perf bench, and wake-to-run latencies, under policies in BPF and in Python against EEVDF, in turn."""
     centralized = POLICIES["fifo_centralized"]
-    under: dict[str, Contestant] = {
+    under: dict[str, Candidate] = {
         EEVDF: None,
         "Biff": (POLICIES["biff"], {}),
         "fifo_centralized": (centralized, {}),
@@ -241,7 +250,7 @@ def agent_gaps(runs: int) -> list[Row]:
         summary("longest gap, undisturbed", gaps["undisturbed"], "ms"),
         summary("longest gap, agent -> agent", gaps["upgrade"], "ms", gaps["undisturbed"]),
         summary("longest gap, agent killed", gaps["SIGKILL"], "ms", gaps["undisturbed"]),
-        *(summary(f"agent, {_HERD:,} tasks have waited: {name}", values, "MB") for name, values in memory.items()),
+        *(summary(f"agent, {_SLEEPERS:,} tasks have waited: {name}", values, "MB") for name, values in memory.items()),
     ]
 
 
@@ -264,20 +273,23 @@ def _hand_over(enclave: Enclave, gaps: dict[str, list[float]]) -> None:
                 _upgrade(enclave, second)
 
 
-def _upgrade(enclave: Enclave, crew: Crew) -> None:
+def _upgrade(enclave: Enclave, agent_process: AgentProcess) -> None:
     """As ``ghostbpf run --enclave`` does it."""
-    enclave.swap(crew.half, None, crew)
+    enclave.swap(agent_process.half, None, agent_process)
 
 
 def _memory() -> dict[str, float]:
-    """MB of an agent that knows _HERD tasks."""
+    """MB of an agent that knows _SLEEPERS tasks."""
     cpus = Topology.from_sysfs().all_cpus
-    with Herd(_HERD, cpus) as herd, scheduled(FIFO_CENTRALIZED, {"fastpath": "off"}) as (enclave, crew):
-        enclave.add_process(herd.pid)
-        herd.wake()
-        while sum(1 for row in enclave.task_states() if row["state"] == "blocked") < _HERD:
+    with (
+        SleeperPool(_SLEEPERS, cpus) as pool,
+        scheduled(FIFO_CENTRALIZED, {"fastpath": "off"}) as (enclave, agent_process),
+    ):
+        enclave.add_process(pool.pid)
+        pool.wake()
+        while sum(1 for row in enclave.task_states() if row["state"] == "blocked") < _SLEEPERS:
             time.sleep(0.05)
-        status = Path(f"/proc/{crew.pid}/status").read_text()
+        status = Path(f"/proc/{agent_process.pid}/status").read_text()
     return {name: int(status.split(f"{name}:")[1].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")}
 
 
@@ -305,5 +317,5 @@ def _others() -> CpuSet:
 def _messages(enclave: Enclave) -> int:
     """How many its agent has read; raises GhostError where some were lost."""
     if (agent := enclave.agent) is None or agent.lost:
-        raise GhostError("the agent ended, or lost messages", cure="run it again")
+        raise GhostError("the agent ended, or lost messages", hint="run it again")
     return agent.messages

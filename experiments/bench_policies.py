@@ -8,15 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..schedulers.agents import AgentHalf
+from ..schedulers.agents import AgentPolicySpec
 from ..schedulers.cpuset import CpuSet
 from ..schedulers.policy import Policy
 from ..schedulers.registry import POLICIES
 from ..schedulers.topology import Topology
-from ..schedulers.userspace import central, fair, ranked
-from .contest import BIG_RING, EEVDF, Contestant, Work, compare, decisions, scheduled
-from .herd import Herd
+from ..schedulers.userspace import central, fair, priority_queue
+from .comparison import BIG_RING, EEVDF, Candidate, Work, compare, decisions, scheduled
 from .measure import Row, summary
+from .sleeper_pool import SleeperPool
 
 _TASKS = (10, 1_000, 10_000)
 _CPUS = (2, 4, 8)
@@ -34,12 +34,12 @@ _GHOST_LINES = {
     "sol": 1110,
 }
 #: Files that hold a policy's own logic besides its own; edf and shinjuku have theirs in common.
-_PARTS = {"edf": (central, ranked), "shinjuku": (central, ranked), "cfs": (fair,)}
+_PARTS = {"edf": (central, priority_queue), "shinjuku": (central, priority_queue), "cfs": (fair,)}
 
 
 def policies(runs: int) -> list[Row]:
     """perf bench and wake-to-run latencies under every policy there is; then what the agents do for each decision."""
-    under: dict[str, Contestant] = {EEVDF: None} | {name: (policy, {}) for name, policy in POLICIES.items()}
+    under: dict[str, Candidate] = {EEVDF: None} | {name: (policy, {}) for name, policy in POLICIES.items()}
     figures: dict[str, list[float]] = {}
     for _ in range(runs):
         for half in _halves():
@@ -94,26 +94,26 @@ def _lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
-def _halves() -> Iterator[AgentHalf]:
-    return (policy for policy in POLICIES.values() if isinstance(policy, AgentHalf))
+def _halves() -> Iterator[AgentPolicySpec]:
+    return (policy for policy in POLICIES.values() if isinstance(policy, AgentPolicySpec))
 
 
-def _cost(half: AgentHalf, tasks: int, cpus: CpuSet) -> float:
+def _cost(half: AgentPolicySpec, tasks: int, cpus: CpuSet) -> float:
     """Microseconds of the agents' CPU time per decision, while ``tasks`` wake at once, and again when all have run."""
     options = {"fastpath": "off", "agent-timeout": "10s"}  # a turn with the messages of thousands may take seconds
-    with Herd(tasks, cpus) as herd, scheduled(half, options, cpus, **BIG_RING) as (enclave, crew):
-        enclave.add_process(herd.pid)
-        _stampede(herd)  # from now on the agents know each of them
-        before = Work.of(enclave, crew)
-        while (did := Work.of(enclave, crew) - before).committed < _DECISIONS:
-            _stampede(herd)
+    with SleeperPool(tasks, cpus) as pool, scheduled(half, options, cpus, **BIG_RING) as (enclave, agent_process):
+        enclave.add_process(pool.pid)
+        _stampede(pool)  # from now on the agents know each of them
+        before = Work.of(enclave, agent_process)
+        while (did := Work.of(enclave, agent_process) - before).committed < _DECISIONS:
+            _stampede(pool)
     return did.cpu_ns / did.committed / 1e3
 
 
-def _stampede(herd: Herd) -> None:
-    herd.wake()
-    herd.all_passed()
+def _stampede(pool: SleeperPool) -> None:
+    pool.wake()
+    pool.all_passed()
 
 
 def _file(policy: Policy) -> Path:
-    return Path(inspect.getfile(policy.agent)) if isinstance(policy, AgentHalf) else policy.source
+    return Path(inspect.getfile(policy.agent)) if isinstance(policy, AgentPolicySpec) else policy.source

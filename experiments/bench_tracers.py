@@ -56,7 +56,7 @@ def tracers(runs: int) -> list[Row]:
     for tool in _TOOLS:
         theirs = shutil.which(f"{tool}-bpfcc") or shutil.which(f"{tool}-bpfcc", path="/usr/sbin")
         if theirs is None:
-            raise GhostError(f"{tool}-bpfcc is missing", cure="apt install bpfcc-tools")
+            raise GhostError(f"{tool}-bpfcc is missing", hint="apt install bpfcc-tools")
         print(f"{tool} …", file=sys.stderr, flush=True)
         rows += _beside(tool, theirs, runs, warm_up)
         warm_up = 0

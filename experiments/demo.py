@@ -55,7 +55,7 @@ def say(text: str) -> None:
 def _demo() -> int:
     say(f"kernel {os.uname().release}, {os.cpu_count()} CPUs, sched_ext {sched_ext.status().state}")
     if shutil.which("perf") is None:
-        raise GhostError("the demo's workload is perf bench", cure="apt install linux-perf")
+        raise GhostError("the demo's workload is perf bench", hint="apt install linux-perf")
     say("compiling the tracer and the policy to swap to")
     with POLICIES["rr"].compile_ahead(), WakeLatency():
         pass

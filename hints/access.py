@@ -21,7 +21,7 @@ def admit(path: Path, *, uid: int | None = None, gid: int | None = None) -> None
         if directory not in ours:
             raise GhostError(
                 f"{directory} is closed to other users",
-                cure=f"chmod o+x {directory}, or pass the table's descriptor on",
+                hint=f"chmod o+x {directory}, or pass the table's descriptor on",
             )
     for directory in closed:
         directory.chmod(directory.stat().st_mode | 0o011)

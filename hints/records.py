@@ -25,7 +25,7 @@ class NotOwner(GhostError):
     """``index`` of the items, or of the work classes, is written by another process, ``owner``."""
 
     def __init__(self, what: str, index: int, owner: int) -> None:
-        super().__init__(f"{what} {index} is process {owner}'s", cure="take one that is free, or have its owner let go")
+        super().__init__(f"{what} {index} is process {owner}'s", hint="take one that is free, or have its owner let go")
         self.index, self.owner = index, owner
 
 

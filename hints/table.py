@@ -84,7 +84,7 @@ class Hints(Closing):
     def open(cls, path: str | Path | None = None) -> Self:
         """The table pinned at ``path``, by default where ``ghostbpf run`` says; BpfError where there is none."""
         if path is None and (path := os.environ.get(ENVIRONMENT)) is None:
-            raise GhostError(f"there is no {ENVIRONMENT} in the environment", cure="name the table's path")
+            raise GhostError(f"there is no {ENVIRONMENT} in the environment", hint="name the table's path")
         return cls(Map.open(path))
 
     @classmethod
@@ -134,7 +134,7 @@ class Hints(Closing):
             self._items.check_owner(index)
             before = self.item(index)
             if before is None or not before.tid:
-                raise GhostError(f"scheduling item {index} is not in use", cure="set_item()")
+                raise GhostError(f"scheduling item {index} is not in use", hint="set_item()")
             if deadline_ns is None:
                 deadline_ns = before.deadline_ns
             self._store(index, before.tid, before.work_class, int(runnable), deadline_ns)
@@ -213,5 +213,5 @@ class Hints(Closing):
 def _no_table(name: str) -> GhostError:
     return GhostError(
         f"map {name} is no table of hints, or another version's",
-        cure="have the enclave and its applications use the same ghostbpf",
+        hint="have the enclave and its applications use the same ghostbpf",
     )

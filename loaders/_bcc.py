@@ -49,7 +49,7 @@ def library() -> Path:
         path = Path(directory, "libbcc.so.0")
         if path.exists():
             return path.resolve()
-    raise KernelUnsupported("bcc", "no libbcc.so.0 on this machine", cure="apt install python3-bpfcc")
+    raise KernelUnsupported("bcc", "no libbcc.so.0 on this machine", hint="apt install python3-bpfcc")
 
 
 def version() -> str:

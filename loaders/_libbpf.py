@@ -101,7 +101,7 @@ ffi.cdef(
 try:
     lib: Any = ffi.dlopen("libbpf.so.1")
 except OSError as error:
-    raise KernelUnsupported("libbpf", f"cannot load libbpf: {error}", cure="apt install libbpf1") from None
+    raise KernelUnsupported("libbpf", f"cannot load libbpf: {error}", hint="apt install libbpf1") from None
 libc: Any = ffi.dlopen(None)
 
 # Every failure becomes an exception with its reason; libbpf's own lines would only repeat it on stderr.
@@ -113,10 +113,10 @@ def version() -> tuple[int, int]:
     return lib.libbpf_major_version(), lib.libbpf_minor_version()
 
 
-def check(result: int, action: str, *, cure: str | None = None) -> int:
+def check(result: int, action: str, *, hint: str | None = None) -> int:
     """Return ``result``; where libbpf returned a negative errno, raise BpfError that names ``action``."""
     if result < 0:
-        raise BpfError(action, -result, cure=cure)
+        raise BpfError(action, -result, hint=hint)
     return result
 
 

@@ -87,7 +87,7 @@ class Btf:
         handle = lib.btf__load_vmlinux_btf()
         if handle == ffi.NULL:
             raise KernelUnsupported(
-                "BTF", f"no kernel types at {VMLINUX}", cure="boot a kernel with CONFIG_DEBUG_INFO_BTF=y"
+                "BTF", f"no kernel types at {VMLINUX}", hint="boot a kernel with CONFIG_DEBUG_INFO_BTF=y"
             )
         return cls(handle)
 
@@ -258,6 +258,6 @@ def identity() -> str:
         raise KernelUnsupported(
             "BTF",
             f"cannot read {VMLINUX}: {error.strerror}",
-            cure="boot a kernel with CONFIG_DEBUG_INFO_BTF=y",
+            hint="boot a kernel with CONFIG_DEBUG_INFO_BTF=y",
         ) from None
     return hashlib.blake2b(data, digest_size=8).hexdigest()

@@ -103,7 +103,7 @@ def _scratch() -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="ghostbpf-") as scratch:
             yield scratch
     except OSError as error:
-        raise GhostError(f"cannot compile: {error}", cure=f"free some space in {_temporary()}, or set TMPDIR") from None
+        raise GhostError(f"cannot compile: {error}", hint=f"free some space in {_temporary()}, or set TMPDIR") from None
 
 
 def _temporary() -> str:
@@ -133,7 +133,7 @@ def _in_child(
             result.write_bytes(obj.to_bytes())
             status = 0
     except GhostError as error:
-        os.write(2, f"{error}\n{error.cure or ''}\n".encode())
+        os.write(2, f"{error}\n{error.hint or ''}\n".encode())
     except Exception:
         os.write(2, traceback.format_exc().encode())
     finally:
@@ -152,10 +152,10 @@ def _error(unit: source.Source, status: int, said: str) -> GhostError:
         for m in _DIAGNOSTIC.finditer(said)
         if "warning" not in m["severity"]
     )
-    return CompileError(str(unit.path), found, said, cure=_cure(said))
+    return CompileError(str(unit.path), found, said, hint=_hint(said))
 
 
-def _cure(said: str) -> str | None:
+def _hint(said: str) -> str | None:
     if unknown := _UNDECLARED.search(said):
         return f"this kernel has no function {unknown[1]}: guard its use with #ifdef HAVE_{unknown[1]}"
     if unknown := _INCOMPLETE.search(said):

@@ -86,7 +86,7 @@ class Offer(Closing):
                         selector.unregister(done)
                         done.close()
         raise DescriptorError(
-            f"nobody took the descriptor within {timeout:g} s", cure="let it wait longer, or have the other be quicker"
+            f"nobody took the descriptor within {timeout:g} s", hint="let it wait longer, or have the other be quicker"
         )
 
     def _answer(self, caller: socket.socket) -> int | None:
@@ -125,7 +125,7 @@ def take(offer: str, timeout: float = TIMEOUT) -> int:
     """The descriptor behind what ``str()`` made of an offer; raises DescriptorError."""
     address, colon, nonce = offer.partition(":")
     if not colon:
-        raise DescriptorError(f'"{offer}" is no offer', cure="ghostbpf fd send prints one")
+        raise DescriptorError(f'"{offer}" is no offer', hint="ghostbpf fd send prints one")
     return receive(address, nonce, timeout)
 
 
@@ -140,19 +140,19 @@ def receive(address: str, nonce: str, timeout: float = TIMEOUT) -> int:
             server.send(nonce.encode())
             answer, passed, _, _ = server.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(_FD.size), socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
-            raise DescriptorError(f"{address} did not answer within {timeout:g} s", cure="try again") from None
+            raise DescriptorError(f"{address} did not answer within {timeout:g} s", hint="try again") from None
         except OSError as error:
             raise DescriptorError(
                 f"nothing is offered at {address} ({error.strerror or error})",
-                cure="an offer is for one taker, and for a time: have it offered anew",
+                hint="an offer is for one taker, and for a time: have it offered anew",
             ) from None
     fds = [_FD.unpack_from(data)[0] for _, kind, data in passed if kind == socket.SCM_RIGHTS]
     if answer == _NOT_YOURS:
         raise DescriptorError(
-            f"what is offered at {address} is for another process", cure="have it offered to this one"
+            f"what is offered at {address} is for another process", hint="have it offered to this one"
         )
     if answer != _GOOD or not fds:
-        raise DescriptorError(f"{address} does not know that nonce", cure="take the nonce that was told with it")
+        raise DescriptorError(f"{address} does not know that nonce", hint="take the nonce that was told with it")
     return int(fds[0])
 
 
@@ -168,7 +168,7 @@ def duplicate(pid: int, fd: int) -> int:
     if ffi.errno == errno.EPERM:
         raise PermissionMissing("CAP_SYS_PTRACE", f"take a descriptor of process {pid}")
     why = "has not opened it" if ffi.errno == errno.EBADF else os.strerror(ffi.errno)
-    raise DescriptorError(f"cannot take descriptor {fd} of process {pid}: {why}", cure=f"ls -l /proc/{pid}/fd")
+    raise DescriptorError(f"cannot take descriptor {fd} of process {pid}: {why}", hint=f"ls -l /proc/{pid}/fd")
 
 
 def _open_process(pid: int) -> int:

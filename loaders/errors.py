@@ -27,9 +27,9 @@ class GhostError(Exception):
 
     exit_status = 1
 
-    def __init__(self, message: str, *, cure: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
-        self.cure = cure
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Diagnostic:
 class CompileError(GhostError):
     """The C text was refused; ``diagnostics`` point at the user's own files, ``output`` is all clang said."""
 
-    def __init__(self, source: str, diagnostics: tuple[Diagnostic, ...], output: str, *, cure: str | None = None):
+    def __init__(self, source: str, diagnostics: tuple[Diagnostic, ...], output: str, *, hint: str | None = None):
         shown = "\n".join(str(d) for d in diagnostics if d.severity != "note") or output.strip()
-        super().__init__(f"cannot compile {source}\n{shown}", cure=cure)
+        super().__init__(f"cannot compile {source}\n{shown}", hint=hint)
         self.diagnostics = diagnostics
         self.output = output
 
@@ -63,7 +63,7 @@ class Finding:
     function: str
     instruction: int
     what: str
-    cure: str
+    hint: str
 
     def __str__(self) -> str:
         return f"{self.function}: instruction {self.instruction}: {self.what}"
@@ -75,7 +75,7 @@ class LintError(GhostError):
     def __init__(self, source: str, findings: tuple[Finding, ...]):
         super().__init__(
             f"{source} compiles to code that cannot work\n" + "\n".join(map(str, findings)),
-            cure=findings[0].cure,
+            hint=findings[0].hint,
         )
         self.findings = findings
 
@@ -83,8 +83,8 @@ class LintError(GhostError):
 class LinkError(GhostError):
     """``symbol`` (a map, kfunc or constant) has nothing to be bound to."""
 
-    def __init__(self, symbol: str, message: str, *, cure: str | None = None):
-        super().__init__(message, cure=cure)
+    def __init__(self, symbol: str, message: str, *, hint: str | None = None):
+        super().__init__(message, hint=hint)
         self.symbol = symbol
 
 
@@ -106,10 +106,10 @@ class VerifierError(GhostError):
         lines = [line for line in log.splitlines() if line and not line.startswith(_LOG_TRAILER)]
         reason = lines[-1] if lines else os.strerror(errno)
         shown = "\n".join(f"  {line}" for line in lines[-tail:])
-        super().__init__(f"the verifier rejects {function}: {reason}\n{shown}".rstrip(), cure=_verifier_cure(reason))
+        super().__init__(f"the verifier rejects {function}: {reason}\n{shown}".rstrip(), hint=_verifier_hint(reason))
 
 
-def _verifier_cure(reason: str) -> str | None:
+def _verifier_hint(reason: str) -> str | None:
     """What to change in the C, where the verifier's reason leads to a change that is known to work."""
     if merged := _MERGED_LOAD.search(reason):
         width = 8 * (int(merged["end"]) - int(merged["offset"]))
@@ -127,8 +127,8 @@ class AttachError(GhostError):
 class KernelUnsupported(GhostError):
     """The running kernel lacks ``feature``."""
 
-    def __init__(self, feature: str, message: str, *, cure: str | None = None):
-        super().__init__(message, cure=cure)
+    def __init__(self, feature: str, message: str, *, hint: str | None = None):
+        super().__init__(message, hint=hint)
         self.feature = feature
 
 
@@ -136,19 +136,19 @@ class PermissionMissing(GhostError):
     """The process lacks ``capability``."""
 
     def __init__(self, capability: str, action: str):
-        super().__init__(f"cannot {action} without {capability}", cure="run it with sudo")
+        super().__init__(f"cannot {action} without {capability}", hint="run it with sudo")
         self.capability = capability
 
 
 class BpfError(GhostError):
     """The bpf(2) call behind ``action`` failed with ``errno``."""
 
-    def __init__(self, action: str, errno: int, *, cure: str | None = None):
-        super().__init__(f"cannot {action}: {os.strerror(errno)}", cure=cure or _CURES.get(errno))
+    def __init__(self, action: str, errno: int, *, hint: str | None = None):
+        super().__init__(f"cannot {action}: {os.strerror(errno)}", hint=hint or _HINTS.get(errno))
         self.errno = errno
 
 
-_CURES = {
+_HINTS = {
     _errno.EPERM: "run it with sudo (loading BPF needs CAP_BPF, CAP_PERFMON and CAP_SYS_NICE)",
     _errno.ENOMEM: "free memory, or raise the locked-memory limit: ulimit -l unlimited",
     _errno.E2BIG: "the map is full: make it larger, or delete entries",

@@ -27,7 +27,7 @@ _KMSG_RECORD = 8192
 
 #: What to do where a boot parameter takes CPUs out of the scheduling domains.
 WITHOUT_ISOLCPUS = "boot without isolcpus= (nohz_full= and rcu_nocbs= may stay)"
-_CURES = {
+_HINTS = {
     "domain isolation": WITHOUT_ISOLCPUS,
     "hotplug": "a CPU came or went meanwhile: try again",
 }
@@ -52,7 +52,7 @@ def status() -> Status:
         raise KernelUnsupported(
             "sched_ext",
             f"this kernel ({os.uname().release}) has no sched_ext",
-            cure="boot one with CONFIG_SCHED_CLASS_EXT=y (Debian: from trixie-backports), or use: ghostbpf vm",
+            hint="boot one with CONFIG_SCHED_CLASS_EXT=y (Debian: from trixie-backports), or use: ghostbpf vm",
         ) from None
     ops = None
     with contextlib.suppress(OSError):
@@ -71,7 +71,7 @@ def attach(
     """
     before = status()
     if before.state != "disabled":
-        raise AttachError(f"cannot attach {name}: the scheduler {before.ops or '?'} is running", cure="stop it first")
+        raise AttachError(f"cannot attach {name}: the scheduler {before.ops or '?'} is running", hint="stop it first")
     ops = {f.removeprefix(prefix): f for f in module.object.functions if f.startswith(prefix)}
     with KernelLog() as log:
         try:
@@ -84,13 +84,13 @@ def attach(
             )
         except BpfError as error:
             if reason := "; ".join(log.lines()) or _known_refusal(error.errno):
-                raise AttachError(f"the kernel refuses {name}: {reason}", cure=_cure(reason) or error.cure) from None
+                raise AttachError(f"the kernel refuses {name}: {reason}", hint=_hint(reason) or error.hint) from None
             raise
     after = status()
     if after.state not in ("enabled", "enabling") or after.ops != name:
         link.close()
         words = last_words(name) or "see dmesg"
-        raise AttachError(f"the kernel threw {name} out at once: {words}", cure=_cure(words))
+        raise AttachError(f"the kernel threw {name} out at once: {words}", hint=_hint(words))
     return link
 
 
@@ -139,8 +139,8 @@ def _known_refusal(number: int) -> str | None:
     return None
 
 
-def _cure(reason: str) -> str | None:
-    return next((cure for words, cure in _CURES.items() if words in reason), None)
+def _hint(reason: str) -> str | None:
+    return next((hint for words, hint in _HINTS.items() if words in reason), None)
 
 
 def wait_disabled(timeout: float = 10.0) -> bool:

@@ -24,6 +24,7 @@ from ..loaders.handle import open_pinned
 from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Array, Map, MmapArray, possible_cpus
 from ..loaders.object import Object
+from ..loaders.source import BPF_DIR
 from . import pids
 from .core import ROOT, Core, constant, ffi, make_private, text
 from .cpuset import CpuSet
@@ -32,11 +33,11 @@ from .tasks import set_policy
 from .topology import Topology
 
 #: What successive agents of one enclave share.
-SHARED = ("agent_tasks", "words", "free_words", "channels", "census", "rings", "txns", "agents")
+SHARED = ("agent_tasks", "status_words", "free_words", "channels", "word_allocator", "rings", "txns", "agents")
 _RT_PRIORITY = 1
 _BEST_NICE = -20
 _STATES = ("blocked", "waiting", "on CPU")
-_COUNTS = ("messages", "committed", "failed", "resyncs", "lost", "silences", "turns", "busy_ns")
+_COUNTS = ("messages", "committed", "failed", "resyncs", "lost", "timeouts", "turns", "busy_ns")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class AgentState:
     failed: int
     resyncs: int
     lost: int
-    silences: int
+    timeouts: int
     turns: int
     busy_ns: int
     age_ns: int
@@ -83,8 +84,8 @@ class Agents:
     def __init__(self, id: int, maps: Mapping[str, Map]) -> None:
         self.id, self.maps = id, dict(maps)
         self.channels = MmapArray(self.maps["channels"], ffi(), "struct channel")
-        self.words = MmapArray(self.maps["words"], ffi(), "struct status_word")
-        self._census = Array(self.maps["census"], ffi(), "struct census")
+        self.status_words = MmapArray(self.maps["status_words"], ffi(), "struct status_word")
+        self._word_allocator = Array(self.maps["word_allocator"], ffi(), "struct word_allocator")
 
     @classmethod
     def open(cls, id: int) -> Self | None:
@@ -98,8 +99,8 @@ class Agents:
         first = self.channels[0]
         now = time.monotonic_ns()
         there = [first, *(channel for channel in islice(self.channels, 1, None) if channel.tid)]
-        silent = any(_is_silent(channel, now) for channel in there)
-        state = ("silent" if silent else "deciding") if first.tid else "gone"
+        timed_out = any(_is_timed_out(channel, now) for channel in there)
+        state = ("timed_out" if timed_out else "deciding") if first.tid else "gone"
         counts = {name: sum(int(getattr(channel, name)) for channel in there) for name in _COUNTS}
         age_ns = int(now - first.since_ns)
         tid = pids.to_local([int(first.tid)]).get(int(first.tid), 0)
@@ -108,7 +109,7 @@ class Agents:
     @property
     def words_used(self) -> int:
         """How many status words, from the first on, may have a task."""
-        return min(int(self._census[0][0].words) + 1, len(self.words))
+        return min(int(self._word_allocator[0][0].used) + 1, len(self.status_words))
 
     def dismiss(self, reason: str = "") -> None:
         """Have every agent leave, for ``reason``; the core decides from here on."""
@@ -134,13 +135,13 @@ class Agents:
 
     def tids(self) -> set[int]:
         """The tasks that have a status word, of this process's pid namespace."""
-        words = islice(self.words, self.words_used)
+        words = islice(self.status_words, self.words_used)
         return set(pids.to_local(int(word.gtid & 0xFFFFFFFF) for word in words if word.gtid).values())
 
     def task_states(self) -> Iterator[dict[str, Any]]:
         """The tasks that the agent knows, and since when (seconds) each is in its state."""
         now = time.monotonic_ns()
-        words = [word for word in islice(self.words, self.words_used) if word.gtid]
+        words = [word for word in islice(self.status_words, self.words_used) if word.gtid]
         local = pids.to_local(int(word.gtid & 0xFFFFFFFF) for word in words)
         for word in words:
             if (tid := local.get(word.gtid & 0xFFFFFFFF)) is not None:
@@ -153,10 +154,11 @@ class Agents:
 
 
 @dataclass(frozen=True)
-class AgentHalf(Policy):
+class AgentPolicySpec(Policy):
     """The BPF half of a policy whose other half is an agent."""
 
     program: str = "agent"
+    directory: Path = BPF_DIR / "agent"
     queues: bool = True
     agent: Any = None  #: the class of the other half, an AgentPolicy
 
@@ -168,9 +170,9 @@ class AgentHalf(Policy):
         """Raise GhostError where an agent with these options cannot decide for ``cpus``."""
         cpu = values["agent_cpu"]
         if cpu >= 0 and cpu not in (online := Topology.from_sysfs().all_cpus):
-            raise GhostError(f"CPU {cpu}, for the agent, is not there or not online", cure=f"online are {online}")
+            raise GhostError(f"CPU {cpu}, for the agent, is not there or not online", hint=f"online are {online}")
         if values.get("spin") and len(cpus) < 2:
-            raise GhostError("an agent that spins needs a CPU besides those that run tasks", cure="--cpus with two")
+            raise GhostError("an agent that spins needs a CPU besides those that run tasks", hint="--cpus with two")
 
     def load(self, compiled: Object, enclave: int, maps: Mapping[str, Map], values: Mapping[str, int]) -> LoadedPolicy:
         """Like Policy.load; the maps that agents share are those there are, or made and pinned."""
@@ -184,7 +186,7 @@ class AgentHalf(Policy):
         return replace(loaded, maps={name: m for name, m in loaded.maps.items() if name not in SHARED})
 
 
-def stand_apart(tid: int, core: Core) -> None:
+def set_agent_class(tid: int, core: Core) -> None:
     """Have agent ``tid`` (0: the caller) scheduled before its enclave's tasks, and by nobody's agent."""
     core.release(tid or threading.get_native_id())
     if core.full:
@@ -195,9 +197,9 @@ def stand_apart(tid: int, core: Core) -> None:
         os.setpriority(os.PRIO_PROCESS, tid, _BEST_NICE)
 
 
-def _is_silent(channel: Any, now: int) -> bool:
-    """As is_silent() of bpf/messages.bpf.h."""
-    since = max(channel.asked_ns, channel.heartbeat_ns)
+def _is_timed_out(channel: Any, now: int) -> bool:
+    """As is_timed_out() of bpf/agent/messages.bpf.h."""
+    since = max(channel.oldest_pending_ns, channel.heartbeat_ns)
     late = channel.asked != channel.answered and now - since > channel.timeout_ns
     return bool(late or (channel.state == constant("AGENT_TURNS") and now - channel.heartbeat_ns > channel.timeout_ns))
 

@@ -25,7 +25,7 @@ class NoSuchCgroup(GhostError):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            f"there is no cgroup {path}", cure="systemd-cgls shows those there are; one goes by its directory, too"
+            f"there is no cgroup {path}", hint="systemd-cgls shows those there are; one goes by its directory, too"
         )
         self.path = path
 
@@ -53,7 +53,7 @@ def mounts() -> list[Mount]:
             root, point = (_ESCAPE.sub(lambda code: chr(int(code[1], 8)), field) for field in fields[3:5])
             found.append(Mount(Path(point), PurePosixPath(root), os.makedev(*map(int, fields[2].split(":")))))
     if not found:
-        raise GhostError("no cgroup2 file system is mounted", cure="sudo mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+        raise GhostError("no cgroup2 file system is mounted", hint="sudo mount -t cgroup2 cgroup2 /sys/fs/cgroup")
     return sorted(found, key=lambda mount: not mount.is_whole)
 
 

@@ -113,7 +113,7 @@ class Core:
             before = sched_ext.status()
         if before.state != "disabled":
             raise SchedulerBusy(before.ops or before.state)
-        obj = compile(BPF_DIR / "core.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
+        obj = compile(BPF_DIR / "core" / "core.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
         module = Module(obj, constants={"full_mode": int(full)})
         _prepare(module, full)
         flags = Btf.kernel().enum("scx_ops_flags")
@@ -233,7 +233,7 @@ class Core:
         record = ffi().new("struct join_args *", {"tid": int(on), "enclave": enclave})
         return self._programs["call_set_stray"].run(bytes(ffi().buffer(record)))[0]
 
-    def hand_over(self, enclave: int) -> None:
+    def drain(self, enclave: int) -> None:
         """Have who waits on the own queues of ``enclave``'s CPUs wait on its one queue."""
         record = ffi().new("struct join_args *", {"enclave": enclave})
         self._programs["call_hand_over"].run(bytes(ffi().buffer(record)))
@@ -336,7 +336,7 @@ def mount_bpffs() -> None:
     if done.returncode:
         raise GhostError(
             f"bpffs is not mounted at {BPFFS}, and mounting it failed: {done.stderr.strip()}",
-            cure=f"sudo mount -t bpf bpf {BPFFS}",
+            hint=f"sudo mount -t bpf bpf {BPFFS}",
         )
 
 

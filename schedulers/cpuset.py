@@ -31,9 +31,9 @@ _WORDS = "pass unsigned 64-bit words, CPU 0 in the lowest bit of the first"
 class CpuListError(GhostError, ValueError):
     """``text`` names no set of CPUs, for ``reason``."""
 
-    def __init__(self, what: str, text: str, reason: str, cure: str) -> None:
+    def __init__(self, what: str, text: str, reason: str, hint: str) -> None:
         # The cure is in the message, not beside it: many a caller knows this only as a ValueError.
-        super().__init__(f'bad {what} "{text}": {reason}\n{cure}')
+        super().__init__(f'bad {what} "{text}": {reason}\n{hint}')
         self.text = text
         self.reason = reason
 

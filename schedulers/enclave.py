@@ -48,7 +48,7 @@ class Counters:
     queued: int
     switches: int
     preempted: int
-    misfits: int
+    affinity_misses: int
     runtime_ns: int
 
 
@@ -84,7 +84,7 @@ class Enclaves:
             core = _open_or_clear()
             if core is not None and core.full != full and full:
                 raise GhostError(
-                    "the core is attached in partial mode", cure="for --all, first: ghostbpf enclave destroy --all"
+                    "the core is attached in partial mode", hint="for --all, first: ghostbpf enclave destroy --all"
                 )
             fresh = core is None
             if core is None:
@@ -181,7 +181,7 @@ class Enclaves:
         for id in ids:
             if self._state(id) == constant("ENCLAVE_FREE"):
                 return id
-        raise GhostError(f"there are {len(ids)} enclaves, and no more ids", cure="ghostbpf enclave destroy ID")
+        raise GhostError(f"there are {len(ids)} enclaves, and no more ids", hint="ghostbpf enclave destroy ID")
 
     def _state(self, id: int) -> int:
         return int(self.core.enclaves[id].state)
@@ -202,7 +202,7 @@ class Enclaves:
 
 
 class NextAgent(Protocol):
-    """The agent of a policy that is to replace another; see Crew in userspace/crew.py."""
+    """The agent of a policy that is to replace another; see AgentProcess in userspace/agent_process.py."""
 
     def prepare(self, enclave: Enclave, bank: int) -> None:
         """Do all that may fail, while the policy in the other bank is live still."""
@@ -389,7 +389,7 @@ class Enclave:
 
     def _make_live(self, bank: int) -> None:
         if self._record.queues[1 - bank] and not all(self._record.agents):
-            self._record.leftover = 1
+            self._record.draining = 1
         self._record.bank = bank
 
     def _tidy(self) -> None:
@@ -399,7 +399,7 @@ class Enclave:
             self._empty(1 - bank)
         if not self._record.agents[bank] and agents.is_there(self.id):
             self._forget_agents()
-        if self._record.leftover:
+        if self._record.draining:
             self._hand_over()
 
     def _depart_strangers(self) -> None:
@@ -419,7 +419,7 @@ class Enclave:
         if hidden := self._hidden_tasks():
             raise pids.NamespaceError(
                 f"enclave {self.id} has {hidden} tasks outside of this pid namespace",
-                cure=f"in the initial pid namespace, on the host: ghostbpf enclave destroy {self.id}",
+                hint=f"in the initial pid namespace, on the host: ghostbpf enclave destroy {self.id}",
             )
         self._record.state = constant("ENCLAVE_DYING")
         self._finish_destroy()
@@ -443,7 +443,7 @@ class Enclave:
         self.core.counters.clear(self.id)
         self.core.departures[self.id].count = 0
         record.generation += 1
-        record.bank, record.swaps, record.leftover, record.uid = 0, 0, 0, os.getuid()
+        record.bank, record.swaps, record.draining, record.uid = 0, 0, 0, os.getuid()
         self.created_ns = record.created_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         record.cpus = cpus.words(constant("CPU_WORDS"))
         record.spinner = 0
@@ -464,7 +464,7 @@ class Enclave:
         self._empty(1)
         shutil.rmtree(self.path, ignore_errors=True)
         quiet = _core.synchronize_rcu()
-        self.core.hand_over(self.id)
+        self.core.drain(self.id)
         if quiet and not self.core.set_stray(self.id, True):
             self.core.set_stray(self.id, False)
         self._record.state = constant("ENCLAVE_FREE")
@@ -472,8 +472,8 @@ class Enclave:
     def _hand_over(self) -> None:
         # Where there is no telling when the programs of the policy before are done, the core goes on looking.
         if _core.synchronize_rcu():
-            self.core.hand_over(self.id)
-            self._record.leftover = 0
+            self.core.drain(self.id)
+            self._record.draining = 0
 
     def _hand_back_all(self, wanted: Callable[[Task], bool]) -> set[int]:
         # Each round finds the children that tasks of the last one had forked meanwhile; a fork that was under way when
@@ -492,7 +492,7 @@ class Enclave:
             seen |= tids
             forking = self.core.forking() & (forking | tids)
             if time.monotonic() > deadline:
-                raise GhostError(f"enclave {self.id} forks faster than its tasks can be handed back", cure="try again")
+                raise GhostError(f"enclave {self.id} forks faster than its tasks can be handed back", hint="try again")
         return seen
 
     def _hidden_tasks(self) -> int:
@@ -528,7 +528,7 @@ class Enclave:
     def _not_in_here(self, tid: int) -> TaskError:
         if tasks.policy_of(tid) is None:
             return tasks.task_error(tid, errno.ESRCH)
-        return TaskError(tid, f"it is not in enclave {self.id}", cure=f"ghostbpf enclave show {self.id} --tasks")
+        return TaskError(tid, f"it is not in enclave {self.id}", hint=f"ghostbpf enclave show {self.id} --tasks")
 
     def _bank_path(self, bank: int) -> Path:
         return self.path / f"policy_{bank}"
@@ -540,7 +540,7 @@ class Enclave:
         self._empty(bank)
         self._record.policy[bank] = loaded.policy.name.encode()
         self._record.queues[bank] = loaded.policy.queues
-        self._record.agents[bank] = isinstance(loaded.policy, agents.AgentHalf)
+        self._record.agents[bank] = isinstance(loaded.policy, agents.AgentPolicySpec)
         for op, program in loaded.programs.items():
             self.core.slots[op][self._slot(bank)] = program.fd
         directory = self._bank_path(bank)
@@ -558,10 +558,10 @@ class Enclave:
 def check_cpus(cpus: CpuSet) -> None:
     """Raise GhostError unless there are some, and all of them online."""
     if not cpus:
-        raise GhostError("an enclave needs at least one CPU", cure="for example --cpus 0-3")
+        raise GhostError("an enclave needs at least one CPU", hint="for example --cpus 0-3")
     online = Topology.from_sysfs().all_cpus
     if missing := cpus - online:
-        raise GhostError(f"CPU {missing} is not there or not online", cure=f"online are {online}")
+        raise GhostError(f"CPU {missing} is not there or not online", hint=f"online are {online}")
 
 
 def _open_or_clear() -> Core | None:

@@ -15,7 +15,7 @@ class EnclaveBusy(GhostError):
     def __init__(self, owner: int, cpus: str):
         super().__init__(
             f"enclave {owner} holds CPU {cpus}",
-            cure=f"take other CPUs, or: ghostbpf enclave destroy {owner}",
+            hint=f"take other CPUs, or: ghostbpf enclave destroy {owner}",
         )
         self.owner, self.cpus = owner, cpus
 
@@ -24,7 +24,7 @@ class NoSuchEnclave(GhostError):
     """There is no enclave ``id``."""
 
     def __init__(self, id: int):
-        super().__init__(f"there is no enclave {id}", cure="ghostbpf enclave ls shows those there are")
+        super().__init__(f"there is no enclave {id}", hint="ghostbpf enclave ls shows those there are")
         self.id = id
 
 
@@ -37,8 +37,8 @@ class NoSuchPolicy(GhostError):
         known = sorted(known)
         self.name = name
         self.suggestion = next(iter(difflib.get_close_matches(name, known, n=1)), None)
-        cure = f"did you mean {self.suggestion}?" if self.suggestion else f"there are: {', '.join(known)}"
-        super().__init__(f'there is no policy "{name}"', cure=cure)
+        hint = f"did you mean {self.suggestion}?" if self.suggestion else f"there are: {', '.join(known)}"
+        super().__init__(f'there is no policy "{name}"', hint=hint)
 
 
 class NoPolicyInFile(GhostError):
@@ -46,16 +46,16 @@ class NoPolicyInFile(GhostError):
 
     exit_status = 2
 
-    def __init__(self, path: str, reason: str, cure: str | None = None):
-        super().__init__(f"no policy to be had from {path}: {reason}", cure=cure)
+    def __init__(self, path: str, reason: str, hint: str | None = None):
+        super().__init__(f"no policy to be had from {path}: {reason}", hint=hint)
         self.path, self.reason = path, reason
 
 
 class TaskError(GhostError):
     """Task or process ``pid`` cannot be moved, for ``reason``."""
 
-    def __init__(self, pid: int, reason: str, *, cure: str | None = None):
-        super().__init__(f"cannot move task {pid}: {reason}", cure=cure)
+    def __init__(self, pid: int, reason: str, *, hint: str | None = None):
+        super().__init__(f"cannot move task {pid}: {reason}", hint=hint)
         self.pid, self.reason = pid, reason
 
 
@@ -67,7 +67,7 @@ class NoUsableCpu(GhostError):
         other = f"taskset -c {cpus} …" if cpuset is None else f"a cgroup that has CPU {cpus}"
         super().__init__(
             f"the command may use CPU {allowed} {by}, and enclave {id} has CPU {cpus}: it could run nowhere in there",
-            cure=f"an enclave of other CPUs, --cpus {allowed}, or {other}",
+            hint=f"an enclave of other CPUs, --cpus {allowed}, or {other}",
         )
         self.id, self.allowed, self.cpuset = id, allowed, cpuset
 
@@ -78,7 +78,7 @@ class NotRestored(GhostError):
     def __init__(self, pid: int, policy: str, reason: str):
         super().__init__(
             f"task {pid} is SCHED_OTHER now, and not {policy} as before: {reason}",
-            cure="chrt --deadline" if policy == "deadline" else f"echo {pid} | sudo ghostbpf pushtosched {policy}",
+            hint="chrt --deadline" if policy == "deadline" else f"echo {pid} | sudo ghostbpf pushtosched {policy}",
         )
         self.pid, self.policy, self.reason = pid, policy, reason
 
@@ -87,7 +87,7 @@ class SchedulerBusy(GhostError):
     """Another sched_ext scheduler, ``ops``, runs; the kernel allows one."""
 
     def __init__(self, ops: str):
-        super().__init__(f"the sched_ext scheduler {ops} is running", cure="stop it first; the kernel allows one")
+        super().__init__(f"the sched_ext scheduler {ops} is running", hint="stop it first; the kernel allows one")
         self.ops = ops
 
 
@@ -97,7 +97,7 @@ class StalePins(GhostError):
     def __init__(self, path: str, why: str):
         super().__init__(
             f"{path} holds pins that this ghostbpf cannot use: {why}",
-            cure="clear them (tasks go back to the fair class): ghostbpf enclave destroy --all",
+            hint="clear them (tasks go back to the fair class): ghostbpf enclave destroy --all",
         )
         self.why = why
 
@@ -108,6 +108,6 @@ class Ejected(GhostError):
     def __init__(self, reason: str, message: str, dump: str):
         super().__init__(
             f"EXIT: {reason}" + (f" ({message})" if message else ""),
-            cure="run starts anew; to clear what is left, and no more: ghostbpf enclave destroy --all",
+            hint="run starts anew; to clear what is left, and no more: ghostbpf enclave destroy --all",
         )
         self.reason, self.message, self.dump = reason, message, dump

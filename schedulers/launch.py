@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
-def endings() -> set[signal.Signals]:
+def termination_signals() -> set[signal.Signals]:
     """The signals that ask us to end; one that whoever started us has us ignore (nohup, a shell's &) is none."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
@@ -47,7 +47,7 @@ class Command:
         on to it, but SIGINT: that the terminal sends to both of us.
         """
         if (status := self._poll()) is None:
-            came = signal.sigtimedwait({signal.SIGCHLD, *endings()}, timeout)
+            came = signal.sigtimedwait({signal.SIGCHLD, *termination_signals()}, timeout)
             if came is not None and came.si_signo not in (signal.SIGCHLD, signal.SIGINT):
                 os.kill(self.pid, came.si_signo)
             status = self._poll()
@@ -80,7 +80,7 @@ def _wait_and_exec(gate: int, arguments: Sequence[str]) -> None:
         if not os.read(gate, 1):
             os._exit(status)
         # What Python has changed for itself.
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, *(endings() & {signal.SIGINT})):
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, *(termination_signals() & {signal.SIGINT})):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvp(arguments[0], list(arguments))

@@ -63,7 +63,7 @@ def need_own_proc() -> None:
 def need_initial(action: str) -> None:
     """Raise NamespaceError, for ``action`` cannot be done, unless this is the initial pid namespace."""
     if not is_initial():
-        raise NamespaceError(f"cannot {action} from within a pid namespace", cure=_ON_THE_HOST)
+        raise NamespaceError(f"cannot {action} from within a pid namespace", hint=_ON_THE_HOST)
 
 
 def note() -> str:
@@ -123,15 +123,15 @@ def _iterator() -> TaskIterator:
 
 @functools.cache
 def _ffi() -> Any:
-    return abi.load(BPF_DIR / "pids.h")
+    return abi.load(BPF_DIR / "core" / "pids.h")
 
 
 def _source() -> Path:
-    return BPF_DIR / "pids.bpf.c"
+    return BPF_DIR / "core" / "pids.bpf.c"
 
 
 def _foreign_proc() -> NamespaceError:
     return NamespaceError(
         f"/proc is not that of the pid namespace of process {os.getpid()}",
-        cure="mount -t proc proc /proc, in a mount namespace of its own (unshare --pid --fork --mount-proc)",
+        hint="mount -t proc proc /proc, in a mount namespace of its own (unshare --pid --fork --mount-proc)",
     )

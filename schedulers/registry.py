@@ -14,11 +14,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from .agents import AgentHalf
+from .agents import AgentPolicySpec
 from .biff import BIFF, CFS_BPF, RR
 from .errors import NoPolicyInFile
 from .policy import Policy
-from .userspace import CFS, EDF, FIFO_CENTRALIZED, FIFO_PER_CPU, SHINJUKU, SOL, AgentPolicy, half_of
+from .userspace import CFS, EDF, FIFO_CENTRALIZED, FIFO_PER_CPU, SHINJUKU, SOL, AgentPolicy, spec_of
 
 GROUP = "ghostbpf.policies"
 
@@ -29,7 +29,7 @@ def _installed() -> dict[str, Policy]:
         try:
             policy = entry.load()
             if isinstance(policy, type) and issubclass(policy, AgentPolicy):
-                policy = half_of(policy)
+                policy = spec_of(policy)
             if not isinstance(policy, Policy):
                 raise TypeError(f"{policy!r} is neither a Policy nor a class of AgentPolicy")
         except Exception as error:
@@ -48,7 +48,7 @@ def is_file(name: str) -> bool:
     return Path(name.partition(":")[0]).suffix == ".py"
 
 
-def from_file(name: str) -> AgentHalf:
+def from_file(name: str) -> AgentPolicySpec:
     """The policy that ``name``, FILE.py or FILE.py:CLASS, defines; raises NoPolicyInFile."""
     path, _, wanted = name.partition(":")
     found = {
@@ -58,11 +58,11 @@ def from_file(name: str) -> AgentHalf:
         if value.__module__ == Path(path).stem and hasattr(value, "name")
     }
     if wanted in found:
-        return half_of(found[wanted])
+        return spec_of(found[wanted])
     choice = " or ".join(f"{path}:{known}" for known in found) or "a class of AgentPolicy with a name; see ghostbpf new"
     if wanted or len(found) != 1:
         raise NoPolicyInFile(path, f"it defines no {wanted}" if wanted else f"it defines {len(found)} policies", choice)
-    return half_of(*found.values())
+    return spec_of(*found.values())
 
 
 def _run(path: str) -> dict[str, Any]:

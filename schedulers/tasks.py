@@ -108,8 +108,8 @@ def restore(tid: int, original: tuple[int, int]) -> NotRestored | None:
 
 def task_error(tid: int, number: int) -> TaskError:
     """The TaskError for an errno."""
-    cure = "run it with sudo (CAP_SYS_NICE)" if number == errno.EPERM else None
-    return TaskError(tid, _REASONS.get(number, os.strerror(number)), cure=cure)
+    hint = "run it with sudo (CAP_SYS_NICE)" if number == errno.EPERM else None
+    return TaskError(tid, _REASONS.get(number, os.strerror(number)), hint=hint)
 
 
 def threads(pid: int) -> set[int]:

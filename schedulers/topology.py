@@ -24,8 +24,8 @@ from .cpuset import CpuSet
 class TopologyError(GhostError, ValueError):
     """The CPUs described cannot exist, or the one asked for is not among them."""
 
-    def __init__(self, message: str, cure: str) -> None:
-        super().__init__(f"{message}\n{cure}")  # in the message for the same reason as in CpuListError
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message}\n{hint}")  # in the message for the same reason as in CpuListError
 
 
 class CpuRow(TypedDict):

@@ -91,5 +91,5 @@ def _last_names(left: Departures) -> str:
     return ", ".join(named(*task) for task in left.last) + (f", {before} before" if before else "")
 
 
-def _warn(what: str, cure: str) -> None:
-    warn([GhostError(what, cure=cure)])
+def _warn(what: str, hint: str) -> None:
+    warn([GhostError(what, hint=hint)])

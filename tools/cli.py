@@ -87,8 +87,8 @@ def main() -> None:
 def report(error: Any) -> int:
     """Print an error with its cure to stderr; its exit status."""
     click.echo(_safe(f"error: {error}"), err=True)
-    if cure := getattr(error, "cure", None):
-        click.echo(_safe(f"  try: {cure}"), err=True)
+    if hint := getattr(error, "hint", None):
+        click.echo(_safe(f"  try: {hint}"), err=True)
     return int(error.exit_status)
 
 

@@ -36,7 +36,7 @@ class Row:
     what: str
     verdict: str
     found: str
-    cure: str = ""
+    hint: str = ""
 
 
 @click.command(epilog="\b\nExamples:\n  ghostbpf doctor\n  ghostbpf doctor --json")
@@ -52,8 +52,8 @@ def command(as_json: bool) -> int:
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for row in rows:
         click.echo(f"{click.style(f'{row.verdict:4}', fg=colours[row.verdict])}  {row.what:<16} {printable(row.found)}")
-        if row.cure:
-            click.echo(f"      {'':<16} -> {printable(row.cure)}")
+        if row.hint:
+            click.echo(f"      {'':<16} -> {printable(row.hint)}")
     click.echo()
     if failed:
         click.echo(f"NOT READY: {', '.join(row.what for row in failed)}")
@@ -68,7 +68,7 @@ def examine() -> Iterator[Row]:
         try:
             yield check(what)
         except (GhostError, OSError) as error:
-            yield Row(what, "fail", str(error), getattr(error, "cure", None) or "")
+            yield Row(what, "fail", str(error), getattr(error, "hint", None) or "")
 
 
 def _kernel(what: str) -> Row:
@@ -92,8 +92,8 @@ def _btf(what: str) -> Row:
 def _kfuncs(what: str) -> Row:
     malformed, total = malformed_kfuncs(Btf.kernel())
     if malformed:
-        cure = "boot another build of the kernel: this one was made with a pahole older than 1.31"
-        return Row(what, "fail", f"{len(malformed)} of {total} malformed, {malformed[0]} first", cure)
+        hint = "boot another build of the kernel: this one was made with a pahole older than 1.31"
+        return Row(what, "fail", f"{len(malformed)} of {total} malformed, {malformed[0]} first", hint)
     if not total:
         return Row(what, "fail", "none", "boot a kernel with CONFIG_SCHED_CLASS_EXT=y, or use: ghostbpf vm")
     return Row(what, "ok", f"{total} of sched_ext, all well-formed")
@@ -178,8 +178,8 @@ def _cgroup_limits(what: str) -> Row:
             found |= {limit.cgroup: limit for limit in limits.of_task(task.tid) if task.enclave}
     if not found:
         return Row(what, "ok", "none here, or of a task in an enclave")
-    cure = "none: the kernel leaves them to the scheduler; limit tasks by the enclave's CPUs"
-    return Row(what, "warn", f"do not hold in an enclave: {'; '.join(map(str, found.values()))}", cure)
+    hint = "none: the kernel leaves them to the scheduler; limit tasks by the enclave's CPUs"
+    return Row(what, "warn", f"do not hold in an enclave: {'; '.join(map(str, found.values()))}", hint)
 
 
 def _hz(what: str) -> Row:

@@ -13,17 +13,17 @@ import click
 from ..loaders import sched_ext
 from ..loaders.errors import GhostError
 from ..schedulers import cgroups, core
-from ..schedulers.agents import AgentHalf, AgentState
+from ..schedulers.agents import AgentPolicySpec, AgentState
+from ..schedulers.auto_join import AutoJoin
 from ..schedulers.enclave import Enclave, Enclaves
-from ..schedulers.enrolment import Enrolment
 from ..schedulers.errors import Ejected, NoSuchEnclave, StalePins
 from ..schedulers.policy import find
 from ..schedulers.processes import Rule
 from ..schedulers.registry import POLICIES
 from ..schedulers.tasks import check, threads
+from .auto_join import auto_join, follow, report
 from .caveats import Caveats, counted, few, left_line, named
-from .enrol import enrol, follow, report
-from .output import human_ns, json_option, printable, printable_lines, show, warn
+from .output import alias, human_ns, json_option, printable, printable_lines, show, warn
 from .watch import watch
 
 _EXAMPLES = """\b
@@ -34,7 +34,7 @@ Examples:
   sudo ghostbpf enclave add 1 --tid 4713    one thread alone
   sudo ghostbpf enclave add 1 4711 --tree   with all its descendants
   sudo ghostbpf enclave add 1 --cgroup user.slice --follow
-  sudo ghostbpf enclave enrol 1 --comm 'nginx*'   by rule, until Ctrl-C
+  sudo ghostbpf enclave auto-join 1 --comm 'nginx*'   by rule, until Ctrl-C
   sudo ghostbpf enclave swap 1 rr --set slice=2ms
   sudo ghostbpf enclave watch 1             time the next upgrade of its agent
   sudo ghostbpf enclave destroy 1           tasks get their old policy back
@@ -47,7 +47,8 @@ def command() -> None:
 
 
 command.add_command(watch)
-command.add_command(enrol)
+command.add_command(auto_join)
+command.add_command(alias(auto_join), "enrol")
 
 
 def _example(line: str) -> str:
@@ -129,7 +130,7 @@ def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str,
     caveats = Caveats(enclave)
     caveats.joined({*tids}.union(*map(threads, pids)))
     if pids:
-        descendants = Enrolment(enclave, Rule(parents=frozenset(pids)))
+        descendants = AutoJoin(enclave, Rule(parents=frozenset(pids)))
         if tree:
             report(enclave, descendants.once(), caveats=caveats)
         elif left_out := descendants.left_out():
@@ -140,7 +141,7 @@ def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str,
     if stay:
         follow(enclave, rule, caveats=caveats)
     elif paths:
-        report(enclave, Enrolment(enclave, rule).once(), caveats=caveats)
+        report(enclave, AutoJoin(enclave, rule).once(), caveats=caveats)
 
 
 @command.command(epilog=_example("sudo ghostbpf enclave rm 1 4711"))
@@ -176,8 +177,8 @@ def destroy(id: int | None, everything: bool) -> None:
 def swap(id: int, policy: str, settings: tuple[str, ...]) -> None:
     """Replace the policy of enclave ID while it runs; no task notices."""
     chosen = find(policy, POLICIES)
-    if isinstance(chosen, AgentHalf):
-        raise GhostError(f"{policy} has an agent, a process that stays", cure=f"ghostbpf run {policy} --enclave {id}")
+    if isinstance(chosen, AgentPolicySpec):
+        raise GhostError(f"{policy} has an agent, a process that stays", hint=f"ghostbpf run {policy} --enclave {id}")
     options = dict(setting.partition("=")[::2] for setting in settings)
     with _changing(id) as enclave:
         before = enclave.policy
@@ -254,7 +255,7 @@ def _task_rows(enclave: Enclave) -> list[dict[str, Any]]:
 def _agent_line(agent: AgentState) -> str:
     if agent.state == "gone":
         return f"gone: {agent.reason or 'it was killed, or told to leave'}"
-    counts = ("messages", "committed", "failed", "resyncs", "lost", "silences")
+    counts = ("messages", "committed", "failed", "resyncs", "lost", "timeouts")
     task = f"task {agent.tid}" if agent.tid else "a task outside of this pid namespace"
     return f"{agent.state}, {task}; " + " ".join(f"{name}={getattr(agent, name)}" for name in counts)
 

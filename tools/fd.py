@@ -127,5 +127,5 @@ def _read(fd: int) -> bytes:
         return os.read(fd, _CHUNK)
     except OSError as error:
         raise DescriptorError(
-            f"what was received cannot be read: {error.strerror}", cure="-- CMD runs a program with it, open as 3"
+            f"what was received cannot be read: {error.strerror}", hint="-- CMD runs a program with it, open as 3"
         ) from None

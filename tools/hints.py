@@ -78,7 +78,7 @@ def _check_namespace(pid: int) -> None:
     if process.exists() and not pids.is_initial(process):
         raise pids.NamespaceError(
             f"process {pid} is in a pid namespace of its own: its tids are others than the scheduler's",
-            cure="have a process outside of it give the hints, by tids of the initial pid namespace",
+            hint="have a process outside of it give the hints, by tids of the initial pid namespace",
         )
 
 

@@ -34,8 +34,8 @@ class BadName(GhostError):
 
     exit_status = 2
 
-    def __init__(self, name: str, why: str, cure: str):
-        super().__init__(f'a policy cannot be called "{name}": {why}', cure=cure)
+    def __init__(self, name: str, why: str, hint: str):
+        super().__init__(f'a policy cannot be called "{name}": {why}', hint=hint)
         self.name = name
 
 
@@ -64,9 +64,9 @@ def command(name: str, where: Path) -> None:
             text = Template((_TEMPLATES / template).read_text()).substitute(name=name)
             (where / name / file).write_text(text)
     except FileExistsError:
-        raise GhostError(f"{where / name} is there already", cure="take another name, or --dir") from None
+        raise GhostError(f"{where / name} is there already", hint="take another name, or --dir") from None
     except OSError as error:
-        raise GhostError(f"cannot write {where / name}: {error.strerror}", cure="--dir with one of yours") from None
+        raise GhostError(f"cannot write {where / name}: {error.strerror}", hint="--dir with one of yours") from None
     click.echo(_NEXT_STEPS.format(here=where / name, name=name, bin=_shorter(Path(sys.executable).parent)))
 
 

@@ -7,6 +7,7 @@ goes through ``printable``; JSON has escapes of its own and is exact.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,13 @@ from tabulate import tabulate
 from ..loaders.errors import GhostError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+
+
+def alias(command: click.Command) -> click.Command:
+    """``command`` once more, not shown in help: for its former name."""
+    hidden = copy.copy(command)
+    hidden.hidden = True
+    return hidden
 
 
 def show(rows: Iterable[Mapping[str, Any]], *, as_json: bool, empty: str = "") -> None:
@@ -63,4 +71,4 @@ def human_ns(ns: float) -> str:
 def warn(errors: Iterable[GhostError]) -> None:
     """Tell of what went wrong, and of what to do about it, where the command goes on."""
     for error in errors:
-        click.echo(printable_lines(f"warning: {error}" + (f"\n  try: {error.cure}" if error.cure else "")), err=True)
+        click.echo(printable_lines(f"warning: {error}" + (f"\n  try: {error.hint}" if error.hint else "")), err=True)

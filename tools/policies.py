@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from ..schedulers.agents import AgentHalf
+from ..schedulers.agents import AgentPolicySpec
 from ..schedulers.policy import Option, Policy
 from ..schedulers.registry import POLICIES
 from .output import json_option, show
@@ -23,7 +23,7 @@ def command(as_json: bool) -> None:
         (
             {
                 "policy": policy.name,
-                "in": "Python" if isinstance(policy, AgentHalf) else "BPF",
+                "in": "Python" if isinstance(policy, AgentPolicySpec) else "BPF",
                 "options": " ".join(f"--{option.name} {option.default}" for option in _own_options(policy)),
                 "what it does": policy.summary,
             }
@@ -34,5 +34,5 @@ def command(as_json: bool) -> None:
 
 
 def _own_options(policy: Policy) -> tuple[Option, ...]:
-    options: tuple[Option, ...] = policy.agent.options if isinstance(policy, AgentHalf) else policy.options
+    options: tuple[Option, ...] = policy.agent.options if isinstance(policy, AgentPolicySpec) else policy.options
     return options

@@ -95,4 +95,4 @@ def _push(pusher: Pusher, tid: int) -> _Result:
     except TaskError as error:
         if policy_of(tid) is None:
             return _Result(tid, "died")
-        return _Result(tid, "failed", str(before), f"{error}" + (f"; {error.cure}" if error.cure else ""))
+        return _Result(tid, "failed", str(before), f"{error}" + (f"; {error.hint}" if error.hint else ""))

@@ -16,15 +16,15 @@ import click
 from .. import hints
 from ..loaders.errors import GhostError
 from ..schedulers import affinity
-from ..schedulers.agents import AgentHalf
+from ..schedulers.agents import AgentPolicySpec
 from ..schedulers.core import DEFAULT_ENCLAVE
 from ..schedulers.cpuset import CpuListError, CpuSet
 from ..schedulers.enclave import Counters, Enclave, Enclaves, check_cpus
 from ..schedulers.errors import EnclaveBusy, NoSuchEnclave
-from ..schedulers.launch import Command, endings
+from ..schedulers.launch import Command, termination_signals
 from ..schedulers.policy import Policy, find
 from ..schedulers.registry import POLICIES, from_file, is_file
-from ..schedulers.userspace import AgentError, Crew, UpgradeError
+from ..schedulers.userspace import AgentError, AgentProcess, UpgradeError
 from .caveats import Caveats, tell_departures
 from .output import printable_lines, warn
 
@@ -91,10 +91,10 @@ def _command_for(policy: Policy) -> click.Command:
             raise click.UsageError(f"--all is enclave {DEFAULT_ENCLAVE}: leave --enclave out")
         with (
             _signals(),
-            _crew(policy, options, keep) as crew,
-            _enclave(policy, options, wanted, enclave, everything, keep, crew) as target,
+            _agent_process(policy, options, keep) as agent_process,
+            _enclave(policy, options, wanted, enclave, everything, keep, agent_process) as target,
         ):
-            guard, caveats = _Guard(target, crew), Caveats(target)
+            guard, caveats = _Guard(target, agent_process), Caveats(target)
             if everything:
                 caveats.everything_joined()
             left = target.departures().count
@@ -126,19 +126,19 @@ def _parse_cpus(text: str) -> CpuSet:
 
 
 @contextlib.contextmanager
-def _crew(policy: Policy, options: dict[str, str], keep: bool) -> Iterator[Crew | None]:
+def _agent_process(policy: Policy, options: dict[str, str], keep: bool) -> Iterator[AgentProcess | None]:
     """The agent processes of a policy that has any; with ``keep`` they stay unless something fails."""
-    if not isinstance(policy, AgentHalf):
+    if not isinstance(policy, AgentPolicySpec):
         yield None
         return
-    crew = Crew(policy, policy.values(options), stay=keep)
+    agent_process = AgentProcess(policy, policy.values(options), stay=keep)
     try:
-        yield crew
+        yield agent_process
     except BaseException:
-        crew.end()
+        agent_process.end()
         raise
     if not keep:
-        crew.end()
+        agent_process.end()
 
 
 @contextlib.contextmanager
@@ -149,12 +149,12 @@ def _enclave(
     id: int | None,
     everything: bool,
     keep: bool,
-    crew: Crew | None,
+    agent_process: AgentProcess | None,
 ) -> Iterator[Enclave]:
     """The enclave to run in; one made here is destroyed at the end unless it is to be kept."""
     with Enclaves.create(full=everything, ahead=policy) as enclaves:
         # Until here a signal ends us and the core with us. Now they wait for whoever asks for them next.
-        signal.pthread_sigmask(signal.SIG_BLOCK, endings())
+        signal.pthread_sigmask(signal.SIG_BLOCK, termination_signals())
         existing = None
         if id is not None:
             with contextlib.suppress(NoSuchEnclave):
@@ -162,16 +162,16 @@ def _enclave(
         if existing is not None:
             if cpus is not None and cpus != existing.cpus:
                 raise EnclaveBusy(existing.id, str(existing.cpus))
-            _upgrade(existing, policy, options, crew)
+            _upgrade(existing, policy, options, agent_process)
             enclave = existing
         else:
             enclave = enclaves.new(
                 _choose_cpus(enclaves, cpus), policy, options, id=DEFAULT_ENCLAVE if everything else id
             )
     try:
-        if crew is not None and existing is None:
+        if agent_process is not None and existing is None:
             try:
-                crew.take_over(enclave)
+                agent_process.take_over(enclave)
             except AgentError:
                 keep = False
                 if status := _told_to_end():
@@ -187,10 +187,10 @@ def _enclave(
                     warn(ending.not_restored)
 
 
-def _upgrade(enclave: Enclave, policy: Policy, options: dict[str, str], crew: Crew | None) -> None:
+def _upgrade(enclave: Enclave, policy: Policy, options: dict[str, str], agent_process: AgentProcess | None) -> None:
     before = enclave.policy
     try:
-        enclave.swap(policy, options, crew)
+        enclave.swap(policy, options, agent_process)
     except AgentError as error:
         if status := _told_to_end():
             raise SystemExit(status) from None
@@ -211,8 +211,8 @@ def _choose_cpus(enclaves: Enclaves, cpus: CpuSet | None) -> CpuSet:
 class _Guard:
     """Tells, once each, what a user must know who only waits: the kernel's end of the scheduler, and the agent's."""
 
-    def __init__(self, enclave: Enclave, crew: Crew | None) -> None:
-        self._enclave, self._crew = enclave, crew
+    def __init__(self, enclave: Enclave, agent_process: AgentProcess | None) -> None:
+        self._enclave, self._agent_process = enclave, agent_process
         self.ejected, self.status, self._is_warned = False, 0, False
 
     def look(self) -> None:
@@ -228,21 +228,21 @@ class _Guard:
         if not self.ejected and (ejected := self._enclave.core.exited()) is not None:
             click.echo(printable_lines(f"{ejected}"), err=True)
             self.ejected = True
-        if self._crew is None:
+        if self._agent_process is None:
             return
         try:
-            if self._crew.check():
+            if self._agent_process.check():
                 return
             click.echo(f"another agent has taken enclave {self._enclave.id} over", err=True)
         except AgentError as error:
-            click.echo(printable_lines(f"error: {error}\n  try: {error.cure}"), err=True)
+            click.echo(printable_lines(f"error: {error}\n  try: {error.hint}"), err=True)
             self.status = 1
-        self._crew = None
+        self._agent_process = None
 
 
 def _told_to_end() -> int:
     """The exit status where a signal has asked us to end meanwhile, else 0."""
-    early = signal.sigpending() & endings()
+    early = signal.sigpending() & termination_signals()
     return 128 + int(min(early)) if early else 0
 
 
@@ -281,7 +281,7 @@ def _watch(enclave: Enclave, as_json: bool, guard: _Guard) -> int:
         err=True,
     )
     before, since = enclave.counters(), time.monotonic()
-    while signal.sigtimedwait(endings(), 1.0) is None:
+    while signal.sigtimedwait(termination_signals(), 1.0) is None:
         guard.look()
         if guard.ejected:
             return 1
@@ -314,6 +314,6 @@ def _signals() -> Iterator[None]:
     try:
         yield
     finally:
-        while signal.sigtimedwait(endings(), 0) is not None:
+        while signal.sigtimedwait(termination_signals(), 0) is not None:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

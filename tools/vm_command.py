@@ -92,7 +92,7 @@ def command(
     if list_kernels:
         if cmd:
             raise click.UsageError("--list runs no command")
-        rows = [_row(kernel) for kernel in guests.shelf(mirror).list(refresh=refresh)]
+        rows = [_row(kernel) for kernel in guests.catalog(mirror).list(refresh=refresh)]
         show(rows if as_json else map(_in_words, rows), as_json=as_json, empty="no kernels on offer")
         return 0
     if as_json:

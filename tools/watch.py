@@ -128,7 +128,7 @@ def _check(enclave: Enclave) -> None:
     if enclave not in Enclaves(enclave.core):
         raise NoSuchEnclave(enclave.id)
     if Agents.open(enclave.id) is None:
-        raise GhostError(f"enclave {enclave.id} has a policy without an agent by now", cure="ghostbpf enclave ls")
+        raise GhostError(f"enclave {enclave.id} has a policy without an agent by now", hint="ghostbpf enclave ls")
 
 
 def _wait_for_agent(enclave: Enclave) -> Agents:
@@ -146,7 +146,7 @@ def _end(enclave: Enclave, pid: int, agent: int, by_force: bool) -> int:
     if pids.to_initial(pid) != agent:
         local = pids.to_local([agent]).get(agent)
         raise GhostError(
-            f"process {pid} is not the agent of enclave {enclave.id}", cure=f"--agent-pid {local}" if local else None
+            f"process {pid} is not the agent of enclave {enclave.id}", hint=f"--agent-pid {local}" if local else None
         )
     at_ns = time.monotonic_ns()
     os.kill(pid, signal.SIGKILL if by_force else signal.SIGTERM)

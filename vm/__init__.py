@@ -2,7 +2,7 @@
 """A throw-away guest with a sched_ext kernel, from Debian packages alone.
 
 It stands beside the rest of ghostbpf and knows none of it: a kernel from the archive (`kernels`), a root and tools made
-by mmdebstrap (`images`), QEMU over virtiofs (`machine`, `session`), and in the guest one process of ours (`agent`).
+by mmdebstrap (`images`), QEMU over virtiofs (`machine`, `session`), and in the guest one process of ours (`init`).
 """
 
 from .errors import (
@@ -15,8 +15,8 @@ from .errors import (
     KernelNotFound,
     VmError,
 )
-from .guest import Completed, capture, console_to_stderr, run, shelf
-from .kernels import BootImage, Kernel, Shelf
+from .guest import Completed, capture, catalog, console_to_stderr, run
+from .kernels import BootImage, Kernel, KernelCatalog
 from .request import Guest, parse_memory
 
 __all__ = [
@@ -30,12 +30,12 @@ __all__ = [
     "GuestTimeout",
     "ImageError",
     "Kernel",
+    "KernelCatalog",
     "KernelNotFound",
-    "Shelf",
     "VmError",
     "capture",
+    "catalog",
     "console_to_stderr",
     "parse_memory",
     "run",
-    "shelf",
 ]

@@ -23,10 +23,10 @@ class VmError(Exception):
 
     exit_status: int = 1
 
-    def __init__(self, message: str, cure: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.cure = cure
+        self.hint = hint
 
 
 class BadRequest(VmError):
@@ -52,8 +52,8 @@ class GuestError(VmError):
     for ever.
     """
 
-    def __init__(self, message: str, cure: str | None = None, console: str = "", *, emulation: bool = False) -> None:
-        super().__init__(message, cure)
+    def __init__(self, message: str, hint: str | None = None, console: str = "", *, emulation: bool = False) -> None:
+        super().__init__(message, hint)
         self.console = console
         self.emulation = emulation
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from . import agent
+from . import init
 from .accel import TRIAL_SECONDS, choose
 from .cache import cache_dir, locked, say, write_whole
 from .errors import BadRequest, GuestError, VmError
 from .images import TOOLS_ROOT, tree, with_packages
-from .kernels import Shelf
+from .kernels import KernelCatalog
 from .machine import Machine, Share, Tools, host_tools, tools_in
 from .mirrors import Mirror, find_mirror
 from .packages import Apt
@@ -40,9 +40,9 @@ class Completed:
     console: str
 
 
-def shelf(mirror: str | None = None) -> Shelf:
+def catalog(mirror: str | None = None) -> KernelCatalog:
     """The kernels of this machine's cache and archive."""
-    return _shelf(cache_dir(), find_mirror(mirror))
+    return _catalog(cache_dir(), find_mirror(mirror))
 
 
 def run(
@@ -114,7 +114,7 @@ def _prepared(
     share = shared_directory(guest.share)
     home = cache_dir()
     mirror = find_mirror(guest.mirror)
-    kernels = _shelf(home, mirror)
+    kernels = _catalog(home, mirror)
     kernel = kernels.resolve(guest.kernel, refresh=guest.refresh)
     headers = kernels.headers(kernel.release) if guest.headers else None
     with ExitStack() as stack:
@@ -141,8 +141,8 @@ def _prepared(
         yield partial(Session, tools, replace(machine, accel=accel), shared, words)
 
 
-def _shelf(home: Path, mirror: Mirror) -> Shelf:
-    return Shelf(home / "kernels", Apt(home / "apt", mirror))
+def _catalog(home: Path, mirror: Mirror) -> KernelCatalog:
+    return KernelCatalog(home / "kernels", Apt(home / "apt", mirror))
 
 
 def _install_agent(root: Path) -> str:
@@ -150,13 +150,13 @@ def _install_agent(root: Path) -> str:
 
     The script imports it, rather than being it, so that the guest's Python compiles it once and not in each boot.
     """
-    text = Path(agent.__file__).read_bytes()
+    text = Path(init.__file__).read_bytes()
     name = f"agent_{hashlib.sha256(text).hexdigest()[:12]}"
-    home = root / agent.STATE.lstrip("/")
+    home = root / init.STATE.lstrip("/")
     if not (home / f"start-{name}.py").exists():
         write_whole(home / f"{name}.py", text)
         write_whole(home / f"start-{name}.py", f"import {name}\n\n{name}.main()\n".encode())
-    return f"{agent.STATE}/start-{name}.py"
+    return f"{init.STATE}/start-{name}.py"
 
 
 def _trial(tools: Tools, machine: Machine, root: Path) -> int:

@@ -83,7 +83,7 @@ def matching(spec: str, kernels: Sequence[Kernel]) -> list[Kernel]:
     return [k for k in newest_first if spec in (k.release, k.release.removesuffix(FLAVOUR))]
 
 
-class Shelf:
+class KernelCatalog:
     """The kernels kept in a directory, and the archive that more can be had from."""
 
     def __init__(self, home: Path, apt: Apt) -> None:
@@ -203,7 +203,7 @@ class Shelf:
                 try:
                     self._keep(path, self.home / key, source=source)
                 except ImageError as error:
-                    raise ImageError(f"{path}: {error.message}", error.cure) from None
+                    raise ImageError(f"{path}: {error.message}", error.hint) from None
             image = self._boot_image(key)
         if not image.verdict.usable:
             say(f"warning: {path}: {image.verdict.reason}; no scheduler will load into it")

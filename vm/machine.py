@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .agent import CONTROL_PORT, IO_PORT
+from .init import CONTROL_PORT, IO_PORT
 
 # Older ones translate code that the guest's kernel is patching: an attach now and then dies of an int3 oops.
 QEMU_MINIMUM = (8, 1)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import agent
+from . import init
 from .errors import BadRequest
 from .machine import Share
 
@@ -99,7 +99,7 @@ def shares(root: Path, share: Path, headers: Path | None) -> list[Share]:
     if not PACKAGE.is_relative_to(share):
         found.append(Share("package", PACKAGE, str(PACKAGE), read_only=True))
     if headers is not None:
-        found.append(Share("headers", headers, agent.HEADERS, read_only=True))
+        found.append(Share("headers", headers, init.HEADERS, read_only=True))
     return found
 
 
@@ -116,10 +116,10 @@ def setup(
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "TERM": "dumb",
-        "PYTHONPATH": agent.LIBRARY,
+        "PYTHONPATH": init.LIBRARY,
         # The checkout's own __pycache__ belongs to the host's Python.
-        "PYTHONPYCACHEPREFIX": f"{agent.STATE}/pycache",
-        "XDG_CACHE_HOME": f"{agent.STATE}/cache",
+        "PYTHONPYCACHEPREFIX": f"{init.STATE}/pycache",
+        "XDG_CACHE_HOME": f"{init.STATE}/cache",
         **{name: value for name, value in os.environ.items() if _PASSED_ON.match(name)},
         **environment,
     }

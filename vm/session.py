@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import IO
 
-from . import agent, terminal
+from . import init, terminal
 from .errors import GuestLost, GuestOops, GuestTimeout
 from .machine import Machine, Share, Tools, qemu_argv, virtiofsd_argv
 
@@ -63,7 +63,7 @@ class Session:
     ) -> None:
         self._tools, self._machine, self._shares, self._setup = tools, machine, shares, setup
         self._stdin = stdin
-        self._sinks = {agent.STDOUT: stdout, agent.STDERR: stderr}
+        self._sinks = {init.STDOUT: stdout, init.STDERR: stderr}
         self._console_sink = console
         self._terminal = terminal and stdin is not None
         self._console = bytearray()
@@ -208,11 +208,11 @@ class Session:
         with self._io.makefile("rb", buffering=1 << 17) as stream, suppress(OSError):
             while len(head := stream.read(5)) == 5:
                 data = stream.read(int.from_bytes(head[1:], "little"))
-                if head[0] == agent.READY:
+                if head[0] == init.READY:
                     self._begun = True
                     self._ready.set()
                     self._news.put(False)
-                elif head[0] == agent.STATUS:
+                elif head[0] == init.STATUS:
                     self._status = int.from_bytes(data, "little")
                     break
                 else:
@@ -237,16 +237,16 @@ class Session:
 
     def _write_wire(self, wake: int) -> None:
         try:
-            self._send(agent.SETUP, "\0".join(self._setup).encode("utf-8", "surrogateescape"))
+            self._send(init.SETUP, "\0".join(self._setup).encode("utf-8", "surrogateescape"))
             # What is read is gone for a second try, should this guest not come up.
             self._ready.wait()
             if self._stdin is not None and self._begun:
                 self._copy_input(self._stdin, wake)
-            self._send(agent.STDIN_END, b"")
+            self._send(init.STDIN_END, b"")
         except OSError:
             # Either the guest has gone, which the reader reports, or stdin cannot be read, which is its end.
             with suppress(OSError):
-                self._send(agent.STDIN_END, b"")
+                self._send(init.STDIN_END, b"")
 
     def _copy_input(self, source: int, wake: int) -> None:
         poll = select.poll()
@@ -261,7 +261,7 @@ class Session:
             if self._terminal and terminal.ESCAPE in data:
                 self.interrupt(signal.SIGTERM)
                 return
-            self._send(agent.STDIN, data)
+            self._send(init.STDIN, data)
 
     def _send(self, kind: int, data: bytes) -> None:
         self._io.sendall(bytes([kind]) + len(data).to_bytes(4, "little") + data)
@@ -275,8 +275,8 @@ class Session:
         if death and (in_time or "Kernel panic" in console):
             line = _plain(console[console.rfind("\n", 0, death.start()) + 1 :].partition("\n")[0])
             emulation = _is_of_qemus_making(line, console[death.start() :], self._machine)
-            cure = "it again: this is of QEMU's making" if emulation else None
-            raise GuestOops(f"the guest's kernel died: {line}", cure, console, emulation=emulation)
+            hint = "it again: this is of QEMU's making" if emulation else None
+            raise GuestOops(f"the guest's kernel died: {line}", hint, console, emulation=emulation)
         if not in_time and timeout is not None and (self._begun or timeout <= BOOT_LIMIT):
             raise GuestTimeout(f"the guest was still running after {limit:g} s", "a longer --timeout", console)
         if not in_time:

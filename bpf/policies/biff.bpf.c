@@ -14,7 +14,7 @@
  * Shows: how a policy in BPF is written here. Unlike ghOSt's Biff it honours affinity: a CPU takes the first
  * task that may run on it.
  */
-#include "../sched.bpf.h"
+#include "sched.bpf.h"
 #include "biff.h"
 
 BPF_F_TABLE("array", u32, struct biff_params, params, 1, BPF_F_MMAPABLE);

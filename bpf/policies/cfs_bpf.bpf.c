@@ -21,11 +21,11 @@
  * ghOSt's cfs_bpf gave every task the same weight, looked for the least vtime among the first 100 only, had no regard to
  * affinity, and left a task on whatever CPU had heard of it first.
  */
-#include "../sched.bpf.h"
+#include "sched.bpf.h"
 #include "cfs_bpf.h"
 
 #define NICE_0_WEIGHT 100
-#define PATIENCE (5 * 1000000000ULL)
+#define STARVATION_TIMEOUT (5 * 1000000000ULL)
 #define CHECK_PERIOD (50 * 1000000ULL)
 
 /* Times in ns. */
@@ -74,7 +74,7 @@ static u64 slice_on(s32 cpu)
 
 	if (!param)
 		return 0;
-	slice = param->latency_ns / (1 + scx_bpf_dsq_nr_queued(ORDERED_DSQ(cpu)));
+	slice = param->latency_ns / (1 + scx_bpf_dsq_nr_queued(VTIME_DSQ(cpu)));
 	return slice > param->min_granularity_ns ? slice : param->min_granularity_ns;
 }
 
@@ -109,8 +109,8 @@ static void charge(struct task_struct *p, struct fair_task *t)
 /* The vtime of whoever is first in cpu's queue; without anybody, no_one. */
 static u64 first_vtime(s32 cpu, u64 no_one)
 {
-	if (scx_bpf_dsq_nr_queued(ORDERED_DSQ(cpu)) > 0)
-		for_each_waiting(waiting, p, ORDERED_DSQ(cpu), 0)
+	if (scx_bpf_dsq_nr_queued(VTIME_DSQ(cpu)) > 0)
+		for_each_waiting(waiting, p, VTIME_DSQ(cpu), 0)
 			return p->scx.dsq_vtime;
 	return no_one;
 }
@@ -132,15 +132,15 @@ static bool set_clock(s32 cpu, u64 vtime)
 static s32 choose_cpu(struct enclave *e, struct core *c, struct task_struct *p, s32 own)
 {
 	struct cpu *cpu = cpu_of(own);
-	u32 waiting = cpu && cpu->taken ? -1U : scx_bpf_dsq_nr_queued(ORDERED_DSQ(own));
+	u32 waiting = cpu && cpu->preempted_by_class ? -1U : scx_bpf_dsq_nr_queued(VTIME_DSQ(own));
 	u32 total = scx_bpf_nr_cpu_ids();
 
 	for_each_number(i, 1, waiting ? total : 1) {
 		u32 id = ((u32)own + i) % total;
 
 		cpu = cpu_of(id);
-		if (cpu && !cpu->taken && is_usable(e, c, p->cpus_ptr, id) &&
-		    (u32)scx_bpf_dsq_nr_queued(ORDERED_DSQ(id)) < waiting)
+		if (cpu && !cpu->preempted_by_class && is_usable(e, c, p->cpus_ptr, id) &&
+		    (u32)scx_bpf_dsq_nr_queued(VTIME_DSQ(id)) < waiting)
 			return id;
 	}
 	return own;
@@ -153,7 +153,7 @@ static s32 find_abandoned(s32 here)
 	struct cpu *cpu;
 
 	for_each_cpu_of(ENCLAVE, cpu, id) {
-		if (!c || id == here || !scx_bpf_dsq_nr_queued(ORDERED_DSQ(id)))
+		if (!c || id == here || !scx_bpf_dsq_nr_queued(VTIME_DSQ(id)))
 			continue;
 		if (!has_bit(c->online, id))
 			return id;
@@ -166,9 +166,9 @@ static s32 find_abandoned(s32 here)
 /* Has the last in here's queue waited for too long? Then, if it is to be moved, it is the first on PENDING. */
 static bool is_starving(s32 here, bool move)
 {
-	for_each_waiting(waiting, p, ORDERED_DSQ(here), SCX_DSQ_ITER_REV) {
+	for_each_waiting(waiting, p, VTIME_DSQ(here), SCX_DSQ_ITER_REV) {
 		struct fair_task *t = fair_tasks.task_storage_get(p, 0, 0);
-		bool starving = t && ns_since(t->waits_since) > PATIENCE;
+		bool starving = t && ns_since(t->waits_since) > STARVATION_TIMEOUT;
 
 		if (starving && move)
 			scx_bpf_dsq_move(&waiting, p, PENDING, SCX_ENQ_HEAD);
@@ -186,7 +186,7 @@ static bool serve_overdue(struct cpu *cpu, s32 here)
 {
 	s32 abandoned = find_abandoned(here);
 
-	if (abandoned >= 0 && scx_bpf_dsq_move_to_local(ORDERED_DSQ(abandoned)))
+	if (abandoned >= 0 && scx_bpf_dsq_move_to_local(VTIME_DSQ(abandoned)))
 		return true;
 	is_starving(here, true);
 	cpu->checked_at = bpf_ktime_get_ns();
@@ -202,8 +202,8 @@ static void steal(u32 here)
 		u32 id = (here + i) % total;
 		struct cpu *cpu = cpu_of(id);
 
-		if (cpu && cpu->enclave == ENCLAVE && scx_bpf_dsq_nr_queued(ORDERED_DSQ(id)) > 0 &&
-		    scx_bpf_dsq_move_to_local(ORDERED_DSQ(id)))
+		if (cpu && cpu->enclave == ENCLAVE && scx_bpf_dsq_nr_queued(VTIME_DSQ(id)) > 0 &&
+		    scx_bpf_dsq_move_to_local(VTIME_DSQ(id)))
 			return;
 	}
 }
@@ -236,7 +236,7 @@ BPF_PROG(cfs_bpf_enqueue, struct task_struct *p, u64 enq_flags)
 	t->waits_since = bpf_ktime_get_ns();
 	if (member)
 		note_latch(member, false);
-	scx_bpf_dsq_insert_vtime(p, ORDERED_DSQ(cpu), SLICE_ENDLESS, t->vtime, enq_flags);
+	scx_bpf_dsq_insert_vtime(p, VTIME_DSQ(cpu), SLICE_ENDLESS, t->vtime, enq_flags);
 	/* The kernel itself makes an idle CPU look up where a task wakes. */
 	if (cpu != here || (idle >= 0 && !(enq_flags & SCX_ENQ_WAKEUP)))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
@@ -249,7 +249,7 @@ BPF_PROG(cfs_bpf_dispatch, s32 here, struct task_struct *prev)
 
 	if (!cpu || (is_check_due(cpu) && serve_overdue(cpu, here)))
 		return 0;
-	if (scx_bpf_dsq_move_to_local(PENDING) || scx_bpf_dsq_move_to_local(ORDERED_DSQ(here)))
+	if (scx_bpf_dsq_move_to_local(PENDING) || scx_bpf_dsq_move_to_local(VTIME_DSQ(here)))
 		return 0;
 	if (!prev || !(prev->scx.flags & SCX_TASK_QUEUED))
 		steal(here);

@@ -8,7 +8,7 @@
  * Good for: a bounded wait, n tasks on c CPUs each run within n / c slices. Not good for: throughput, since
  * hogs are switched ten times as often as by Biff.
  */
-#include "../sched.bpf.h"
+#include "sched.bpf.h"
 #include "rr.h"
 
 BPF_F_TABLE("array", u32, struct rr_params, params, 1, BPF_F_MMAPABLE);

@@ -14,7 +14,7 @@
 #ifndef GHOSTBPF_TRACE_BPF_H
 #define GHOSTBPF_TRACE_BPF_H
 
-#include "../abi.h"
+#include "abi.h"
 #include "trace.h"
 
 #define PF_KTHREAD 0x00200000

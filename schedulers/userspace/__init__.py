@@ -5,23 +5,23 @@ from __future__ import annotations
 
 from ..policy import Option, duration_ns
 from .agent import Agent
+from .agent_process import AgentError, AgentProcess, UpgradeError
 from .cfs import Cfs
-from .crew import AgentError, Crew, UpgradeError
 from .edf import Edf
 from .fifo_centralized import FifoCentralized
 from .fifo_per_cpu import FifoPerCpu
-from .policy import AgentPolicy, RunQueue, flag, half_of, slice_ns
+from .policy import AgentPolicy, RunQueue, flag, slice_ns, spec_of
 from .shinjuku import Shinjuku
 from .sol import Sol
+from .status_words import StatusWords
 from .task import HEAD, PREEMPT, Message, MessageType, StatusWord, Task, Transaction, TxnState
-from .words import StatusWords
 
-CFS = half_of(Cfs)
-EDF = half_of(Edf)
-FIFO_CENTRALIZED = half_of(FifoCentralized)
-FIFO_PER_CPU = half_of(FifoPerCpu)
-SHINJUKU = half_of(Shinjuku)
-SOL = half_of(Sol)
+CFS = spec_of(Cfs)
+EDF = spec_of(Edf)
+FIFO_CENTRALIZED = spec_of(FifoCentralized)
+FIFO_PER_CPU = spec_of(FifoPerCpu)
+SHINJUKU = spec_of(Shinjuku)
+SOL = spec_of(Sol)
 
 __all__ = [
     "CFS",
@@ -35,7 +35,7 @@ __all__ = [
     "Agent",
     "AgentError",
     "AgentPolicy",
-    "Crew",
+    "AgentProcess",
     "Message",
     "MessageType",
     "Option",
@@ -48,6 +48,6 @@ __all__ = [
     "UpgradeError",
     "duration_ns",
     "flag",
-    "half_of",
     "slice_ns",
+    "spec_of",
 ]

@@ -17,15 +17,15 @@ from typing import Any
 
 from ...hints import Hints
 from ...loaders.errors import GhostError
-from ..agents import AgentHalf
+from ..agents import AgentPolicySpec
 from ..cpuset import CpuSet
 from ..enclave import Counters, Enclave
+from .channel import Kernel
 from .cpus import CpuFlags
 from .garbage import Garbage
-from .link import Kernel
 from .policy import AgentPolicy
+from .status_words import StatusWords
 from .task import BLOCKED, BOOSTED, LATCHED, ON_CPU, WAITING, MessageType, StatusWord, Task, Transaction, TxnState
-from .words import StatusWords
 
 _RING_BYTES = 1 << 20
 _LOOK_UP_S = 0.25
@@ -64,7 +64,7 @@ class Agent:
     def __init__(
         self,
         enclave: Enclave,
-        half: AgentHalf,
+        half: AgentPolicySpec,
         values: dict[str, int],
         cpu: int | None = None,
         bank: int | None = None,
@@ -77,7 +77,7 @@ class Agent:
         self._refused_tasks: set[Task] = set()  # since the last message about each
         self._shunned = 0  # until when CPUs that were refused are not tried again; 0: there are none
         self.topology = kernel.topology()
-        self.words = StatusWords(kernel.agents)
+        self.status_words = StatusWords(kernel.agents)
         self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
         self._channel = kernel.channel(0 if cpu is None else 1 + cpu, values.get("ring_bytes", _RING_BYTES))
         self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
@@ -114,7 +114,7 @@ class Agent:
     def hints(self) -> Hints:
         """What applications say of their tasks; only where the policy is ``hinted``."""
         if self._hints is None:
-            raise GhostError(f"{self.policy.name} has no hints", cure="hinted = True in the policy's class")
+            raise GhostError(f"{self.policy.name} has no hints", hint="hinted = True in the policy's class")
         return self._hints
 
     def open_cpus(self) -> list[int]:
@@ -131,7 +131,7 @@ class Agent:
 
     def waits(self, task: Task) -> bool:
         """Whether ``task`` still waits, by its status word; with the fast path, a CPU may have taken it meanwhile."""
-        if self.words.waits(task):
+        if self.status_words.waits(task):
             return True
         if task.state == WAITING:
             task.state = ON_CPU  # or its next message to wait would be taken for one that it has been moved
@@ -248,7 +248,7 @@ class Agent:
         )
         if self.cpu is None:
             self._channel.spin_on(self._spot)
-        self._channel.take_stock()
+        self._channel.register_waiting()
         self.resync()
         self._decide()
         self._channel.rest()
@@ -345,7 +345,7 @@ class Agent:
 
     def _by_age(self, wanted: Callable[[StatusWord], bool]) -> list[tuple[int, StatusWord]]:
         """The ``wanted`` status words with their numbers; those whose state is the oldest first."""
-        there = [(number, word) for number, word in self.words.in_use() if wanted(word)]
+        there = [(number, word) for number, word in self.status_words.in_use() if wanted(word)]
         return sorted(there, key=lambda pair: pair[1].since_ns)
 
     def _learn(self, number: int, word: StatusWord) -> None:
@@ -470,7 +470,7 @@ class Agent:
         for task in list(self.tasks.values()):
             if task.state != LATCHED or (task.next_cpu not in idle and self.is_online(task.next_cpu)):
                 continue
-            if self.words.waits(task):
+            if self.status_words.waits(task):
                 task.state = WAITING
                 self.policy.on_refused(Transaction(task, task.next_cpu), TxnState.CPU_OFFLINE)
 
@@ -481,7 +481,7 @@ class Agent:
         return self._resting.pop(task, None) is not None
 
     def _still_waits(self, task: Task) -> bool:
-        word = self.words[task.word]
+        word = self.status_words[task.word]
         if word.gtid != task.gtid or word.channel != self._channel.number:
             return False
         task.allowed = word.allowed
@@ -504,7 +504,7 @@ class Agent:
         """Spin on another CPU where somebody else wants this one, or it goes: near by preference."""
         assert self._spot is not None
         here, switches = self._spot, resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-        is_wanted = switches != self._seen_switches or self._cpu_record[here].wanted
+        is_wanted = switches != self._seen_switches or self._cpu_record[here].agent_must_move
         if self.is_online(here) and not is_wanted:
             return
         near: Sequence[CpuSet] = self.topology.neighbours(here)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from ...hints import ClassFlags, Item, WorkClass
 from .policy import AgentPolicy
-from .ranked import RankedQueue
+from .priority_queue import PriorityQueue
 from .task import PREEMPT, Task, Transaction
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Running(NamedTuple, Generic[T]):
 
 
 class Central(AgentPolicy, Generic[T]):
-    """Base of policies for all CPUs whose ``queue`` says who is next, and whose makes_way() says who leaves for whom.
+    """Base of policies for all CPUs whose ``queue`` says who is next, and whose should_preempt() ends turns.
 
     It goes over the CPUs twice. First those that idle, or whose task has no work left, get the first that wait. Then,
     of the tasks that run, the least urgent make way.
@@ -57,13 +57,13 @@ class Central(AgentPolicy, Generic[T]):
     looks_again = True
     task_type: ClassVar[type[Task]] = HintedTask
 
-    def __init__(self, agent: Agent, queue: RankedQueue[T], **options: int) -> None:
+    def __init__(self, agent: Agent, queue: PriorityQueue[T], **options: int) -> None:
         super().__init__(agent, **options)
         self.queue = queue
         self.out: dict[T, None] = {}  # committed, and not back yet
-        self.held: dict[T, None] = {}  # wait for a CPU, but have no work
+        self.parked: dict[T, None] = {}  # wait for a CPU, but have no work
         self.yielded: dict[T, None] = {}  # have whoever waits already go first
-        self.alarms: RankedQueue[T] = RankedQueue()  # those held to whom work comes by itself, by when
+        self.timers: PriorityQueue[T] = PriorityQueue()  # those held to whom work comes by itself, by when
         self._known: dict[int, T] = {}  # by tid
         self._items: dict[int, Item] = {}  # by tid
         self._tids: dict[int, int] = {}  # by the item's index
@@ -71,7 +71,7 @@ class Central(AgentPolicy, Generic[T]):
 
     # What a policy of this kind says:
 
-    def makes_way(self, running: Running[T], first: T) -> bool:
+    def should_preempt(self, running: Running[T], first: T) -> bool:
         """Whether a task that has work leaves its CPU to the first that waits for it."""
         raise NotImplementedError
 
@@ -97,14 +97,14 @@ class Central(AgentPolicy, Generic[T]):
         if task.has_work:
             self.queue.add(task)
             return
-        self.held[task] = None
+        self.parked[task] = None
         if task.work_class.repeating:
-            self.alarms.put(task, self.comes_again_ns(task))
+            self.timers.put(task, self.comes_again_ns(task))
 
     def dequeue(self, task: Any) -> None:
         self.queue.discard(task)
-        self.alarms.discard(task)
-        for place in (self.out, self.held, self.yielded):
+        self.timers.discard(task)
+        for place in (self.out, self.parked, self.yielded):
             place.pop(task, None)
 
     def on_task_yield(self, task: Any) -> None:
@@ -156,12 +156,12 @@ class Central(AgentPolicy, Generic[T]):
                 self.end(task)
         if task in self.queue and task.has_work:
             self.queue.add(task)
-        elif task in self.queue or task in self.held:
+        elif task in self.queue or task in self.parked:
             self.enqueue(task)
 
     def _ring_alarms(self) -> None:
         now = time.monotonic_ns()
-        while (head := self.alarms.head()) and head[0] <= now:
+        while (head := self.timers.head()) and head[0] <= now:
             task = head[1]
             task.has_work = True
             self.begin(task)
@@ -201,7 +201,7 @@ class Central(AgentPolicy, Generic[T]):
         for running in sorted(self._running(), key=lambda r: (r.task.has_work, r.task.qos, r.since_ns)):
             task, cpu, _ = running
             first = self.queue.first(cpu)
-            if first is not None and (not task.has_work or self.makes_way(running, first)):
+            if first is not None and (not task.has_work or self.should_preempt(running, first)):
                 self.queue.discard(first)
                 yield self._run(first, cpu, PREEMPT)
             elif not task.has_work:
@@ -216,10 +216,10 @@ class Central(AgentPolicy, Generic[T]):
         """Who is on the CPUs for which nothing is committed."""
         busy = set(self.agent.busy_cpus())
         found = self._on_cpus(self.out, busy)
-        if self.held and len(found) < len(busy):  # the core lets no task wait for ever, whatever its agent says
-            found += self._on_cpus(self.held, busy)
+        if self.parked and len(found) < len(busy):  # the core lets no task wait for ever, whatever its agent says
+            found += self._on_cpus(self.parked, busy)
         return found
 
     def _on_cpus(self, tasks: dict[T, None], cpus: set[int]) -> list[Running[T]]:
-        places = ((task, self.agent.words.on_cpu(task)) for task in tasks)
+        places = ((task, self.agent.status_words.on_cpu(task)) for task in tasks)
         return [Running(task, *place) for task, place in places if place and place[0] in cpus]

@@ -173,7 +173,7 @@ class Cfs(AgentPolicy):
     def _set_clock(self) -> None:
         """By what the current task has run, too, though no message may have told of that yet."""
         if (task := self.current) is not None and task not in self.queue:
-            word = self.agent.words[task.word]
+            word = self.agent.status_words[task.word]
             if word.gtid == task.gtid:
                 task.charge(word.runtime_ns, task.weight)
         self.queue.advance(task)
@@ -198,7 +198,7 @@ class Cfs(AgentPolicy):
 
     def _waits_here(self, task: Task) -> bool:
         """Whether it still does; one that another agent has taken is forgotten, so that it may come back as new."""
-        word = self.agent.words[task.word]
+        word = self.agent.status_words[task.word]
         if word.gtid == task.gtid and word.channel == 1 + self._here:
             return self.agent.waits(task)
         self.agent.tasks.pop(task.gtid, None)

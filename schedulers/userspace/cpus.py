@@ -9,7 +9,9 @@ from ..core import ffi
 from ..enclave import Enclave
 
 _SIZE = ffi().sizeof("struct cpu") // 4
-_RUNNING, _LATCHED, _TAKEN = (ffi().offsetof("struct cpu", field) // 4 for field in ("running", "latched", "taken"))
+_RUNNING, _LATCHED, _PREEMPTED = (
+    ffi().offsetof("struct cpu", field) // 4 for field in ("running", "latched", "preempted_by_class")
+)
 _SPINNER = ffi().offsetof("struct enclave", "spinner") // 8
 _here = ctypes.CDLL(None).sched_getcpu
 
@@ -21,7 +23,7 @@ class CpuFlags:
         self._cpus = cpus
         flags = enclave.core.cpus.view(0, 1 + max(cpus)).cast("I")
         # Each flag of all CPUs, in one piece.
-        self._running, self._latched, self._taken = (flags[at::_SIZE] for at in (_RUNNING, _LATCHED, _TAKEN))
+        self._running, self._latched, self._preempted = (flags[at::_SIZE] for at in (_RUNNING, _LATCHED, _PREEMPTED))
         self._online = enclave.core.state.online
         self._enclave = enclave.core.enclaves.view(enclave.id, 1).cast("Q")
 
@@ -41,12 +43,12 @@ class CpuFlags:
         return [cpu for cpu in self._unclaimed() if running[cpu]]
 
     def _unclaimed(self) -> list[int]:
-        latched, taken, spun = self._latched.tolist(), self._taken.tolist(), (self._enclave[_SPINNER] >> 32) - 1
+        latched, preempted, spun = self._latched.tolist(), self._preempted.tolist(), (self._enclave[_SPINNER] >> 32) - 1
         return [
             cpu
             for cpu in self._cpus
             # The agent's own CPU is taken by itself, and will soon be free.
-            if not latched[cpu] and cpu != spun and (not taken[cpu] or cpu == _here()) and self.is_online(cpu)
+            if not latched[cpu] and cpu != spun and (not preempted[cpu] or cpu == _here()) and self.is_online(cpu)
         ]
 
     def is_online(self, cpu: int) -> bool:

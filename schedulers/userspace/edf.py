@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..policy import Option, duration_ns
 from .central import Central, HintedTask, Running
-from .ranked import RankedQueue
+from .priority_queue import PriorityQueue
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -52,7 +52,7 @@ class EdfTask(HintedTask):
         return self.due_ns - self.estimate.remaining_ns(self.runtime_ns - self.began_ns)
 
 
-class DeadlineQueue(RankedQueue[EdfTask]):
+class DeadlineQueue(PriorityQueue[EdfTask]):
     """Whose turn was cut short, then the higher QoS, then the earlier deadline, less what remains to be done."""
 
     def rank(self, task: EdfTask) -> tuple[bool, int, int]:
@@ -93,7 +93,7 @@ class Edf(Central[EdfTask]):
         self.dequeue(task)
 
     def begin(self, task: EdfTask) -> None:
-        task.estimate, task.began_ns = self._estimate(task), self.agent.words.runtime_ns(task)
+        task.estimate, task.began_ns = self._estimate(task), self.agent.status_words.runtime_ns(task)
         within_ns = task.work_class.period_ns if task.work_class.repeating else self.bare_ns
         task.due_ns = _deadline_ns(task) or time.monotonic_ns() + within_ns
 
@@ -104,7 +104,7 @@ class Edf(Central[EdfTask]):
             self.begin(task)
 
     def end(self, task: EdfTask) -> None:
-        task.estimate.learn(self.agent.words.runtime_ns(task) - task.began_ns)
+        task.estimate.learn(self.agent.status_words.runtime_ns(task) - task.began_ns)
 
     def comes_again_ns(self, task: EdfTask) -> int:
         # ghOSt's has it come at once, and so more often than the period says.
@@ -114,7 +114,7 @@ class Edf(Central[EdfTask]):
         number = _BARE if task.item is None else task.item.work_class
         return self.estimates.setdefault(number, Estimate(task.work_class.exectime_ns))
 
-    def makes_way(self, running: Running[EdfTask], first: EdfTask) -> bool:
+    def should_preempt(self, running: Running[EdfTask], first: EdfTask) -> bool:
         return first.qos > running.task.qos
 
 

@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
-from ..agents import AgentHalf
+from ..agents import AgentPolicySpec
 from ..policy import Option, duration_ns
 from .task import Task, Transaction, TxnState
 
@@ -220,7 +220,7 @@ class RunQueue:
         return best
 
 
-def half_of(policy: type[AgentPolicy]) -> AgentHalf:
+def spec_of(policy: type[AgentPolicy]) -> AgentPolicySpec:
     """``policy`` as the registry and the command know it, with the options that every agent has."""
     cpu_help = "the agent's CPU; when it spins there, that CPU runs no tasks"
     common: tuple[Option, ...] = (
@@ -232,4 +232,4 @@ def half_of(policy: type[AgentPolicy]) -> AgentHalf:
     if not policy.per_cpu:
         common += (flag("spin", "spin", "yes: the agent never sleeps, and has a CPU for itself"),)
     summary = (policy.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-    return AgentHalf(policy.name, summary, (*policy.options, *common), agent=policy)
+    return AgentPolicySpec(policy.name, summary, (*policy.options, *common), agent=policy)

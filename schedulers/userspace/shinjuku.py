@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..policy import Option
 from .central import Central, HintedTask, Running
 from .policy import slice_ns
-from .ranked import RankedQueue
+from .priority_queue import PriorityQueue
 from .task import Transaction, TxnState
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Shinjuku(Central[ShinjukuTask]):
         yield from super().schedule()
         self.renewed.clear()
 
-    def makes_way(self, running: Running[ShinjukuTask], first: ShinjukuTask) -> bool:
+    def should_preempt(self, running: Running[ShinjukuTask], first: ShinjukuTask) -> bool:
         over_ns = slice_end_ns(running, first, self.slice_ns, running.task in self.renewed)
         if over_ns is None or over_ns <= time.monotonic_ns():
             return over_ns is not None
@@ -87,7 +87,7 @@ class Shinjuku(Central[ShinjukuTask]):
         return False
 
 
-class QosQueue(RankedQueue[ShinjukuTask]):
+class QosQueue(PriorityQueue[ShinjukuTask]):
     """A queue for each QoS, the highest first."""
 
     def rank(self, task: ShinjukuTask) -> tuple[int, int]:

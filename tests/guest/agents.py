@@ -16,7 +16,7 @@ from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.userspace import (
     Agent,
     AgentPolicy,
-    Crew,
+    AgentProcess,
     MessageType,
     RunQueue,
     Task,
@@ -27,7 +27,7 @@ from ghostbpf.schedulers.userspace.task import HEAD, WAITING
 from workload import DEADLINE, Child, is_off_cpu, state, until
 
 MakeAgent = Callable[..., Agent]
-MakeCrew = Callable[..., tuple[Enclave, Crew]]
+MakeAgentProcess = Callable[..., tuple[Enclave, AgentProcess]]
 
 
 class Fifo(AgentPolicy):
@@ -122,7 +122,7 @@ def asleep(agent: Agent, child: Child) -> Child:
         # In this order: one that was interrupted as it went to sleep would be waited for, and waits for us.
         if _waits(agent, child) or not is_off_cpu(child.pid):
             return False
-        there = [(task, agent.words[task.word]) for task in agent.tasks.values() if task.tid == child.pid]
+        there = [(task, agent.status_words[task.word]) for task in agent.tasks.values() if task.tid == child.pid]
         return all((task.gtid, task.seq) == (word.gtid, word.seq) for task, word in there)
 
     drive(agent, known, f"{child} sleeps")

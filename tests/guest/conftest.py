@@ -21,18 +21,18 @@ import pytest
 from ghostbpf.loaders import sched_ext as kernel
 from ghostbpf.loaders.errors import BpfError, KernelUnsupported
 from ghostbpf.schedulers import core
-from ghostbpf.schedulers.agents import AgentHalf
+from ghostbpf.schedulers.agents import AgentPolicySpec
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.errors import Ejected, TaskError
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.tasks import set_policy
-from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Crew, half_of
+from ghostbpf.schedulers.userspace import Agent, AgentPolicy, AgentProcess, spec_of
 
 # With --import-mode=importlib, a test's own directory is not on the path.
 sys.path.insert(0, str(Path(__file__).parent))
-from agents import MakeAgent, MakeCrew, Manual
+from agents import MakeAgent, MakeAgentProcess, Manual
 from kernel_events import KernelEvents
 from kernel_log import KernelLog
 from refusals import Refusals
@@ -101,7 +101,7 @@ def sched_ext() -> None:
     try:
         status = kernel.status()
     except KernelUnsupported as error:
-        pytest.skip(f"{error} ({error.cure})")
+        pytest.skip(f"{error} ({error.hint})")
     if os.geteuid() != 0:
         pytest.skip("loading BPF takes root")
     if status.state != "disabled":
@@ -182,7 +182,7 @@ def agent(enclave: MakeEnclave, quiet: None) -> Iterator[MakeAgent]:
     made: list[Agent] = []
 
     def make(cpus: str, policy: type[AgentPolicy] = Manual, ring_bytes: int = 1 << 20, **options: str) -> Agent:
-        half = half_of(policy)
+        half = spec_of(policy)
         options = {"agent-timeout": "10s"} | {name.replace("_", "-"): value for name, value in options.items()}
         made.append(Agent(enclave(cpus, half, **options), half, half.values(options) | {"ring_bytes": ring_bytes}))
         made[-1].take_over()
@@ -194,17 +194,17 @@ def agent(enclave: MakeEnclave, quiet: None) -> Iterator[MakeAgent]:
 
 
 @pytest.fixture
-def crew(enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeCrew]:
-    """``crew("1-3", "fifo_centralized")`` makes an enclave with an agent of its own process, or gives it a new one."""
+def agent_process(enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeAgentProcess]:
+    """``agent_process("1-3", "fifo_centralized")`` makes an enclave with an agent process, or gives it a new one."""
     # A machine that stands still for seconds makes no agent one that does not listen.
-    monkeypatch.setattr("ghostbpf.schedulers.userspace.crew._PATIENCE_S", DEADLINE)
-    made: list[Crew] = []
+    monkeypatch.setattr("ghostbpf.schedulers.userspace.agent_process._PATIENCE_S", DEADLINE)
+    made: list[AgentProcess] = []
 
-    def make(where: str | Enclave, policy: str | type[AgentPolicy], **options: str) -> tuple[Enclave, Crew]:
-        half = POLICIES[policy] if isinstance(policy, str) else half_of(policy)
-        assert isinstance(half, AgentHalf)
+    def make(where: str | Enclave, policy: str | type[AgentPolicy], **options: str) -> tuple[Enclave, AgentProcess]:
+        half = POLICIES[policy] if isinstance(policy, str) else spec_of(policy)
+        assert isinstance(half, AgentPolicySpec)
         options = {name.replace("_", "-"): value for name, value in options.items()}
-        one = Crew(half, half.values(options))
+        one = AgentProcess(half, half.values(options))
         made.append(one)
         if isinstance(where, Enclave):
             with Enclaves.change() as enclaves:
@@ -220,12 +220,12 @@ def crew(enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
 
 
 @pytest.fixture
-def governed(enclave: MakeEnclave, crew: MakeCrew) -> MakeEnclave:
+def governed(enclave: MakeEnclave, agent_process: MakeAgentProcess) -> MakeEnclave:
     """Like ``enclave``, and where the policy has agents, they are there, and asked everything."""
 
     def make(cpus: str, policy: str = "biff", **options: str) -> Enclave:
-        if isinstance(POLICIES[policy], AgentHalf):
-            return crew(cpus, policy, fastpath="off", **options)[0]
+        if isinstance(POLICIES[policy], AgentPolicySpec):
+            return agent_process(cpus, policy, fastpath="off", **options)[0]
         return enclave(cpus, policy, **options)
 
     return make

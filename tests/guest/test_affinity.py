@@ -52,7 +52,7 @@ def test_tasks_use_all_cpus_of_their_enclave_and_no_others(
     assert set(one.per_cpu()) >= set(one.cpus)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_two_enclaves_keep_apart(workload: Workload, enclave: MakeEnclave) -> None:
     first, second = enclave("1"), enclave("2-3", "rr")
     children = [workload.spinner(one) for one in (first, second) for _ in range(3)]
@@ -147,12 +147,12 @@ def test_misfit_runs_elsewhere_and_comes_back(workload: Workload, enclave: MakeE
     assert spinner.cpus_seen == CpuSet([3])
     assert in_ext(spinner.pid)
     assert [task.tid for task in biff.tasks()] == [spinner.pid]
-    assert biff.counters().misfits > 0
+    assert biff.counters().affinity_misses > 0
     os.sched_setaffinity(spinner.pid, {1, 3})
     moved(spinner, CpuSet([1]))
-    misfits = biff.counters().misfits
+    affinity_misses = biff.counters().affinity_misses
     spinner.progress(300)
-    assert biff.counters().misfits == misfits
+    assert biff.counters().affinity_misses == affinity_misses
 
 
 def test_misfits_that_wait_and_sleep_come_back(workload: Workload, enclave: MakeEnclave) -> None:
@@ -174,11 +174,11 @@ def test_misfits_that_wait_and_sleep_come_back(workload: Workload, enclave: Make
 def test_misfits_do_not_stop_their_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2", slice="5ms")
     members = [workload.spinner(biff) for _ in range(3)]
-    misfits = [workload.spinner(biff, cpus=[3]) for _ in range(2)]
-    for child in (*members, *misfits):
+    affinity_misses = [workload.spinner(biff, cpus=[3]) for _ in range(2)]
+    for child in (*members, *affinity_misses):
         child.progress(300)
     assert all(child.cpus_seen <= biff.cpus for child in members)
-    assert all(child.cpus_seen == CpuSet([3]) for child in misfits)
+    assert all(child.cpus_seen == CpuSet([3]) for child in affinity_misses)
 
 
 def strayed(me: Me) -> None:
@@ -209,7 +209,7 @@ def test_spinner_moves_in_soon(workload: Workload, enclave: MakeEnclave, crowded
         spinner.stop()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_spinner_moves_from_one_enclave_to_another(workload: Workload, enclave: MakeEnclave) -> None:
     first, second = enclave("1"), enclave("2-3", "rr")
     lone = workload.spinner(first)

@@ -12,7 +12,7 @@ import pytest
 from agents import MakeAgent, Manual, asleep, drive, manual, task_of
 from ghostbpf.schedulers.core import constant
 from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Task, Transaction, TxnState
-from ghostbpf.schedulers.userspace.policy import half_of
+from ghostbpf.schedulers.userspace.policy import spec_of
 from ghostbpf.schedulers.userspace.task import BLOCKED, HEAD, LATCHED, ON_CPU, PREEMPT, WAITING
 from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_cpu, offline, runtime_ns, until
 
@@ -45,7 +45,7 @@ def spinner(workload: Workload, agent: Agent, cpu: int) -> tuple[Child, Task]:
 
 def agent_of(one: Agent, cpu: int) -> Agent:
     """The test as the agent of ``cpu`` alone, too, which decides nothing."""
-    half = half_of(Manual)
+    half = spec_of(Manual)
     made = Agent(one.enclave, half, half.values({"agent-timeout": "10s"}), cpu=cpu)
     manual(made)
     home = os.sched_getaffinity(0)
@@ -73,7 +73,7 @@ def test_committed_task_runs_where_it_is_told(workload: Workload, agent: MakeAge
         assert task.state == LATCHED
         asleep(one, child)
         assert child.loops == loops + 1
-        assert one.words[task.word].state == BLOCKED
+        assert one.status_words[task.word].state == BLOCKED
         there += child.at == cpu
     assert there >= 3, "all but those whose CPU another class took just then"
 
@@ -111,7 +111,7 @@ def test_each_wrong_thing_gets_its_own_code_and_harms_nobody(
     ]
     for task, cpu, code in expected:
         assert one.commit([Transaction(task, cpu)]) == [code], (task, cpu)
-        assert one.words[waits.word].state == WAITING
+        assert one.status_words[waits.word].state == WAITING
     os.sched_setaffinity(children[0].pid, {1, 2})
     drive(one, lambda: waits.allowed == 0b110, "the new affinity is told")
     assert one.commit([Transaction(waits, 3)]) == [TxnState.INVALID_CPU]
@@ -157,7 +157,7 @@ def test_group_is_all_or_nothing(workload: Workload, agent: MakeAgent) -> None:
         expected = [TxnState.INVALID_CPU if n == wrong else TxnState.POISONED for n in range(3)]
         assert one.commit(group, group=True) == expected
         assert [child.loops for child in children] == loops
-        assert all(one.words[task.word].state == WAITING for task in tasks)
+        assert all(one.status_words[task.word].state == WAITING for task in tasks)
         group = [Transaction(task, 1 + n) for n, task in enumerate(tasks)]
         assert one.commit(group, group=True) == [TxnState.COMPLETE] * 3
         for child in children:
@@ -167,7 +167,7 @@ def test_group_is_all_or_nothing(workload: Workload, agent: MakeAgent) -> None:
         one.commit([Transaction(None, 1)] * 65, group=True)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_agent_of_a_cpu_takes_over_those_that_wait_longest_for_another(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-3")
     spinner(workload, one, 1)  # so that who is committed there waits for its turn
@@ -238,7 +238,7 @@ def test_head_goes_before_what_is_there(workload: Workload, agent: MakeAgent) ->
     assert len(counts) >= 2
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_committed_task_can_be_committed_elsewhere(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     spinner(workload, one, 1)
@@ -268,7 +268,7 @@ def test_slice_ends(workload: Workload, agent: MakeAgent) -> None:
         assert task.boosted or task.runtime_ns - before >= 4_000_000
     manual(one).kept[task] = 1
     drive(one, lambda: child.loops > 20_000, "it runs without an end")
-    drive(one, lambda: one.words[task.word].state == ON_CPU, "it is still there, or again after a higher class")
+    drive(one, lambda: one.status_words[task.word].state == ON_CPU, "it is still there, or again after a higher class")
 
 
 def test_what_a_task_does_is_told(workload: Workload, agent: MakeAgent) -> None:
@@ -299,7 +299,7 @@ def test_what_a_task_does_is_told(workload: Workload, agent: MakeAgent) -> None:
     assert task.weight == 33, "nice 5"
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_departing_is_told(workload: Workload, agent: MakeAgent, enclave: MakeEnclave) -> None:
     one = agent("1-2")
     other = enclave("3", "biff")
@@ -323,7 +323,7 @@ def test_departing_is_told(workload: Workload, agent: MakeAgent, enclave: MakeEn
     assert again.gtid not in {running.gtid, waits.gtid, sleeps.gtid}, "a gtid is never used again"
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_child_of_a_task_is_told_as_new(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
 
@@ -363,7 +363,7 @@ def test_agent_at_rest_is_woken_for_what_asks_and_for_nothing_else(workload: Wor
         assert channel.record.state == AT_REST
         assert one.commit([Transaction(task, 1)]) == [TxnState.COMPLETE]
         until(lambda: channel.wait(0), "it sleeps, or another class took its CPU")
-        quiet = one.words[task.word].state == BLOCKED
+        quiet = one.status_words[task.word].state == BLOCKED
         if quiet:
             assert channel.record.state == AT_REST
         manual(one).auto = True
@@ -393,7 +393,7 @@ def test_cpu_that_a_higher_class_takes_is_told_to_who_asked(workload: Workload, 
     assert told() == ["busy", "available"] * (len(told()) // 2)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_other_agents_are_not_told_what_higher_classes_do(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     hog = workload.spinner(cpus=[1])
@@ -402,7 +402,7 @@ def test_other_agents_are_not_told_what_higher_classes_do(workload: Workload, ag
     assert not {"busy", "available"} & {what for what, _ in manual(one).cpu_log}
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_replaced_agent_may_not_commit(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     task = task_of(one, workload.spinner(one.enclave))
@@ -455,7 +455,7 @@ class CommitsAll(AgentPolicy):
                 yield Transaction(task, 1 if task.may_run_on(1) else 2, 5_000_000)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_commit_against_changes_of_affinity_leaves_no_task_on_a_forbidden_cpu(
     workload: Workload, agent: MakeAgent
 ) -> None:

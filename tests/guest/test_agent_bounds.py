@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import Fifo, MakeAgent, MakeCrew, drive, loads, task_of
+from agents import Fifo, MakeAgent, MakeAgentProcess, drive, loads, task_of
 from command import ghostbpf, running
 from ghostbpf.schedulers.agents import Agents
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
@@ -48,16 +48,16 @@ def test_task_that_waits_for_an_agent_and_is_moved_runs_elsewhere(
     assert {task.tid for task in other.tasks()} == {child.pid for child in children}
 
 
-def test_agent_that_hangs_in_a_turn_is_not_waited_for(workload: Workload, crew: MakeCrew) -> None:
+def test_agent_that_hangs_in_a_turn_is_not_waited_for(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """Nothing more is told to it that it could fail to read: the task never blocks, and is alone."""
-    one, agents = crew("1", Hangs)
+    one, agents = agent_process("1", Hangs)
     child = workload.spinner(one)
-    until(lambda: one.agent is not None and one.agent.state == "silent", "it is found silent")
+    until(lambda: one.agent is not None and one.agent.state == "timed_out", "it is found silent")
     child.progress(100)
     assert agents.alive
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_agent_that_is_asked_everything_schedules_whoever_there_is_with_all(workload: Workload) -> None:
     sleeper = workload.sleeper()
     with running("run", "sol", "--all", "--agent-timeout", "10s") as process:
@@ -85,19 +85,21 @@ def test_agent_that_is_asked_everything_schedules_whoever_there_is_with_all(work
 
 
 @pytest.mark.soak
-def test_cpu_that_is_offline_is_no_agents(workload: Workload, enclave: MakeEnclave, crew: MakeCrew) -> None:
+def test_cpu_that_is_offline_is_no_agents(
+    workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess
+) -> None:
     one = enclave("1-3", "biff")
     children = load(workload, one)
     with offline(3):
-        crew(one, "fifo_per_cpu")
+        agent_process(one, "fifo_per_cpu")
         go_on(children)
         assert deciding(one)
         assert loads(one)[1 + 3] == 0
 
 
-@pytest.mark.once
-def test_cpu_that_goes_leaves_its_tasks_to_other_agents(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1-3", "fifo_per_cpu", agent_timeout="10s")
+@pytest.mark.kernel_independent
+def test_cpu_that_goes_leaves_its_tasks_to_other_agents(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1-3", "fifo_per_cpu", agent_timeout="10s")
     children = [workload.spinner(one) for _ in range(9)]
     until(lambda: loads(one)[1 + 3] > 1, "some wait for CPU 3")
     with offline(3):
@@ -110,11 +112,11 @@ def test_cpu_that_goes_leaves_its_tasks_to_other_agents(workload: Workload, crew
 
 
 @pytest.mark.soak
-def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, crew: MakeCrew) -> None:
-    one, first = crew("1-3", "fifo_centralized", spin="yes", agent_cpu="2")
+def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, first = agent_process("1-3", "fifo_centralized", spin="yes", agent_cpu="2")
     children = load(workload, one)
     until(lambda: one.spun_cpu is not None, "it has a CPU for itself")
-    _, second = crew(one, "sol", spin="yes", agent_cpu="2")
+    _, second = agent_process(one, "sol", spin="yes", agent_cpu="2")
     until(lambda: not first.check(), "the first leaves")
     go_on(children)
     assert one.spun_cpu is not None
@@ -123,9 +125,9 @@ def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, cre
     go_on(children)
 
 
-@pytest.mark.once
-def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(crew: MakeCrew) -> None:
-    one, agents = crew("1", "fifo_centralized", agent_timeout="10s")
+@pytest.mark.kernel_independent
+def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1", "fifo_centralized", agent_timeout="10s")
     before = one.agent
     for options, said in (
         (("--agent-cpu", 99), "CPU 99, for the agent, is not there or not online"),
@@ -140,27 +142,27 @@ def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(crew: MakeCrew) 
 
 
 @pytest.mark.soak
-def test_gtids_are_not_used_again_by_the_agents_after(workload: Workload, crew: MakeCrew) -> None:
+def test_gtids_are_not_used_again_by_the_agents_after(workload: Workload, agent_process: MakeAgentProcess) -> None:
     def gtids(one: Enclave) -> set[int]:
         agents = Agents.open(one.id)
         assert agents is not None
-        return {int(word.gtid) for word in agents.words if word.gtid}
+        return {int(word.gtid) for word in agents.status_words if word.gtid}
 
-    one, _ = crew("1-2", "fifo_centralized", fastpath="off")
+    one, _ = agent_process("1-2", "fifo_centralized", fastpath="off")
     children = load(workload, one)
     until(lambda: len(gtids(one)) == len(children), "it knows them all")
     before = gtids(one)
     with Enclaves.change() as enclaves:
         assert enclaves is not None
         enclaves.get(one.id).swap(POLICIES["biff"])
-    crew(one, "fifo_centralized", fastpath="off")
+    agent_process(one, "fifo_centralized", fastpath="off")
     until(lambda: len(gtids(one)) == len(children), "the next one does")
     assert not before & gtids(one)
 
 
 @pytest.mark.soak
-def test_tracers_know_what_an_agent_committed(workload: Workload, crew: MakeCrew) -> None:
-    one, _ = crew("1-2", "fifo_centralized", fastpath="off", agent_timeout="10s")
+def test_tracers_know_what_an_agent_committed(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, _ = agent_process("1-2", "fifo_centralized", fastpath="off", agent_timeout="10s")
     sleeper = workload.sleeper(one)
     with traced("schedghostidle", "-t", sleeper.pid) as trace:
         for _ in range(23):

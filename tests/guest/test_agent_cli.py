@@ -15,7 +15,7 @@ from command import ghostbpf, running
 from ghostbpf.schedulers.enclave import Enclaves
 from workload import Workload, until
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.kernel_independent
 
 BAD = """
 from ghostbpf.schedulers.userspace import AgentPolicy
@@ -52,14 +52,14 @@ def test_ctrl_c_while_the_agent_starts_ends_it_all_without_a_word_of_failure() -
     with running("run", "fifo_centralized", "--cpus", "1-3", "--keep") as run:
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
         run.until(lambda: bool(children.read_text()))
-        crew = int(children.read_text())
-        os.kill(crew, signal.SIGSTOP)
+        agent_process = int(children.read_text())
+        os.kill(agent_process, signal.SIGSTOP)
         run.until(lambda: bool(list(Enclaves.open() or ())))
         run.signal(signal.SIGINT)
         done = run.wait()
     assert (done.status, done.err) == (130, "")
     assert not list(Enclaves.open() or ())
-    assert not Path(f"/proc/{crew}").exists()
+    assert not Path(f"/proc/{agent_process}").exists()
 
 
 @pytest.mark.soak

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agents import Fifo, MakeAgent, MakeCrew, Manual, children_of, drive, manual
+from agents import Fifo, MakeAgent, MakeAgentProcess, Manual, children_of, drive, manual
 from ghostbpf.loaders import sched_ext
-from ghostbpf.schedulers.agents import AgentHalf, Agents
+from ghostbpf.schedulers.agents import AgentPolicySpec, Agents
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.schedulers.userspace import Agent, AgentError, Crew, Task, Transaction
+from ghostbpf.schedulers.userspace import Agent, AgentError, AgentProcess, Task, Transaction
 from workload import Child, MakeEnclave, Me, Workload, in_ext, offline, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -132,7 +132,7 @@ class Favours(Fifo):
                 yield Transaction(task, cpu, 5_000_000)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [
@@ -141,9 +141,9 @@ class Favours(Fifo):
     ],
 )
 def test_mistake_costs_the_agent_and_no_task(
-    workload: Workload, crew: MakeCrew, policy: type[Fifo], reason: str
+    workload: Workload, agent_process: MakeAgentProcess, policy: type[Fifo], reason: str
 ) -> None:
-    one, failing = crew("1-3", policy)
+    one, failing = agent_process("1-3", policy)
     children = load(workload, one)
     until(lambda: not failing.alive, "it fails")
     with pytest.raises(AgentError, match=r"the agent of enclave \d+ is gone") as error:
@@ -152,28 +152,28 @@ def test_mistake_costs_the_agent_and_no_task(
     go_on(children)
     assert one.agent is not None
     assert (one.agent.state, reason in one.agent.reason) == ("gone", True)
-    crew(one, "fifo_centralized")
+    agent_process(one, "fifo_centralized")
     go_on(children)
     until(lambda: deciding(one), "it decides")
     assert {task.tid for task in one.tasks()} == {child.pid for child in children}
 
 
 @SOAK
-def test_agent_that_is_away_is_not_waited_for(workload: Workload, crew: MakeCrew) -> None:
-    one, _ = crew("1-3", Sleeps)
+def test_agent_that_is_away_is_not_waited_for(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, _ = agent_process("1-3", Sleeps)
     children = load(workload, one)
     for _ in range(3):
         go_on(children)
     agent = one.agent
     assert agent is not None
-    assert agent.silences > 0
+    assert agent.timeouts > 0
     assert agent.tid
 
 
 @pytest.mark.parametrize("policy", ["fifo_centralized", pytest.param("fifo_per_cpu", marks=pytest.mark.marathon)])
 @SOAK
-def test_stopped_agent_is_not_waited_for(workload: Workload, crew: MakeCrew, policy: str) -> None:
-    one, stopped = crew("1-3", policy, fastpath="off")
+def test_stopped_agent_is_not_waited_for(workload: Workload, agent_process: MakeAgentProcess, policy: str) -> None:
+    one, stopped = agent_process("1-3", policy, fastpath="off")
     children = load(workload, one)
     go_on(children)
     agents = [stopped.pid, *children_of(stopped.pid)]
@@ -182,7 +182,7 @@ def test_stopped_agent_is_not_waited_for(workload: Workload, crew: MakeCrew, pol
     began = time.monotonic()
     while time.monotonic() < began + 5:
         go_on(children)
-    assert any(channel.silent for channel in _agents(one).channels)
+    assert any(channel.timed_out for channel in _agents(one).channels)
     for pid in agents:
         os.kill(pid, signal.SIGCONT)
     until(lambda: deciding(one), "it decides again")
@@ -191,7 +191,7 @@ def test_stopped_agent_is_not_waited_for(workload: Workload, crew: MakeCrew, pol
     assert stopped.check()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize("rounds", [2, MARATHON])
 @pytest.mark.parametrize(
     "policies",
@@ -201,8 +201,10 @@ def test_stopped_agent_is_not_waited_for(workload: Workload, crew: MakeCrew, pol
     ],
     ids="-".join,
 )
-def test_killed_agents_lose_no_task(workload: Workload, crew: MakeCrew, policies: tuple[str, str], rounds: int) -> None:
-    one, agent = crew("1-3", policies[0], fastpath="off")
+def test_killed_agents_lose_no_task(
+    workload: Workload, agent_process: MakeAgentProcess, policies: tuple[str, str], rounds: int
+) -> None:
+    one, agent = agent_process("1-3", policies[0], fastpath="off")
     children = load(workload, one)
     stalls = []
     for turn in range(rounds):
@@ -212,13 +214,15 @@ def test_killed_agents_lose_no_task(workload: Workload, crew: MakeCrew, policies
         with pytest.raises(AgentError, match="killed by SIGKILL"):
             until(lambda agent=agent: not agent.check(), "its end is seen")
         assert {task.tid for task in one.tasks()} == {child.pid for child in children}
-        _, agent = crew(one, policies[turn % 2], fastpath="off")
+        _, agent = agent_process(one, policies[turn % 2], fastpath="off")
     print(f"until every task had run again: {max(stalls):.3f} s at most")
 
 
 @SOAK
-def test_one_of_the_agents_of_all_cpus_takes_the_others_with_it(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1-3", "fifo_per_cpu")
+def test_one_of_the_agents_of_all_cpus_takes_the_others_with_it(
+    workload: Workload, agent_process: MakeAgentProcess
+) -> None:
+    one, agents = agent_process("1-3", "fifo_per_cpu")
     children = load(workload, one)
     go_on(children)
     (victim, *_) = children_of(agents.pid)
@@ -244,7 +248,7 @@ def each_once(names: list[str]) -> list[str]:
     return [*names, names[0]]
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize(
     "walk",
     [
@@ -254,15 +258,15 @@ def each_once(names: list[str]) -> list[str]:
     ],
 )
 def test_upgrades_under_load_lose_no_task(
-    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, walk: list[str]
+    workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, walk: list[str]
 ) -> None:
     one = enclave("1-3", "biff")
     children = load(workload, one)
-    before: Crew | None = None
+    before: AgentProcess | None = None
     for turn, policy in enumerate(walk):
         after = None
-        if isinstance(POLICIES[policy], AgentHalf):
-            _, after = crew(one, policy, fastpath="off" if turn % 2 else "idle")
+        if isinstance(POLICIES[policy], AgentPolicySpec):
+            _, after = agent_process(one, policy, fastpath="off" if turn % 2 else "idle")
         else:
             with Enclaves.change() as enclaves:
                 assert enclaves is not None
@@ -277,9 +281,9 @@ def test_upgrades_under_load_lose_no_task(
 
 
 @SOAK
-def test_destroying_an_enclave_ends_its_agent(workload: Workload, crew: MakeCrew) -> None:
+def test_destroying_an_enclave_ends_its_agent(workload: Workload, agent_process: MakeAgentProcess) -> None:
     for policy in ("fifo_centralized", "fifo_per_cpu"):
-        one, agents = crew("1-3", policy, fastpath="off")
+        one, agents = agent_process("1-3", policy, fastpath="off")
         children = load(workload, one)
         go_on(children)
         with Enclaves.change() as enclaves:
@@ -319,17 +323,19 @@ def test_full_ring_loses_nothing_but_time(workload: Workload, agent: MakeAgent) 
 
 
 @SOAK
-def test_forgotten_task_gets_a_cpu_in_the_end(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1-2", Forgets)
+def test_forgotten_task_gets_a_cpu_in_the_end(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1-2", Forgets)
     child = workload.spawn(lambda me: me.note(), one)
     assert child.wait() == 0
     assert agents.check()
     assert sched_ext.status().state == "enabled"
 
 
-@pytest.mark.once
-def test_forgotten_task_gets_a_cpu_though_others_are_committed_to_it(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1", Favours)
+@pytest.mark.kernel_independent
+def test_forgotten_task_gets_a_cpu_though_others_are_committed_to_it(
+    workload: Workload, agent_process: MakeAgentProcess
+) -> None:
+    one, agents = agent_process("1", Favours)
     favourites = [workload.spinner(one) for _ in range(2)]
     for favourite in favourites:
         favourite.progress()
@@ -343,9 +349,9 @@ def test_forgotten_task_gets_a_cpu_though_others_are_committed_to_it(workload: W
 
 @SOAK
 def test_however_many_are_forgotten_each_gets_a_cpu_before_the_kernel_ends_it_all(
-    workload: Workload, crew: MakeCrew
+    workload: Workload, agent_process: MakeAgentProcess
 ) -> None:
-    one, agents = crew("1", Favours)
+    one, agents = agent_process("1", Favours)
     favourites = [workload.spinner(one) for _ in range(2)]
     for favourite in favourites:
         favourite.progress()
@@ -390,8 +396,10 @@ def test_departing_and_coming_back_is_told_from_the_first_to_the_last(
 
 @SOAK
 @pytest.mark.parametrize("wants", ["a task of the enclave", "the fair class", "who unplugs it"])
-def test_spinning_agent_hops_where_its_cpu_is_wanted(workload: Workload, crew: MakeCrew, wants: str) -> None:
-    one, agents = crew("1-3", "fifo_centralized", spin="yes", agent_cpu="1")
+def test_spinning_agent_hops_where_its_cpu_is_wanted(
+    workload: Workload, agent_process: MakeAgentProcess, wants: str
+) -> None:
+    one, agents = agent_process("1-3", "fifo_centralized", spin="yes", agent_cpu="1")
     assert os.sched_getaffinity(agents.pid) == {1}
     with contextlib.ExitStack() as plugged:
         if wants == "who unplugs it":

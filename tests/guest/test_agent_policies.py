@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from agents import MakeCrew, loads
+from agents import MakeAgentProcess, loads
 from ghostbpf.schedulers.agents import Agents
 from ghostbpf.schedulers.enclave import Enclave
 from order import Order
@@ -51,9 +51,9 @@ def _marks(kind: str) -> tuple[pytest.MarkDecorator, ...]:
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=_marks(kind)) for kind in KINDS])
-def kind(request: pytest.FixtureRequest, crew: MakeCrew) -> Enclave:
+def kind(request: pytest.FixtureRequest, agent_process: MakeAgentProcess) -> Enclave:
     policy, options = KINDS[request.param]
-    return crew("1-3", policy, **options)[0]
+    return agent_process("1-3", policy, **options)[0]
 
 
 def _simple() -> None:
@@ -154,11 +154,13 @@ def test_work_that_forks_blocks_and_spins_is_shared_by_all_cpus(workload: Worklo
     assert agent.messages > 0
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize("policy", ["sol", "fifo_centralized", "fifo_per_cpu"])
-def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, crew: MakeCrew, policy: str) -> None:
+def test_tasks_run_in_the_order_they_became_runnable(
+    workload: Workload, agent_process: MakeAgentProcess, policy: str
+) -> None:
     """A FIFO is a FIFO."""
-    one, _ = crew("1", policy, fastpath="off", agent_timeout="10s")
+    one, _ = agent_process("1", policy, fastpath="off", agent_timeout="10s")
     sleepers = [workload.sleeper(one, then=lambda me: me.say("ran")) for _ in range(12)]
     holder = workload.spinner(one)
     holder.progress()
@@ -171,11 +173,11 @@ def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, crew: M
     assert ran == order.of(sleepers[number] for number in turns)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize("policy", ["fifo_centralized", pytest.param("sol", marks=pytest.mark.soak)])
-def test_slice_ends_where_somebody_waits(workload: Workload, crew: MakeCrew, policy: str) -> None:
+def test_slice_ends_where_somebody_waits(workload: Workload, agent_process: MakeAgentProcess, policy: str) -> None:
     """Whom an agent forgets gets a CPU after 5 s anyway; here it has its turn many times in one second."""
-    one, _ = crew("1", policy, fastpath="off", slice="5ms", agent_timeout="10s")
+    one, _ = agent_process("1", policy, fastpath="off", slice="5ms", agent_timeout="10s")
     children = [workload.spinner(one) for _ in range(2)]
     for child in children:
         child.progress()
@@ -187,8 +189,10 @@ def test_slice_ends_where_somebody_waits(workload: Workload, crew: MakeCrew, pol
 
 @pytest.mark.soak
 @pytest.mark.parametrize("steal", ["no", "yes"])
-def test_tasks_of_one_cpu_stay_unless_it_may_steal(workload: Workload, crew: MakeCrew, steal: str) -> None:
-    one, _ = crew("1-2", "fifo_per_cpu", steal=steal)
+def test_tasks_of_one_cpu_stay_unless_it_may_steal(
+    workload: Workload, agent_process: MakeAgentProcess, steal: str
+) -> None:
+    one, _ = agent_process("1-2", "fifo_per_cpu", steal=steal)
     children = [workload.spinner(one, go=False) for _ in range(2)]
     for child in children:
         child.wake()
@@ -215,5 +219,5 @@ def _home(enclave: Enclave, child: Child) -> int | None:
     """The CPU whose agent has ``child``; None as long as none has."""
     agents = Agents.open(enclave.id)
     assert agents is not None
-    channels = (word.channel for word in agents.words if word.gtid & 0xFFFFFFFF == child.pid)
+    channels = (word.channel for word in agents.status_words if word.gtid & 0xFFFFFFFF == child.pid)
     return next((channel - 1 for channel in channels if channel), None)

@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from agents import MakeAgent, MakeCrew, drive
+from agents import MakeAgent, MakeAgentProcess, drive
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.userspace import Message, MessageType
 from workload import DEADLINE, MakeEnclave, Me, Workload, all_cpus, until
@@ -21,7 +21,8 @@ ENDS = (MessageType.TASK_DEAD, MessageType.TASK_DEPARTED)
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(10_000, marks=pytest.mark.once), pytest.param(1_000_000, marks=pytest.mark.marathon)]
+    "count",
+    [pytest.param(10_000, marks=pytest.mark.kernel_independent), pytest.param(1_000_000, marks=pytest.mark.marathon)],
 )
 @pytest.mark.timeout(1200)
 def test_messages_of_each_task_come_in_order_and_without_a_gap(
@@ -87,8 +88,8 @@ def test_messages_of_each_task_come_in_order_and_without_a_gap(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("policy", SOAKED)
-def test_thousand_threads_come_to_their_end(workload: Workload, crew: MakeCrew, policy: str) -> None:
-    one, agents = crew("1-3", policy)
+def test_thousand_threads_come_to_their_end(workload: Workload, agent_process: MakeAgentProcess, policy: str) -> None:
+    one, agents = agent_process("1-3", policy)
 
     def sleep_yield_sleep() -> None:
         time.sleep(0.01)
@@ -104,10 +105,10 @@ def test_thousand_threads_come_to_their_end(workload: Workload, crew: MakeCrew, 
     assert agents.check()
 
 
-@pytest.mark.once
-def test_who_ends_need_not_be_found_by_an_agent(workload: Workload, crew: MakeCrew) -> None:
+@pytest.mark.kernel_independent
+def test_who_ends_need_not_be_found_by_an_agent(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """To a thread that is preempted in its last steps no pid leads any more, and no transaction."""
-    one, agents = crew("1-3", "fifo_per_cpu")
+    one, agents = agent_process("1-3", "fifo_per_cpu")
     crowd = workload.crowd(400, lambda: time.sleep(0.01), one)
     until(lambda: crowd.value == 400, "all threads have started")
     crowd.wake()
@@ -116,7 +117,7 @@ def test_who_ends_need_not_be_found_by_an_agent(workload: Workload, crew: MakeCr
     assert agents.check()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize(
     "policy",
     [
@@ -151,8 +152,8 @@ def test_affinities_that_change_all_the_time_strand_nobody(
 
 
 @pytest.mark.marathon
-def test_a_thousand_processes_fork_and_end(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1-3", "fifo_centralized", fastpath="off")
+def test_a_thousand_processes_fork_and_end(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1-3", "fifo_centralized", fastpath="off")
 
     def breed(me: Me) -> None:
         for _ in range(125):
@@ -173,10 +174,12 @@ def test_a_thousand_processes_fork_and_end(workload: Workload, crew: MakeCrew) -
 @pytest.mark.parametrize(
     "stressor", ["--schedmix 4", "--cpu-sched 4", "--affinity 4", "--cpu-online 1 --cpu 3", "--switch 4 --yield 2"]
 )
-def test_stress_ng_for_a_minute(workload: Workload, crew: MakeCrew, policy: str, stressor: str) -> None:
+def test_stress_ng_for_a_minute(
+    workload: Workload, agent_process: MakeAgentProcess, policy: str, stressor: str
+) -> None:
     if shutil.which("stress-ng") is None:
         pytest.skip("stress-ng is not installed")
-    one, agents = crew("1-3", policy, fastpath="off")
+    one, agents = agent_process("1-3", policy, fastpath="off")
     gate, go = os.pipe()
     command = ["sh", "-c", f"read go; exec stress-ng {stressor} --timeout 60 --verbose"]
     done = subprocess.Popen(command, stdin=gate, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -9,14 +9,14 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
-from agents import Fifo, MakeAgent, MakeCrew, children_of
+from agents import Fifo, MakeAgent, MakeAgentProcess, children_of
 from command import ghostbpf, without
 from ghostbpf.schedulers.agents import Agents
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.userspace import Agent, AgentError, Transaction
-from ghostbpf.schedulers.userspace import crew as crew_module
-from ghostbpf.schedulers.userspace.link import Pulse
+from ghostbpf.schedulers.userspace import agent_process as crew_module
+from ghostbpf.schedulers.userspace.channel import Pulse
 from workload import MakeEnclave, Workload, offline, set_online, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -30,12 +30,12 @@ def agent_of(enclave: Enclave, cpu: int) -> int:
 @pytest.mark.soak
 @pytest.mark.parametrize("fastpath", ["off", "idle"])
 def test_cpu_that_was_offline_when_the_agents_started_gets_one_when_it_is_back(
-    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, fastpath: str
+    workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, fastpath: str
 ) -> None:
     one = enclave("1-3")
     spinners = [workload.spinner(one) for _ in range(5)]
     with offline(3):
-        _, agents = crew(one, "cfs", fastpath=fastpath)
+        _, agents = agent_process(one, "cfs", fastpath=fastpath)
         for spinner in spinners:
             spinner.progress()
         assert agent_of(one, 3) == 0
@@ -53,13 +53,13 @@ def test_cpu_that_was_offline_when_the_agents_started_gets_one_when_it_is_back(
 
 @pytest.mark.soak
 def test_cpu_without_an_agent_of_its_own_runs_what_waits(
-    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
+    workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crew_module._CpuAgents, "look_around", lambda self: None)
     one = enclave("1-3")
     spinners = [workload.spinner(one) for _ in range(5)]
     with offline(3):
-        _, agents = crew(one, "cfs", fastpath="off")
+        _, agents = agent_process(one, "cfs", fastpath="off")
     for _ in range(3):
         for spinner in spinners:
             spinner.forget()
@@ -70,7 +70,7 @@ def test_cpu_without_an_agent_of_its_own_runs_what_waits(
     assert agents.check()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_pulse_follows_a_cpu_that_goes_and_one_that_was_away(agent: MakeAgent) -> None:
     one = agent("1-2")
     online = CpuSet([3])
@@ -119,9 +119,9 @@ class Litters(Fifo):
         return super().schedule()
 
 
-@pytest.mark.once
-def test_agent_that_spins_collects_its_garbage(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1-3", Litters, spin="yes", agent_timeout="10s")
+@pytest.mark.kernel_independent
+def test_agent_that_spins_collects_its_garbage(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1-3", Litters, spin="yes", agent_timeout="10s")
     child = workload.spinner(one)
     until(lambda: not agents.alive, "it has collected")
     with pytest.raises(AgentError, match="it was collected"):
@@ -129,7 +129,7 @@ def test_agent_that_spins_collects_its_garbage(workload: Workload, crew: MakeCre
     child.progress()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_agent_whose_memory_cannot_be_locked_says_so_and_decides() -> None:
     def limit() -> None:
         without("CAP_IPC_LOCK")()

@@ -21,7 +21,7 @@ from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.topology import nr_cpu_words
 from workload import MakeEnclave, Me, Workload, in_ext
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def refused(done: Done, *says: str, status: int = 1) -> None:
         assert words in done.err
     assert "Traceback" not in done.err
     if status == 1:
-        first, *_, cure = done.err.splitlines()
+        first, *_, hint = done.err.splitlines()
         assert first.startswith("error: ")
-        assert cure.startswith("  try: ")
+        assert hint.startswith("  try: ")
 
 
 WRONG_LINES: dict[str, tuple[str, ...]] = {

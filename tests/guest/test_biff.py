@@ -9,7 +9,7 @@ import statistics
 import time
 
 import pytest
-from agents import MakeCrew
+from agents import MakeAgentProcess
 from ghostbpf.loaders.btf import Btf, Kind
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
@@ -250,13 +250,13 @@ def test_every_cpu_takes_from_the_one_queue(workload: Workload, enclave: MakeEnc
             holder.stop()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize(
     ("policy", "cpus", "share"),
     [("biff", "1-3", False), ("biff", "1", True), ("fifo_centralized", "1", True), ("fifo_per_cpu", "1-3", False)],
 )
 def test_pair_that_wake_each_other_in_turn(
-    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, policy: str, cpus: str, share: bool
+    workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, policy: str, cpus: str, share: bool
 ) -> None:
     """Each has an idle CPU; where there is none, who writes to a pipe and then sleeps leaves its own to the reader.
 
@@ -264,7 +264,7 @@ def test_pair_that_wake_each_other_in_turn(
     """
     if Btf.kernel().find("scx_bpf_reenqueue_local___v2", Kind.FUNC) is None:
         pytest.skip("this kernel cannot take a task back: wakeups go through the queue")
-    one = enclave(cpus) if policy == "biff" else crew(cpus, policy, fastpath="idle")[0]
+    one = enclave(cpus) if policy == "biff" else agent_process(cpus, policy, fastpath="idle")[0]
     there, back = os.pipe(), os.pipe()
     rounds = 2000
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from agents import MakeCrew, children_of
+from agents import MakeAgentProcess, children_of
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]
 
 
 @pytest.fixture
-def cfs(crew: MakeCrew) -> Callable[..., Enclave]:
+def cfs(agent_process: MakeAgentProcess) -> Callable[..., Enclave]:
     """``cfs("1-3")`` makes an enclave with its agents."""
-    return lambda cpus, **options: crew(cpus, "cfs", **options)[0]
+    return lambda cpus, **options: agent_process(cpus, "cfs", **options)[0]
 
 
 Cfs = Callable[..., Enclave]
@@ -70,8 +70,8 @@ def test_keeps_affinity_when_becoming_runnable_from_blocked(workload: Workload, 
 
 
 @pytest.mark.soak
-def test_task_changes_affinity_with_incoming_messages(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1-3", "cfs")
+def test_task_changes_affinity_with_incoming_messages(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1-3", "cfs")
     children = [workload.spawn(_naps, one) for _ in range(6)] + [workload.spinner(one) for _ in range(3)]
     end = time.monotonic() + 3
     turn = 0
@@ -107,8 +107,8 @@ def test_handles_affinity_change_while_runnable(workload: Workload, cfs: Cfs) ->
     assert child.at == 3
 
 
-def test_prio_change_self_and_remote(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1-3", "cfs")
+def test_prio_change_self_and_remote(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1-3", "cfs")
 
     def changes(me: Me) -> None:
         for nice in (5, 10, 0, -10, 19):
@@ -233,8 +233,8 @@ def test_thousand_threads_all_finish(workload: Workload, cfs: Cfs) -> None:
 
 
 @pytest.mark.soak
-def test_agents_killed_under_load_lose_no_task(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1-3", "cfs")
+def test_agents_killed_under_load_lose_no_task(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1-3", "cfs")
     children = [workload.spawn(_naps, one) for _ in range(4)] + [workload.spinner(one) for _ in range(4)]
     for turn in range(4):
         for child in children:
@@ -246,7 +246,7 @@ def test_agents_killed_under_load_lose_no_task(workload: Workload, crew: MakeCre
         with pytest.raises(AgentError):
             until(lambda agents=agents: not agents.check(), "their end is seen")
         assert {task.tid for task in one.tasks()} == {child.pid for child in children}
-        _, agents = crew(one, "cfs")
+        _, agents = agent_process(one, "cfs")
     for child in children:
         child.progress()
     assert agents.check()

@@ -8,7 +8,7 @@ import random
 import time
 
 import pytest
-from agents import MakeCrew
+from agents import MakeAgentProcess
 from command import read_sources_once
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.cpuset import CpuSet
@@ -79,7 +79,7 @@ def test_busy_run_for(workload: Workload, enclave: MakeEnclave, count: int) -> N
     assert one.counters().runtime_ns >= count * 10 * MS
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_nice_5_gets_a_third_of_nice_0(workload: Workload, enclave: MakeEnclave) -> None:
     children = spinners(workload, enclave("1", "cfs_bpf"), nices=(0, 5))
     expect_shares(children, (0, 5), 800, 0.1)
@@ -99,7 +99,7 @@ def test_shares_are_those_of_each_cpu(workload: Workload, enclave: MakeEnclave) 
         expect_shares(children, (0, 5, 10), 5000, 0.1)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_new_nice_value_counts_from_now_on(workload: Workload, enclave: MakeEnclave) -> None:
     children = spinners(workload, enclave("1", "cfs_bpf"), nices=(0, 0))
     expect_shares(children, (0, 0), 400, 0.2)
@@ -107,7 +107,7 @@ def test_new_nice_value_counts_from_now_on(workload: Workload, enclave: MakeEncl
     expect_shares(children, (5, 0), 800, 0.15)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize("kind", ["new", pytest.param("woken", marks=pytest.mark.soak)])
 def test_who_comes_late_gets_no_more_than_its_share(workload: Workload, enclave: MakeEnclave, kind: str) -> None:
     """Neither the new nor the sleeper has had any CPU time; that it did not want it is no reason to get it all now."""
@@ -135,7 +135,7 @@ def test_lone_spinner_is_never_preempted(workload: Workload, enclave: MakeEnclav
     assert one.counters().preempted == 0
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_yield_lets_the_next_have_a_turn(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1", "cfs_bpf")
     hog = workload.spinner(one)
@@ -164,7 +164,7 @@ def test_cpu_with_nothing_to_do_takes_what_waits_for_another(workload: Workload,
     until(lambda: {hog.at for hog in hogs[:2]} == {1, 2}, "each has a CPU")
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_new_tasks_are_spread_over_busy_cpus(workload: Workload, enclave: MakeEnclave) -> None:
     """They come from a CPU outside, so the same CPU is the nearest for all; and no CPU idles and would take them."""
     one = enclave("1-3", "cfs_bpf")
@@ -296,8 +296,8 @@ def test_swaps_under_load_lose_no_task(
 
 
 @pytest.mark.soak
-def test_upgrades_from_and_to_agents_lose_no_task(workload: Workload, crew: MakeCrew) -> None:
-    one, agents = crew("1-3", "fifo_centralized", slice="5ms")
+def test_upgrades_from_and_to_agents_lose_no_task(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1-3", "fifo_centralized", slice="5ms")
     children = _load(workload, one)
     for policy, options in (("cfs", {}), ("fifo_centralized", {"fastpath": "off", "slice": "5ms"}), ("cfs", {})):
         _all_there(one, children)
@@ -306,7 +306,7 @@ def test_upgrades_from_and_to_agents_lose_no_task(workload: Workload, crew: Make
             enclaves.get(one.id).swap(POLICIES["cfs_bpf"])
         until(lambda agents=agents: not agents.check(), "the agent leaves, and leaves well")
         _all_there(one, children)
-        _, agents = crew(one, policy, **options)
+        _, agents = agent_process(one, policy, **options)
     _all_there(one, children)
 
 
@@ -323,8 +323,8 @@ def test_who_waits_when_the_loader_dies_in_a_swap_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Enclave, "_hand_over", lambda enclave: None)
         one.swap(POLICIES[policy])
-    assert one._record.leftover
+    assert one._record.draining
     _all_there(one, children)
     with Enclaves.change():
-        assert not one._record.leftover, "the next one sees to it"
+        assert not one._record.draining, "the next one sees to it"
     _all_there(one, children)

@@ -49,7 +49,7 @@ def test_watched_events_have_the_kernels_names(enclave: MakeEnclave) -> None:
     assert not {name for name in names if "REPEAT" in name or "NOT_OWNED" in name} - watched
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_agent_that_is_refused_in_a_loop_is_reported(workload: Workload, agent: MakeAgent, refusals: Refusals) -> None:
     one = agent("1")
     task = task_of(one, workload.spinner(one.enclave))
@@ -65,7 +65,7 @@ def test_agent_that_is_refused_in_a_loop_is_reported(workload: Workload, agent: 
     assert not refusals.report()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_task_that_stays_in_the_class_is_found(workload: Workload) -> None:
     child = workload.sleeper()
     assert not ext_tasks()

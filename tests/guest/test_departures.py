@@ -251,7 +251,7 @@ def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, a
     owner = workload.spawn(lock.own, one.enclave)
     drive(one, lambda: owner.value, "it has the lock")
     (task,) = one.tasks.values()
-    policy, word = one.policy, one.words[task.word]
+    policy, word = one.policy, one.status_words[task.word]
     assert isinstance(policy, Manual)
     policy.log.clear()
     waiter = workload.spawn(lock.want)
@@ -260,7 +260,7 @@ def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, a
     assert one.commit([Transaction(task, 1)])[0] in (TxnState.STALE, TxnState.NOT_RUNNABLE)
     assert one.tasks == {task.gtid: task}
     drive(one, lambda: task.state == BLOCKED, "the agent knows")
-    seq, ran = task.seq, one.words[task.word].runtime_ns
+    seq, ran = task.seq, one.status_words[task.word].runtime_ns
     assert policy.log[-1] == ("blocked", task)
     owner.progress(100)
     assert [t.tid for t in one.enclave.tasks()] == [owner.pid]
@@ -280,7 +280,7 @@ def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, a
     assert not {"new", "departed", "dead"} & set(kinds)
     assert [(t, t.gtid) for t in one.tasks.values()] == [(task, word.gtid)]
     assert task.seq > seq
-    assert one.words[task.word].runtime_ns >= ran
+    assert one.status_words[task.word].runtime_ns >= ran
 
 
 @pi_futex

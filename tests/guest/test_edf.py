@@ -8,23 +8,23 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import MakeAgent, MakeCrew, drive, waiting, wake_all
+from agents import MakeAgent, MakeAgentProcess, drive, waiting, wake_all
 from ghostbpf.hints import Hints
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.userspace.edf import Edf
 from order import Order
 from workload import Me, Workload, sched_field, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 NORMAL, URGENT, REPEATING = 1, 2, 3
 MS, S = 10**6, 10**9
 
 
 @pytest.fixture
-def one(crew: MakeCrew) -> Enclave:
+def one(agent_process: MakeAgentProcess) -> Enclave:
     """One CPU."""
-    return crew("1", "edf", agent_timeout="10s")[0]
+    return agent_process("1", "edf", agent_timeout="10s")[0]
 
 
 @pytest.fixture

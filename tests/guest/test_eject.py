@@ -51,7 +51,7 @@ def still_runs(child: Child) -> None:
     tasks.set_policy(child.pid, os.SCHED_OTHER)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_run_that_watches_says_why_and_exits_with_1(workload: Workload, eject: Eject) -> None:
     with running("run", "biff", "--cpus", "1-2") as process:
         process.until(lambda: "Ctrl-C ends" in process.err)
@@ -86,7 +86,7 @@ def test_run_with_a_command_lets_it_finish_and_says_why(eject: Eject) -> None:
     assert ghostbpf("enclave", "ls") == Done(0, "no enclaves\n", "")
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_every_enclave_of_an_ejected_core_is_gone(workload: Workload, enclave: MakeEnclave, eject: Eject) -> None:
     made = [enclave("1"), enclave("2", "rr")]
     children = [workload.spinner(e) for e in made]

@@ -21,7 +21,7 @@ from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES
 from workload import MakeEnclave, Workload, in_ext, offline, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 
 def params(enclave: Enclave, policy: Policy, bank: int = 0) -> MmapArray:
@@ -159,7 +159,7 @@ def test_cpus_of_another_enclave_are_refused_by_owner(enclave: MakeEnclave) -> N
             enclave(cpus)
         assert busy.value.owner == owner.id
         assert CpuSet.parse(busy.value.cpus) == CpuSet.parse(cpus) & owner.cpus
-        assert busy.value.cure is not None
+        assert busy.value.hint is not None
     assert [str(e.cpus) for e in Enclaves.open() or ()] == ["1-2"]
     assert not (core.ROOT / "enclave_2").exists()
 

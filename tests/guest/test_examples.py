@@ -59,9 +59,9 @@ def test_run_names_the_scheduler_that_is_in_its_way(fifo: Array) -> None:
     for line in ("run biff -- true", "run rr --all -- true", "run biff --cpus 1"):
         done = ghostbpf(*line.split())
         assert (done.status, done.out) == (1, "")
-        error, cure = done.err.splitlines()
+        error, hint = done.err.splitlines()
         assert error == "error: the sched_ext scheduler fifo is running"
-        assert cure == "  try: stop it first; the kernel allows one"
+        assert hint == "  try: stop it first; the kernel allows one"
     with pytest.raises(SchedulerBusy) as busy, Enclaves.create():
         pass
     assert busy.value.ops == "fifo"

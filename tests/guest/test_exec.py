@@ -7,7 +7,7 @@ import os
 import threading
 
 import pytest
-from agents import MakeCrew, loads
+from agents import MakeAgentProcess, loads
 from ghostbpf.schedulers.enclave import Enclave
 from workload import DEADLINE, Me, Workload, until
 
@@ -36,7 +36,7 @@ def failed(enclave: Enclave) -> int:
 @pytest.mark.parametrize(
     ("policy", "fastpath"),
     [
-        pytest.param("fifo_centralized", "off", marks=pytest.mark.once),
+        pytest.param("fifo_centralized", "off", marks=pytest.mark.kernel_independent),
         *(
             pytest.param(policy, "off", marks=pytest.mark.soak)
             for policy in ("fifo_per_cpu", "sol", "shinjuku", "edf", "cfs")
@@ -45,9 +45,9 @@ def failed(enclave: Enclave) -> int:
     ],
 )
 def test_thread_that_execs_goes_on_under_its_agent(
-    workload: Workload, crew: MakeCrew, policy: str, fastpath: str
+    workload: Workload, agent_process: MakeAgentProcess, policy: str, fastpath: str
 ) -> None:
-    enclave, _ = crew("1-2", policy, fastpath=fastpath)
+    enclave, _ = agent_process("1-2", policy, fastpath=fastpath)
     before = failed(enclave)
     children = [workload.spawn(exec_from_thread, enclave) for _ in range(2)]
     for child in children:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agents import MakeCrew
+from agents import MakeAgentProcess
 from command import fork, ghostbpf
 from ghostbpf.loaders.maps import Map
 from ghostbpf.schedulers import agents as agents_module
@@ -24,7 +24,7 @@ from ghostbpf.schedulers.errors import NoSuchEnclave
 from ghostbpf.schedulers.registry import POLICIES
 from workload import MakeEnclave, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 
 def die(*_: object) -> None:
@@ -38,9 +38,9 @@ def change() -> None:
 
 
 def test_loader_killed_before_it_could_dismiss_the_agent_of_the_policy_before(
-    workload: Workload, crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
+    workload: Workload, agent_process: MakeAgentProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, agents = crew("1", "fifo_centralized", fastpath="off")
+    one, agents = agent_process("1", "fifo_centralized", fastpath="off")
     child = workload.spinner(one)
 
     def swap() -> None:
@@ -59,9 +59,9 @@ def test_loader_killed_before_it_could_dismiss_the_agent_of_the_policy_before(
 
 
 def test_loader_killed_before_it_could_tell_the_agent_that_a_task_has_moved(
-    workload: Workload, crew: MakeCrew, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch
+    workload: Workload, agent_process: MakeAgentProcess, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, _ = crew("1", "fifo_centralized", fastpath="off")
+    one, _ = agent_process("1", "fifo_centralized", fastpath="off")
     other = enclave("2")
     child, stays = workload.spinner(one), workload.spinner(one)
     child.progress()
@@ -158,7 +158,7 @@ def test_readers_see_a_core_or_none_however_often_it_comes_and_goes(
 
 @pytest.mark.soak
 def test_readers_see_agents_or_none_however_often_they_come_and_go(
-    workload: Workload, crew: MakeCrew, enclave: MakeEnclave
+    workload: Workload, agent_process: MakeAgentProcess, enclave: MakeEnclave
 ) -> None:
     one = enclave("1")
     wrong: list[BaseException] = []
@@ -190,12 +190,12 @@ def test_run_stays_with_its_command_where_it_cannot_look_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from ghostbpf.loaders.errors import BpfError
-    from ghostbpf.schedulers.userspace import Crew
+    from ghostbpf.schedulers.userspace import AgentProcess
 
-    def cannot(self: Crew) -> bool:
+    def cannot(self: AgentProcess) -> bool:
         raise BpfError("open a pin", 2)
 
-    monkeypatch.setattr(Crew, "check", cannot)
+    monkeypatch.setattr(AgentProcess, "check", cannot)
     done = ghostbpf("run", "fifo_centralized", "--cpus", "1", "--", "sh", "-c", "sleep 2; echo it ends; exit 6")
     assert (done.status, done.out) == (6, "it ends\n")
     assert done.err.count("warning: cannot open a pin") == 1

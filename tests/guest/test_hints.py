@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from agents import MakeCrew, wake_all
+from agents import MakeAgentProcess, wake_all
 from command import Done, ghostbpf, nobody, running
 from ghostbpf.hints import Hints
 from ghostbpf.loaders import BpfError, Hash, Map, abi
@@ -23,7 +23,7 @@ from ghostbpf.schedulers.userspace import Agent, AgentPolicy
 from order import Order
 from workload import DEADLINE, Child, MakeEnclave, Me, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 SOAK = pytest.mark.soak
 
@@ -69,8 +69,10 @@ class Line:
         assert order.ran() == order.of(self.sleepers[place] for place in places)
 
 
-def test_agent_obeys_what_applications_say(workload: Workload, crew: MakeCrew, earliest: type[AgentPolicy]) -> None:
-    one, _ = crew("1", earliest, agent_timeout="10s")
+def test_agent_obeys_what_applications_say(
+    workload: Workload, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
+) -> None:
+    one, _ = agent_process("1", earliest, agent_timeout="10s")
     line = Line(workload, one, [40, 20, 30, 10])
     line.expect(3, 1, 2, 0)
     with Hints.open(one.hints_path) as hints:
@@ -80,33 +82,35 @@ def test_agent_obeys_what_applications_say(workload: Workload, crew: MakeCrew, e
 
 @SOAK
 def test_next_agent_knows_what_was_said_to_one_that_was_killed(
-    workload: Workload, crew: MakeCrew, earliest: type[AgentPolicy]
+    workload: Workload, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
 ) -> None:
-    one, agent = crew("1", earliest, agent_timeout="10s")
+    one, agent = agent_process("1", earliest, agent_timeout="10s")
     line = Line(workload, one, [40, 20, 30, 10])
     os.kill(agent.pid, signal.SIGKILL)
     until(lambda: one.agent and one.agent.state == "gone", "the agent is gone")
-    crew(one, earliest, agent_timeout="10s")
+    agent_process(one, earliest, agent_timeout="10s")
     line.expect(3, 1, 2, 0)
 
 
-def test_table_stays_as_long_as_the_enclave(enclave: MakeEnclave, crew: MakeCrew, earliest: type[AgentPolicy]) -> None:
+def test_table_stays_as_long_as_the_enclave(
+    enclave: MakeEnclave, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
+) -> None:
     e = enclave("1")
     assert not e.hints_path.exists()
-    crew(e, earliest)
+    agent_process(e, earliest)
     with Hints.open(e.hints_path) as hints:
         hints.set_item(3, tid=1)
     assert e.hints_path.stat().st_mode & 0o777 == 0o600
     e.swap(POLICIES["biff"])
-    crew(e, earliest)
+    agent_process(e, earliest)
     with Hints.open(e.hints_path) as hints:
         assert [index for index, _ in hints.updates()] == [3]
     e.destroy()
     assert not e.hints_path.exists()
 
 
-def test_policy_without_hints_has_none(crew: MakeCrew) -> None:
-    one, _ = crew("1", "fifo_centralized")
+def test_policy_without_hints_has_none(agent_process: MakeAgentProcess) -> None:
+    one, _ = agent_process("1", "fifo_centralized")
     assert not one.hints_path.exists()
     half = POLICIES["fifo_centralized"]
     agent = Agent(one, half, half.values())  # type: ignore[arg-type]
@@ -181,9 +185,9 @@ def test_command_finds_the_table_of_its_enclave(tmp_path: Path) -> None:
 
 
 def test_process_that_is_admitted_writes_and_no_other_of_its_user(
-    workload: Workload, crew: MakeCrew, earliest: type[AgentPolicy]
+    workload: Workload, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
 ) -> None:
-    one, _ = crew("1", earliest)
+    one, _ = agent_process("1", earliest)
     told, tell = os.pipe()
 
     def body(me: Me) -> None:

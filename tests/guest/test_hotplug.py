@@ -59,7 +59,7 @@ def test_enclave_loses_a_cpu_under_load_and_gets_it_back(workload: Workload, enc
         assert all(in_ext(spinner.pid) for spinner in spinners)
         assert str(one.cpus) == "1-2"
     until(lambda: used(spinners) == one.cpus, "the CPU that is back is used")
-    assert one.counters().misfits == 0
+    assert one.counters().affinity_misses == 0
     assert one.nr_tasks == 5
 
 
@@ -73,7 +73,7 @@ def test_tasks_of_an_enclave_without_cpus_run_elsewhere(workload: Workload, encl
             spinner.forget()
         run(spinners)
         assert all(child.cpus_seen.isdisjoint(biff.cpus) for child in spinners)
-        assert biff.counters().misfits > 0
+        assert biff.counters().affinity_misses > 0
         for turn in range(5):
             sleeper.wake()
             until(lambda turn=turn: sleeper.loops > turn, "the sleeper ran")

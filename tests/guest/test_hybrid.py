@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from ghostbpf.schedulers.registry import from_file
-from ghostbpf.schedulers.userspace.link import params_of
+from ghostbpf.schedulers.userspace.channel import params_of
 from policy_file import scheduled, wake
 from workload import Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 HYBRID = Path(__file__).parents[2] / "examples" / "hybrid.py"
 

@@ -16,7 +16,7 @@ from ghostbpf.loaders.errors import GhostError
 from ghostbpf.schedulers import cgroups
 from workload import MakeEnclave, Me, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_limits_that_do_not_hold_are_named_once_per_command(
         return [line for line in err.splitlines() if line.startswith("warning")]
 
     assert warned(ghostbpf("enclave", "add", 1, *(sleeper.pid for sleeper in sleepers)).err) == expected
-    for command in (("add", 1, "--cgroup", "/ghostbpf-test"), ("enrol", 1, "--cgroup", "/ghostbpf-test", "--once")):
+    for command in (("add", 1, "--cgroup", "/ghostbpf-test"), ("auto-join", 1, "--cgroup", "/ghostbpf-test", "--once")):
         for sleeper in sleepers:
             os.sched_setscheduler(sleeper.pid, os.SCHED_OTHER, os.sched_param(0))
         assert warned(ghostbpf("enclave", *command).err) == expected

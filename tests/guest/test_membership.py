@@ -100,7 +100,7 @@ def test_add_process_moves_threads_that_are_being_created(workload: Workload, en
         assert crowd.wait() == 0
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_joining_twice_is_joining_once(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1")
     sleeper = workload.sleeper(biff)
@@ -109,7 +109,7 @@ def test_joining_twice_is_joining_once(workload: Workload, enclave: MakeEnclave)
     assert [task.tid for task in biff.tasks()] == [sleeper.pid]
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_task_that_ended_cannot_join(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     dead = workload.spawn(lambda me: None)
@@ -141,7 +141,7 @@ def test_zombie_leaves_nothing_behind(workload: Workload, enclave: MakeEnclave) 
     workload.spinner(biff).progress()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_process_may_move_itself(enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     before = os.sched_getaffinity(0)

@@ -16,7 +16,7 @@ from command import Done, fork, ghostbpf, running
 from ghostbpf.schedulers.enclave import Enclaves
 from workload import Child, MakeEnclave, Workload, in_ext, present_cpus, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
@@ -90,7 +90,7 @@ def test_rule_in_the_namespace_enrols_its_tasks_alone(workload: Workload, enclav
 
     def body() -> None:
         pid = sleeper_called(outside.pid)
-        done = ghostbpf("enclave", "enrol", e.id, "--comm", "sleep", "--once", "--json")
+        done = ghostbpf("enclave", "auto-join", e.id, "--comm", "sleep", "--once", "--json")
         assert [json.loads(line)["tid"] for line in done.out.splitlines()] == [pid], done.err
         assert in_ext(pid)
         os.kill(pid, 9)
@@ -164,7 +164,10 @@ def test_proc_of_another_namespace_is_refused(workload: Workload, enclave: MakeE
 
     def body() -> None:
         subprocess.run(["umount", "/proc"], check=True)
-        for arguments in (("enclave", "add", e.id, outside.pid), ("enclave", "enrol", e.id, "--comm", "*", "--once")):
+        for arguments in (
+            ("enclave", "add", e.id, outside.pid),
+            ("enclave", "auto-join", e.id, "--comm", "*", "--once"),
+        ):
             done = ghostbpf(*arguments)
             assert done.status == 1
             assert "error: /proc is not that of the pid namespace of process" in done.err, done.err

@@ -94,7 +94,7 @@ def test_child_forked_in_the_enclave_leaves_with_the_policy_that_it_would_have_i
     assert expected[5:7] == [(os.SCHED_FIFO, 7), (os.SCHED_OTHER, 0)], "RESET_ON_FORK makes no child a real-time task"
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_task_that_cannot_have_its_policy_again_is_an_ordinary_one_and_that_is_said(
     workload: Workload, enclave: MakeEnclave
 ) -> None:

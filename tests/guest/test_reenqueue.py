@@ -79,7 +79,7 @@ def watch_core() -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_task_in_migrate_disable_beside_ping_pong_does_not_end_the_core(
     workload: Workload, enclave: MakeEnclave
 ) -> None:
@@ -99,7 +99,7 @@ def test_task_in_migrate_disable_beside_ping_pong_does_not_end_the_core(
     child.stop()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_kernel_thread_beside_real_time_ping_pong_does_not_end_the_core(workload: Workload) -> None:
     with Enclaves.create(full=True) as enclaves:
         enclaves.new(all_cpus(), POLICIES["biff"], id=1)

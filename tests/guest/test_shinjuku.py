@@ -9,21 +9,21 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import MakeCrew, wake_all
+from agents import MakeAgentProcess, wake_all
 from ghostbpf.hints import Hints
 from ghostbpf.schedulers.enclave import Enclave
 from order import Order
 from workload import Child, Me, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 BATCH, URGENT = 1, 2
 
 
 @pytest.fixture
-def one(crew: MakeCrew) -> Enclave:
+def one(agent_process: MakeAgentProcess) -> Enclave:
     """One CPU, and slices without an end."""
-    return crew("1", "shinjuku", slice="inf", agent_timeout="10s")[0]
+    return agent_process("1", "shinjuku", slice="inf", agent_timeout="10s")[0]
 
 
 @pytest.fixture
@@ -39,8 +39,10 @@ def say(me: Me) -> None:
 
 
 @pytest.mark.parametrize("slice", [pytest.param("50us", marks=pytest.mark.soak), "5ms"])
-def test_short_request_runs_before_long_ones_end(workload: Workload, crew: MakeCrew, slice: str) -> None:
-    one, agent = crew("1", "shinjuku", slice=slice, agent_timeout="10s")
+def test_short_request_runs_before_long_ones_end(
+    workload: Workload, agent_process: MakeAgentProcess, slice: str
+) -> None:
+    one, agent = agent_process("1", "shinjuku", slice=slice, agent_timeout="10s")
     short = workload.sleeper(one)
     long = [workload.spinner(one) for _ in range(3)]
     for child in long:
@@ -55,10 +57,12 @@ def test_short_request_runs_before_long_ones_end(workload: Workload, crew: MakeC
     assert agent.check()
 
 
-def test_short_request_waits_for_a_slice_and_not_for_all_before_it(workload: Workload, crew: MakeCrew) -> None:
+def test_short_request_waits_for_a_slice_and_not_for_all_before_it(
+    workload: Workload, agent_process: MakeAgentProcess
+) -> None:
     """Behind three long tasks a FIFO would have it wait for three slices, and with no slices for ever."""
     slice_ms = 50
-    one, _ = crew("1", "shinjuku", slice=f"{slice_ms}ms", agent_timeout="10s")
+    one, _ = agent_process("1", "shinjuku", slice=f"{slice_ms}ms", agent_timeout="10s")
     short = workload.sleeper(one, then=lambda me: me.set(time.monotonic_ns()))
     for _ in range(3):
         workload.spinner(one).progress()
@@ -89,9 +93,9 @@ def test_higher_qos_goes_first(workload: Workload, one: Enclave, hints: Hints) -
     assert order.ran() == order.of([*reversed(urgent), *reversed(batch)])
 
 
-def test_requests_take_cpus_from_batch_jobs(workload: Workload, crew: MakeCrew) -> None:
+def test_requests_take_cpus_from_batch_jobs(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """Shinjuku and Shenango: slices have no end, so only QoS can take a CPU away."""
-    one, _ = crew("1-2", "shinjuku", slice="inf", agent_timeout="10s")
+    one, _ = agent_process("1-2", "shinjuku", slice="inf", agent_timeout="10s")
     with Hints.open(one.hints_path) as hints:
         hints.set_class(URGENT, one_shot=True, qos=2)
         request = workload.sleeper(one)
@@ -106,9 +110,11 @@ def test_requests_take_cpus_from_batch_jobs(workload: Workload, crew: MakeCrew) 
     assert one.counters().preempted == 0
 
 
-def test_request_takes_an_idle_cpu_rather_than_one_of_a_batch_job(workload: Workload, crew: MakeCrew) -> None:
+def test_request_takes_an_idle_cpu_rather_than_one_of_a_batch_job(
+    workload: Workload, agent_process: MakeAgentProcess
+) -> None:
     """Where a higher class has the other CPU just then, the agent's own say, that one is not idle."""
-    one, _ = crew("1-2", "shinjuku", slice="inf", agent_cpu="0", agent_timeout="10s")
+    one, _ = agent_process("1-2", "shinjuku", slice="inf", agent_cpu="0", agent_timeout="10s")
     with Hints.open(one.hints_path) as hints:
         hints.set_class(URGENT, one_shot=True, qos=2)
         request = workload.sleeper(one)

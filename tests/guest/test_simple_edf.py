@@ -9,21 +9,21 @@ import time
 from collections.abc import Iterable, Iterator
 
 import pytest
-from agents import MakeCrew, wake_all
+from agents import MakeAgentProcess, wake_all
 from ghostbpf.hints import Hints
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import threads
 from workload import Me, Workload, in_ext, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once, pytest.mark.soak]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent, pytest.mark.soak]
 
 DUE = 1
 MS, S = 10**6, 10**9
 
 
 @pytest.fixture
-def one(crew: MakeCrew) -> Enclave:
-    return crew("1-3", "edf", agent_timeout="10s")[0]
+def one(agent_process: MakeAgentProcess) -> Enclave:
+    return agent_process("1-3", "edf", agent_timeout="10s")[0]
 
 
 @pytest.fixture
@@ -74,9 +74,9 @@ def test_busy_run_for(workload: Workload, one: Enclave, hints: Hints) -> None:
     assert [child.wait() for child in children] == [0] * 100
 
 
-def test_every_deadline_of_a_feasible_set_is_met(workload: Workload, crew: MakeCrew) -> None:
+def test_every_deadline_of_a_feasible_set_is_met(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """Woken in the wrong order, the most urgent would be late if they ran in that."""
-    one, _ = crew("1", "edf", agent_timeout="10s")
+    one, _ = agent_process("1", "edf", agent_timeout="10s")
     work_ms, apart_ns, slack_ns = 250, 400 * MS, S
 
     def work(me: Me) -> None:

@@ -8,16 +8,18 @@ import re
 import time
 
 import pytest
-from agents import MakeCrew
+from agents import MakeAgentProcess
 from command import ghostbpf
 from ghostbpf.schedulers.enclave import Enclave
 from workload import Me, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 
-def test_what_was_to_follow_another_need_not_if_a_cpu_idles(workload: Workload, crew: MakeCrew) -> None:
-    one, _ = crew("1-2", "sol", agent_timeout="10s")
+def test_what_was_to_follow_another_need_not_if_a_cpu_idles(
+    workload: Workload, agent_process: MakeAgentProcess
+) -> None:
+    one, _ = agent_process("1-2", "sol", agent_timeout="10s")
     sleeper = workload.sleeper(one, cpus=[1])
     stays, ends = workload.spinner(one, cpus=[1]), workload.spinner(one, cpus=[2])
     for holder in (stays, ends):
@@ -33,9 +35,9 @@ def test_what_was_to_follow_another_need_not_if_a_cpu_idles(workload: Workload, 
 
 
 @pytest.mark.parametrize("spin", ["no", pytest.param("yes", marks=pytest.mark.soak)])
-def test_nothing_is_lost_at_full_speed(workload: Workload, crew: MakeCrew, spin: str) -> None:
+def test_nothing_is_lost_at_full_speed(workload: Workload, agent_process: MakeAgentProcess, spin: str) -> None:
     """Each yield is a message and a decision; none may be missing, and none made twice."""
-    one, agent = crew("1-3", "sol", spin=spin, agent_timeout="10s")
+    one, agent = agent_process("1-3", "sol", spin=spin, agent_timeout="10s")
     yields, tasks = 300, 20
 
     def body(me: Me) -> None:
@@ -51,7 +53,7 @@ def test_nothing_is_lost_at_full_speed(workload: Workload, crew: MakeCrew, spin:
     assert agent.check()
     state = one.agent
     assert state is not None
-    assert (state.silences, state.lost) == (0, 0)
+    assert (state.timeouts, state.lost) == (0, 0)
     assert state.committed >= yields * tasks
     assert state.messages >= yields * tasks
     assert 0 < state.busy_ns <= state.age_ns
@@ -63,9 +65,9 @@ def test_nothing_is_lost_at_full_speed(workload: Workload, crew: MakeCrew, spin:
 
 
 @pytest.mark.soak
-def test_sol_test_prints_the_efficiency(workload: Workload, crew: MakeCrew) -> None:
+def test_sol_test_prints_the_efficiency(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """ghOSt's sol_test: tasks that spin and sleep, five for each CPU, and how near that comes to the ideal."""
-    one, agent = crew("1-3", "sol")
+    one, agent = agent_process("1-3", "sol")
     tasks, rounds = 15, 40
     for spin_us in (1000, 750, 500, 250, 100, 50):
         print(f"{spin_us / 1000:.2f} msecs")

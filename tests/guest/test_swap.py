@@ -133,7 +133,7 @@ def test_task_that_never_blocks_obeys_the_policy_swapped_in(
     assert sched_ext.status().state == "enabled"
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_swap_pins_the_new_parameters_and_unpins_the_old(enclave: MakeEnclave) -> None:
     e = enclave("1", "biff")
     for number, (policy, bank) in enumerate(((RR, 1), (BIFF, 0), (BIFF, 1)), start=1):
@@ -144,7 +144,7 @@ def test_swap_pins_the_new_parameters_and_unpins_the_old(enclave: MakeEnclave) -
         assert (e.policy, e.swaps) == (policy.name, number)
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_swap_of_one_enclave_leaves_the_others_policy_alone(workload: Workload, enclave: MakeEnclave) -> None:
     changed, other = enclave("1", "biff"), enclave("2", "biff")
     children = [workload.spinner(e) for e in (changed, other)]
@@ -227,7 +227,7 @@ _FAULTS = {
 }
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize(
     "name", ["unknown", "overrun", *(pytest.param(name, marks=pytest.mark.soak) for name in ("syntax", "global"))]
 )
@@ -253,7 +253,7 @@ def test_policy_with_a_fault_changes_nothing(
     child.progress()
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_policy_with_a_fault_makes_no_enclave(faulty: Callable[[str], Policy], enclave: MakeEnclave) -> None:
     def refused() -> None:
         with pytest.raises(VerifierError, match="overrun_dispatch"), Enclaves.create() as enclaves:

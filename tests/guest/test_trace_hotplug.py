@@ -37,7 +37,7 @@ def longest(text: str, cpu: int) -> list[float]:
     return [line["max"] for line in lines if line["type"] == "histogram" and line["by"]["cpu"] == cpu]
 
 
-@pytest.mark.once
+@pytest.mark.kernel_independent
 def test_runqlen_counts_a_cpu_again_that_was_offline(workload: Workload) -> None:
     with running("trace", "runqlen", "--per-cpu", "--json", "0.3") as tracer:
         tracer.until(lambda: longest(tracer.out, AWAY))

@@ -12,7 +12,7 @@ import pytest
 from command import Done, start
 from ghostbpf.schedulers.enclave import Enclaves
 from ghostbpf.schedulers.registry import from_file
-from ghostbpf.schedulers.userspace.link import params_of
+from ghostbpf.schedulers.userspace.channel import params_of
 from policy_file import scheduled, wake
 from workload import Child, Workload, runtime_ns, sched_field, until
 

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agents import Fifo, MakeCrew
+from agents import Fifo, MakeAgentProcess
 from command import Done, fork, ghostbpf, running
 from ghostbpf.schedulers.agents import is_there
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.schedulers.userspace import AgentError, Crew, Task, Transaction, half_of
+from ghostbpf.schedulers.userspace import AgentError, AgentProcess, Task, Transaction, spec_of
 from workload import MakeEnclave, Me, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.once]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 BROKEN = """
 from ghostbpf.schedulers.userspace import FifoCentralized
@@ -86,17 +86,17 @@ def naps(me: Me) -> None:
         time.sleep(0.002)
 
 
-def upgrade(enclave: Enclave, policy: type[Fifo], **options: str) -> Crew:
-    half = half_of(policy)
-    crew = Crew(half, half.values(options))
+def upgrade(enclave: Enclave, policy: type[Fifo], **options: str) -> AgentProcess:
+    half = spec_of(policy)
+    agent_process = AgentProcess(half, half.values(options))
     try:
         with Enclaves.change() as enclaves:
             assert enclaves is not None
-            enclaves.get(enclave.id).swap(half, options, crew)
+            enclaves.get(enclave.id).swap(half, options, agent_process)
     except BaseException:
-        crew.end()
+        agent_process.end()
         raise
-    return crew
+    return agent_process
 
 
 SOAK = pytest.mark.soak
@@ -112,9 +112,13 @@ SOAK = pytest.mark.soak
     ],
 )
 def test_agent_that_fails_before_it_takes_over_leaves_the_one_before_it_in_charge(
-    workload: Workload, crew: MakeCrew, before: str, policy: type[Fifo], capfd: pytest.CaptureFixture[str]
+    workload: Workload,
+    agent_process: MakeAgentProcess,
+    before: str,
+    policy: type[Fifo],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    one, agents = crew("1-3", before, fastpath="off", agent_timeout="10s")
+    one, agents = agent_process("1-3", before, fastpath="off", agent_timeout="10s")
     children = [workload.spawn(naps, one) for _ in range(2)]  # each time one wakes, the agent decides
     for child in children:
         child.progress()
@@ -150,9 +154,9 @@ def test_agent_that_cannot_follow_a_policy_without_one_leaves_that_in_charge(
 
 
 def test_run_of_a_policy_that_cannot_start_says_so_and_the_enclave_goes_on(
-    workload: Workload, crew: MakeCrew, tmp_path: Path
+    workload: Workload, agent_process: MakeAgentProcess, tmp_path: Path
 ) -> None:
-    one, agents = crew("1", "fifo_centralized", agent_timeout="10s")
+    one, agents = agent_process("1", "fifo_centralized", agent_timeout="10s")
     file = tmp_path / "broken.py"
     file.write_text(BROKEN)
     done = ghostbpf("run", file, "--enclave", one.id, "--", "sh", "-c", "echo it ran")
@@ -174,13 +178,13 @@ def test_run_of_a_policy_that_cannot_start_says_so_and_the_enclave_goes_on(
 
 @pytest.mark.parametrize("moment", [pytest.param("before", marks=SOAK), "after"])
 def test_loader_killed_beside_the_store_that_makes_a_policy_live_leaves_the_old_agent_or_the_new_one(
-    workload: Workload, crew: MakeCrew, moment: str
+    workload: Workload, agent_process: MakeAgentProcess, moment: str
 ) -> None:
-    one, agents = crew("1", "fifo_centralized", fastpath="off", agent_timeout="10s")
+    one, agents = agent_process("1", "fifo_centralized", fastpath="off", agent_timeout="10s")
     child = workload.spinner(one)
     before = one.agent and one.agent.tid
 
-    class Dies(Crew):
+    class Dies(AgentProcess):
         def prepare(self, enclave: Enclave, bank: int) -> None:
             super().prepare(enclave, bank)
             if moment == "before":
@@ -211,9 +215,9 @@ def test_loader_killed_beside_the_store_that_makes_a_policy_live_leaves_the_old_
 
 @SOAK
 def test_upgrade_that_is_ended_while_the_agent_starts_changes_nothing(
-    workload: Workload, crew: MakeCrew, tmp_path: Path
+    workload: Workload, agent_process: MakeAgentProcess, tmp_path: Path
 ) -> None:
-    one, agents = crew("1", "fifo_centralized", agent_timeout="10s")
+    one, agents = agent_process("1", "fifo_centralized", agent_timeout="10s")
     file = tmp_path / "broken.py"
     file.write_text(BROKEN.replace('raise RuntimeError("no such table")', "import time; time.sleep(1000)"))
     with running("run", file, "--enclave", one.id) as run:

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import MakeCrew
+from agents import MakeAgentProcess
 from command import Running, fork, ghostbpf, nobody, running
 from ghostbpf.loaders.descriptors import Offer, receive
 from ghostbpf.loaders.errors import GhostError
 from ghostbpf.loaders.handle import open_pinned
 from ghostbpf.loaders.maps import Map, MmapArray
 from ghostbpf.schedulers import cgroups, core, tasks
-from ghostbpf.schedulers.agents import AgentHalf
+from ghostbpf.schedulers.agents import AgentPolicySpec
+from ghostbpf.schedulers.auto_join import AutoJoin, Outcome
 from ghostbpf.schedulers.enclave import Enclaves
-from ghostbpf.schedulers.enrolment import Enrolment, Outcome
 from ghostbpf.schedulers.errors import TaskError
 from ghostbpf.schedulers.process_events import ProcessEvents
 from ghostbpf.schedulers.processes import Rule
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.schedulers.userspace import Crew
+from ghostbpf.schedulers.userspace import AgentProcess
 from workload import Child, MakeEnclave, Me, Workload, in_ext, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]
@@ -224,7 +224,7 @@ def test_rule_enrols_who_is_there_and_who_comes(
     e = enclave("1-2")
     before, outside = workload.spawn(take_name), workload.sleeper()
     until(lambda: before.value, "it has its name")
-    with running("enclave", "enrol", e.id, "--comm", "enrol-*", "--uid", "root", "--json") as daemon:
+    with running("enclave", "auto-join", e.id, "--comm", "enrol-*", "--uid", "root", "--json") as daemon:
         assert joined(daemon, before) == "scan"
         assert joined(daemon, workload.spawn(take_name)) in ("fork", "comm")
         assert joined(daemon, workload.spawn(exec_by_name(tmp_path / "enrol-program"))) in ("fork", "exec", "comm")
@@ -249,7 +249,7 @@ def test_rule_enrols_who_is_there_and_who_comes(
 
 def test_end_of_the_enclave_ends_the_daemon(enclave: MakeEnclave) -> None:
     e, _other = enclave("1"), enclave("2")
-    with running("enclave", "enrol", e.id, "--comm", "enrol-*", "--period", "50ms") as daemon:
+    with running("enclave", "auto-join", e.id, "--comm", "enrol-*", "--period", "50ms") as daemon:
         daemon.until(lambda: "Ctrl-C ends" in daemon.err)
         assert ghostbpf("enclave", "destroy", e.id).status == 0
         done = daemon.wait()
@@ -260,19 +260,19 @@ def test_end_of_the_enclave_ends_the_daemon(enclave: MakeEnclave) -> None:
 def test_lost_events_are_made_up_for(workload: Workload, enclave: MakeEnclave) -> None:
     e = enclave("1-2")
     with ProcessEvents(buffer_bytes=4096) as events:
-        enrolment = Enrolment(e, BY_NAME, events)
-        assert list(enrolment.scan()) == []
+        auto_join = AutoJoin(e, BY_NAME, events)
+        assert list(auto_join.scan()) == []
         children = [workload.spawn(take_name) for _ in range(30)]
         until(lambda: all(child.value for child in children), "all have their names")
-        outcomes = list(enrolment.handle())
-        assert enrolment.resyncs == 1
+        outcomes = list(auto_join.handle())
+        assert auto_join.resyncs == 1
         assert {outcome.tid for outcome in outcomes} == {child.pid for child in children}
         assert "resync" in {outcome.cause for outcome in outcomes}
         assert {task.tid for task in e.tasks()} == {child.pid for child in children}
         # From here on, events are enough again.
         last = workload.spawn(take_name)
         until(lambda: last.value, "it has its name")
-        until(lambda: last.pid in {outcome.tid for outcome in enrolment.handle()}, "it is enrolled")
+        until(lambda: last.pid in {outcome.tid for outcome in auto_join.handle()}, "it is enrolled")
 
 
 def test_child_whose_making_had_begun_before_its_parent_joined_follows(
@@ -283,22 +283,22 @@ def test_child_whose_making_had_begun_before_its_parent_joined_follows(
     parent, departed = workload.spawn(take_name), workload.spawn(take_name)
     until(lambda: parent.value and departed.value, "both have their names")
     with ProcessEvents() as events:
-        enrolment = Enrolment(e, BY_NAME, events)
-        assert {outcome.tid for outcome in enrolment.scan()} == {parent.pid, departed.pid}
+        auto_join = AutoJoin(e, BY_NAME, events)
+        assert {outcome.tid for outcome in auto_join.scan()} == {parent.pid, departed.pid}
         e.remove(departed.pid)
         for one in (parent, departed):
             one.wake()
             until(lambda one=one: one.value > 1, "it has a child")
         tasks.set_policy(parent.value, os.SCHED_OTHER)
         found: list[Outcome] = []
-        until(lambda: found.extend(enrolment.handle()) or parent.value in {one.tid for one in found}, "it joins")
+        until(lambda: found.extend(auto_join.handle()) or parent.value in {one.tid for one in found}, "it joins")
         assert in_ext(parent.value)
         assert not in_ext(departed.value), "that of one that has left does not"
 
 
 def test_without_events_scans_find_who_comes(workload: Workload, enclave: MakeEnclave) -> None:
     e, stop = enclave("1-2"), os.eventfd(0)
-    outcomes = Enrolment(e, BY_NAME, period=0.02).follow(stop)
+    outcomes = AutoJoin(e, BY_NAME, period=0.02).follow(stop)
     for _ in range(2):
         child = workload.spawn(take_name)
         assert (outcome := next(outcomes)) == Outcome(child.pid, child.pid, "enrol-me", "scan")
@@ -309,18 +309,18 @@ def test_without_events_scans_find_who_comes(workload: Workload, enclave: MakeEn
 
 
 def test_agents_are_not_enrolled_in_what_they_schedule(
-    workload: Workload, enclave: MakeEnclave, crew: MakeCrew
+    workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess
 ) -> None:
-    e, agent = crew("1-2", "fifo_centralized")
+    e, agent = agent_process("1-2", "fifo_centralized")
     child = workload.sleeper()
-    done = ghostbpf("enclave", "enrol", e.id, "--parent", os.getpid(), "--once", "--json")
+    done = ghostbpf("enclave", "auto-join", e.id, "--parent", os.getpid(), "--once", "--json")
     assert done.status == 0
     assert [row["tid"] for row in rows(done.out)] == [child.pid]
     assert not in_ext(agent.pid)
     # One that was in an enclave before it was an agent leaves it.
     half = POLICIES["fifo_centralized"]
-    assert isinstance(half, AgentHalf)
-    second = Crew(half, half.values())
+    assert isinstance(half, AgentPolicySpec)
+    second = AgentProcess(half, half.values())
     try:
         e.add(second.pid)
         second.take_over(e)

@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterator
 import pytest
 from command import ghostbpf, running
 from ghostbpf.schedulers.enclave import Enclave
-from ghostbpf.schedulers.userspace import FIFO_CENTRALIZED, Crew
+from ghostbpf.schedulers.userspace import FIFO_CENTRALIZED, AgentProcess
 from workload import MakeEnclave, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]
 
-MakeCrew = Callable[[], Crew]
+MakeAgentProcess = Callable[[], AgentProcess]
 
 
 @pytest.fixture
-def crew() -> Iterator[MakeCrew]:
+def agent_process() -> Iterator[MakeAgentProcess]:
     """Makes crews that are ready to take over; they end with the test."""
     with contextlib.ExitStack() as ends:
 
-        def make() -> Crew:
-            made = Crew(FIFO_CENTRALIZED, FIFO_CENTRALIZED.values())
+        def make() -> AgentProcess:
+            made = AgentProcess(FIFO_CENTRALIZED, FIFO_CENTRALIZED.values())
             ends.callback(made.end)
             return made
 
@@ -38,9 +38,11 @@ def _pair(workload: Workload, enclave: Enclave) -> None:
         workload.spinner(enclave, cpus=[1]).progress()
 
 
-def test_upgrade_leaves_the_enclave_without_an_agent_for_no_time(enclave: MakeEnclave, crew: MakeCrew) -> None:
+def test_upgrade_leaves_the_enclave_without_an_agent_for_no_time(
+    enclave: MakeEnclave, agent_process: MakeAgentProcess
+) -> None:
     e = enclave("1-2", "fifo_centralized")
-    first, second, third = crew().take_over(e), crew(), crew()
+    first, second, third = agent_process().take_over(e), agent_process(), agent_process()
     with running("enclave", "watch", e.id, "--count", 2, "--json") as watch:
         watch.until(lambda: f"agent {first.pid} is in charge" in watch.err)
         for n, successor in enumerate((second, third), 1):
@@ -61,10 +63,10 @@ def test_upgrade_leaves_the_enclave_without_an_agent_for_no_time(enclave: MakeEn
 
 @pytest.mark.parametrize("how", [["--sigkill"], []])
 def test_ends_the_agent_and_times_the_blackout_until_the_next(
-    workload: Workload, enclave: MakeEnclave, crew: MakeCrew, how: list[str]
+    workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, how: list[str]
 ) -> None:
     e = enclave("1-2", "fifo_centralized")
-    first, second = crew().take_over(e), crew()
+    first, second = agent_process().take_over(e), agent_process()
     _pair(workload, e)
     with running("enclave", "watch", e.id, "--agent-pid", first.pid, *how, "--json") as watch:
         watch.until(lambda: not first.alive)
@@ -84,9 +86,11 @@ def test_ends_the_agent_and_times_the_blackout_until_the_next(
 
 
 @pytest.mark.marathon
-def test_waits_for_the_first_agent_and_says_in_words_what_it_saw(enclave: MakeEnclave, crew: MakeCrew) -> None:
+def test_waits_for_the_first_agent_and_says_in_words_what_it_saw(
+    enclave: MakeEnclave, agent_process: MakeAgentProcess
+) -> None:
     e = enclave("1-2", "fifo_centralized")
-    first, second = crew(), crew()
+    first, second = agent_process(), agent_process()
     with running("enclave", "watch", e.id) as watch:
         assert not watch.ended(0.5)
         assert watch.err == ""
@@ -99,9 +103,9 @@ def test_waits_for_the_first_agent_and_says_in_words_what_it_saw(enclave: MakeEn
 
 
 @pytest.mark.marathon
-def test_ctrl_c_and_the_enclaves_end_end_it(enclave: MakeEnclave, crew: MakeCrew) -> None:
+def test_ctrl_c_and_the_enclaves_end_end_it(enclave: MakeEnclave, agent_process: MakeAgentProcess) -> None:
     e = enclave("1-2", "fifo_centralized")
-    crew().take_over(e)
+    agent_process().take_over(e)
     with running("enclave", "watch", e.id) as watch, running("enclave", "watch", e.id) as other:
         for one in (watch, other):
             one.until(lambda one=one: "is in charge" in one.err)  # type: ignore[misc]
@@ -115,9 +119,11 @@ def test_ctrl_c_and_the_enclaves_end_end_it(enclave: MakeEnclave, crew: MakeCrew
 
 
 @pytest.mark.marathon
-def test_refuses_to_kill_what_is_not_the_agent(workload: Workload, enclave: MakeEnclave, crew: MakeCrew) -> None:
+def test_refuses_to_kill_what_is_not_the_agent(
+    workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess
+) -> None:
     e = enclave("1-2", "fifo_centralized")
-    agent = crew().take_over(e)
+    agent = agent_process().take_over(e)
     bystander = workload.sleeper()
     done = ghostbpf("enclave", "watch", e.id, "--agent-pid", bystander.pid)
     assert done.status == 1

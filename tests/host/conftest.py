@@ -65,7 +65,7 @@ def bcc(root: None) -> None:
     try:
         _bcc.library()
     except KernelUnsupported as error:
-        pytest.skip(f"{error} ({error.cure})")
+        pytest.skip(f"{error} ({error.hint})")
     if not btf.VMLINUX.exists():
         pytest.skip("this kernel has no BTF")
 

@@ -21,7 +21,7 @@ from ghostbpf.schedulers.userspace import (
     Task,
     Transaction,
     TxnState,
-    half_of,
+    spec_of,
 )
 from ghostbpf.schedulers.userspace.task import ON_CPU, WAITING
 from hypothesis import given, settings
@@ -135,7 +135,7 @@ class Desk:
     """A world that a test drives by itself."""
 
     def __init__(self, **options: Any) -> None:
-        self.world = World(half_of(Recorder), **options)
+        self.world = World(spec_of(Recorder), **options)
         self.kernel, self.runner = self.world.kernel, self.world.runners[0]
         self.agent, self.policy = self.runner.agent, self.runner.agent.policy
         self.tasks = self.kernel.tasks
@@ -268,4 +268,4 @@ def _is_silent_after_reading(build: Build) -> bool:
     desk.turn()
     assert not desk.runner.ring.records
     desk.kernel.now_ns += 60_000_000
-    return desk.kernel.is_silent(0)
+    return desk.kernel.is_timed_out(0)

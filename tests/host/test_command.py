@@ -22,7 +22,7 @@ COMMANDS = [
     *(("run", name) for name in POLICIES),
     ("enclave",),
     ("hints",),
-    *(("enclave", name) for name in ("ls", "show", "add", "rm", "destroy", "swap", "watch", "enrol")),
+    *(("enclave", name) for name in ("ls", "show", "add", "rm", "destroy", "swap", "watch", "auto-join")),
     ("pushtosched",),
     ("fd",),
     ("fd", "send"),
@@ -64,7 +64,7 @@ def test_unlike_any_policy_lists_them_all() -> None:
     with pytest.raises(NoSuchPolicy) as error:
         find("zzz", POLICIES)
     assert error.value.suggestion is None
-    assert all(name in (error.value.cure or "") for name in POLICIES)
+    assert all(name in (error.value.hint or "") for name in POLICIES)
 
 
 @pytest.mark.parametrize("text", ["0", "-1ms", "5x", "11s", "ms", "", "nan", "1 ms s", "infs"])
@@ -119,7 +119,7 @@ def test_doctor_fails_with_a_cure_for_each_lack() -> None:
     rows = {row["what"]: row for row in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == 1
     assert rows["sched_ext"]["verdict"] == "fail"
-    assert all(row["cure"] for row in rows.values() if row["verdict"] == "fail")
+    assert all(row["hint"] for row in rows.values() if row["verdict"] == "fail")
     assert rows["BTF"]["verdict"] == "ok"
     assert ghostbpf("doctor").stdout.splitlines()[-1].startswith("NOT READY: sched_ext")
 

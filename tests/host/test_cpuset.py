@@ -250,8 +250,8 @@ def test_the_examples_in_the_documentation_are_true() -> None:
 def test_a_bad_list_is_refused_with_its_token_and_a_cure(text: str, reason: str) -> None:
     with pytest.raises(CpuListError) as caught:
         CpuSet.parse(text)
-    cure = "write CPUs as numbers and ranges, for example 0-3,6"
-    assert str(caught.value) == f'bad CPU list "{text}": {reason}\n{cure}'
+    hint = "write CPUs as numbers and ranges, for example 0-3,6"
+    assert str(caught.value) == f'bad CPU list "{text}": {reason}\n{hint}'
     assert (caught.value.text, caught.value.reason) == (text, reason)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, GhostError)

@@ -120,7 +120,7 @@ def test_it_is_offered_once(note: int) -> None:
     serving.end()
     with pytest.raises(DescriptorError, match="nothing is offered at") as error:
         receive(serving.offer.address, serving.offer.nonce)
-    assert error.value.cure
+    assert error.value.hint
 
 
 def test_offer_that_nobody_takes_ends(note: int) -> None:

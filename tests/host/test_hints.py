@@ -454,8 +454,8 @@ def test_nobody_is_admitted_through_a_closed_directory(hints: Hints, path: Path)
     before = path.stat()
     with pytest.raises(GhostError, match="is closed to other users") as error:
         admit(path, uid=65534)
-    assert error.value.cure is not None
-    assert "chmod o+x" in error.value.cure
+    assert error.value.hint is not None
+    assert "chmod o+x" in error.value.hint
     assert path.stat() == before
 
 

@@ -63,7 +63,7 @@ def test_warning_is_no_error(bpf_source: Source) -> None:
 def test_function_the_kernel_lacks_has_the_guard_as_cure(bpf_source: Source) -> None:
     with pytest.raises(CompileError) as error:
         compile(bpf_source("int f(u64 *ctx) { return scx_bpf_no_such_kfunc(ctx[0]); }"))
-    assert "#ifdef HAVE_scx_bpf_no_such_kfunc" in (error.value.cure or "")
+    assert "#ifdef HAVE_scx_bpf_no_such_kfunc" in (error.value.hint or "")
 
 
 def test_missing_include_is_a_diagnostic_of_the_includer(bpf_source: Source) -> None:
@@ -165,4 +165,4 @@ def test_disk_that_is_full_is_named(bpf_source: Source, tmp_path: Path, monkeypa
     monkeypatch.setattr("tempfile.tempdir", "/proc")  # where nobody can make a directory
     with pytest.raises(GhostError, match=r"cannot compile: .*/proc/") as error:
         compile(bpf_source(GOOD))
-    assert error.value.cure == "free some space in /proc, or set TMPDIR"
+    assert error.value.hint == "free some space in /proc, or set TMPDIR"

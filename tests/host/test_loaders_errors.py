@@ -23,10 +23,10 @@ def test_every_error_is_a_ghost_error_and_in_the_tree() -> None:
 def test_compile_error_shows_its_diagnostics_without_notes() -> None:
     wrong = Diagnostic("a.c", 3, 7, "error", "no such thing")
     note = Diagnostic("a.h", 1, 2, "note", "declared here")
-    error = CompileError("a.c", (wrong, note), "all that clang said", cure="drop it")
+    error = CompileError("a.c", (wrong, note), "all that clang said", hint="drop it")
     assert str(error) == "cannot compile a.c\na.c:3:7: error: no such thing"
     assert error.diagnostics == (wrong, note)
-    assert (error.output, error.cure) == ("all that clang said", "drop it")
+    assert (error.output, error.hint) == ("all that clang said", "drop it")
 
 
 def test_compile_error_without_diagnostics_shows_all_the_compiler_said() -> None:
@@ -36,7 +36,7 @@ def test_compile_error_without_diagnostics_shows_all_the_compiler_said() -> None
 def test_lint_error_shows_each_finding_and_the_first_cure() -> None:
     error = LintError("a.c", (Finding("f", 3, "is wrong", "mend f"), Finding("g", 0, "is worse", "mend g")))
     assert str(error).splitlines()[1:] == ["f: instruction 3: is wrong", "g: instruction 0: is worse"]
-    assert error.cure == "mend f"
+    assert error.hint == "mend f"
 
 
 def test_verifier_error_without_a_log_gives_the_reason_by_number() -> None:
@@ -52,13 +52,13 @@ def test_long_verifier_log_is_kept_whole_and_shown_in_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "cure"), [(errno.EPERM, "sudo"), (errno.ENOMEM, "ulimit -l"), (errno.ENOSPC, "full")]
+    ("number", "hint"), [(errno.EPERM, "sudo"), (errno.ENOMEM, "ulimit -l"), (errno.ENOSPC, "full")]
 )
-def test_failed_call_says_what_to_do(number: int, cure: str) -> None:
+def test_failed_call_says_what_to_do(number: int, hint: str) -> None:
     with pytest.raises(BpfError, match="cannot make a map: ") as error:
         check(-number, "make a map")
     assert error.value.errno == number
-    assert cure in (error.value.cure or "")
+    assert hint in (error.value.hint or "")
 
 
 def test_call_that_worked_gives_its_result() -> None:

@@ -237,10 +237,10 @@ def test_two_members_read_by_one_load_are_explained_and_the_cure_works(build: Bu
         pytest.raises(VerifierError, match="access beyond the end of member pid") as error,
     ):
         merged.load("on_exit", target)
-    cure = re.search(r"read it as (\S.*?), p being the struct task_struct", error.value.cure or "")
-    assert cure
-    assert "LLVM reads pid and the member behind it in one load of 8 bytes" in (error.value.cure or "")
-    with contextlib.closing(Module(build(_MERGED.replace("PID", cure[1])))) as cured:
+    hint = re.search(r"read it as (\S.*?), p being the struct task_struct", error.value.hint or "")
+    assert hint
+    assert "LLVM reads pid and the member behind it in one load of 8 bytes" in (error.value.hint or "")
+    with contextlib.closing(Module(build(_MERGED.replace("PID", hint[1])))) as cured:
         cured.load("on_exit", target).close()
 
 
@@ -298,7 +298,7 @@ def test_unprivileged_user_is_told_what_is_missing(compiled: Object, tmp_path: P
             os.setuid(65534)
             Module(alone).load(code.name, Target.syscall())
         except PermissionMissing as error:
-            status = 0 if "CAP_BPF" in error.capability and error.cure else 2
+            status = 0 if "CAP_BPF" in error.capability and error.hint else 2
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

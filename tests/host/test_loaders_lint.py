@@ -71,13 +71,13 @@ def findings(bcc: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, F
 )
 def test_data_without_an_address_is_found(findings: dict[str, Finding], function: str) -> None:
     assert NO_ADDRESS in findings[function].what
-    assert "local array" in findings[function].cure
+    assert "local array" in findings[function].hint
 
 
 @pytest.mark.parametrize("function", ["external", "not_inlined"])
 def test_call_without_a_target_is_found(findings: dict[str, Finding], function: str) -> None:
     assert NO_TARGET in findings[function].what
-    assert "__always_inline" in findings[function].cure
+    assert "__always_inline" in findings[function].hint
 
 
 @pytest.mark.parametrize("function", ["inlined", "zeroes"])
@@ -90,7 +90,7 @@ def test_refused_source_stays_refused(bpf_source: Callable[..., Path]) -> None:
     for _ in range(2):
         with pytest.raises(LintError) as error:
             compile(path)
-        assert error.value.cure
+        assert error.value.hint
 
 
 def test_finding_names_the_instruction() -> None:
@@ -121,4 +121,4 @@ def test_all_functions_are_looked_at() -> None:
     with pytest.raises(LintError) as error:
         lint.lint(obj)
     assert [f.function for f in error.value.findings] == ["a", "b"]
-    assert error.value.cure == error.value.findings[0].cure
+    assert error.value.hint == error.value.findings[0].hint

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from ghostbpf.loaders.errors import GhostError
+from ghostbpf.schedulers.auto_join import Outcome
 from ghostbpf.schedulers.cpuset import CpuSet
-from ghostbpf.schedulers.enrolment import Outcome
-from ghostbpf.tools import cli, enrol
+from ghostbpf.tools import auto_join, cli
 from ghostbpf.tools.output import printable, printable_lines, show
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,9 +112,9 @@ def test_process_of_any_name_can_be_traced(bcc: None, task: Callable[..., Task])
 
 def test_tables_errors_and_reports_of_tasks_are_printed_safely(capsys: pytest.CaptureFixture[str]) -> None:
     show([{"comm": NASTY}], as_json=False)
-    cli.report(GhostError(f"no {NASTY}", cure=NASTY))
+    cli.report(GhostError(f"no {NASTY}", hint=NASTY))
     enclave: Any = SimpleNamespace(id=1, cpus=CpuSet(os.sched_getaffinity(1)))
-    enrol.report(enclave, [Outcome(1, 1, NASTY, "comm", None), Outcome(1, 1, NASTY, "comm", "no")])
+    auto_join.report(enclave, [Outcome(1, 1, NASTY, "comm", None), Outcome(1, 1, NASTY, "comm", "no")])
     printed = "".join(capsys.readouterr())
     assert not controls(printed)
     assert printed.count(r"\x1b[2J") == 5

@@ -109,7 +109,7 @@ def test_bad_name_is_refused_with_a_cure(name: str, why: str) -> None:
     with pytest.raises(BadName, match=why) as error:
         check(name)
     assert (error.value.exit_status, error.value.name) == (2, name)
-    assert error.value.cure
+    assert error.value.hint
 
 
 def test_longest_name_is_taken() -> None:
@@ -119,9 +119,9 @@ def test_longest_name_is_taken() -> None:
 def test_bad_name_on_the_command_line_writes_nothing(tmp_path: Path) -> None:
     done = ghostbpf("new", "my-policy", "--dir", str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
-    error, cure = done.stderr.splitlines()
+    error, hint = done.stderr.splitlines()
     assert error == 'error: a policy cannot be called "my-policy": it is no name of a Python module'
-    assert cure == "  try: letters, digits and _, like my_policy"
+    assert hint == "  try: letters, digits and _, like my_policy"
     assert not list(tmp_path.iterdir())
 
 
@@ -150,7 +150,7 @@ def test_class_in_a_file_is_a_policy_with_its_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "which", "says", "cure"),
+    ("code", "which", "says", "hint"),
     [
         (None, "", "FileNotFoundError", None),
         ("1 +", "", "SyntaxError", None),
@@ -161,7 +161,7 @@ def test_class_in_a_file_is_a_policy_with_its_options(tmp_path: Path) -> None:
     ],
 )
 def test_file_without_the_policy_says_why(
-    code: str | None, which: str, says: str, cure: str | None, tmp_path: Path
+    code: str | None, which: str, says: str, hint: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "x.py"
     if code is not None:
@@ -169,4 +169,4 @@ def test_file_without_the_policy_says_why(
     with pytest.raises(NoPolicyInFile, match=says) as error:
         from_file(f"{file}{which}")
     assert error.value.exit_status == 2
-    assert cure is None or re.search(cure, error.value.cure or "")
+    assert hint is None or re.search(hint, error.value.hint or "")

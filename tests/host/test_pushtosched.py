@@ -151,11 +151,11 @@ def test_class_of_who_is_gone_is_none(task: Callable[..., Task]) -> None:
         (("pushtosched", "fair"), 'there is no class "fair"'),
         (("pushtosched", "ext"), "ext takes an --enclave ID"),
         (("pushtosched", "other", "--enclave", "1"), "--enclave is for ext"),
-        (("enclave", "enrol", "1"), "say who is meant: --comm, --cgroup, --uid or --parent"),
-        (("enclave", "enrol", "1", "--uid", "no-such-user"), 'there is no user "no-such-user"'),
-        (("enclave", "enrol", "1", "--parent", "999999999"), "there is no process 999999999"),
-        (("enclave", "enrol", "1", "--comm", "sixteen-letters!"), 'write "sixteen-letters"'),
-        (("enclave", "enrol", "1", "--comm", "x", "--period", "1h"), 'bad duration "1h"'),
+        (("enclave", "auto-join", "1"), "say who is meant: --comm, --cgroup, --uid or --parent"),
+        (("enclave", "auto-join", "1", "--uid", "no-such-user"), 'there is no user "no-such-user"'),
+        (("enclave", "auto-join", "1", "--parent", "999999999"), "there is no process 999999999"),
+        (("enclave", "auto-join", "1", "--comm", "sixteen-letters!"), 'write "sixteen-letters"'),
+        (("enclave", "auto-join", "1", "--comm", "x", "--period", "1h"), 'bad duration "1h"'),
         (("enclave", "add", "1", "1", "--follow"), "--follow needs --cgroup"),
         (("enclave", "add", "1"), "--cgroup PATH"),
     ],
@@ -170,7 +170,7 @@ def test_wrong_command_line_exits_2(arguments: tuple[str, ...], says: str) -> No
 @pytest.mark.skipif(Path("/sys/fs/bpf/ghostbpf").exists(), reason="this machine has enclaves")
 @pytest.mark.usefixtures("root")
 def test_enclave_that_is_not_there() -> None:
-    for line in ("pushtosched ext --enclave 5", "enclave enrol 5 --comm x", "enclave enrol 5 --comm x --once"):
+    for line in ("pushtosched ext --enclave 5", "enclave auto-join 5 --comm x", "enclave auto-join 5 --comm x --once"):
         done = ghostbpf(*line.split(), input=str(os.getpid()))
         assert (done.returncode, done.stdout) == (1, ""), line
         assert done.stderr == "error: there is no enclave 5\n  try: ghostbpf enclave ls shows those there are\n"

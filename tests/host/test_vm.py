@@ -137,7 +137,7 @@ def test_headers_are_the_package_and_its_two_parts() -> None:
 def test_headers_no_longer_on_offer_name_the_kernels_that_have_them() -> None:
     with pytest.raises(ImageError, match=re.escape("6.16.3+deb13-cloud-amd64 are not")) as raised:
         header_packages("6.16.3+deb13-cloud-amd64", list(parse_packages(PACKAGES, "sid")))
-    assert raised.value.cure == "one of 7.3.4+deb13-cloud-amd64"
+    assert raised.value.hint == "one of 7.3.4+deb13-cloud-amd64"
 
 
 # Mirrors
@@ -184,8 +184,8 @@ def test_mirror_by_option_wins_over_variable_and_configuration(tmp_path: Path, m
 def test_mirror_missing_or_malformed(tmp_path: Path, no_mirror_variable: None) -> None:
     with pytest.raises(ImageError, match="no Debian archive") as raised:
         find_mirror(etc=tmp_path)
-    assert raised.value.cure
-    assert "--mirror" in raised.value.cure
+    assert raised.value.hint
+    assert "--mirror" in raised.value.hint
     with pytest.raises(BadRequest, match="'nonsense' is not a URI"):
         find_mirror("nonsense", etc=tmp_path)
 
@@ -460,7 +460,7 @@ def test_guest_errors_carry_status_cure_and_the_end_of_the_console() -> None:
     console = "".join(f"line {n}\n" for n in range(100))
     for kind, status in ((GuestTimeout, 124), (GuestOops, 125), (GuestLost, 128)):
         error = kind("it went wrong", "this", console)
-        assert (error.exit_status, error.cure) == (status, "this")
+        assert (error.exit_status, error.hint) == (status, "this")
         lines = str(error).splitlines()
         assert lines[0] == "it went wrong"
         assert lines[-1].endswith("line 99")
@@ -509,7 +509,7 @@ def test_kernel_death_is_excused_only_where_qemu_can_have_caused_it(
     with pytest.raises(GuestOops, match="int3" if "int3" in console else "timer wakeup") as raised:
         session._outcome(True, None, "")
     assert raised.value.exit_status == status
-    assert (raised.value.cure is not None) == (status == 123)
+    assert (raised.value.hint is not None) == (status == 123)
 
 
 class FakeSession:

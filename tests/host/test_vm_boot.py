@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ghostbpf.vm import Guest, GuestLost, GuestOops, capture, run, shelf
+from ghostbpf.vm import Guest, GuestLost, GuestOops, capture, catalog, run
 
 # Taken before any fixture gives the tests a cache of their own: making the guest's root takes half a minute.
 _CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -316,13 +316,13 @@ def test_attach_refused_for_isolated_cpus_says_why_and_what_to_do(guest: Guest) 
         timeout=300,
         cwd=Path(__file__).parents[2],
     )
-    reason, cure = done.stdout.decode().splitlines()
+    reason, hint = done.stdout.decode().splitlines()
     assert reason.startswith("the kernel refuses fifo: Not compatible with")
     assert "isolcpus=" in reason
-    assert cure.startswith("boot without isolcpus=")
+    assert hint.startswith("boot without isolcpus=")
 
 
 def test_oldest_kernel_boots_too(guest: Guest) -> None:
     done = capture(["uname", "-r"], replace(guest, kernel="oldest"), timeout=120)
-    oldest = min((k for k in shelf().list() if k.verdict and k.verdict.usable), key=lambda kernel: kernel.order)
+    oldest = min((k for k in catalog().list() if k.verdict and k.verdict.usable), key=lambda kernel: kernel.order)
     assert done.stdout.decode() == f"{oldest.release}\n"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
-from ghostbpf.vm import ImageError, KernelNotFound, Shelf
+from ghostbpf.vm import ImageError, KernelCatalog, KernelNotFound
 from ghostbpf.vm.btf import Verdict, btf_section, judge, vmlinux_of
 from ghostbpf.vm.mirrors import Mirror
 from ghostbpf.vm.packages import Apt, Package
@@ -119,7 +119,7 @@ def test_what_is_no_kernel_image_is_named(image: bytes, complaint: str) -> None:
         vmlinux_of(image)
 
 
-# The shelf: kernels from an archive of packages built here
+# The catalog: kernels from an archive of packages built here
 
 
 class Archive(Apt):
@@ -166,11 +166,11 @@ def archive(tmp_path: Path) -> Archive:
 
 
 @pytest.fixture
-def kernels(archive: Archive, tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "kernels", archive)
+def kernels(archive: Archive, tmp_path: Path) -> KernelCatalog:
+    return KernelCatalog(tmp_path / "kernels", archive)
 
 
-def test_newest_oldest_and_series_pass_over_unusable_kernels(kernels: Shelf, archive: Archive) -> None:
+def test_newest_oldest_and_series_pass_over_unusable_kernels(kernels: KernelCatalog, archive: Archive) -> None:
     assert kernels.resolve("newest").release == "7.3.4+deb13-cloud-amd64"
     assert kernels.resolve("oldest").release == "6.16.3+deb13-cloud-amd64"
     assert kernels.resolve("7").release == "7.3.4+deb13-cloud-amd64"
@@ -180,7 +180,7 @@ def test_newest_oldest_and_series_pass_over_unusable_kernels(kernels: Shelf, arc
     assert seen["7.1.3"] == (False, None)
 
 
-def test_kernel_is_fetched_and_judged_once_and_then_needs_no_network(kernels: Shelf, archive: Archive) -> None:
+def test_kernel_is_fetched_and_judged_once_and_then_needs_no_network(kernels: KernelCatalog, archive: Archive) -> None:
     first = kernels.resolve("7.3")
     assert archive.fetched == ["7.3.4+deb13-cloud-amd64"]
     assert kernels.resolve("7.3.4") == first
@@ -192,23 +192,23 @@ def test_kernel_is_fetched_and_judged_once_and_then_needs_no_network(kernels: Sh
 
 
 def test_series_of_unusable_kernels_says_why_and_a_version_gives_one(
-    kernels: Shelf, capfd: pytest.CaptureFixture[str]
+    kernels: KernelCatalog, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(KernelNotFound, match=r"7\.1\.4\S+: 3 malformed kfuncs; 7\.1\.3") as raised:
         kernels.resolve("7.1")
-    assert raised.value.cure
+    assert raised.value.hint
     image = kernels.resolve("7.1.3")
     assert (image.release, image.verdict.usable) == ("7.1.3+deb13-cloud-amd64", False)
     assert "3 malformed kfuncs" in capfd.readouterr().err
 
 
-def test_unknown_kernel_names_the_spec_and_the_suites(kernels: Shelf) -> None:
+def test_unknown_kernel_names_the_spec_and_the_suites(kernels: KernelCatalog) -> None:
     with pytest.raises(KernelNotFound, match=r"'5\.4' on offer in trixie-backports, forky, sid") as raised:
         kernels.resolve("5.4")
-    assert "newest" in str(raised.value.cure)
+    assert "newest" in str(raised.value.hint)
 
 
-def test_kernel_by_path_is_judged_again_only_when_it_changes(kernels: Shelf, tmp_path: Path) -> None:
+def test_kernel_by_path_is_judged_again_only_when_it_changes(kernels: KernelCatalog, tmp_path: Path) -> None:
     path = tmp_path / "bzImage"
     path.write_bytes(bz_image(elf_file(btf_blob(SOUND), "7.9.9-mine")))
     image = kernels.resolve(str(path))
@@ -220,7 +220,7 @@ def test_kernel_by_path_is_judged_again_only_when_it_changes(kernels: Shelf, tmp
     assert (again.release, again.verdict.usable) == ("7.9.10-mine", False)
 
 
-def test_kernel_by_path_that_is_none(kernels: Shelf, tmp_path: Path) -> None:
+def test_kernel_by_path_that_is_none(kernels: KernelCatalog, tmp_path: Path) -> None:
     with pytest.raises(KernelNotFound, match="absent: no such file"):
         kernels.resolve(str(tmp_path / "absent"))
     (tmp_path / "text").write_text("root")

@@ -23,5 +23,5 @@ def ext_class() -> dict[str, int]:
     with _KALLSYMS.open() as symbols:
         address = next((int(line.split()[0], 16) for line in symbols if line.split()[2] == "ext_sched_class"), 0)
     if not address:
-        raise GhostError("the kernel hides its addresses", cure="root, and sysctl kernel.kptr_restrict=0 or 1")
+        raise GhostError("the kernel hides its addresses", hint="root, and sysctl kernel.kptr_restrict=0 or 1")
     return {"ext_class": address}

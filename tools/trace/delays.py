@@ -63,7 +63,7 @@ Examples:
             raise click.UsageError("which processes? give PIDs, a filter such as --cgroup, or a command after --")
         for pid in self._pids:
             if not Path(f"/proc/{pid}").exists():
-                raise GhostError(f"there is no process {pid}", cure="ps -e")
+                raise GhostError(f"there is no process {pid}", hint="ps -e")
         self._all_matter = not dataclasses.replace(filters, command=False).choose_tasks
         if self._pids:
             filters = dataclasses.replace(filters, command=True)

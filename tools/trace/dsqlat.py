@@ -15,7 +15,7 @@ from .tracer import Tracer
 
 _CORE = "ghostbpf"
 _FALLBACK = constant("FALLBACK_DSQ")
-_NUMBERED = {constant(f"{name}_DSQS"): name for name in ("PENDING", "CPU", "ORDERED")}
+_NUMBERED = {constant(f"{name}_DSQS"): name for name in ("PENDING", "CPU", "VTIME")}
 
 
 class TOOL(HistogramTool):

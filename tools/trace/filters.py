@@ -94,7 +94,7 @@ def _in_bpf(number: int, what: str) -> int:
 
 
 def _none(what: str, number: int) -> GhostError:
-    return GhostError(f"there is no {what} {number}", cure="ps -eLf")
+    return GhostError(f"there is no {what} {number}", hint="ps -eLf")
 
 
 def _process(number: int | None) -> int:
@@ -103,18 +103,18 @@ def _process(number: int | None) -> int:
         # The name on the first line may hold any bytes but a line feed.
         status = dict(line.split(b":", 1) for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n") if line)
         if (process := int(status[b"Tgid"])) != pid:
-            raise GhostError(f"{pid} is a thread of process {process}", cure=f"-t {pid}, or -p {process}")
+            raise GhostError(f"{pid} is a thread of process {process}", hint=f"-t {pid}, or -p {process}")
     return pid
 
 
 def _comm(name: str | None) -> bytes:
     if name == "":
-        raise GhostError("a task's name has at least one character", cure="ps -eLo comm")
+        raise GhostError("a task's name has at least one character", hint="ps -eLo comm")
     comm = os.fsencode(name or "")
     if len(comm) >= _COMM_BYTES:
         raise GhostError(
             f'no task is called "{name}": the kernel keeps 15 characters of a name',
-            cure=f'-c "{comm[: _COMM_BYTES - 1].decode(errors="replace")}"',
+            hint=f'-c "{comm[: _COMM_BYTES - 1].decode(errors="replace")}"',
         )
     return comm.ljust(_COMM_BYTES, b"\0")
 
@@ -135,5 +135,5 @@ def _enclave(number: int | None) -> int:
 
 def _cpu(number: int) -> int:
     if not Path(f"/sys/devices/system/cpu/cpu{number}").exists():
-        raise GhostError(f"there is no CPU {number}", cure="lscpu -e")
+        raise GhostError(f"there is no CPU {number}", hint="lscpu -e")
     return number

@@ -17,7 +17,7 @@ import click
 
 from ...loaders.errors import GhostError
 from ...schedulers import pids
-from ...schedulers.launch import Command, endings
+from ...schedulers.launch import Command, termination_signals
 from ..output import printable
 from .report import HistogramSection, Section
 from .tool import Tool
@@ -155,7 +155,7 @@ def _wait(seconds: float, child: Command | None) -> bool:
     seconds = max(seconds, 0)
     if child is not None:
         return child.wait(seconds) is not None
-    return signal.sigtimedwait(endings(), seconds) is not None
+    return signal.sigtimedwait(termination_signals(), seconds) is not None
 
 
 def _draw(path: Path, name: str, reports: list[tuple[float, list[HistogramSection]]]) -> bool:
@@ -184,16 +184,16 @@ def _check_plot(path: Path | None) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise GhostError("--plot takes matplotlib", cure="apt install python3-matplotlib") from None
+        raise GhostError("--plot takes matplotlib", hint="apt install python3-matplotlib") from None
 
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
     """For the block, the signals that would end us wait to be asked for."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *endings()})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *termination_signals()})
     try:
         yield
     finally:
-        while signal.sigtimedwait(endings(), 0) is not None:
+        while signal.sigtimedwait(termination_signals(), 0) is not None:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

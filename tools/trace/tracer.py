@@ -243,7 +243,7 @@ def _pidfd(tid: int) -> int:
         return os.pidfd_open(tid)  # before Linux 6.9, only a process's first thread
     except OSError:
         raise KernelUnsupported(
-            "PIDFD_THREAD", f"this kernel cannot mark thread {tid} alone", cure="name a process"
+            "PIDFD_THREAD", f"this kernel cannot mark thread {tid} alone", hint="name a process"
         ) from None
 
 

@@ -137,7 +137,7 @@ class Kernel:
         self.channels = Records("struct channel", 1 + end, point)
         self.cpu_records = Records("struct cpu", end, point)
         self.enclaves = Records("struct enclave", 2, point)
-        self.words = PlainRecords("struct status_word", WORDS, point)
+        self.status_words = PlainRecords("struct status_word", WORDS, point)
         self.txns = PlainRecords("struct txn", (1 + end) * constant("TXNS"), point)
         self.core = ffi().new("struct core *")
         self.rings: dict[int, Ring] = {}
@@ -179,7 +179,7 @@ class Kernel:
         return there.current is None and not there.switching and not there.kicked and not self.is_taken(cpu)
 
     def is_taken(self, cpu: int) -> bool:
-        return bool(self.cpu_records.raw[cpu].taken)
+        return bool(self.cpu_records.raw[cpu].preempted_by_class)
 
     def is_lost(self, cpu: int) -> bool:
         return not self.is_online(cpu) or (self.is_taken(cpu) and not self.channels.raw[1 + cpu].tid)
@@ -200,23 +200,23 @@ class Kernel:
 
     # Messages
 
-    def is_silent(self, number: int) -> bool:
+    def is_timed_out(self, number: int) -> bool:
         ch = self.channels.raw[number]
         if not self.build.counts_questions:
-            asked = ch.asked_ns > ch.heartbeat_ns and self.now_ns - ch.asked_ns > ch.timeout_ns
+            asked = ch.oldest_pending_ns > ch.heartbeat_ns and self.now_ns - ch.oldest_pending_ns > ch.timeout_ns
         else:
-            asked = ch.asked != ch.answered and self.now_ns - max(ch.asked_ns, ch.heartbeat_ns) > ch.timeout_ns
+            asked = ch.asked != ch.answered and self.now_ns - max(ch.oldest_pending_ns, ch.heartbeat_ns) > ch.timeout_ns
         return bool(asked or (ch.state == TURNS and self.now_ns - ch.heartbeat_ns > ch.timeout_ns))
 
-    def is_asked(self, number: int) -> bool:
+    def is_delegated(self, number: int) -> bool:
         ch = self.channels.raw[number]
-        return bool(ch.tid) and not self.is_silent(number) and not ch.fastpath
+        return bool(ch.tid) and not self.is_timed_out(number) and not ch.fastpath
 
     def channel_or_0(self, number: int) -> int:
         return number if self.channels.raw[number].tid else 0
 
-    def is_delegated(self, cpu: int) -> bool:
-        return self.is_asked(0) and self.is_asked(self.channel_or_0(1 + cpu))
+    def is_cpu_delegated(self, cpu: int) -> bool:
+        return self.is_delegated(0) and self.is_delegated(self.channel_or_0(1 + cpu))
 
     def asks(self, number: int, kind: int) -> bool:
         if number and not self.channels.raw[number].fastpath:
@@ -227,8 +227,8 @@ class Kernel:
         ch, ring, kind = self.channels.raw[number], self.rings.get(number), message[6]
         if not ch.tid:
             return
-        if not self.build.counts_questions and self.asks(number, kind) and ch.asked_ns <= ch.heartbeat_ns:
-            ch.asked_ns = message[3]
+        if not self.build.counts_questions and self.asks(number, kind) and ch.oldest_pending_ns <= ch.heartbeat_ns:
+            ch.oldest_pending_ns = message[3]
         yield
         rests = ch.state == RESTS
         if not self.build.posts_in_order:
@@ -241,7 +241,7 @@ class Kernel:
         yield
         if self.build.counts_questions and self.asks(number, kind):
             if ch.asked == ch.answered:
-                ch.asked_ns = message[3]
+                ch.oldest_pending_ns = message[3]
             ch.asked += 1
             yield
         if self.build.posts_in_order:
@@ -257,7 +257,7 @@ class Kernel:
 
     def tell(self, task: Task, number: int, kind: int, flags: int = 0) -> Steps:
         """To the task's agent; ``number`` is that of the word that the task had when the caller looked."""
-        a, w = task.agent, self.words.raw[number]
+        a, w = task.agent, self.status_words.raw[number]
         gtid = w.gtid
         if not gtid or (self.build.words_stay and gtid != a.gtid):
             return
@@ -287,7 +287,7 @@ class Kernel:
 
     def set_state(self, task: Task, state: int) -> None:
         if task.agent.word:
-            w = self.words.raw[task.agent.word]
+            w = self.status_words.raw[task.agent.word]
             w.state, w.since_ns = state, self.now_ns
             self.count_load(task, w)
 
@@ -302,7 +302,7 @@ class Kernel:
     def word_of(self, task: Task) -> int:
         a = task.agent
         if not a.word and (number := self.take_word()):
-            w = self.words.raw[number]
+            w = self.status_words.raw[number]
             w.runtime_ns = w.seq = w.channel = w.boosted = 0
             w.state, w.since_ns = WAITING, self.now_ns
             w.allowed, w.weight, w.cpu, w.tgid = task.allowed & (1 << 64) - 1, task.weight, task.cpu, task.tgid
@@ -313,7 +313,7 @@ class Kernel:
 
     def tell_waits(self, task: Task, wakeup: bool, boosted: bool) -> Steps:
         a, number = task.agent, self.word_of(task)
-        w = self.words.raw[number]
+        w = self.status_words.raw[number]
         kind = MessageType.TASK_PREEMPT
         if not w.seq:
             kind = MessageType.TASK_NEW
@@ -350,7 +350,7 @@ class Kernel:
         a.word = a.gtid = a.channel = a.latched = 0
         a.knows = BLOCKED
         yield
-        w = self.words.raw[number]
+        w = self.status_words.raw[number]
         w.state, w.gtid = BLOCKED, 0
         self.free_words.append(number)
 
@@ -378,7 +378,7 @@ class Kernel:
             kicks.append(home)
             self.note_waits(task)
             yield
-        elif self.is_asked(self.channel_or_0(task.agent.channel)):
+        elif self.is_delegated(self.channel_or_0(task.agent.channel)):
             self.word_of(task)
             yield from self.tell_waits(task, wakeup, boosted)
         elif last and self.is_usable(task, task.cpu):
@@ -392,7 +392,7 @@ class Kernel:
                 self.note_waits(task)
         yield
         target.insert(task, head=boosted)
-        if target is self.pending and not self.is_asked(self.channel_or_0(task.agent.channel)):
+        if target is self.pending and not self.is_delegated(self.channel_or_0(task.agent.channel)):
             self.kick_any_idle(task)
         for cpu in kicks:
             self.kick(cpu)
@@ -420,7 +420,7 @@ class Kernel:
         record.told_idle = 0
         task.agent.latched = 0
         if task.agent.word:
-            self.words.raw[task.agent.word].cpu = number
+            self.status_words.raw[task.agent.word].cpu = number
         self.set_state(task, ON_CPU)
 
     def stopping(self, task: Task, number: int, sleeps: bool) -> Steps:
@@ -429,7 +429,7 @@ class Kernel:
         a = task.agent
         a.runtime_ns += self.now_ns - self.cpus[number].ran_at
         if a.word:
-            self.words.raw[a.word].runtime_ns = a.runtime_ns
+            self.status_words.raw[a.word].runtime_ns = a.runtime_ns
         if sleeps:
             yield from self.tell_blocked(task)
 
@@ -450,7 +450,7 @@ class Kernel:
     def rescue(self, here: int, any: bool) -> Iterator[None]:
         for number in self.numbers:
             record, own = self.cpu_records.raw[number], self.cpus[number].own
-            looks = record.latched or (self.build.asks_queue and record.taken)
+            looks = record.latched or (self.build.asks_queue and record.preempted_by_class)
             if looks and (any or number == here or self.is_lost(number)) and (yield from self.consume(here, own)):
                 return
             yield
@@ -467,7 +467,7 @@ class Kernel:
                 record.latched = 1
                 return
         yield
-        if not self.is_delegated(here):
+        if not self.is_cpu_delegated(here):
             if not (yield from self.consume(here, self.pending)):
                 yield from self.rescue(here, True)
             return
@@ -548,7 +548,7 @@ class Kernel:
             task.allowed = allowed
             yield
             if task.agent.word:
-                self.words.raw[task.agent.word].allowed = allowed & (1 << 64) - 1
+                self.status_words.raw[task.agent.word].allowed = allowed & (1 << 64) - 1
                 yield from self.tell(task, task.agent.word, MessageType.TASK_AFFINITY_CHANGED)
             if runs:
                 yield from self.running(task, number)
@@ -568,7 +568,7 @@ class Kernel:
         yield from self.lock(task)
         task.weight = weight
         if task.agent.word:
-            self.words.raw[task.agent.word].weight = weight
+            self.status_words.raw[task.agent.word].weight = weight
             yield from self.tell(task, task.agent.word, MessageType.TASK_PRIORITY_CHANGED)
         task.locked = False
 
@@ -601,7 +601,7 @@ class Kernel:
         """A higher class has the CPU; the task there, and those that were to follow, go back to their policy."""
         cpu = self.cpus[number]
         cpu.switching = True
-        self.cpu_records.raw[number].taken = 1
+        self.cpu_records.raw[number].preempted_by_class = 1
         if self.cpu_records.raw[number].latched or (self.build.asks_queue and cpu.own.tasks):
             self.kick_any_idle()
         yield
@@ -617,7 +617,7 @@ class Kernel:
         yield from self.switch(number, "taken")
 
     def release_cpu(self, number: int) -> None:
-        self.cpu_records.raw[number].taken = 0
+        self.cpu_records.raw[number].preempted_by_class = 0
         self.kick(number)
 
     def take_offline(self, number: int) -> Steps:
@@ -669,7 +669,7 @@ class Kernel:
         if self.home_cpu(task) is None:
             task.allowed = sum(1 << cpu for cpu in self.numbers)
             if task.agent.word:
-                self.words.raw[task.agent.word].allowed = task.allowed & (1 << 64) - 1
+                self.status_words.raw[task.agent.word].allowed = task.allowed & (1 << 64) - 1
                 yield from self.tell(task, task.agent.word, MessageType.TASK_AFFINITY_CHANGED)
         home = self.home_cpu(task)
         assert home is not None
@@ -706,7 +706,7 @@ class Kernel:
             return TxnState.NOT_FOUND
         if a.seq != txn.seq:
             return TxnState.STALE
-        state = self.words.raw[a.word].state
+        state = self.status_words.raw[a.word].state
         if state == ON_CPU:
             return TxnState.ON_CPU
         return TxnState.COMPLETE if state == WAITING else TxnState.NOT_RUNNABLE
@@ -831,14 +831,14 @@ class Kernel:
             if not task.enabled or not self.word_of(task):
                 continue
             task.agent.knows = WAITING
-            self.count_load(task, self.words.raw[task.agent.word])
+            self.count_load(task, self.status_words.raw[task.agent.word])
             yield
             if not self.build.stock_does_not_guess and task.queue is None and task.agent.word:
-                self.words.raw[task.agent.word].state = ON_CPU
+                self.status_words.raw[task.agent.word].state = ON_CPU
             yield
 
     def associate(self, task: Task, number: int, channel: int) -> Steps:
-        a, w = task.agent, self.words.raw[number]
+        a, w = task.agent, self.status_words.raw[number]
         a.channel = channel
         for _ in range(4):
             state, seq = w.state, a.seq + 1
@@ -861,7 +861,7 @@ class Kernel:
     def call_take(self, channel: int, source: int, most: int) -> Iterator[Any]:
         taken = 0
         for task in list(self.pending.tasks):
-            w = self.words.raw[task.agent.word]
+            w = self.status_words.raw[task.agent.word]
             if taken >= most:
                 break
             if not task.agent.word or w.state != WAITING or w.channel == channel:

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from ghostbpf.hints import WorkClass
-from ghostbpf.schedulers.agents import AgentHalf
+from ghostbpf.schedulers.agents import AgentPolicySpec
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.topology import CpuRow, Topology
 from ghostbpf.schedulers.userspace import Agent, StatusWords
 from ghostbpf.schedulers.userspace.central import BARE
-from ghostbpf.schedulers.userspace.link import _COMMIT, _TAKE, _TASK, Channel
+from ghostbpf.schedulers.userspace.channel import _COMMIT, _TAKE, _TASK, Channel
 
 from .kernel import ENCLAVE, WORDS, Kernel
 from .memory import Ring
@@ -109,7 +109,7 @@ class NoHints:
 
 
 class Side:
-    """``schedulers.userspace.link.Kernel`` on the model; ``run`` drives a program of the kernel's to its end."""
+    """``schedulers.userspace.channel.Kernel`` on the model; ``run`` drives a program of the kernel's to its end."""
 
     def __init__(self, kernel: Kernel, run: Callable[[Iterator[Any]], Any], ring_records: int) -> None:
         self.kernel, self.run, self.ring_records = kernel, run, ring_records
@@ -140,10 +140,10 @@ class Side:
     def stay_on(self, cpu: int) -> None:
         pass
 
-    def agent(self, half: AgentHalf, values: dict[str, int], cpu: int | None = None) -> Agent:
+    def agent(self, half: AgentPolicySpec, values: dict[str, int], cpu: int | None = None) -> Agent:
         """An agent that has not taken over yet."""
         made = Agent(self.enclave, half, values, cpu, kernel=self)  # type: ignore[arg-type]
-        made.words = ModelWords(self)
+        made.status_words = ModelWords(self)
         return made
 
 
@@ -151,7 +151,12 @@ class _Agents:
     """``schedulers.agents.Agents`` on the model."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self.channels, self.words, self.maps, self._kernel = kernel.channels, kernel.words, dict[str, Any](), kernel
+        self.channels, self.status_words, self.maps, self._kernel = (
+            kernel.channels,
+            kernel.status_words,
+            dict[str, Any](),
+            kernel,
+        )
 
     @property
     def words_used(self) -> int:

@@ -7,15 +7,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ghostbpf.schedulers.agents import AgentHalf
+from ghostbpf.schedulers.agents import AgentPolicySpec
 from ghostbpf.schedulers.userspace import agent as agent_module
-from ghostbpf.schedulers.userspace import central, cfs, cpus, edf, link, shinjuku, words
-from ghostbpf.schedulers.userspace.placer import Placer
+from ghostbpf.schedulers.userspace import central, cfs, channel, cpus, edf, shinjuku, status_words
+from ghostbpf.schedulers.userspace.task_assigner import TaskAssigner
 
 from .kernel import MENDED, Build, Kernel, Task
 from .side import Side
 
-_CLOCKED = (agent_module, central, cfs, edf, link, shinjuku, words)
+_CLOCKED = (agent_module, central, cfs, edf, channel, shinjuku, status_words)
 #: From here on a byte at a point of an agent's has something else happen there first.
 _ACTS = 168
 _ROUND_NS = 50_000_000
@@ -30,7 +30,7 @@ class Broken(AssertionError):
 class Runner:
     """An agent with its loop: it has a turn when its ring can be read, and otherwise sleeps."""
 
-    def __init__(self, world: World, half: AgentHalf, cpu: int | None) -> None:
+    def __init__(self, world: World, half: AgentPolicySpec, cpu: int | None) -> None:
         self.world = world
         # An agent that is silent would have the core decide, and hide what the agent does wrong.
         options = {option.field: option.parse(option.default) for option in half.options}
@@ -71,7 +71,7 @@ class World:
 
     def __init__(
         self,
-        half: AgentHalf,
+        half: AgentPolicySpec,
         build: Build = MENDED,
         *,
         cpus: int = 3,
@@ -130,7 +130,7 @@ class World:
         if not half.agent.per_cpu:
             self.runners = [Runner(self, half, None)]
             return
-        self.runners = [Runner(self, Placer.half(half), None)]
+        self.runners = [Runner(self, TaskAssigner.half(half), None)]
         for cpu in self.kernel.numbers:
             self.runners.append(Runner(self, half, cpu))
 
@@ -407,7 +407,7 @@ class World:
         lines = []
         for task in self.kernel.waiting():
             a, at = task.agent, known.get(task.agent.gtid)
-            word = self.kernel.words.raw[a.word]
+            word = self.kernel.status_words.raw[a.word]
             lines.append(f"{task} on {task.queue}, which may run on {task.allowed:#x}: seq {a.seq}, state {word.state}")
             lines.append(f"its agent has {vars(at)}" if at is not None else "no agent knows it")
         return "; ".join(lines)

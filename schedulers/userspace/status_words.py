@@ -21,7 +21,7 @@ class StatusWords:
     def __init__(self, agents: Agents) -> None:
         self._agents = agents
         self._format = struct.Struct(f"={word_format()}")
-        self._memory = agents.words.view()
+        self._memory = agents.status_words.view()
         self._longs, self._words = self._memory.cast("Q"), self._memory.cast("I")
 
     def __getitem__(self, number: int) -> StatusWord:

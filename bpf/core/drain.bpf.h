@@ -11,23 +11,23 @@
 
 #include "hotplug.bpf.h"
 
-enum leftover { LOOK, SERVE, HAND_OVER };
+enum draining { LOOK, SERVE, DRAIN };
 
 /* Look whether somebody waits on a CPU's own queue, run one who does here, or have all wait on the enclave's queue. */
-static bool each_leftover(u32 id, struct enclave *e, u32 what)
+static bool each_draining_queue(u32 id, struct enclave *e, u32 what)
 {
 	bool found = false;
 
 	for_each_number(cpu, 0, scx_bpf_nr_cpu_ids()) {
 		if (!has_bit(e->cpus, cpu))
 			continue;
-		if (what == HAND_OVER) {
-			return_all(cpu, id);
+		if (what == DRAIN) {
+			requeue(cpu, id);
 			scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 		} else if (what == SERVE) {
-			found = scx_bpf_dsq_move_to_local(ORDERED_DSQ(cpu)) || scx_bpf_dsq_move_to_local(CPU_DSQ(cpu));
+			found = scx_bpf_dsq_move_to_local(VTIME_DSQ(cpu)) || scx_bpf_dsq_move_to_local(CPU_DSQ(cpu));
 		} else {
-			found = scx_bpf_dsq_nr_queued(ORDERED_DSQ(cpu)) > 0 || scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0;
+			found = scx_bpf_dsq_nr_queued(VTIME_DSQ(cpu)) > 0 || scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0;
 		}
 		if (found)
 			return true;
@@ -43,7 +43,7 @@ int call_hand_over(struct join_args *args)
 
 	bpf_rcu_read_lock();
 	if (e)
-		each_leftover(id, e, HAND_OVER);
+		each_draining_queue(id, e, DRAIN);
 	bpf_rcu_read_unlock();
 	return 0;
 }

@@ -55,7 +55,7 @@ static u32 slot_of(u32 id, struct enclave *e)
 }
 
 /* In full mode, is this a kernel thread of one CPU? */
-static bool is_cpus_own(struct task_struct *p)
+static bool is_percpu_kthread(struct task_struct *p)
 {
 	return FULL_MODE && p->flags & PF_KTHREAD && p->nr_cpus_allowed == 1;
 }
@@ -66,13 +66,13 @@ static u32 scheduling(struct task_struct *p, struct task_ctx *t, struct enclave 
 	struct core *c = the_core();
 	u32 id = membership(t, e);
 
-	if (!id || !*e || !c || is_cpus_own(p))
+	if (!id || !*e || !c || is_percpu_kthread(p))
 		return 0;
 #pragma unroll
 	for (u32 i = 0; i < NR_CPU_WORDS; i++)
 		if (usable(*e, c, p->cpus_ptr, i))
 			return id;
-	COUNT(id, misfits);
+	COUNT(id, affinity_misses);
 	return 0;
 }
 
@@ -118,16 +118,16 @@ static void ask_to_move(s32 here)
 	struct enclave *e = NULL;
 
 	if (cpu && enclave_of_cpu(cpu, &e) && e && spun_cpu(e) == here)
-		cpu->wanted = 1;
+		cpu->agent_must_move = 1;
 }
 
 /*
  * A CPU's own kernel thread goes first when it wakes, for it is what everything else waits for, and until it has had a
  * slice; from then on it waits on the fallback queue.
  */
-static bool goes_first(struct task_struct *p, u64 *slice, u64 enq_flags)
+static bool kthread_boost(struct task_struct *p, u64 *slice, u64 enq_flags)
 {
-	struct task_ctx *t = is_cpus_own(p) ? task_ctx_of(p) : NULL;
+	struct task_ctx *t = is_percpu_kthread(p) ? task_ctx_of(p) : NULL;
 	u64 runtime = p->se.sum_exec_runtime;
 
 	if (!t || enq_flags & SCX_ENQ_LAST)
@@ -177,7 +177,7 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 		go_on(p, scx_bpf_task_cpu(p), FALLBACK_SLICE, enq_flags);
 		return 0;
 	}
-	if (goes_first(p, &slice, enq_flags)) {
+	if (kthread_boost(p, &slice, enq_flags)) {
 		boost(p, slice, enq_flags);
 		return 0;
 	}
@@ -200,7 +200,7 @@ static void give_up_waiting(struct cpu *cpu, s32 here)
 	struct enclave *e = NULL;
 
 	if (enclave_of_cpu(cpu, &e) && e && has_cpu_queues(e) &&
-	    (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(ORDERED_DSQ(here))))
+	    (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(VTIME_DSQ(here))))
 		kick_any_idle(e, here);
 }
 
@@ -237,15 +237,15 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 		return 0;
 	}
 #endif
-	if (c->strays && serve_strays(c->strays))
+	if (c->orphaned_queues && serve_orphaned_queues(c->orphaned_queues))
 		return 0;
 	if (serve_fallback(cpu, cpu_id, id, e))
 		return 0;
-	policy_first = cpu->overdue && !--cpu->overdue;
-	if (!policy_first && !cpu->held && may_be_latched(cpu, cpu_id, e) && serve_latched(cpu, cpu_id))
+	policy_first = cpu->rescue_in && !--cpu->rescue_in;
+	if (!policy_first && !cpu->group_hold && may_be_latched(cpu, cpu_id, e) && serve_latched(cpu, cpu_id))
 		return 0;
 	if (id && e) {
-		if (e->leftover && each_leftover(id, e, SERVE))
+		if (e->draining && each_draining_queue(id, e, SERVE))
 			return 0;
 		slot_dispatch.call(ctx, slot_of(id, e));
 	}
@@ -270,7 +270,7 @@ BPF_PROG(core_tick, struct task_struct *p)
 	}
 	kick_idle(id, e, here);
 	/* On a CPU that is not its enclave's it was running when it joined. */
-	if (cpu->enclave != id || is_owed(cpu, here) || (e->leftover && each_leftover(id, e, LOOK)))
+	if (cpu->enclave != id || has_unmanaged_waiter(cpu, here) || (e->draining && each_draining_queue(id, e, LOOK)))
 		set_slice(p, 0);
 	else
 		slot_tick.call(ctx, slot_of(id, e));
@@ -290,7 +290,7 @@ BPF_PROG(core_running, struct task_struct *p)
 	if (t && t->reenqueued)
 		t->reenqueued = 0;
 	cpu->running = id;
-	cpu->lingers = t && t->lingers;
+	cpu->sync_waker_stays = t && t->sync_waker_stays;
 	open_for_next(cpu, here);
 	cpu->ran_at = scx_bpf_now();
 	COUNT(id, switches);
@@ -302,12 +302,12 @@ BPF_PROG(core_running, struct task_struct *p)
 /* Did the task that leaves this CPU do so when it was to sleep? Noted where that is news. */
 static void note_lingering(struct cpu *cpu, struct task_struct *p, u64 now)
 {
-	bool lingers = elapsed(cpu->left_at, now) > LINGER;
-	struct task_ctx *t = lingers == cpu->lingers ? NULL : task_ctx_of(p);
+	bool sync_waker_stays = elapsed(cpu->sync_wake_at, now) > LINGER;
+	struct task_ctx *t = sync_waker_stays == cpu->sync_waker_stays ? NULL : task_ctx_of(p);
 
 	if (t)
-		t->lingers = lingers;
-	cpu->left_at = 0;
+		t->sync_waker_stays = sync_waker_stays;
+	cpu->sync_wake_at = 0;
 }
 
 /*
@@ -331,7 +331,7 @@ BPF_PROG(core_stopping, struct task_struct *p, bool runnable)
 	n = counters_of(id);
 	if (n)
 		n->runtime_ns += elapsed(cpu->ran_at, now);
-	if (cpu->left_at)
+	if (cpu->sync_wake_at)
 		note_lingering(cpu, p, now);
 	if (runnable) {
 		t = task_ctx_of(p);
@@ -467,7 +467,7 @@ BPF_PROG(core_init)
 	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < scx_bpf_nr_cpu_ids() && !error; cpu++) {
 		error = scx_bpf_create_dsq(CPU_DSQ(cpu), -1);
 		if (!error)
-			error = scx_bpf_create_dsq(ORDERED_DSQ(cpu), -1);
+			error = scx_bpf_create_dsq(VTIME_DSQ(cpu), -1);
 	}
 	return error;
 }
@@ -481,8 +481,8 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 
 	if (!cpu)
 		return 0;
-	cpu->taken = outranks(next, FULL_MODE);
-	if (!cpu->taken || is_over())
+	cpu->preempted_by_class = is_higher_class(next, FULL_MODE);
+	if (!cpu->preempted_by_class || is_over())
 		return 0;
 	give_up_waiting(cpu, here);
 	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL) > 0 && may_reenqueue(here))
@@ -495,7 +495,7 @@ BPF_PROG(core_cpu_release, s32 here, struct scx_cpu_release_args *args)
 	struct cpu *cpu = cpu_of(here);
 
 	if (cpu) {
-		cpu->taken = 1;
+		cpu->preempted_by_class = 1;
 		give_up_waiting(cpu, here);
 	}
 	scx_bpf_reenqueue_local();
@@ -507,7 +507,7 @@ BPF_PROG(core_cpu_acquire, s32 here, struct scx_cpu_acquire_args *args)
 	struct cpu *cpu = cpu_of(here);
 
 	if (cpu)
-		cpu->taken = 0;
+		cpu->preempted_by_class = 0;
 	return 0;
 }
 #endif

@@ -11,11 +11,11 @@
  * had a CPU for more than FALLBACK_SLICE while somebody waits goes to its tail. And a task that the agent has left
  * waiting for PATIENCE gets a CPU in any case: the kernel would end the whole scheduler otherwise.
  */
-#include "../sched.bpf.h"
+#include "sched.bpf.h"
 #include "agent.h"
 
-#define FALLBACK_SLICE (20 * 1000000ULL)
-#define PATIENCE (5 * 1000000000ULL)
+#define BUILTIN_SLICE (20 * 1000000ULL)
+#define RESCUE_TIMEOUT (5 * 1000000000ULL)
 #define CHECK_PERIOD (250 * 1000000ULL)
 #define MOST_LOOKED_AT 32
 
@@ -31,10 +31,10 @@ static u64 slice(void)
 	return param && param->slice_ns ? param->slice_ns : SLICE_ENDLESS;
 }
 
-#include "../commit.bpf.h"
+#include "commit.bpf.h"
 
 /* Does the agent have the say over everything that comes through this channel? */
-static bool is_asked(struct channel *ch)
+static bool is_delegated(struct channel *ch)
 {
 	return has_agent(ch) && !ch->fastpath;
 }
@@ -48,14 +48,14 @@ BPF_PROG(agent_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
 	struct channel *ch = a ? channel_of(a, &number) : channel_at(0);
 	s32 cpu;
 
-	if (!ch || !e || !c || !is_asked(ch))
+	if (!ch || !e || !c || !is_delegated(ch))
 		return select_idle(ENCLAVE, p, prev, wake_flags, slice());
 	cpu = home_cpu(e, c, p->cpus_ptr, prev);
 	return cpu >= 0 ? cpu : prev;
 }
 
 /* The agent cannot be asked about p, for one because there are more tasks than status words. */
-static void go_home(struct task_struct *p, u64 enq_flags)
+static void queue_locally(struct task_struct *p, u64 enq_flags)
 {
 	struct enclave *e = enclave_of(ENCLAVE);
 	struct core *c = the_core();
@@ -71,13 +71,13 @@ static void go_home(struct task_struct *p, u64 enq_flags)
 	scx_bpf_kick_cpu(home, SCX_KICK_IDLE);
 }
 
-static void ask(struct task_struct *p, struct agent_task *a, u64 enq_flags)
+static void delegate(struct task_struct *p, struct agent_task *a, u64 enq_flags)
 {
 	u64 length = slice();
 	bool boosted;
 
 	if (!word_of(p, a)) {
-		go_home(p, enq_flags);
+		queue_locally(p, enq_flags);
 		return;
 	}
 	boosted = is_interrupted(p, &length, enq_flags);
@@ -97,14 +97,14 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 	u32 number;
 
 	if (!a || p->flags & PF_EXITING) {
-		go_home(p, enq_flags);
+		queue_locally(p, enq_flags);
 		if (a)
 			note_waits(p, a);
 		return 0;
 	}
 	ch = channel_of(a, &number);
-	if (ch && is_asked(ch)) {
-		ask(p, a, enq_flags);
+	if (ch && is_delegated(ch)) {
+		delegate(p, a, enq_flags);
 		return 0;
 	}
 	boosted = is_interrupted(p, &length, enq_flags);
@@ -121,14 +121,14 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
  */
 static bool rescue(s32 here, bool any)
 {
-	bool scarce = are_words_scarce(); /* then go_home() puts tasks there, too */
+	bool scarce = are_words_scarce(); /* then queue_locally() puts tasks there, too */
 	struct cpu *cpu;
 
 	for_each_cpu_of(ENCLAVE, cpu, id) {
 		/* A CPU that is taken does not look at its own queue, and its mark may be missing. */
-		if (!cpu->latched && !scarce && !(cpu->taken && scx_bpf_dsq_nr_queued(CPU_DSQ(id))))
+		if (!cpu->latched && !scarce && !(cpu->preempted_by_class && scx_bpf_dsq_nr_queued(CPU_DSQ(id))))
 			continue;
-		if ((any || id == here || is_lost(cpu, id)) && !cpu->held && scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
+		if ((any || id == here || is_lost(cpu, id)) && !cpu->group_hold && scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
 			return true;
 	}
 	return false;
@@ -149,7 +149,7 @@ static u64 forgotten_ns(struct task_struct *p, s32 here)
 	if (!w)
 		return 1;
 	waited = w->state == TASK_WAITING ? ns_since(w->since_ns) : 0;
-	return waited > PATIENCE ? waited - PATIENCE : 0;
+	return waited > RESCUE_TIMEOUT ? waited - RESCUE_TIMEOUT : 0;
 }
 
 /* Is there one like that among the first on a queue? For how long? If it is to be moved, it is the first. */
@@ -191,8 +191,8 @@ static bool is_for_forgotten(struct cpu *cpu, s32 here)
 	if (!is_check_due(cpu))
 		return false;
 	ns = has_forgotten(PENDING, here, true);
-	if (ns > PATIENCE) {
-		cpu->overdue = 2;
+	if (ns > RESCUE_TIMEOUT) {
+		cpu->rescue_in = 2;
 		cpu->checked_at = 0;
 	}
 	return ns > 0;
@@ -202,15 +202,15 @@ static bool is_for_forgotten(struct cpu *cpu, s32 here)
  * Does an agent have the say over everything that CPU here does? Where each CPU has one, so must the enclave, whose agent
  * commits to no CPU then: a CPU that came online later runs what waits, until it has an agent of its own.
  */
-static bool is_delegated(s32 here)
+static bool is_cpu_delegated(s32 here)
 {
 	struct channel *own, *ch = channel_at(0);
 	u32 number;
 
-	if (!ch || !is_asked(ch))
+	if (!ch || !is_delegated(ch))
 		return false;
 	own = channel_of_cpu(here, &number);
-	return own && !own->per_cpu && is_asked(own);
+	return own && !own->per_cpu && is_delegated(own);
 }
 
 BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
@@ -219,7 +219,7 @@ BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
 
 	if (!cpu)
 		return 0;
-	if (is_for_forgotten(cpu, here) || !is_delegated(here)) {
+	if (is_for_forgotten(cpu, here) || !is_cpu_delegated(here)) {
 		if (!scx_bpf_dsq_move_to_local(PENDING))
 			rescue(here, true);
 		return 0;
@@ -247,13 +247,13 @@ BPF_PROG(agent_tick, struct task_struct *p)
 	if (ch->ticks)
 		tell_cpu(here, MSG_CPU_TICK);
 	if (!has_agent(ch) || ch->per_cpu) {
-		late = ns_on(cpu) > FALLBACK_SLICE &&
+		late = ns_on(cpu) > BUILTIN_SLICE &&
 		       (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(PENDING));
-	} else if (cpu->overdue) {
-		late = ns_on(cpu) > FALLBACK_SLICE;
+	} else if (cpu->rescue_in) {
+		late = ns_on(cpu) > BUILTIN_SLICE;
 	} else if (is_check_due(cpu)) {
-		cpu->overdue = has_forgotten(PENDING, here, false) > 0;
-		late = cpu->overdue || has_forgotten(CPU_DSQ(here), here, false);
+		cpu->rescue_in = has_forgotten(PENDING, here, false) > 0;
+		late = cpu->rescue_in || has_forgotten(CPU_DSQ(here), here, false);
 		if (late)
 			cpu->checked_at = 0; /* so that dispatch() looks, too */
 	}
@@ -403,7 +403,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 
 	if (!cpu || !c || cpu->enclave != ENCLAVE)
 		return 0;
-	busy = outranks(next, c->default_enclave) && !agents.lookup(&tid);
+	busy = is_higher_class(next, c->default_enclave) && !agents.lookup(&tid);
 	if (busy == cpu->told_busy)
 		return 0;
 	cpu->told_busy = busy;

@@ -22,7 +22,7 @@ from ...loaders.maps import Hash, Map, MmapArray
 from ...loaders.object import MapDef
 from ...loaders.ring import Ring
 from .. import pids
-from ..agents import AgentHalf, Agents
+from ..agents import AgentPolicySpec, Agents
 from ..core import constant, ffi
 from ..cpuset import CpuSet
 from ..enclave import Enclave
@@ -52,7 +52,7 @@ _OVERFLOWED = ffi().offsetof("struct channel", "overflowed") // 4
 class Channel:
     """Channel ``number`` of ``enclave``, to be taken over by the calling thread; 0 is the enclave's, 1 + n CPU n's."""
 
-    def __init__(self, enclave: Enclave, agents: Agents, half: AgentHalf, number: int, ring_bytes: int) -> None:
+    def __init__(self, enclave: Enclave, agents: Agents, half: AgentPolicySpec, number: int, ring_bytes: int) -> None:
         self.number, self.tid = number, pids.to_initial(threading.get_native_id())
         self._agents, self._maps = agents, {**enclave.core.maps, **agents.maps}
         self._load(enclave, half, ring_bytes)
@@ -67,7 +67,7 @@ class Channel:
         self._txns = self._txn_records.view(number * self.batch, self.batch)
         self._states = self._txns.cast("I")[_TXN.size // 4 - 1 :: _TXN.size // 4]
 
-    def _load(self, enclave: Enclave, half: AgentHalf, ring_bytes: int) -> None:
+    def _load(self, enclave: Enclave, half: AgentPolicySpec, ring_bytes: int) -> None:
         """Load the programs that it calls, attach those that watch for it, and make its ring."""
         number = self.number
         obj = compiler.compile(half.source, {"NR_CPU_WORDS": nr_cpu_words()})
@@ -114,8 +114,8 @@ class Channel:
                 del known[tid]
         known[self.tid] = self.number
         record = self.record
-        record.overflowed = record.silent = record.ticks = 0
-        record.messages = record.committed = record.failed = record.resyncs = record.lost = record.silences = 0
+        record.overflowed = record.timed_out = record.ticks = 0
+        record.messages = record.committed = record.failed = record.resyncs = record.lost = record.timeouts = 0
         record.turns = record.busy_ns = 0
         record.timeout_ns, record.fastpath, record.spins, record.per_cpu = timeout_ns, fastpath, spins, per_cpu
         record.policy, record.reason = policy.encode()[:31], b""
@@ -125,7 +125,7 @@ class Channel:
         record.since_ns = self.beat()
         record.tid = self.tid
 
-    def take_stock(self) -> None:
+    def register_waiting(self) -> None:
         """Have every task that waits get a status word."""
         self._take_stock.run()
 
@@ -258,7 +258,7 @@ class Kernel:
     ``bank`` is where the BPF ``half`` is, unless it is the live one.
     """
 
-    def __init__(self, enclave: Enclave, half: AgentHalf, bank: int | None = None) -> None:
+    def __init__(self, enclave: Enclave, half: AgentPolicySpec, bank: int | None = None) -> None:
         there = Agents.open(enclave.id)
         if there is None:
             raise GhostError(f"the policy of enclave {enclave.id} has no agent")

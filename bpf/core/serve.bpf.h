@@ -3,7 +3,7 @@
 #ifndef GHOSTBPF_SERVE_BPF_H
 #define GHOSTBPF_SERVE_BPF_H
 
-#include "leftover.bpf.h"
+#include "drain.bpf.h"
 
 /* A busy enclave's CPU gives tasks of no enclave one slice this often. */
 #define FALLBACK_PERIOD (50 * 1000000ULL)
@@ -38,16 +38,16 @@ static bool serve_fallback(struct cpu *cpu, s32 here, u32 id, struct enclave *e)
 	return scx_bpf_dsq_move_to_local(FALLBACK_DSQ);
 }
 
-static bool serve_strays(u64 strays)
+static bool serve_orphaned_queues(u64 orphaned_queues)
 {
 	/* More than a few at a time there never are; the next dispatch goes on. */
-	for (u32 i = 0; i < 4 && strays; i++) {
-		u32 id = lowest_bit(strays);
+	for (u32 i = 0; i < 4 && orphaned_queues; i++) {
+		u32 id = lowest_bit(orphaned_queues);
 		struct enclave *e = enclave_of(id);
 
-		if (scx_bpf_dsq_move_to_local(PENDING_DSQ(id)) || (e && each_leftover(id, e, SERVE)))
+		if (scx_bpf_dsq_move_to_local(PENDING_DSQ(id)) || (e && each_draining_queue(id, e, SERVE)))
 			return true;
-		strays &= strays - 1;
+		orphaned_queues &= orphaned_queues - 1;
 	}
 	return false;
 }
@@ -90,7 +90,7 @@ static void open_for_next(struct cpu *cpu, s32 here)
  * some there unasked (for one, a task that may not migrate just now), and a task that was to have an idle CPU finds
  * it taken when that woke by itself meanwhile. Or on the fallback queue, whose turn it is.
  */
-static bool is_owed(struct cpu *cpu, s32 here)
+static bool has_unmanaged_waiter(struct cpu *cpu, s32 here)
 {
 	return scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | here) > 0 ||
 	       (scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0 && ns_since(cpu->fallback_at) >= FALLBACK_PERIOD);

@@ -2,7 +2,7 @@
 """Putting tasks into an enclave by rule: those there are, and those to come.
 
     with ProcessEvents() as events:
-        for outcome in Enrolment(enclave, Rule(comms=("nginx*",)), events).follow(stop):
+        for outcome in AutoJoin(enclave, Rule(comms=("nginx*",)), events).follow(stop):
             print(outcome)
 
 The kernel's process events say when to look at a task; whether it is meant is then read from /proc, so an event that
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import pids
-from .agents import Agents, stand_apart
+from .agents import Agents, set_agent_class
 from .core import locked
 from .enclave import Enclave, Enclaves
 from .errors import NoSuchEnclave, TaskError
@@ -45,7 +45,7 @@ class Outcome:
     error: str | None = None
 
 
-class Enrolment:
+class AutoJoin:
     """Enrols in ``enclave`` what fits ``rule``, told by ``events``; each ``period`` of seconds, what no event tells."""
 
     def __init__(self, enclave: Enclave, rule: Rule, events: ProcessEvents | None = None, *, period: float = 1.0):
@@ -138,7 +138,7 @@ class Enrolment:
             # One that became an agent meanwhile left the enclave for that, but perhaps before it was put there.
             for tid in _agents(self.enclave) & causes.keys():
                 with contextlib.suppress(TaskError):
-                    stand_apart(tid, self.enclave.core)
+                    set_agent_class(tid, self.enclave.core)
         yield from (outcome for outcome in outcomes if outcome is not None)
 
     def _add(self, task: ProcTask, cause: str) -> Outcome | None:

@@ -76,7 +76,7 @@ int call_set_stray(struct join_args *args)
 	u32 id = args->enclave & (MAX_ENCLAVES - 1);
 
 	if (c)
-		set_bit(&c->strays, id, args->tid);
+		set_bit(&c->orphaned_queues, id, args->tid);
 	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id));
 }
 

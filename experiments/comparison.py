@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Self
 
 from ..loaders.errors import GhostError
-from ..schedulers.agents import AgentHalf, Agents
+from ..schedulers.agents import AgentPolicySpec, Agents
 from ..schedulers.cpuset import CpuSet
 from ..schedulers.enclave import Enclave
 from ..schedulers.policy import Policy
-from ..schedulers.userspace import Crew
+from ..schedulers.userspace import AgentProcess
 from .measure import MESSAGING, PIPE, Row, enclave_under, perf, summary
 from .wakelat import Latencies, WakeLatency
 
 EEVDF = "EEVDF"
 #: A policy and its options; None is the kernel's own fair class.
-Contestant = tuple[Policy, dict[str, str]] | None
+Candidate = tuple[Policy, dict[str, str]] | None
 #: A ring with room for the messages of thousands of tasks that wake at once.
 BIG_RING = {"ring_bytes": 16 << 20}
 
 _PERCENTILES = {"wake-to-run p50": "p50", "wake-to-run p99": "p99", "wake-to-run p99.9": "p999"}
 
 
-def compare(under: Mapping[str, Contestant], runs: int) -> list[Row]:
+def compare(under: Mapping[str, Candidate], runs: int) -> list[Row]:
     """perf bench and wake-to-run latencies under each of ``under``, in turn; ratios are to the one called EEVDF."""
     took: dict[tuple[str, str], list[float]] = {}
     for _ in range(runs):
@@ -56,31 +56,31 @@ class Work:
     cpu_ns: int
 
     @classmethod
-    def of(cls, enclave: Enclave, crew: Crew) -> Self:
+    def of(cls, enclave: Enclave, agent_process: AgentProcess) -> Self:
         """Until now; raises GhostError where messages were lost, for then the rest is no measure of anything."""
         agents = Agents.open(enclave.id)
-        if agents is None or not crew.alive:
-            raise GhostError("the agent ended", cure="run it again")
+        if agents is None or not agent_process.alive:
+            raise GhostError("the agent ended", hint="run it again")
         channels = list(agents.channels)
         if any(channel.lost for channel in channels):
-            raise GhostError("messages were lost", cure="run it again")
+            raise GhostError("messages were lost", hint="run it again")
         messages, committed, failed = (
             sum(int(getattr(channel, name)) for channel in channels) for name in ("messages", "committed", "failed")
         )
-        children = Path(f"/proc/{crew.pid}/task/{crew.pid}/children").read_text().split()
-        pids = [crew.pid, *map(int, children)]
+        children = Path(f"/proc/{agent_process.pid}/task/{agent_process.pid}/children").read_text().split()
+        pids = [agent_process.pid, *map(int, children)]
         return cls(messages, committed, failed, sum(map(cpu_ns, pids)))
 
     def __sub__(self, before: Work) -> Work:
         return Work(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
 
 
-def decisions(half: AgentHalf) -> dict[str, float]:
+def decisions(half: AgentPolicySpec) -> dict[str, float]:
     """What the agents did, and used, while they decided everything for a workload."""
-    with scheduled(half, {"fastpath": "off"}) as (enclave, crew):
-        before = Work.of(enclave, crew)
+    with scheduled(half, {"fastpath": "off"}) as (enclave, agent_process):
+        before = Work.of(enclave, agent_process)
         seconds = perf(MESSAGING, enclave.add)
-        did = Work.of(enclave, crew) - before
+        did = Work.of(enclave, agent_process) - before
     return {
         "decisions/s": did.committed / seconds,
         "us of agent's CPU time per decision": did.cpu_ns / did.committed / 1e3,
@@ -90,32 +90,32 @@ def decisions(half: AgentHalf) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def ready(half: AgentHalf, options: dict[str, str] | None = None, **values: int) -> Iterator[Crew]:
+def ready(half: AgentPolicySpec, options: dict[str, str] | None = None, **values: int) -> Iterator[AgentProcess]:
     """A crew that can take an enclave over, with ``values`` that are no options; it ends with the block."""
-    crew = Crew(half, half.values(options) | values)
+    agent_process = AgentProcess(half, half.values(options) | values)
     try:
-        yield crew
+        yield agent_process
     finally:
-        crew.end()
+        agent_process.end()
 
 
 @contextlib.contextmanager
 def scheduled(
-    half: AgentHalf, options: dict[str, str], cpus: CpuSet | None = None, **values: int
-) -> Iterator[tuple[Enclave, Crew]]:
+    half: AgentPolicySpec, options: dict[str, str], cpus: CpuSet | None = None, **values: int
+) -> Iterator[tuple[Enclave, AgentProcess]]:
     """An enclave with agents in charge for the block."""
-    with ready(half, options, **values) as crew, enclave_under(half, options, cpus) as enclave:
-        yield enclave, crew.take_over(enclave)
+    with ready(half, options, **values) as agent_process, enclave_under(half, options, cpus) as enclave:
+        yield enclave, agent_process.take_over(enclave)
 
 
 @contextlib.contextmanager
-def joining(chosen: Contestant) -> Iterator[Callable[[int], object] | None]:
+def joining(chosen: Candidate) -> Iterator[Callable[[int], object] | None]:
     """What puts a process under the ``chosen`` policy and its options; None where that is EEVDF."""
     if chosen is None:
         yield None
         return
     policy, options = chosen
-    if isinstance(policy, AgentHalf):
+    if isinstance(policy, AgentPolicySpec):
         with scheduled(policy, options) as (enclave, _):
             yield enclave.add
     else:

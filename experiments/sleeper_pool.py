@@ -46,7 +46,7 @@ class Spinner(_Child):
         self.pid = _start([cpu], _spin, enclave.add)
 
 
-class Herd(_Child):
+class SleeperPool(_Child):
     """A process with ``count`` threads on ``cpus``, all asleep until wake(); killed at the end of a with block.
 
     It is in no enclave: add_process() is for whoever wants that. Raises GhostError where there cannot be so many.
@@ -58,7 +58,7 @@ class Herd(_Child):
         self._gates = deque(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE) for _ in range(2))
         self._passed = os.eventfd(0, os.EFD_CLOEXEC)
         told, tell = os.pipe()
-        self.pid = _start(cpus, lambda: _graze(count, tuple(self._gates), self._passed, tell))
+        self.pid = _start(cpus, lambda: _worker(count, tuple(self._gates), self._passed, tell))
         os.close(tell)
         with open(told, "rb") as ready:
             if not ready.read(1):
@@ -121,7 +121,7 @@ def _spin() -> None:
         pass
 
 
-def _graze(count: int, gates: tuple[int, ...], passed: int, tell: int) -> None:
+def _worker(count: int, gates: tuple[int, ...], passed: int, tell: int) -> None:
     threading.stack_size(_STACK_BYTES)
     # Those that wait for the interpreter sleep until it is free; by default each of them would wake every 5 ms.
     sys.setswitchinterval(_PATIENCE_S)

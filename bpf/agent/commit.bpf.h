@@ -140,7 +140,7 @@ static bool is_lost(struct cpu *cpu, s32 id)
 
 	if (c && !has_bit(c->online, id))
 		return true;
-	return cpu->taken && !(own && own->tid);
+	return cpu->preempted_by_class && !(own && own->tid);
 }
 
 /*
@@ -209,7 +209,7 @@ static void hold(s32 id, bool on)
 
 	if (!cpu || cpu->enclave != ENCLAVE)
 		return;
-	cpu->held = on;
+	cpu->group_hold = on;
 	if (!on)
 		scx_bpf_kick_cpu(id, SCX_KICK_IDLE);
 }
@@ -281,7 +281,7 @@ int call_spin(struct agent_args *args)
 	if (!e || !ch)
 		return -1; /* EPERM */
 	if (cpu)
-		cpu->wanted = 0;
+		cpu->agent_must_move = 0;
 	for_each_number(tries, 0, 1000) {
 		u64 before = *(volatile u64 *)&e->spinner;
 
@@ -323,7 +323,7 @@ int call_leave(struct agent_args *args)
 	return 0;
 }
 
-static void take_stock(u64 dsq)
+static void register_waiting(u64 dsq)
 {
 	for_each_waiting(waiting, p, dsq, 0) {
 		struct agent_task *a = agent_task_of(p, BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -343,9 +343,9 @@ int call_take_stock(void *nothing)
 	struct cpu *cpu;
 
 	bpf_rcu_read_lock();
-	take_stock(PENDING);
+	register_waiting(PENDING);
 	for_each_cpu_of(ENCLAVE, cpu, id)
-		take_stock(CPU_DSQ(id));
+		register_waiting(CPU_DSQ(id));
 	bpf_rcu_read_unlock();
 	return 0;
 }

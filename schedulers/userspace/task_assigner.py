@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from ..agents import AgentHalf
+from ..agents import AgentPolicySpec
 from .policy import AgentPolicy
 from .task import Task, Transaction
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from .agent import Agent
 
 
-class Placer(AgentPolicy):
+class TaskAssigner(AgentPolicy):
     """Asks the policy's place() for each task that is nobody's yet."""
 
-    name = "placer"
+    name = "task_assigner"
     placed: ClassVar[type[AgentPolicy]]
 
     def __init__(self, agent: Agent, **options: int) -> None:
@@ -27,11 +27,11 @@ class Placer(AgentPolicy):
         self._new: dict[Task, None] = {}
 
     @classmethod
-    def half(cls, half: AgentHalf) -> AgentHalf:
-        """``half`` with a placer for its policy in the policy's own place."""
+    def half(cls, half: AgentPolicySpec) -> AgentPolicySpec:
+        """``half`` with a assigner for its policy in the policy's own place."""
         own = {name: getattr(half.agent, name) for name in ("hinted", "options", "watches_cpus")}
-        placer = type("Placer", (cls,), {"placed": half.agent, "name": half.name, **own})
-        return replace(half, agent=placer)
+        assigner = type("TaskAssigner", (cls,), {"placed": half.agent, "name": half.name, **own})
+        return replace(half, agent=assigner)
 
     def enqueue(self, task: Task) -> None:
         self._new[task] = None

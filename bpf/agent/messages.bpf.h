@@ -28,10 +28,10 @@ struct agent_task {
 };
 
 BPF_TASK_STORAGE(agent_tasks, struct agent_task);
-BPF_F_TABLE("array", u32, struct status_word, words, MAX_WORDS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct status_word, status_words, MAX_WORDS, BPF_F_MMAPABLE);
 BPF_QUEUE(free_words, u32, MAX_WORDS);
 BPF_F_TABLE("array", u32, struct channel, channels, MAX_CPUS, BPF_F_MMAPABLE);
-BPF_ARRAY(census, struct census, 1);
+BPF_ARRAY(word_allocator, struct word_allocator, 1);
 BPF_RINGBUF_OUTPUT(ring, 1);
 BPF_ARRAY_OF_MAPS(rings, "ring", MAX_CPUS);
 
@@ -41,21 +41,21 @@ static struct channel *channel_at(u32 number)
 }
 
 /* An agent that does not begin to read what asks for a decision, or does not come to a decision, is silent. */
-static bool is_silent(struct channel *ch)
+static bool is_timed_out(struct channel *ch)
 {
-	u64 asked = ch->asked_ns, heartbeat = ch->heartbeat_ns;
-	bool silent = (ch->asked != ch->answered && ns_since(asked > heartbeat ? asked : heartbeat) > ch->timeout_ns) ||
+	u64 asked = ch->oldest_pending_ns, heartbeat = ch->heartbeat_ns;
+	bool timed_out = (ch->asked != ch->answered && ns_since(asked > heartbeat ? asked : heartbeat) > ch->timeout_ns) ||
 		      (ch->state == AGENT_TURNS && ns_since(heartbeat) > ch->timeout_ns);
 
-	if (silent && !ch->silent)
-		ch->silences++;
-	ch->silent = silent;
-	return silent;
+	if (timed_out && !ch->timed_out)
+		ch->timeouts++;
+	ch->timed_out = timed_out;
+	return timed_out;
 }
 
 static bool has_agent(struct channel *ch)
 {
-	return ch->tid && !is_silent(ch);
+	return ch->tid && !is_timed_out(ch);
 }
 
 /* Channel *number if there is an agent behind it; else the enclave's. */
@@ -114,7 +114,7 @@ static void post(u32 number, struct message *m)
 	*place = *m;
 	if (asks(ch, number, m)) {
 		if (ch->asked == ch->answered)
-			ch->asked_ns = m->at_ns;
+			ch->oldest_pending_ns = m->at_ns;
 		count_up(&ch->asked);
 		if (!ch->spins && ch->state == AGENT_RESTS && replace(&ch->state, AGENT_RESTS, AGENT_WOKEN))
 			flags = BPF_RB_FORCE_WAKEUP;
@@ -124,29 +124,29 @@ static void post(u32 number, struct message *m)
 
 static struct status_word *word_at(u32 number)
 {
-	return number ? words.lookup(&number) : NULL;
+	return number ? status_words.lookup(&number) : NULL;
 }
 
 /* Have there ever been more tasks than words? */
 static bool are_words_scarce(void)
 {
 	u32 zero = 0;
-	struct census *c = census.lookup(&zero);
+	struct word_allocator *c = word_allocator.lookup(&zero);
 
-	return c && c->words >= MAX_WORDS - 1;
+	return c && c->used >= MAX_WORDS - 1;
 }
 
 /* A free status word's number; 0 if there is none. */
 static u32 take_word(void)
 {
 	u32 zero = 0, number = 0;
-	struct census *c = census.lookup(&zero);
+	struct word_allocator *c = word_allocator.lookup(&zero);
 
 	if (!free_words.pop(&number))
 		return number;
-	if (!c || c->words >= MAX_WORDS - 1)
+	if (!c || c->used >= MAX_WORDS - 1)
 		return 0;
-	number = count_up(&c->words);
+	number = count_up(&c->used);
 	return number < MAX_WORDS ? number : 0;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* The same Biff as a struct_ops of its own, with no core under it: what the core's slots cost is the difference. */
-#include "policies/biff.bpf.c"
+#include "biff.bpf.c"
 
 BPF_PROG(biff_init)
 {

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn, Self
 
 from ...loaders.errors import GhostError
-from ..agents import AgentHalf, Agents, stand_apart
+from ..agents import AgentPolicySpec, Agents, set_agent_class
 from ..enclave import Enclave, Enclaves
-from ..launch import endings
+from ..launch import termination_signals
 from .agent import Agent
-from .placer import Placer
+from .task_assigner import TaskAssigner
 
 _READY, _IN_CHARGE = "ready", "in charge"
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -47,7 +47,7 @@ class AgentError(GhostError):
     def __init__(self, enclave: int, reason: str):
         super().__init__(
             f"the agent of enclave {enclave} is gone: {reason}",
-            cure=f"its tasks go on in one FIFO queue; for a new agent: ghostbpf run POLICY --enclave {enclave}",
+            hint=f"its tasks go on in one FIFO queue; for a new agent: ghostbpf run POLICY --enclave {enclave}",
         )
         self.enclave, self.reason = enclave, reason
 
@@ -58,17 +58,17 @@ class UpgradeError(AgentError):
     def __init__(self, enclave: int, reason: str, policy: str):
         super().__init__(enclave, reason)
         self.args = (f"the new agent of enclave {enclave} could not start: {reason}",)
-        self.cure, self.policy = f"enclave {enclave} goes on under {policy}, as before", policy
+        self.hint, self.policy = f"enclave {enclave} goes on under {policy}, as before", policy
 
 
-class Crew:
+class AgentProcess:
     """The agent processes of one enclave, made before there is any need to hurry.
 
     prepare() has them do all that may fail, for a policy that is not live yet; take_over() puts them in charge of it.
     Those that ``stay`` longer than whoever made them let go of its standard streams once they are in charge.
     """
 
-    def __init__(self, half: AgentHalf, values: Mapping[str, int], *, stay: bool = False) -> None:
+    def __init__(self, half: AgentPolicySpec, values: Mapping[str, int], *, stay: bool = False) -> None:
         self.half, self._id, self._is_ready = half, 0, False
         gate, self._gate = os.pipe()
         self._words, words = os.pipe()
@@ -120,7 +120,7 @@ class Crew:
     def _hear(self) -> str:
         """What it says of its start; it is ended where somebody asks us to end before that."""
         while not select.select([self._words], [], [], _LOOK_UP_S)[0]:
-            if signal.sigpending() & endings():
+            if signal.sigpending() & termination_signals():
                 self.end()
         return os.read(self._words, 4096).decode(errors="replace")
 
@@ -206,7 +206,7 @@ def _listen(agent: Agent) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: agent.stop(_TOLD_REASON))
 
 
-def _lead(half: AgentHalf, values: dict[str, int], gate: int, words: int, stay: bool, parent: int) -> int:
+def _lead(half: AgentPolicySpec, values: dict[str, int], gate: int, words: int, stay: bool, parent: int) -> int:
     """The life of a crew's first process: the agent of the enclave, or the one that hands its tasks out to others."""
     if not (wanted := os.read(gate, 64).split()):
         return 0
@@ -220,8 +220,8 @@ def _lead(half: AgentHalf, values: dict[str, int], gate: int, words: int, stay: 
     reason = ""
     try:
         enclave = Enclaves.find(id)
-        _stand_apart(enclave, warns=True)
-        agent = Agent(enclave, Placer.half(half) if half.agent.per_cpu else half, values, bank=bank)
+        _set_agent_class(enclave, warns=True)
+        agent = Agent(enclave, TaskAssigner.half(half) if half.agent.per_cpu else half, values, bank=bank)
         agent.prepare()
         if half.agent.per_cpu:
             others = _CpuAgents(agent, half, values, bank)
@@ -270,7 +270,7 @@ class _CpuAgents:
     ``bank`` is where the BPF half is before it is live.
     """
 
-    def __init__(self, lead: Agent, half: AgentHalf, values: dict[str, int], bank: int) -> None:
+    def __init__(self, lead: Agent, half: AgentPolicySpec, values: dict[str, int], bank: int) -> None:
         self._lead, self._half, self._values, self._bank = lead, half, values, bank
         self._pids: dict[int, int] = {}
         self._heard: dict[int, socket.socket] = {}
@@ -350,13 +350,19 @@ class _CpuAgents:
 
 
 def _run_on(
-    cpu: int, enclave: Enclave, half: AgentHalf, values: dict[str, int], bank: int, lead: socket.socket, parent: int
+    cpu: int,
+    enclave: Enclave,
+    half: AgentPolicySpec,
+    values: dict[str, int],
+    bank: int,
+    lead: socket.socket,
+    parent: int,
 ) -> int:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return 0
     try:
-        _stand_apart(enclave, warns=False)
+        _set_agent_class(enclave, warns=False)
         agent = Agent(enclave, half, values, cpu, bank)
         agent.prepare()
         lead.send(_CPU_READY)
@@ -379,9 +385,9 @@ def _run_on(
     return _TOLD if agent.stopped else 0
 
 
-def _stand_apart(enclave: Enclave, *, warns: bool) -> None:
+def _set_agent_class(enclave: Enclave, *, warns: bool) -> None:
     """Before what it schedules, and out of reach of the memory it might have to wait for."""
-    stand_apart(0, enclave.core)
+    set_agent_class(0, enclave.core)
     if _LIBC.mlockall(_MCL_ALL) and warns:
         why = os.strerror(ctypes.get_errno())
         message = f"warning: the agent's memory is not locked, and it may have to wait for a disk: {why}\n"
@@ -396,8 +402,8 @@ def _prctl(what: int, value: int) -> None:
 
 def _take_over(agent: Agent, *, per_cpu: bool = False) -> None:
     agent.take_over(per_cpu=per_cpu)
-    # Enrolment by rule may have put it into an enclave before, but leaves alone who is in charge.
-    stand_apart(0, agent.enclave.core)
+    # AutoJoin by rule may have put it into an enclave before, but leaves alone who is in charge.
+    set_agent_class(0, agent.enclave.core)
 
 
 def _one_line(error: BaseException) -> str:

@@ -29,7 +29,7 @@ static void set_bit(u64 *word, u32 bit, bool on)
  * affinity of those that may run nowhere else; but it runs only what is on the CPU's own queue by now. Without this,
  * a task that is bound to the CPU and waits on a queue of ours would hold up both itself and the CPU (6.16).
  */
-static void push_out(u64 dsq, s32 cpu)
+static void evacuate(u64 dsq, s32 cpu)
 {
 	for_each_waiting(waiting, p, dsq, 0)
 		if (scx_bpf_task_cpu(p) == cpu)
@@ -43,9 +43,9 @@ static void return_waiting(u64 dsq, u32 enclave)
 		scx_bpf_dsq_move(&waiting, p, PENDING_DSQ(enclave), SCX_ENQ_HEAD);
 }
 
-static void return_all(s32 cpu, u32 enclave)
+static void requeue(s32 cpu, u32 enclave)
 {
-	return_waiting(ORDERED_DSQ(cpu), enclave);
+	return_waiting(VTIME_DSQ(cpu), enclave);
 	return_waiting(CPU_DSQ(cpu), enclave);
 }
 
@@ -70,7 +70,7 @@ static void set_online(s32 id, bool online)
 	e = enclave_of(cpu->enclave);
 	if (!cpu->enclave || !e)
 		return;
-	set_bit(&c->strays, cpu->enclave & (MAX_ENCLAVES - 1), !has_cpu(e, c));
+	set_bit(&c->orphaned_queues, cpu->enclave & (MAX_ENCLAVES - 1), !has_cpu(e, c));
 	for (u32 i = 0; i < NR_CPU_WORDS * 64; i++)
 		if (c->online[i / 64 & (CPU_WORDS - 1)] >> (i & 63) & 1)
 			scx_bpf_kick_cpu(i, 0);
@@ -80,16 +80,16 @@ static void push_all_out(s32 id)
 {
 	struct cpu *cpu = cpu_of(id), *other;
 
-	push_out(FALLBACK_DSQ, id);
+	evacuate(FALLBACK_DSQ, id);
 	if (!cpu || !cpu->enclave)
 		return;
-	push_out(PENDING_DSQ(cpu->enclave), id);
+	evacuate(PENDING_DSQ(cpu->enclave), id);
 	for_each_cpu_of(cpu->enclave, other, number) {
-		push_out(CPU_DSQ(number), id);
-		push_out(ORDERED_DSQ(number), id);
+		evacuate(CPU_DSQ(number), id);
+		evacuate(VTIME_DSQ(number), id);
 	}
 	cpu->latched = 0;
-	return_all(id, cpu->enclave);
+	requeue(id, cpu->enclave);
 }
 
 /* A task that waits for an enclave of which it may use no CPU any more moves to the queue that every CPU serves. */
@@ -100,7 +100,7 @@ static void push_to_fallback(u64 dsq, struct enclave *e, struct core *c)
 			scx_bpf_dsq_move(&waiting, p, FALLBACK_DSQ, 0);
 }
 
-static void push_misfits_out(s32 id)
+static void evacuate_affinity_misses(s32 id)
 {
 	struct cpu *cpu = cpu_of(id), *other;
 	struct core *c = the_core();
@@ -111,7 +111,7 @@ static void push_misfits_out(s32 id)
 	push_to_fallback(PENDING_DSQ(cpu->enclave), e, c);
 	for_each_cpu_of(cpu->enclave, other, number) {
 		push_to_fallback(CPU_DSQ(number), e, c);
-		push_to_fallback(ORDERED_DSQ(number), e, c);
+		push_to_fallback(VTIME_DSQ(number), e, c);
 	}
 }
 
@@ -125,7 +125,7 @@ BPF_PROG(core_cpu_offline, s32 cpu)
 {
 	push_all_out(cpu);
 	set_online(cpu, false);
-	push_misfits_out(cpu);
+	evacuate_affinity_misses(cpu);
 	return 0;
 }
 

@@ -12,7 +12,7 @@ from .task import Task
 T = TypeVar("T", bound=Task)
 
 
-class RankedQueue(Generic[T]):
+class PriorityQueue(Generic[T]):
     """Tasks by rank, the least first, and equals in the order they came; each is in it once."""
 
     def __init__(self) -> None:

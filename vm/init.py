@@ -348,5 +348,5 @@ def main() -> None:
         _run(wire, control)
     except Exception as error:
         # The console is all there is to say it on; the host shows its last lines.
-        print(f"ghostbpf agent: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"ghostbpf init: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     _power_off()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf enclave enrol``: tasks join an enclave by rule, those there are and those to come."""
+"""``ghostbpf enclave auto-join``: tasks join an enclave by rule, those there are and those to come."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import click
 
 from ..loaders.errors import KernelUnsupported, PermissionMissing
 from ..schedulers import cgroups, pids
+from ..schedulers.auto_join import AutoJoin, Outcome
 from ..schedulers.enclave import Enclave, Enclaves
-from ..schedulers.enrolment import Enrolment, Outcome
-from ..schedulers.launch import endings
+from ..schedulers.launch import termination_signals
 from ..schedulers.policy import duration_ns
 from ..schedulers.processes import COMM_CHARS, Rule
 from .caveats import Caveats
@@ -25,10 +25,10 @@ from .output import json_option, printable
 
 _EXAMPLES = """\b
 Examples:
-  sudo ghostbpf enclave enrol 1 --comm 'nginx*' --comm redis-server
-  sudo ghostbpf enclave enrol 1 --uid www-data --comm 'php*'
-  sudo ghostbpf enclave enrol 1 --cgroup system.slice/nginx.service
-  sudo ghostbpf enclave enrol 1 --parent 4711 --once
+  sudo ghostbpf enclave auto-join 1 --comm 'nginx*' --comm redis-server
+  sudo ghostbpf enclave auto-join 1 --uid www-data --comm 'php*'
+  sudo ghostbpf enclave auto-join 1 --cgroup system.slice/nginx.service
+  sudo ghostbpf enclave auto-join 1 --parent 4711 --once
 """
 _GLOB = set("*?[")
 
@@ -81,7 +81,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, given: str) -> float:
     "--period", default="1s", show_default=True, metavar="TIME", callback=_seconds, help="Time between two scans."
 )
 @json_option
-def enrol(
+def auto_join(
     id: int,
     comms: tuple[str, ...],
     paths: tuple[str, ...],
@@ -106,7 +106,7 @@ def enrol(
             click.echo(printable(f"there is no cgroup {path} yet"), err=True)
     rule = Rule(comms, directories, uids, parents)
     if once:
-        report(enclave, Enrolment(enclave, rule).once(), as_json)
+        report(enclave, AutoJoin(enclave, rule).once(), as_json)
     else:
         follow(enclave, rule, period, as_json)
 
@@ -124,10 +124,10 @@ def follow(
         except (KernelUnsupported, PermissionMissing) as error:
             click.echo(f"{error}: looking at all tasks every {period:g} s instead", err=True)
         click.echo(f"enrolling in enclave {enclave.id}; Ctrl-C ends", err=True)
-        enrolment = Enrolment(enclave, rule, events, period=period)
-        report(enclave, enrolment.follow(stop), as_json, caveats)
-        if enrolment.resyncs:
-            click.echo(f"process events got lost {enrolment.resyncs} times: all tasks were looked at again", err=True)
+        joining = AutoJoin(enclave, rule, events, period=period)
+        report(enclave, joining.follow(stop), as_json, caveats)
+        if joining.resyncs:
+            click.echo(f"process events got lost {joining.resyncs} times: all tasks were looked at again", err=True)
 
 
 def report(
@@ -152,7 +152,7 @@ def report(
 def _stop() -> Iterator[int]:
     """A descriptor that becomes readable when a signal asks us to end: no task is left half moved."""
     stop = os.eventfd(0)
-    before = {number: signal.signal(number, lambda *_: os.eventfd_write(stop, 1)) for number in endings()}
+    before = {number: signal.signal(number, lambda *_: os.eventfd_write(stop, 1)) for number in termination_signals()}
     try:
         yield stop
     finally:
