@@ -13,12 +13,13 @@ KERNELS ?= oldest newest
 # Those of them that get the tests of what no kernel should change, too; the others get them in `make test-soak`.
 INDEPENDENT_ON ?= newest
 
-.PHONY: help setup demo test lint test-host test-guest test-soak test-marathon bench wheel clean
+.PHONY: help setup demo test check lint test-host test-soak-host test-guest test-soak test-marathon bench wheel clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo 'make setup   install what is missing (the others do it, too)'
-	@echo 'make lint test-host test-guest   the parts of make test'
+	@echo 'make check   lint and test-host: what needs no guest'
+	@echo 'make lint test-host test-guest test-guest-oldest   the parts of make test'
 	@echo 'make test-soak       200 swaps, killed loaders, races, every policy under storms; on both kernels'
 	@echo 'make test-marathon   the tests that take minutes each, on both kernels'
 	@echo 'make bench   the measurements that the README quotes'
@@ -32,12 +33,15 @@ $(STAMP): pyproject.toml tools/setup.sh
 demo: setup
 	@$(BIN)/python -m ghostbpf.experiments.demo
 
-# Host tests beside guest tests: an emulated guest keeps little more than one CPU busy.
-test: lint
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-host-beside test-guest-beside
+# All beside each other: an emulated guest keeps little more than one CPU busy.
+test: setup
+	@$(MAKE) --no-print-directory --keep-going --jobs=4 beside-lint beside-test-host $(KERNELS:%=beside-test-guest-%)
 
-test-%-beside:
-	@set -o pipefail; $(MAKE) --no-print-directory test-$* 2>&1 | sed -u 's/^/$*: /'
+beside-%:
+	@set -o pipefail; $(MAKE) --no-print-directory $* 2>&1 | sed -u 's/^/$(*:test-%=%): /'
+
+# For the inner loop: no guest, but for the few that host tests boot.
+check: lint test-host
 
 # mypy cannot follow the editable install's import hook: it gets the namespace as a directory.
 lint: setup
@@ -49,35 +53,41 @@ lint: setup
 test-host: setup
 	$(BIN)/python -m pytest -m 'not soak' tests/host
 
-# QEMU itself now and then kills a guest's kernel (status 123): another guest then runs the tests that are left.
+# $(call in_guest,KERNEL,MARKS,TIMEOUT): the tests with these marks on that kernel.
+# QEMU now and then kills a guest's kernel (status 123): another guest then runs the tests that are left.
 define in_guest
-	@for kernel in $(KERNELS); do \
-		which="$(1)"; \
-		case " $(INDEPENDENT_ON) " in *" $$kernel "*) ;; *) which="$$which$(2)" ;; esac; \
-		echo "guest tests on the $$kernel sched_ext kernel ($$which)"; \
-		rm -f .guest-tests; \
-		for guest in 1 2 3 4 5 6 7 8 9; do \
-			$(BIN)/ghostbpf vm --kernel $$kernel --cpus 4 --timeout $(3) -- \
-				python3 -m pytest -p no:cacheprovider --durations=20 --done=.guest-tests -m "$$which" tests/guest; \
-			status=$$?; \
-			[ $$status = 123 ] || break; \
-			echo 'QEMU killed the guest, which says nothing of the tests: those that are left run in another'; \
-		done; \
-		rm -f .guest-tests; \
-		[ $$status = 0 ] || exit $$status; \
-	done
+	@echo "guest tests on the $(1) sched_ext kernel ($(2))"; \
+	rm -f .guest-tests-$(1); \
+	for guest in 1 2 3 4 5 6 7 8 9; do \
+		$(BIN)/ghostbpf vm --kernel $(1) --cpus 4 --timeout $(3) -- \
+			python3 -m pytest -p no:cacheprovider --durations=20 --done=.guest-tests-$(1) -m "$(2)" tests/guest; \
+		status=$$?; \
+		[ $$status = 123 ] || break; \
+		echo 'QEMU killed the guest, which says nothing of the tests: those that are left run in another'; \
+	done; \
+	rm -f .guest-tests-$(1); \
+	exit $$status
 endef
 
-test-guest: setup
-	$(call in_guest,not soak and not marathon, and not kernel_independent,3600)
+test-guest: $(KERNELS:%=test-guest-%)
+test-soak: test-soak-host $(KERNELS:%=test-soak-%)
+test-marathon: $(KERNELS:%=test-marathon-%)
 
-test-soak: setup
+# $(call where_independent,KERNEL,YES,NO): is it one of those that get the tests of what no kernel should change?
+where_independent = $(if $(filter $(1),$(INDEPENDENT_ON)),$(2),$(3))
+
+test-guest-%: setup
+	$(call in_guest,$*,not soak and not marathon$(call where_independent,$*,, and not kernel_independent),3600)
+
+test-soak-host: setup
 	$(BIN)/python -m pytest -m soak tests/host
-	$(call in_guest,soak and not marathon, or kernel_independent and not marathon,7200)
+
+test-soak-%: setup
+	$(call in_guest,$*,soak and not marathon$(call where_independent,$*,, or kernel_independent and not marathon),7200)
 
 # What takes minutes: agents killed and replaced a hundred times, a million messages, thousands of tasks, stress-ng.
-test-marathon: setup
-	$(call in_guest,marathon,,10800)
+test-marathon-%: setup
+	$(call in_guest,$*,marathon,10800)
 
 bench: setup
 	@$(BIN)/python -m ghostbpf.experiments.bench
