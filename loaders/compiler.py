@@ -71,15 +71,16 @@ def _inputs(path: str | Path, defines: Mapping[str, int | str] | None) -> tuple[
     """The translation unit, its macros, and the name that the cache keeps the result under."""
     unit = source.read(path)
     macros = {name: str(value) for name, value in (defines or {}).items()}
-    key = cache.key(unit.text, repr(sorted(macros.items())), identity(), _bcc.version(), _own_identity())
+    key = cache.key(
+        unit.path.name, unit.identity, repr(sorted(macros.items())), identity(), _bcc.version(), _own_identity()
+    )
     return unit, macros, key
 
 
 @functools.cache
 def _own_identity() -> str:
-    """The code of ours that shapes what the compiler sees and leaves, by its files' times and sizes."""
-    stats = (os.stat(module.__file__ or "") for module in (_bcc, headers, lint, source))
-    return " ".join(f"{stat.st_mtime_ns}:{stat.st_size}" for stat in stats)
+    """The text of the modules that shape the compiler's input and output: the same in each checkout of it."""
+    return "".join(Path(module.__file__ or "").read_text() for module in (_bcc, headers, lint, source))
 
 
 def _compile(unit: source.Source, macros: dict[str, str]) -> Object:

@@ -19,6 +19,7 @@ from .errors import CompileError, Diagnostic
 BPF_DIR = Path(__file__).resolve().parent.parent / "bpf"
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"[^\n]*$', re.MULTILINE)
+_PATH = re.compile(r"(?<=^#line ).*$", re.MULTILINE)
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 
 
@@ -34,6 +35,11 @@ class Source:
     def code(self) -> str:
         """The text without comments, for looking names up in it."""
         return _COMMENT.sub(" ", self.text)
+
+    @property
+    def identity(self) -> str:
+        """The text without the paths of its files: the same for each copy of them."""
+        return _PATH.sub("", self.text)
 
 
 def read(path: str | Path) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +73,18 @@ def test_changed_include_is_compiled_again(bpf_source: Source) -> None:
     header.write_text("#define ANSWER 2\n")
     assert compiler_ran(path)
     assert compile(path) != first
+
+
+def test_copy_in_another_directory_is_a_hit_and_another_name_a_miss(bpf_source: Source, tmp_path: Path) -> None:
+    bpf_source("#define ANSWER 1\n", "answer.h")
+    path = bpf_source('#include "answer.h"\nint f(u64 *ctx) { return ANSWER; }\n')
+    first = compile(path)
+    shutil.copytree(path.parent, copied := tmp_path / "copy")
+    assert not compiler_ran(copied / path.name)
+    assert compile(copied / path.name) == first
+    renamed = (copied / path.name).rename(copied / "other.bpf.c")
+    assert compiler_ran(renamed)
+    assert compile(renamed).source == "other.bpf.c"
 
 
 def test_each_set_of_defines_is_an_entry(bpf_source: Source) -> None:

@@ -22,7 +22,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 _C_COMMENT = re.compile(r"/\*(.*?)\*/|//([^\n]*)", re.DOTALL)
 _C_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
-_MARKDOWN_CODE = re.compile(r"^(```|~~~).*?^\1[^\n]*$|^(?: {4}|\t)[^\n]*$|`[^`\n]*`|<!--.*?-->", re.DOTALL | re.MULTILINE)
+_MARKDOWN_CODE = re.compile(
+    r"^(```|~~~).*?^\1[^\n]*$|^(?: {4}|\t)[^\n]*$|`[^`\n]*`|<!--.*?-->", re.DOTALL | re.MULTILINE
+)
 _CODE_IN_TEXT = re.compile(r"``.*?``|`[^`\n]*`")
 
 
@@ -52,7 +54,11 @@ def _python(text: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[0] if node.body else None
-            if isinstance(body, ast.Expr) and isinstance(body.value, ast.Constant) and isinstance(body.value.value, str):
+            if (
+                isinstance(body, ast.Expr)
+                and isinstance(body.value, ast.Constant)
+                and isinstance(body.value.value, str)
+            ):
                 yield body.lineno, body.value.value
 
 
