@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +16,8 @@ from pathlib import Path
 
 import click
 
-from ..loaders import _bcc, _libbpf, capabilities, sched_ext
-from ..loaders.btf import VMLINUX, Btf, Kind
+from ..loaders import _bcc, _libbpf, capabilities, kfuncs, sched_ext
+from ..loaders.btf import VMLINUX, Btf
 from ..loaders.errors import GhostError
 from ..schedulers import limits
 from ..schedulers.core import BPFFS
@@ -26,7 +25,6 @@ from ..schedulers.enclave import Enclaves
 from .output import json_option, printable
 
 _PARTITION = "a cpuset partition instead: CMD has to be in its cgroup before it joins an enclave of its CPUs"
-_KFUNCS = re.compile(r"(scx_bpf_|__scx_bpf_|bpf_iter_scx_)")
 
 
 @dataclass(frozen=True)
@@ -90,33 +88,13 @@ def _btf(what: str) -> Row:
 
 
 def _kfuncs(what: str) -> Row:
-    malformed, total = malformed_kfuncs(Btf.kernel())
-    if malformed:
+    found = kfuncs.judge(Btf.kernel())
+    if malformed := found.malformed:
         hint = "boot another build of the kernel: this one was made with a pahole older than 1.31"
-        return Row(what, "fail", f"{len(malformed)} of {total} malformed, {malformed[0]} first", hint)
-    if not total:
+        return Row(what, "fail", f"{len(malformed)} of {found.total} malformed, {malformed[0]} first", hint)
+    if not found.total:
         return Row(what, "fail", "none", "boot a kernel with CONFIG_SCHED_CLASS_EXT=y, or use: ghostbpf vm")
-    return Row(what, "ok", f"{total} of sched_ext, all well-formed")
-
-
-def malformed_kfuncs(btf: Btf) -> tuple[list[str], int]:
-    """The sched_ext kfuncs whose prototype shows the kernel's implicit argument, and how many there are.
-
-    From 7.1 on, pahole before 1.31 loses at random the tag by which the kernel knows to leave it out.
-    """
-    malformed, total = [], 0
-    for name in sorted(btf.names(Kind.FUNC)):
-        if _KFUNCS.match(name) and not name.endswith("_impl"):
-            total += 1
-            params = btf.params(btf.find(name, Kind.FUNC) or 0)
-            if params and _is_prog_aux(btf, params[-1].type_id):
-                malformed.append(name)
-    return malformed, total
-
-
-def _is_prog_aux(btf: Btf, type_id: int) -> bool:
-    type_id = btf.resolve(type_id)
-    return btf.kind(type_id) is Kind.PTR and btf.name(btf.resolve(btf.target(type_id))) == "bpf_prog_aux"
+    return Row(what, "ok", f"{found.total} of sched_ext, all well-formed")
 
 
 def _jit(what: str) -> Row:

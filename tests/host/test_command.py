@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from ghostbpf.loaders import sched_ext
+from ghostbpf.loaders import kfuncs, sched_ext
 from ghostbpf.loaders.btf import Btf
 from ghostbpf.schedulers.errors import NoSuchPolicy
 from ghostbpf.schedulers.policy import duration_ns, find
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.tools.doctor import malformed_kfuncs
 from ghostbpf.tools.output import human_ns
 
 COMMANDS = [
@@ -133,7 +132,7 @@ def test_only_isolated_scheduling_domains_are_in_the_way() -> None:
 
 @no_sched_ext
 def test_a_kernel_without_sched_ext_has_none_of_its_kfuncs() -> None:
-    assert malformed_kfuncs(Btf.kernel()) == ([], 0)
+    assert kfuncs.judge(Btf.kernel()) == kfuncs.Kfuncs(0, ())
 
 
 def test_times_have_the_unit_that_suits() -> None:
