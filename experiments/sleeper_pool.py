@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import _thread
-import ctypes
 import itertools
 import os
 import select
@@ -17,11 +16,11 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from ..loaders import libc
 from ..loaders.errors import GhostError
 from ..schedulers.enclave import Enclave
 
 _STACK_BYTES = 64 << 10
-_PR_SET_PDEATHSIG = 1
 _PATIENCE_S = 60
 
 
@@ -103,7 +102,7 @@ def _start(cpus: Iterable[int], body: Callable[[], object], join: Callable[[int]
 
 def _run(go: int, cpus: Iterable[int], body: Callable[[], object]) -> NoReturn:
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.set_death_signal(signal.SIGKILL)
         os.sched_setaffinity(0, cpus)
         os.read(go, 1)
         body()

@@ -17,6 +17,7 @@ from ..loaders.errors import GhostError
 from ..loaders.link import create_map
 from ..loaders.maps import Map
 from ..loaders.object import MapDef
+from ..loaders.uapi import BPF_F_MMAPABLE, map_type
 from ..schedulers import pids
 from .layout import (
     CLASS,
@@ -38,7 +39,6 @@ from .stream import Reader, Stream
 ENVIRONMENT = "GHOSTBPF_HINTS"
 ITEMS, CLASSES = 4096, 64
 
-_ARRAY, _MMAPABLE = 2, 1 << 10
 _MOST_ITEMS = 1 << 20
 
 
@@ -51,7 +51,8 @@ class Hints(Closing):
 
     def __init__(self, source: Map) -> None:
         self.map, definition = source, source.definition
-        if (definition.type, definition.value_size) != (_ARRAY, RECORD) or not definition.flags & _MMAPABLE:
+        # Only arrays have values and this flag.
+        if definition.value_size != RECORD or not definition.flags & BPF_F_MMAPABLE:
             raise _no_table(definition.name)
         self._mapped = mmap.mmap(source.fd, RECORD * definition.max_entries)
         self._memory = memoryview(self._mapped)
@@ -74,7 +75,7 @@ class Hints(Closing):
         # A reader looks at each slot, and at each item of a slot: about as many of either.
         slots = SLOTS_PER_RECORD * max(math.isqrt(items) // 4, 1)
         header = Header(VERSION, slots, classes, items, 0, 0, 0)
-        made = create_map(MapDef("hints", _ARRAY, 4, RECORD, header.records, _MMAPABLE, 0, 0, 0))
+        made = create_map(MapDef("hints", map_type("ARRAY"), 4, RECORD, header.records, BPF_F_MMAPABLE, 0, 0, 0))
         with mmap.mmap(made.fd, RECORD * header.records) as memory:
             HEADER.pack_into(memory, 0, *header)
         made.pin(path)

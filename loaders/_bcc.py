@@ -19,8 +19,8 @@ from ._libbpf import text as c_text
 from .errors import KernelUnsupported
 from .headers import CONSTANT_MARKER, KFUNC_MARKER, Headers
 from .object import CALL, LD_IMM64, Function, MapDef, Object, Relocation, instructions
+from .uapi import BPF_PSEUDO_MAP_FD
 
-_PSEUDO_MAP_FD = 1
 # The kernel does not tell what shape a map of maps holds; bcc's macros name it.
 _MAP_OF_MAPS = re.compile(r'\bBPF_(?:ARRAY|HASH)_OF_MAPS\s*\(\s*(\w+)\s*,[^)]*?"(\w+)"')
 _CFLAGS = (
@@ -98,7 +98,7 @@ def relocations(code: bytes, map_fds: dict[int, str], headers: Headers) -> tuple
     """The symbolic references in ``code``, from bcc's map descriptors and our markers."""
     found = []
     for insn in instructions(code):
-        if insn.opcode == LD_IMM64 and insn.src == _PSEUDO_MAP_FD:
+        if insn.opcode == LD_IMM64 and insn.src == BPF_PSEUDO_MAP_FD:
             found.append(Relocation(insn.at, "map", map_fds[insn.imm]))
         elif insn.opcode == LD_IMM64 and insn.src == CONSTANT_MARKER:
             found.append(Relocation(insn.at, "constant", headers.constants[insn.imm]))

@@ -88,13 +88,6 @@ ffi.cdef(
     __u32 libbpf_major_version(void);
     __u32 libbpf_minor_version(void);
     void *libbpf_set_print(void *fn);
-
-    void *open_memstream(char **buffer, size_t *size);
-    int fputs(const char *text, void *stream);
-    int fclose(void *stream);
-    void free(void *);
-    long syscall(long number, ...);
-    int vfprintf(void *stream, const char *format, void *args);
     """
 )
 
@@ -102,7 +95,6 @@ try:
     lib: Any = ffi.dlopen("libbpf.so.1")
 except OSError as error:
     raise KernelUnsupported("libbpf", f"cannot load libbpf: {error}", hint="apt install libbpf1") from None
-libc: Any = ffi.dlopen(None)
 
 # Every failure becomes an exception with its reason; libbpf's own lines would only repeat it on stderr.
 lib.libbpf_set_print(ffi.NULL)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,25 +11,24 @@ import struct
 from pathlib import Path
 from typing import Self
 
-from ._libbpf import check, ffi, lib, libc
+from . import libc
+from ._libbpf import check, ffi, lib
 from .closing import Closing
-from .errors import BpfError, KernelUnsupported
+from .errors import BpfError
 from .handle import Handle, open_pinned
 from .link import Program
+from .uapi import attach_type, value
 
-_ATTACH_TRACE_RAW_TP = 23
-_ATTACH_TRACE_ITER = 28
 _CHUNK = 1 << 16
-
-_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "s390x": 331, "ppc64le": 319}
-_SOFTWARE, _CPU_CLOCK, _ATTR_BYTES = 1, 0, 136
-# The bit of perf_event_attr's flags that makes a frequency of the period.
-_FREQ = 1 << 10
-# Of read_format: what is read is the count, and for how many ns the event has been enabled.
-_TIME_ENABLED = 1
-_CLOEXEC = 8
 _ONLINE = Path("/sys/devices/system/cpu/online")
-_SET_BPF, _ENABLE = 0x40042408, 0x2400
+
+# struct perf_event_attr {type, size, config, sample_freq, sample_type, read_format, flags}, and zeroes up to its size.
+_ATTR, _ATTR_BYTES = struct.Struct("=IIQQQQQ"), 136
+# Macros and bits of include/uapi/linux/perf_event.h, which BTF does not have: of the flags in the attributes, the bit
+# that makes sample_freq a frequency; the flag of the system call; ioctl requests.
+_ATTR_FREQ = 1 << 10
+_PERF_FLAG_FD_CLOEXEC = 8
+_IOC_SET_BPF, _IOC_ENABLE = 0x40042408, 0x2400
 
 
 class Link(Handle):
@@ -37,7 +37,9 @@ class Link(Handle):
     @classmethod
     def tracepoint(cls, program: Program) -> Self:
         """Attach a program that was loaded for ``Target.tracepoint``."""
-        return cls(check(lib.bpf_link_create(program.fd, 0, _ATTACH_TRACE_RAW_TP, ffi.NULL), "attach to a tracepoint"))
+        return cls(
+            check(lib.bpf_link_create(program.fd, 0, attach_type("TRACE_RAW_TP"), ffi.NULL), "attach to a tracepoint")
+        )
 
 
 class Sampler(Handle):
@@ -49,21 +51,27 @@ class Sampler(Handle):
     @classmethod
     def on_cpu(cls, program: Program, cpu: int, hertz: int) -> Self:
         """Run a program that was loaded for ``Target.perf_event`` ``hertz`` times a second on ``cpu``, idle or not."""
-        number = _PERF_EVENT_OPEN.get(os.uname().machine)
-        if number is None:
-            raise KernelUnsupported("perf_event_open", f"its number on {os.uname().machine} is not known here")
-        # struct perf_event_attr {type, size, config, sample_freq, sample_type, read_format, flags}
-        attr = struct.pack("=IIQQQQQ", _SOFTWARE, _ATTR_BYTES, _CPU_CLOCK, hertz, 0, _TIME_ENABLED, _FREQ)
-        attr = attr.ljust(_ATTR_BYTES, b"\0")
-        arguments = (ffi.cast("int", value) for value in (-1, cpu, -1))
-        fd = libc.syscall(number, ffi.from_buffer(attr), *arguments, ffi.cast("unsigned long", _CLOEXEC))
-        sampler = cls(check(-ffi.errno if fd < 0 else fd, f"sample CPU {cpu}"))
-        try:
-            fcntl.ioctl(sampler.fd, _SET_BPF, program.fd)
-            fcntl.ioctl(sampler.fd, _ENABLE, 0)
-        except OSError as error:
-            sampler.close()
-            raise BpfError(f"sample CPU {cpu}", error.errno or 0) from None
+        attributes = _ATTR.pack(
+            value("perf_type_id", "PERF_TYPE_SOFTWARE"),
+            _ATTR_BYTES,
+            value("perf_sw_ids", "PERF_COUNT_SW_CPU_CLOCK"),
+            hertz,
+            0,
+            value("perf_event_read_format", "PERF_FORMAT_TOTAL_TIME_ENABLED"),
+            _ATTR_FREQ,
+        ).ljust(_ATTR_BYTES, b"\0")
+        with contextlib.ExitStack() as undo:
+            try:
+                fd = libc.syscall(
+                    "perf_event_open", libc.ffi.from_buffer(attributes), -1, cpu, -1, _PERF_FLAG_FD_CLOEXEC
+                )
+                sampler = cls(fd)
+                undo.callback(sampler.close)
+                fcntl.ioctl(sampler.fd, _IOC_SET_BPF, program.fd)
+                fcntl.ioctl(sampler.fd, _IOC_ENABLE, 0)
+            except OSError as error:
+                raise BpfError(f"sample CPU {cpu}", error.errno or 0) from None
+            undo.pop_all()
         return sampler
 
     def is_alive(self) -> bool:
@@ -119,7 +127,7 @@ class Iterator(Handle):
     @classmethod
     def attach(cls, program: Program) -> Self:
         """Make a program that was loaded for ``Target.iterator`` readable."""
-        return cls(check(lib.bpf_link_create(program.fd, 0, _ATTACH_TRACE_ITER, ffi.NULL), "attach an iterator"))
+        return cls(check(lib.bpf_link_create(program.fd, 0, attach_type("TRACE_ITER"), ffi.NULL), "attach an iterator"))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:

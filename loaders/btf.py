@@ -16,7 +16,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from ._libbpf import ffi, lib, libc, opts
+from . import libc
+from ._libbpf import ffi, lib, opts
 from ._libbpf import text as c_text
 from .errors import KernelUnsupported
 
@@ -188,8 +189,8 @@ class Btf:
         Each function ``f`` becomes ``typedef R f__t(A, B);`` of its own prototype.
         """
         buffer, length = ffi.new("char **"), ffi.new("size_t *")
-        stream = libc.open_memstream(buffer, length)
-        dump = lib.btf_dump__new(self._btf, ffi.addressof(libc, "vfprintf"), stream, ffi.NULL)
+        stream = libc.lib.open_memstream(buffer, length)
+        dump = lib.btf_dump__new(self._btf, libc.ffi.addressof(libc.lib, "vfprintf"), stream, ffi.NULL)
         try:
             for type_id in type_ids:
                 lib.btf_dump__dump_type(dump, type_id)
@@ -198,16 +199,16 @@ class Btf:
                     if used:
                         lib.btf_dump__dump_type(dump, used)
             for name, func_id in functions.items():
-                libc.fputs(b"typedef ", stream)
+                libc.lib.fputs(b"typedef ", stream)
                 field = ffi.new("char[]", f"{name}__t".encode())
                 declaration = opts("btf_dump_emit_type_decl_opts", field_name=field)
                 lib.btf_dump__emit_type_decl(dump, self.target(func_id), declaration)
-                libc.fputs(b";\n", stream)
+                libc.lib.fputs(b";\n", stream)
         finally:
             lib.btf_dump__free(dump)
-            libc.fclose(stream)
+            libc.lib.fclose(stream)
         text = c_text(buffer[0])
-        libc.free(buffer[0])
+        libc.lib.free(buffer[0])
         return text
 
     def _words_and_strings(self) -> tuple[tuple[int, ...], Callable[[int], str]]:

@@ -27,7 +27,7 @@ import socket
 import struct
 import time
 
-from ._libbpf import cloexec, ffi, libc
+from . import libc
 from .closing import Closing
 from .errors import GhostError, PermissionMissing
 
@@ -40,7 +40,6 @@ _MESSAGE_BYTES = 256
 _FD = struct.Struct("i")
 _TIMEVAL = struct.Struct("ll")
 _UCRED = struct.Struct("iII")
-_PIDFD_GETFD = 438  # on every architecture
 
 
 class DescriptorError(GhostError):
@@ -160,15 +159,16 @@ def duplicate(pid: int, fd: int) -> int:
     """A descriptor for what process ``pid`` has open as ``fd``; raises DescriptorError and PermissionMissing."""
     process = _open_process(pid)
     try:
-        got = libc.syscall(_PIDFD_GETFD, *(ffi.cast("long", number) for number in (process, fd, 0)))
+        return libc.pidfd_getfd(process, fd)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise PermissionMissing("CAP_SYS_PTRACE", f"take a descriptor of process {pid}") from None
+        reason = "has not opened it" if error.errno == errno.EBADF else os.strerror(error.errno or 0)
+        raise DescriptorError(
+            f"cannot take descriptor {fd} of process {pid}: {reason}", hint=f"ls -l /proc/{pid}/fd"
+        ) from None
     finally:
         os.close(process)
-    if got >= 0:
-        return cloexec(got)
-    if ffi.errno == errno.EPERM:
-        raise PermissionMissing("CAP_SYS_PTRACE", f"take a descriptor of process {pid}")
-    why = "has not opened it" if ffi.errno == errno.EBADF else os.strerror(ffi.errno)
-    raise DescriptorError(f"cannot take descriptor {fd} of process {pid}: {why}", hint=f"ls -l /proc/{pid}/fd")
 
 
 def _open_process(pid: int) -> int:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ._libbpf import check, cloexec, lib, opts
 from .closing import Closing
-
-_BPF_F_RDONLY = 1 << 3
+from .uapi import BPF_F_RDONLY
 
 
 class Handle(Closing):
@@ -36,5 +35,5 @@ class Handle(Closing):
 
 def open_pinned(path: str | Path, *, read_only: bool = False) -> int:
     """A new descriptor for the object pinned at ``path``, of a map perhaps one to read with only; raises BpfError."""
-    how = opts("bpf_obj_get_opts", file_flags=_BPF_F_RDONLY if read_only else 0)
+    how = opts("bpf_obj_get_opts", file_flags=BPF_F_RDONLY if read_only else 0)
     return check(lib.bpf_obj_get_opts(str(path).encode(), how), f"open {path}")

@@ -9,7 +9,7 @@ import struct
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import StrEnum
 
 from ._libbpf import check, ffi, lib, opts, text
 from .btf import Btf, Kind
@@ -17,23 +17,21 @@ from .errors import BpfError, KernelUnsupported, LinkError, PermissionMissing, V
 from .handle import Handle
 from .maps import Map
 from .object import CALL, LD_IMM64, Function, MapDef, Object, Relocation
+from .uapi import BPF_F_SLEEPABLE, BPF_PSEUDO_KFUNC_CALL, BPF_PSEUDO_MAP_FD, attach_type, program_type
 
-_PSEUDO_MAP_FD = 1
-_PSEUDO_KFUNC_CALL = 2
-_SLEEPABLE = 1 << 4
 _LOG_BYTES = 4 << 20
 _NAME_BYTES = 15
 # A thread's stack stays when it ends, and an agent locks all its memory.
 _STACK_BYTES = 256 << 10
 
 
-class ProgramType(IntEnum):
-    """The program types used here (kernel include/uapi/linux/bpf.h)."""
+class ProgramType(StrEnum):
+    """The program types used here: enumerators of the kernel's enum bpf_prog_type, without BPF_PROG_TYPE_."""
 
-    PERF_EVENT = 7
-    TRACING = 26
-    STRUCT_OPS = 27
-    SYSCALL = 31
+    PERF_EVENT = "PERF_EVENT"
+    TRACING = "TRACING"
+    STRUCT_OPS = "STRUCT_OPS"
+    SYSCALL = "SYSCALL"
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,14 @@ class Target:
     @classmethod
     def tracepoint(cls, name: str) -> Target:
         """The kernel tracepoint ``name`` with typed arguments (tp_btf)."""
-        return cls(ProgramType.TRACING, 23, _target_id(f"btf_trace_{name}", Kind.TYPEDEF, f"tracepoint {name}"))
+        target_id = _target_id(f"btf_trace_{name}", Kind.TYPEDEF, f"tracepoint {name}")
+        return cls(ProgramType.TRACING, attach_type("TRACE_RAW_TP"), target_id)
 
     @classmethod
     def iterator(cls, name: str) -> Target:
         """The BPF iterator over ``name``, for example "task"."""
-        return cls(ProgramType.TRACING, 28, _target_id(f"bpf_iter_{name}", Kind.FUNC, f"iterator {name}"))
+        target_id = _target_id(f"bpf_iter_{name}", Kind.FUNC, f"iterator {name}")
+        return cls(ProgramType.TRACING, attach_type("TRACE_ITER"), target_id)
 
     @classmethod
     def perf_event(cls) -> Target:
@@ -221,10 +221,10 @@ def _patch(code: bytearray, relocation: Relocation, value: int) -> None:
     destination = registers & 0x0F
     if relocation.kind == "kfunc":
         assert opcode == CALL
-        struct.pack_into("<BBhi", code, at, opcode, destination | _PSEUDO_KFUNC_CALL << 4, offset, value)
+        struct.pack_into("<BBhi", code, at, opcode, destination | BPF_PSEUDO_KFUNC_CALL << 4, offset, value)
         return
     assert opcode == LD_IMM64
-    source = _PSEUDO_MAP_FD if relocation.kind == "map" else 0
+    source = BPF_PSEUDO_MAP_FD if relocation.kind == "map" else 0
     struct.pack_into("<BBhI", code, at, opcode, destination | source << 4, offset, value & 0xFFFFFFFF)
     struct.pack_into("<I", code, at + 12, value >> 32 & 0xFFFFFFFF)
 
@@ -262,10 +262,12 @@ def _load(name: str, code: bytes, target: Target) -> Program:
             "bpf_prog_load_opts",
             expected_attach_type=target.expected_attach_type,
             attach_btf_id=target.attach_btf_id,
-            prog_flags=_SLEEPABLE if target.sleepable else 0,
+            prog_flags=BPF_F_SLEEPABLE if target.sleepable else 0,
             **log,
         )
-        return int(lib.bpf_prog_load(target.type, name[:_NAME_BYTES].encode(), b"GPL", code, len(code) // 8, options))
+        return int(lib.bpf_prog_load(number, name[:_NAME_BYTES].encode(), b"GPL", code, len(code) // 8, options))
+
+    number = program_type(target.type)
 
     fd = attempt()
     if fd >= 0:

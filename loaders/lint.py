@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from .errors import Finding, LintError
 from .object import CALL, LD_IMM64, Function, Object, instructions
-
-_PSEUDO_CALL = 1
+from .uapi import BPF_PSEUDO_CALL
 
 # clang loads what fits an int with a mov, so an ld_imm64 below this is an offset into a section that is gone.
 _LEAST_CONSTANT = 1 << 31
@@ -38,7 +37,7 @@ def check(function: Function) -> list[Finding]:
                     'keep it in a map, pass it as a define, or make it a local array: char text[] = "…"',
                 )
             )
-        elif insn.opcode == CALL and insn.src == _PSEUDO_CALL:
+        elif insn.opcode == CALL and insn.src == BPF_PSEUDO_CALL:
             findings.append(
                 Finding(
                     function.name,

@@ -14,6 +14,7 @@ Keys and values are cffi types of the FFI given (``abi.load``): scalars come and
 from __future__ import annotations
 
 import errno
+import functools
 import mmap
 import struct
 import weakref
@@ -25,15 +26,12 @@ import cffi
 
 from . import _libbpf
 from ._libbpf import check, info_by_fd, lib
+from .btf import Btf
 from .closing import Closing
 from .errors import BpfError
 from .handle import Handle, open_pinned
 from .object import MapDef
-
-_MMAPABLE = 1 << 10
-
-# Per-CPU hash, array, LRU hash and cgroup storage: the kernel writes a value for each CPU.
-_PER_CPU = {5, 6, 10, 21}
+from .uapi import BPF_F_MMAPABLE
 
 
 class Map(Handle):
@@ -57,7 +55,7 @@ class Hash:
 
     def __init__(self, source: Map, ffi: cffi.FFI, key: str, value: str) -> None:
         self.map, self._ffi, self._key, self._value = source, ffi, f"{key} *", f"{value} *"
-        if source.definition.type in _PER_CPU:
+        if _is_per_cpu(source.definition.type):
             raise TypeError(f"map {source.definition.name} holds a value for each CPU")
         for ctype, size in ((key, source.definition.key_size), (value, source.definition.value_size)):
             if ffi.sizeof(ctype) != size:
@@ -157,10 +155,11 @@ class MmapArray(Closing):
 
     def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
         definition = source.definition
-        if not definition.flags & _MMAPABLE or ffi.sizeof(value) != definition.value_size or definition.value_size % 8:
+        size = definition.value_size
+        if not definition.flags & BPF_F_MMAPABLE or ffi.sizeof(value) != size or size % 8:
             raise TypeError(f"map {definition.name} cannot be mapped as {value}[{definition.max_entries}]")
         self.map = source
-        self._memory = mmap.mmap(source.fd, definition.value_size * definition.max_entries)
+        self._memory = mmap.mmap(source.fd, size * definition.max_entries)
         self._records = ffi.from_buffer(f"{value}[]", self._memory)
         self._ffi = ffi
 
@@ -235,6 +234,13 @@ class RingBuffer:
         if self._raised:
             raise self._raised.pop()
         return 0 if result == -errno.EINTR else check(result, "read a ring buffer")
+
+
+@functools.cache
+def _is_per_cpu(map_type: int) -> bool:
+    """Whether the kernel writes a value for each CPU where a map of this type is read."""
+    types = Btf.kernel().enum("bpf_map_type")
+    return any(number == map_type and "PERCPU" in name for name, number in types.items())
 
 
 def possible_cpus() -> int:

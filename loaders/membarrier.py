@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import os
 
-from ._libbpf import ffi, libc
+from . import libc
+from .errors import KernelUnsupported
 
-GLOBAL = 1  #: wait until every thread of the machine has passed a barrier
-GLOBAL_EXPEDITED = 2  #: be a full barrier for the caller, at once
+GLOBAL = 1  #: wait until every running thread has passed a memory barrier
+GLOBAL_EXPEDITED = 2  #: a full memory barrier in the calling thread, at once
 
-_NUMBER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "s390x": 356, "ppc64le": 365}.get(os.uname().machine)
-# Here stores are seen in the order in which they are made, and loads made in the order of the program.
+# On these machines other CPUs see stores in program order, and loads are made in program order.
 _ORDERED = os.uname().machine in ("x86_64", "s390x")
 
 
 def membarrier(command: int) -> bool:
-    """Call it; False where the kernel cannot (GLOBAL with nohz_full)."""
-    return _NUMBER is not None and libc.syscall(_NUMBER, *(ffi.cast("long", n) for n in (command, 0, 0))) == 0
+    """Issue ``command``; False where the kernel cannot (GLOBAL with nohz_full)."""
+    try:
+        libc.syscall("membarrier", command, 0, 0)
+    except (OSError, KernelUnsupported):
+        return False
+    return True
 
 
 def fence() -> None:
-    """Have other CPUs see the loads and stores before this call before those after it; not a store before a load."""
+    """Order the loads and stores before this call before those after it, except a store before a load."""
     if not _ORDERED:
         membarrier(GLOBAL_EXPEDITED)

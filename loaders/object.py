@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+#: Opcodes (BPF_LD | BPF_IMM | BPF_DW, and BPF_JMP | BPF_CALL).
 LD_IMM64 = 0x18
 CALL = 0x85
 

@@ -13,10 +13,7 @@ from .btf import Btf, Member
 from .errors import AttachError, BpfError, KernelUnsupported
 from .handle import Handle, open_pinned
 from .link import Module, Target, close_all
-
-_MAP_TYPE_STRUCT_OPS = 26
-_MAP_F_LINK = 1 << 13
-_ATTACH_STRUCT_OPS = 44
+from .uapi import BPF_F_LINK, attach_type, map_type
 
 # Creating a struct_ops map takes some BTF of the user's, any at all: this one describes a single int.
 _ONE_INT = bytes.fromhex(
@@ -68,7 +65,7 @@ class StructOps(Handle):
                     lib.bpf_map_update_elem(table.fd, key, bytes(value), 0),
                     f"register {struct_name} with the kernel",
                 )
-                link = lib.bpf_link_create(table.fd, 0, _ATTACH_STRUCT_OPS, ffi.NULL)
+                link = lib.bpf_link_create(table.fd, 0, attach_type("STRUCT_OPS"), ffi.NULL)
                 if link == -errno.EBUSY:
                     raise AttachError(f"cannot attach {struct_name}: another one is attached")
                 return cls(check(link, f"attach {struct_name}"))
@@ -100,6 +97,6 @@ def _store(value: bytearray, base: int, member: Member, content: int | str) -> N
 
 def _create_map(struct_name: str, value_id: int, size: int) -> Handle:
     with Handle(check(lib.bpf_btf_load(_ONE_INT, len(_ONE_INT), ffi.NULL), "load BTF")) as btf:
-        options = opts("bpf_map_create_opts", map_flags=_MAP_F_LINK, btf_fd=btf.fd, btf_vmlinux_value_type_id=value_id)
-        fd = lib.bpf_map_create(_MAP_TYPE_STRUCT_OPS, struct_name[:15].encode(), 4, size, 1, options)
+        options = opts("bpf_map_create_opts", map_flags=BPF_F_LINK, btf_fd=btf.fd, btf_vmlinux_value_type_id=value_id)
+        fd = lib.bpf_map_create(map_type("STRUCT_OPS"), struct_name[:15].encode(), 4, size, 1, options)
         return Handle(check(fd, f"create a {struct_name} map"))

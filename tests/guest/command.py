@@ -8,7 +8,6 @@ group, standard streams and signal handlers.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import functools
 import importlib
@@ -21,9 +20,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cffi
 import pytest
-from ghostbpf.loaders import compiler
+from ghostbpf.loaders import compiler, libc
 from ghostbpf.loaders.btf import Btf, Kind
 from ghostbpf.loaders.capabilities import NUMBERS as CAPABILITIES
 from ghostbpf.schedulers import core
@@ -33,8 +34,11 @@ from ghostbpf.tools import cli
 from workload import present_cpus
 
 TIMEOUT = 120.0
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_CAPBSET_DROP = 24
+_CAPABILITY_VERSION_3 = 0x20080522
+_ffi = cffi.FFI()
+_ffi.cdef("int capget(void *header, void *data); int capset(void *header, void *data);")
+_libc: Any = _ffi.dlopen(None)
 
 
 @dataclass(frozen=True)
@@ -219,17 +223,17 @@ def _own_signals() -> None:
 
 def _set_capabilities(keep: int) -> None:
     for bit in CAPABILITIES.values():
-        if not keep >> bit & 1 and _LIBC.prctl(_PR_CAPBSET_DROP, bit, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl")
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)()
-    if _LIBC.capget(header, data):
-        raise OSError(ctypes.get_errno(), "capget")
+        if not keep >> bit & 1:
+            libc.prctl(_PR_CAPBSET_DROP, bit, 0, 0, 0)
+    header = _ffi.new("uint32_t[2]", (_CAPABILITY_VERSION_3, 0))
+    data = _ffi.new("uint32_t[6]")
+    if _libc.capget(header, data):
+        raise OSError(_ffi.errno, "capget")
     for word in range(2):
         for kind in range(3):
             data[word * 3 + kind] &= keep >> 32 * word & 0xFFFFFFFF
-    if _LIBC.capset(header, data):
-        raise OSError(ctypes.get_errno(), "capset")
+    if _libc.capset(header, data):
+        raise OSError(_ffi.errno, "capset")
 
 
 def _shell_status(status: int) -> int:

@@ -9,7 +9,6 @@ asks for the same thing in a loop that never ends by itself.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -18,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from ghostbpf.loaders import libc
 from ghostbpf.loaders.errors import GhostError
 from ghostbpf.loaders.maps import Map, MmapArray
 from ghostbpf.schedulers import core
@@ -28,7 +28,6 @@ WINDOW_S = 1.0
 LEAST, TIMES = 50, 10
 
 _SAMPLE_S = 0.25
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Refusals:
 
 def _watch(pipe: Connection, cpu: int) -> None:
     os.sched_setaffinity(0, {cpu})
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.set_death_signal(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     samples: dict[tuple[int, int, int], deque[_Sample]] = {}
     found: dict[tuple[int, int, int], str] = {}

@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
-import platform
 import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agents import MakeAgent, Manual, drive
 from command import ghostbpf
+from ghostbpf.loaders import libc
 from ghostbpf.schedulers.classes import Pusher, SchedulingClass
 from ghostbpf.schedulers.core import constant
 from ghostbpf.schedulers.enclave import Departures, Enclaves
@@ -27,7 +27,6 @@ from workload import Child, MakeEnclave, Me, Workload, in_ext, runtime_ns, sched
 pytestmark = pytest.mark.usefixtures("quiet")
 
 ENDLESS = "10s"
-_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98}
 _LOCK_PI, _UNLOCK_PI = 6, 7
 
 
@@ -165,19 +164,20 @@ def test_every_other_class_is_outside(workload: Workload, enclave: MakeEnclave, 
     assert sched_field(sleeper.pid, "policy") == policy
 
 
-def futex_pi(word: ctypes.c_uint32, operation: int) -> None:
+def futex_pi(word: Any, operation: int) -> None:
     """Lock or unlock a futex that lends its owner the priority of whoever waits for it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(_FUTEX[platform.machine()], ctypes.byref(word), operation, 0, None, None, 0):
-        raise OSError(ctypes.get_errno(), "futex")
+    libc.syscall("futex", word, operation, 0, libc.ffi.NULL, libc.ffi.NULL, 0)
 
 
-@pytest.mark.skipif(platform.machine() not in _FUTEX, reason="the number of futex(2) is not known here")
+pi_futex = pytest.mark.skipif("futex" not in libc.NUMBERS, reason="the number of futex(2) is not known here")
+
+
+@pi_futex
 def test_lent_priority_is_no_departure(workload: Workload, enclave: MakeEnclave) -> None:
     """A real-time task waits for a lock of ours: we run in its class until we let go, and then are back."""
     biff = enclave("1")
     shared = mmap.mmap(-1, mmap.PAGESIZE)
-    word = ctypes.c_uint32.from_buffer(shared)
+    word = libc.ffi.from_buffer("uint32_t[]", shared)
 
     def own(me: Me) -> None:
         futex_pi(word, _LOCK_PI)
@@ -214,7 +214,8 @@ class Lock:
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
-        self._word, self._released = (ctypes.c_uint32.from_buffer(self._shared, offset) for offset in (0, 64))
+        self._word = libc.ffi.from_buffer("uint32_t[]", self._shared)
+        self._released = self._word + 16  # in another cache line
 
     def own(self, me: Me) -> None:
         """Take it, spin until release(), and spin on."""
@@ -222,9 +223,9 @@ class Lock:
         me.set(1)
         while not me.stopped:
             me.note()
-            if self._released.value == 1:
+            if self._released[0] == 1:
                 futex_pi(self._word, _UNLOCK_PI)
-                self._released.value = 2
+                self._released[0] = 2
 
     def want(self, _me: Me) -> None:
         """Wait for it in a real-time class."""
@@ -234,14 +235,11 @@ class Lock:
 
     def release(self) -> None:
         """Have its owner let go of it."""
-        self._released.value = 1
+        self._released[0] = 1
 
 
 def is_boosted(child: Child) -> bool:
     return sched_field(child.pid, "prio") < 100
-
-
-pi_futex = pytest.mark.skipif(platform.machine() not in _FUTEX, reason="the number of futex(2) is not known here")
 
 
 @pi_futex

@@ -6,7 +6,6 @@ A tool that answers otherwise has learned of SCHED_EXT, or has been understood w
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import re
@@ -15,7 +14,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import cffi
 import pytest
 from command import ghostbpf, running
 from ghostbpf.schedulers import cgroups
@@ -240,26 +241,36 @@ def test_priority_inheritance_lends_a_real_time_priority(workload: Workload, enc
     """The holder of a lock is out of the class, and not out of the enclave, for as long as a FIFO task waits for it."""
     one = enclave("1")
     shared = mmap.mmap(-1, 4096)
-    lock = ctypes.addressof(ctypes.c_char.from_buffer(shared))
-    libc = ctypes.CDLL(None)
-    attr = ctypes.create_string_buffer(16)
+    ffi = cffi.FFI()
+    ffi.cdef(
+        """
+        int pthread_mutexattr_init(void *);
+        int pthread_mutexattr_setprotocol(void *, int);
+        int pthread_mutexattr_setpshared(void *, int);
+        int pthread_mutex_init(void *, void *);
+        int pthread_mutex_lock(void *);
+        int pthread_mutex_unlock(void *);
+        """
+    )
+    libc: Any = ffi.dlopen(None)
+    lock, attr = ffi.from_buffer(shared), ffi.new("char[16]")
     libc.pthread_mutexattr_init(attr)
     libc.pthread_mutexattr_setprotocol(attr, 1)  # PTHREAD_PRIO_INHERIT
     libc.pthread_mutexattr_setpshared(attr, 1)
-    assert libc.pthread_mutex_init(ctypes.c_void_p(lock), attr) == 0
+    assert libc.pthread_mutex_init(lock, attr) == 0
 
     def hold(me: Me) -> None:
-        libc.pthread_mutex_lock(ctypes.c_void_p(lock))
+        libc.pthread_mutex_lock(lock)
         me.set(1)
         me.block()
-        libc.pthread_mutex_unlock(ctypes.c_void_p(lock))
+        libc.pthread_mutex_unlock(lock)
         while not me.stopped:
             me.note()
 
     def wait(me: Me) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
-        libc.pthread_mutex_lock(ctypes.c_void_p(lock))
-        libc.pthread_mutex_unlock(ctypes.c_void_p(lock))
+        libc.pthread_mutex_lock(lock)
+        libc.pthread_mutex_unlock(lock)
 
     holder = workload.spawn(hold, one)
     until(lambda: holder.value == 1, "it has the lock")

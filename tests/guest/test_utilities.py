@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from agents import MakeAgentProcess
 from command import Running, fork, ghostbpf, nobody, running
+from ghostbpf.loaders import libc
 from ghostbpf.loaders.descriptors import Offer, receive
 from ghostbpf.loaders.errors import GhostError
 from ghostbpf.loaders.handle import open_pinned
@@ -33,13 +33,12 @@ from workload import Child, MakeEnclave, Me, Workload, in_ext, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]
 
-_PR_SET_NAME = 15
 KTHREADD = 2
 BY_NAME = Rule(comms=("enrol-*",))
 
 
 def rename(name: str) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
+    libc.set_name(name.encode())
 
 
 def take_name(me: Me) -> None:

@@ -13,7 +13,6 @@ then on. It dies with the test process, and at the latest with its Workload.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import select
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from ghostbpf.loaders import libc
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import SCHED_EXT, policy_of
@@ -43,9 +43,7 @@ DEADLINE = 60.0
 _MAX_CHILDREN = 512
 _LOOPS, _SEEN, _STOP, _AT, _FREE, _ASKED, _EPOCH = range(7)
 _WORDS = 8
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
-getcpu: Callable[[], int] = _libc.sched_getcpu
+getcpu = libc.current_cpu
 
 
 def until(condition: Callable[[], Any], what: str = "", seconds: float = DEADLINE) -> Any:
@@ -365,7 +363,7 @@ def _run(body: Body, me: Me, mask: set[int], ready: int, parent: int) -> None:
         # The test's own handlers and pytest's capture are none of the child's business.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.set_death_signal(signal.SIGKILL)
         if os.getppid() == parent:
             os.setpgid(0, 0)  # so that what it forks ends with it
             os.sched_setaffinity(0, mask)

@@ -30,8 +30,9 @@ FOLDED = SHOWN.replace(";", r"\x3b")
 
 #: Under that name: it sleeps, spins, wakes another task, and moves.
 WORK = f"""
-import ctypes, os, time
-ctypes.CDLL(None).prctl(15, {NASTY.encode()!r}, 0, 0, 0)
+import os, time
+from ghostbpf.loaders import libc
+libc.set_name({NASTY.encode()!r})
 cpus = sorted(os.sched_getaffinity(0))
 inlet, outlet = os.pipe()
 if os.fork() == 0:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import threading
@@ -11,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from ghostbpf.loaders import libc
 from ghostbpf.loaders.errors import GhostError, KernelUnsupported, PermissionMissing
 from ghostbpf.schedulers.process_events import ProcessEvent, ProcessEvents
 from tracing import DEADLINE
 
-_PR_SET_NAME = 15
 _NAME = b"\xff\xfe not UTF-8"
 
 
@@ -53,7 +52,7 @@ def until_exit(events: ProcessEvents, pid: int) -> tuple[list[ProcessEvent], boo
 
 
 def rename_and_exec() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, _NAME)
+    libc.set_name(_NAME)
     os.execvp("true", ["true"])
 
 

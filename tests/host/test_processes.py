@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import threading
@@ -11,18 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ghostbpf.loaders import libc
 from ghostbpf.loaders.errors import GhostError
 from ghostbpf.schedulers import cgroups
 from ghostbpf.schedulers.processes import ProcTask, Rule, all_tasks
 from tracing import Task
 
-_PR_SET_NAME = 15
 KTHREADD = 2
 NOBODY = 65534
 
 
 def named(name: bytes) -> Callable[[], None]:
-    return lambda: ctypes.CDLL(None).prctl(_PR_SET_NAME, name) and None
+    return lambda: libc.set_name(name)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ assert traced.count() == (child.figures() - before).runs
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -25,12 +24,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonschema
+from ghostbpf.loaders import libc
 from ghostbpf.tools import trace
 
 #: Long enough for any slow machine: reaching it means that something hangs.
 DEADLINE = 60.0
 SCHEMA = Path(trace.__file__).with_name("schema.json")
-_PR_SET_PDEATHSIG = 1
 
 
 def ghostbpf_trace(*arguments: object) -> list[str]:
@@ -274,7 +273,7 @@ class Task:
 
 def _child(work: Callable[[], object], gate: int, done: int, cpu: int | None, name: str | None) -> NoReturn:
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.set_death_signal(signal.SIGKILL)
         if cpu is not None:
             os.sched_setaffinity(0, {cpu})
         if name is not None:
