@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BPF places whom it can at once, an agent the rest, and tunes BPF meanwhile: ghostbpf run examples/hybrid.py -- CMD
+"""BPF runs tasks on idle CPUs, an agent schedules the others and tunes BPF: ghostbpf run examples/hybrid.py -- CMD
 
-The fast path, in BPF: a task that wakes and finds an idle CPU runs there, and the agent is not even asked. It is told
-only of those that have to wait, and decides which of them is next on which CPU.
+The fast path is in BPF: a task that wakes while a CPU is idle runs there, without the agent. The agent gets messages of
+the other tasks only, and selects the next task of each CPU.
 
-    BPF's counters ──> how many were placed unasked ──┐
-                                                      ├──> the slice ──> BPF's parameters, read at its next placement
-    messages ────────> how many had to wait ──────────┘             └──> the agent's own transactions
+    BPF's counters ──> tasks placed by BPF ──┐
+                                             ├──> the slice ──> BPF's parameters, which it reads at each placement
+    messages ────────> tasks that waited ────┘             └──> the agent's transactions
 
-While nobody waits there is no use in taking a CPU from anybody: slices are endless. The more of all tasks have to wait,
-the less often a CPU becomes free by itself, and the shorter the slices. It looks again after two of the longest.
+While no task waits, preemption has no use, and slices are endless. The larger the part of tasks that wait, the less
+often a CPU becomes free by itself, and the shorter the slices. The agent adjusts them after two of the longest slices.
 
-Good for machines that are now idle, now full. Not good where a few tasks must never wait, however full it is.
+Good for machines with changing load. Not good if a few tasks must never wait under full load.
 """
 
 import sys
@@ -32,13 +32,13 @@ from ghostbpf.schedulers.userspace import (
 
 
 class Hybrid(AgentPolicy):
-    """BPF takes the idle CPUs, a FIFO in Python the rest; slices by how many have to wait."""
+    """BPF for idle CPUs, a FIFO in Python for waiting tasks, and slices by the number of waiting tasks."""
 
     name = "hybrid"
     options = (
-        Option("shortest", "shortest_ns", duration_ns, "3ms", "the slice when everybody has to wait"),
-        Option("longest", "longest_ns", duration_ns, "50ms", "the slice when hardly anybody has to"),
-        flag("verbose", "verbose", "yes: tell on stderr what is tuned, and why"),
+        Option("shortest", "shortest_ns", duration_ns, "3ms", "the slice if all tasks wait"),
+        Option("longest", "longest_ns", duration_ns, "50ms", "the slice if few tasks wait"),
+        flag("verbose", "verbose", "yes: report each change on stderr"),
     )
     shortest_ns: int
     longest_ns: int
@@ -47,38 +47,38 @@ class Hybrid(AgentPolicy):
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
         self.queue = RunQueue()
-        self.asked = 0
+        self.waited = 0
         self.idle_before = agent.counters().idle
-        self.look_at = 0
+        self.tune_at = 0
 
     def enqueue(self, task: Task) -> None:
-        self.asked += 1
+        self.waited += 1
         self.queue.add(task)
 
     def dequeue(self, task: Task) -> None:
         self.queue.discard(task)
 
     def schedule(self) -> Iterator[Transaction]:
-        if time.monotonic_ns() >= self.look_at:
+        if time.monotonic_ns() >= self.tune_at:
             yield from self.tune()
         for cpu in self.agent.open_cpus():
             if task := self.queue.pop(cpu):
                 yield Transaction(task, cpu, self.agent.params.slice_ns or self.longest_ns)
 
     def tune(self) -> Iterator[Transaction]:
-        """Write the slice that suits what has happened since the last look into BPF's parameters."""
-        self.look_at = time.monotonic_ns() + 2 * self.longest_ns
+        """Set BPF's slice by the placements and waits since the last call."""
+        self.tune_at = time.monotonic_ns() + 2 * self.longest_ns
         idle = self.agent.counters().idle
-        unasked, asked = idle - self.idle_before, self.asked
-        self.idle_before, self.asked = idle, 0
-        before, wanted = self.agent.params.slice_ns, 0
-        if asked or self.queue:
-            wanted = max(self.shortest_ns, self.longest_ns * unasked // (unasked + asked + 1))
-        if wanted == before:
+        placed, waited = idle - self.idle_before, self.waited
+        self.idle_before, self.waited = idle, 0
+        before, slice_ns = self.agent.params.slice_ns, 0
+        if waited or self.queue:
+            slice_ns = max(self.shortest_ns, self.longest_ns * placed // (placed + waited + 1))
+        if slice_ns == before:
             return
-        self.agent.params.slice_ns = wanted
+        self.agent.params.slice_ns = slice_ns
         if self.verbose:
-            slice = f"{wanted / 1e6:.1f} ms" if wanted else "endless"
-            print(f"hybrid: {unasked} placed by BPF, {asked} had to wait: slice {slice}", file=sys.stderr, flush=True)
-        if not before:  # those that run have endless slices still: they make way once
+            slice = f"{slice_ns / 1e6:.1f} ms" if slice_ns else "endless"
+            print(f"hybrid: {placed} placed by BPF, {waited} waited: slice {slice}", file=sys.stderr, flush=True)
+        if not before:  # running tasks still have endless slices: preempt them once
             yield from (Transaction(None, cpu, flags=PREEMPT) for cpu in self.agent.cpus)

@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """bcc 0.31: a string literal is a null pointer at run time, and the program loads.
 
-Guess: the address of a string literal is not null, as in all C; a compiler that cannot place it says so.
-What happens: bcc takes the code from clang's object, but neither its read-only data nor the relocations. The 64-bit
-load of the address keeps its zero, without a word. The verifier knows that the register holds 0, takes the branch
-for null as the only one, and loads the program; the kernel then runs it with the wrong answer. A global variable gets
-the same zero; there the verifier refuses the access, and names neither the variable nor the cause.
-Why it matters here: ghostbpf compiles with bcc. Its linker looks for such loads in the bytecode and refuses them with
-the name of the C function.
+Expected: the address of a string literal is not null, as in standard C, or the compiler reports an error.
+Actual: bcc takes the code of clang's object, but neither its read-only data nor its relocations. The 64-bit load of the
+address keeps its placeholder, 0, without a message. The verifier knows that the register is 0, follows the branch for
+null alone, and loads the program, which returns the wrong result. The address of a global variable is also 0; there the
+verifier rejects the access and names neither the variable nor the cause.
+Relevance: ghostbpf compiles with bcc. Its lint finds such loads in the bytecode and reports the C function.
 """
 
 from __future__ import annotations

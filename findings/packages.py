@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pinned public packages in a directory of their own, for the scripts beside this file."""
+"""Installs pinned public packages in a directory, for the scripts in this directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SUITE = "trixie"
 
 
 def debian_tree(directory: Path, *pins: str) -> Path:
-    """Unpacks ``pins`` (NAME=VERSION) of Debian's stable suite, and what they depend on; exits with 2 without them."""
+    """Unpacks ``pins`` (NAME=VERSION) of Debian's stable suite and their dependencies; exits with 2 on failure."""
     tree = directory / "tree"
     options = ["--variant=extract", f"--include={','.join(pins)}", '--aptopt=APT::Install-Recommends "false"']
     _install(["mmdebstrap", "--quiet", *options, SUITE, str(tree)], pins)
@@ -20,16 +20,16 @@ def debian_tree(directory: Path, *pins: str) -> Path:
 
 
 def kernel_headers(tree: Path) -> Path:
-    """One directory with the kernel headers that the tree has: bcc takes no more, Debian has them in two."""
+    """One directory with the kernel headers in ``tree``: bcc takes one, Debian has two."""
     merged = tree / "headers"
     for part in ("common", "amd64"):
-        (found,) = tree.glob(f"usr/src/linux-headers-*-{part}")
-        subprocess.run(["cp", "-rsf", f"{found}/.", str(merged)], check=True)
+        (headers,) = tree.glob(f"usr/src/linux-headers-*-{part}")
+        subprocess.run(["cp", "-rsf", f"{headers}/.", str(merged)], check=True)
     return merged
 
 
 def run_python(tree: Path, script: str, *, limit_s: float = 300, **environment: object) -> str:
-    """What ``script`` prints, run by the tree's Python, C library and modules."""
+    """Runs ``script`` with the tree's Python, C library and modules; returns its output."""
     python = [
         str(tree / "usr/lib64/ld-linux-x86-64.so.2"),
         "--library-path",
@@ -56,15 +56,15 @@ def run_python(tree: Path, script: str, *, limit_s: float = 300, **environment: 
 
 
 def pip_packages(directory: Path, *pins: str) -> Path:
-    """Installs ``pins`` (NAME==VERSION) of PyPI, to be put on sys.path; exits with 2 without them."""
+    """Installs ``pins`` (NAME==VERSION) of PyPI in a directory for sys.path; exits with 2 on failure."""
     place = directory / "site"
     _install([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place), *pins], pins)
     return place
 
 
-def conclude(surprise: str, *, holds: bool) -> NoReturn:
-    """Ends the script: 0 where it ``holds``."""
-    _end(int(not holds), f"{'still so' if holds else 'CHANGED'}: {surprise}")
+def conclude(behaviour: str, *, holds: bool) -> NoReturn:
+    """Ends the script, with 0 if ``behaviour`` still ``holds``, else with 1."""
+    _end(int(not holds), f"{'unchanged' if holds else 'CHANGED'}: {behaviour}")
 
 
 def _install(argv: list[str], pins: tuple[str, ...]) -> None:

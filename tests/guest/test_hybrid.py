@@ -47,9 +47,7 @@ def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
         before = run.enclave.counters().idle
         wake(sleeper, 20)
         assert run.enclave.counters().idle >= before + 15, "BPF places it again"
-        told = re.findall(
-            r"^hybrid: (\d+) placed by BPF, (\d+) had to wait: slice (.*)$", run.process.err, re.MULTILINE
-        )
+        told = re.findall(r"^hybrid: (\d+) placed by BPF, (\d+) waited: slice (.*)$", run.process.err, re.MULTILINE)
         assert {"20.0 ms", "endless"} < {slice for _, _, slice in told}
         assert any(int(placed) and int(asked) for placed, asked, _ in told)
 

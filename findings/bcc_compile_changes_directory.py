@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""bcc 0.31: while one thread compiles, relative paths of all threads mean other files.
+"""bcc 0.31: while one thread compiles, relative paths of all threads resolve to other files.
 
-Guess: BPF(text=...) works on a text and touches nothing of the caller's process; threads beside it are not concerned.
-What happens: bcc changes the directory of the process to that of the kernel's headers, for as long as clang runs, and
-back. A process has one directory for all its threads: meanwhile, another thread that opens "log" opens one among the
-kernel's headers, or creates it there.
-Why it matters here: ghostbpf compiles in a child process, although a thread would be cheaper; so an agent, a tracer
-or a test that compiles while others work changes no other directory.
+Expected: BPF(text=...) compiles a text and changes no state of the process.
+Actual: while clang runs, bcc changes the working directory of the process, and so of all its threads, to that of the
+kernel's headers. If another thread opens "log" meanwhile, it opens or creates a file among the headers.
+Relevance: ghostbpf compiles in a child process, although a thread would be cheaper, so that agents, tracers and tests
+keep their working directory.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ thread.start()
 BPF(text="int nothing(void *ctx) { return 0; }")
 compiled.set()
 thread.join()
-print("bcc", __version__, "directories that another thread saw itself in:", len(seen))
+print("bcc", __version__, "working directories of another thread:", len(seen))
 for directory in sorted(seen):
     print("   ", directory)
 print("and afterwards:", os.getcwd())
@@ -44,4 +43,4 @@ with tempfile.TemporaryDirectory() as directory:
     tree = debian_tree(Path(directory), *PINS)
     out = run_python(tree, SCRIPT, BCC_KERNEL_SOURCE=kernel_headers(tree))
     print(out, end="")
-    conclude("a thread that does nothing changes its directory", holds="saw itself in: 2\n" in out)
+    conclude("the working directory of another thread changes", holds="another thread: 2\n" in out)

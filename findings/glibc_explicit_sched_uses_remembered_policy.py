@@ -2,17 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """glibc 2.41: PTHREAD_EXPLICIT_SCHED with default attributes gives a thread the policy that glibc remembers.
 
-Guess: a thread created with PTHREAD_EXPLICIT_SCHED has the policy that its attributes have, SCHED_OTHER by default; or
-else its creator's.
-What happens: unless a policy was stored in the attributes, it is that of the creator's last pthread_setschedparam(),
-as glibc noted it down (SCHED_OTHER before the first). A policy that was set since by the system call, which is what
-chrt and every other process use, does not count. So a thread of SCHED_OTHER creates threads of SCHED_BATCH, and the
-other way round, though nothing it can ask for says so. Nor can the attributes be made to say it: they take no policy
-but SCHED_OTHER, SCHED_FIFO and SCHED_RR.
-Why it matters here: ghostbpf moves tasks between classes from outside. In a program that creates threads this way, the
-new ones start outside the enclave after `enclave add`; and where the program has put itself into SCHED_EXT by
-pthread_setschedparam(), they are in SCHED_EXT again after `enclave rm`. SCHED_BATCH stands for SCHED_EXT below: glibc
-treats both alike, and every kernel has it.
+Expected: a thread created with PTHREAD_EXPLICIT_SCHED has the policy in its attributes, by default SCHED_OTHER.
+Actual: unless a policy was stored in the attributes, the thread has the policy of its creator's last call of
+pthread_setschedparam(), which glibc remembers (SCHED_OTHER before the first). A policy set later by the system call,
+which chrt and all other processes use, is ignored. So a thread of SCHED_OTHER creates threads of SCHED_BATCH, and
+conversely. The attributes cannot name that policy: they accept only SCHED_OTHER, SCHED_FIFO and SCHED_RR.
+Relevance: ghostbpf changes the class of tasks from outside. After `enclave add`, threads that a program creates this
+way start outside of the enclave; if the program has entered SCHED_EXT by pthread_setschedparam(), they are in SCHED_EXT
+again after `enclave rm`. The script uses SCHED_BATCH for SCHED_EXT: glibc treats both alike, and every kernel has it.
 """
 
 from __future__ import annotations
