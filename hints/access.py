@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may open a table by its path: its maker, and whom that admits."""
+"""Which users can open a table by its path: its creator, and users and groups that it admits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..loaders.errors import GhostError
 
 
 def admit(path: Path, *, uid: int | None = None, gid: int | None = None) -> None:
-    """Let user ``uid`` or group ``gid``, in place of the one before, open the table pinned at ``path`` and write it.
+    """Let user ``uid`` or group ``gid`` read and write the table pinned at ``path``; it replaces the previous one.
 
-    The directories above it that are ours alone become ones to pass through. Raises GhostError where others are in
-    the way.
+    The two directories above the table, which ghostbpf creates, become searchable by all users. Raises GhostError if
+    a directory above those is closed to other users.
     """
     closed = [directory for directory in path.parents if not directory.stat().st_mode & 0o001]
-    ours = path.parents[:2]
+    created = path.parents[:2]
     for directory in closed:
-        if directory not in ours:
+        if directory not in created:
             raise GhostError(
                 f"{directory} is closed to other users",
-                hint=f"chmod o+x {directory}, or pass the table's descriptor on",
+                hint=f"chmod o+x {directory}, or pass the table's descriptor to the application",
             )
     for directory in closed:
         directory.chmod(directory.stat().st_mode | 0o011)

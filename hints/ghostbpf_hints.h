@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Hints from a C or C++ application: docs/hints.md shows how. Nothing but this file, hints.h and the C library.
+ * Hints from a C or C++ application; docs/hints.md is the guide. It needs hints.h and the C library.
  *
  *     struct ghostbpf_hints hints;
  *     int error = ghostbpf_hints_open(&hints, NULL);
@@ -8,9 +8,9 @@
  *     error = ghostbpf_hints_set_class(&hints, 1, HINT_ONE_SHOT, 2, 500000, 0);
  *     error = ghostbpf_hints_set_item(&hints, 7, gettid(), 1, HINT_RUNNABLE, deadline_ns);
  *
- * Functions give 0, or a negative errno: -EBUSY where the item or class is another living process's, or another thread
- * has been writing it for long; -EINVAL where the table has no such item or class, or is none; -EXDEV where this process
- * is not in the initial pid namespace (a container), for tasks are known by their numbers there.
+ * Functions return 0 or a negative errno. -EBUSY: the item or class belongs to another living process, or another thread
+ * is writing it. -EINVAL: the table has no such item or class, or the map is not a table. -EXDEV: this process is not in
+ * the initial pid namespace (it is in a container); tasks are identified by their pids in that namespace.
  */
 #ifndef GHOSTBPF_HINTS_APPLICATION_H
 #define GHOSTBPF_HINTS_APPLICATION_H
@@ -34,7 +34,7 @@
 #undef u32
 #undef u64
 
-#define GHOSTBPF_HINTS_PATIENCE 1000 /* times to look again while a record is being written */
+#define GHOSTBPF_HINTS_LOCK_ATTEMPTS 1000
 #define GHOSTBPF_HINTS_INITIAL_PIDS 0xEFFFFFFCU /* the inode of the initial pid namespace */
 
 struct ghostbpf_hints {
@@ -54,7 +54,7 @@ static inline void ghostbpf_hints_close(struct ghostbpf_hints *h)
 	close(h->fd);
 }
 
-/* Is this process in another pid namespace than the initial one? Without /proc there is no telling. */
+/* Returns whether this process is outside the initial pid namespace; 0 without /proc, where that is unknown. */
 static inline int ghostbpf_hints_is_contained(void)
 {
 	struct stat space;
@@ -62,7 +62,7 @@ static inline int ghostbpf_hints_is_contained(void)
 	return !stat("/proc/self/ns/pid", &space) && space.st_ino != GHOSTBPF_HINTS_INITIAL_PIDS;
 }
 
-/* The table behind fd, which is the table's from now on where this gives 0. */
+/* Map the table behind fd; on success, the table owns fd. */
 static inline int ghostbpf_hints_from_fd(struct ghostbpf_hints *h, int fd)
 {
 	struct bpf_map_info info;
@@ -96,7 +96,7 @@ static inline int ghostbpf_hints_from_fd(struct ghostbpf_hints *h, int fd)
 	return -EINVAL;
 }
 
-/* The table pinned at path; NULL: where `ghostbpf run`, which started this process, says. */
+/* Open the table pinned at path; NULL: at the path in GHOSTBPF_HINTS, which `ghostbpf run` sets. */
 static inline int ghostbpf_hints_open(struct ghostbpf_hints *h, const char *path)
 {
 	union bpf_attr attr;
@@ -131,27 +131,27 @@ static inline struct hint_class *ghostbpf_hints_class_at(struct ghostbpf_hints *
 	return index < header->classes ? &h->records[1 + header->slots / HINTS_SLOTS_PER_RECORD + index].work_class : NULL;
 }
 
-/* Is another process that is alive the owner? */
+/* Returns whether the owner is another living process. */
 static inline int ghostbpf_hints_is_others(uint32_t owner)
 {
 	return owner && owner != (uint32_t)getpid() && (!kill((pid_t)owner, 0) || errno == EPERM);
 }
 
 /*
- * Become the owner of a record, and the one thread that writes it; *odd is its seq meanwhile. used is 0 in a record that
- * is free. A seq that is odd already is another thread's of ours, or was left by an owner that died.
+ * Make this process the owner of a record, and this thread its only writer; *odd is its seq until the unlock. *used is 0
+ * in a free record. An odd seq means that another thread of this process writes it, or that its owner died while writing.
  */
 static inline int ghostbpf_hints_lock(uint32_t *seq, uint32_t *owner, const uint32_t *used, uint32_t *odd)
 {
-	uint32_t before, whose;
+	uint32_t before, current;
 	int i, dead;
 
-	for (i = 0; i < GHOSTBPF_HINTS_PATIENCE; i++) {
+	for (i = 0; i < GHOSTBPF_HINTS_LOCK_ATTEMPTS; i++) {
 		before = __atomic_load_n(seq, __ATOMIC_ACQUIRE);
-		whose = __atomic_load_n(owner, __ATOMIC_RELAXED);
-		if ((before & 1 || __atomic_load_n(used, __ATOMIC_RELAXED)) && ghostbpf_hints_is_others(whose))
+		current = __atomic_load_n(owner, __ATOMIC_RELAXED);
+		if ((before & 1 || __atomic_load_n(used, __ATOMIC_RELAXED)) && ghostbpf_hints_is_others(current))
 			return -EBUSY;
-		dead = whose != (uint32_t)getpid();
+		dead = current != (uint32_t)getpid();
 		__atomic_store_n(owner, (uint32_t)getpid(), __ATOMIC_RELAXED);
 		*odd = (before + 1) | 1;
 		if ((dead || !(before & 1)) &&
@@ -164,7 +164,7 @@ static inline int ghostbpf_hints_lock(uint32_t *seq, uint32_t *owner, const uint
 	return -EBUSY;
 }
 
-/* The entry by which the update of record index is announced; only then is the record unlocked. */
+/* Unlock the record; returns the stream entry that announces the update of record index. */
 static inline uint64_t ghostbpf_hints_unlock(uint32_t *seq, uint32_t odd, uint32_t index)
 {
 	__atomic_store_n(seq, odd + 1, __ATOMIC_RELEASE);
@@ -189,7 +189,7 @@ static inline uint64_t ghostbpf_hints_now(void)
 	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-/* Say all of item index; tid 0 frees it, flags are 0 or HINT_RUNNABLE, deadline_ns 0 is none. */
+/* Set all of item index: tid 0 frees it; flags are 0 or HINT_RUNNABLE; deadline_ns 0 is no deadline. */
 static inline int ghostbpf_hints_set_item(struct ghostbpf_hints *h, uint32_t index, uint32_t tid, uint32_t work_class,
 					  uint64_t flags, uint64_t deadline_ns)
 {
@@ -216,7 +216,7 @@ static inline int ghostbpf_hints_set_item(struct ghostbpf_hints *h, uint32_t ind
 	return 0;
 }
 
-/* Say whether the task of item index, one of this process's, has work to do, and by when. */
+/* Set whether the task of item index, which this process owns, has work, and its deadline. */
 static inline int ghostbpf_hints_set_runnable(struct ghostbpf_hints *h, uint32_t index, int runnable, uint64_t deadline_ns)
 {
 	struct hint_item *item = ghostbpf_hints_item_at(h, index);
@@ -235,7 +235,7 @@ static inline int ghostbpf_hints_set_runnable(struct ghostbpf_hints *h, uint32_t
 	return 0;
 }
 
-/* Say all of work class index: flags are HINT_ONE_SHOT or HINT_REPEATING, or 0 to free it. */
+/* Set all of work class index: flags are HINT_ONE_SHOT or HINT_REPEATING; 0 frees it. */
 static inline int ghostbpf_hints_set_class(struct ghostbpf_hints *h, uint32_t index, uint32_t flags, uint32_t qos,
 					   uint64_t exectime_ns, uint64_t period_ns)
 {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf/hints.h as Python has it: what is in a table, and what its numbers mean."""
+"""The structs and constants of bpf/hints.h in Python: the contents of a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..loaders import abi
 from ..loaders.source import BPF_DIR
 
-#: Where a C compiler finds ghostbpf_hints.h.
+#: The directory of ghostbpf_hints.h, for a C compiler.
 INCLUDE = Path(__file__).resolve().parent
 
 _ffi: Any = abi.load(BPF_DIR / "hints.h")
@@ -28,13 +28,13 @@ LAST, RESCAN, MEMBERS = (_ffi.offsetof("struct hints_header", name) // 8 for nam
 
 
 class ItemFlags(IntFlag):
-    """What is so about a scheduling item."""
+    """Flags of a scheduling item."""
 
     RUNNABLE = _lib.HINT_RUNNABLE
 
 
 class ClassFlags(IntFlag):
-    """What is so about a work class."""
+    """Flags of a work class."""
 
     ONE_SHOT = _lib.HINT_ONE_SHOT
     REPEATING = _lib.HINT_REPEATING
@@ -53,7 +53,7 @@ class Header(NamedTuple):
 
     @property
     def first_class(self) -> int:
-        """The record of work class 0; header and stream come before it."""
+        """The record of work class 0, after header and stream."""
         return 1 + self.slots // SLOTS_PER_RECORD
 
     @property
@@ -63,14 +63,14 @@ class Header(NamedTuple):
 
     @property
     def records(self) -> int:
-        """How many records the whole table has."""
+        """The number of records of the table."""
         return self.first_item + self.items
 
 
 class Item(NamedTuple):
-    """A scheduling item: what its ``owner``, a process, says of task ``tid``. Times in ns of CLOCK_MONOTONIC.
+    """A scheduling item: the hints of process ``owner`` about task ``tid``. Times are in ns of CLOCK_MONOTONIC.
 
-    ``tid`` is 0 where the item is not in use; ``deadline_ns`` 0 where there is none.
+    ``tid`` is 0 in an unused item; ``deadline_ns`` is 0 without a deadline.
     """
 
     owner: int
@@ -82,7 +82,7 @@ class Item(NamedTuple):
 
     @classmethod
     def checked(cls, fields: tuple[int, ...], classes: int) -> Item:
-        """What ``fields`` say, of which there may be anything: an application's mistakes must not end an agent."""
+        """An item of untrusted ``fields``: an application's mistakes must not end an agent."""
         owner, tid, work_class, flags, *times = fields
         return cls(owner, tid, work_class if work_class < classes else 0, ItemFlags(flags & ItemFlags.RUNNABLE), *times)
 
@@ -93,9 +93,9 @@ class Item(NamedTuple):
 
 
 class WorkClass(NamedTuple):
-    """A work class: what items have in common; without ``flags`` it is not in use.
+    """A work class: the common properties of items; an unused class has no ``flags``.
 
-    ``exectime_ns`` is how long a piece of work takes, as a first guess; ``period_ns`` how often a repeating one comes.
+    ``exectime_ns`` is the expected run time of a job, ``period_ns`` the period of a repeating class.
     """
 
     owner: int
@@ -106,7 +106,7 @@ class WorkClass(NamedTuple):
 
     @classmethod
     def checked(cls, fields: tuple[int, ...]) -> WorkClass:
-        """What ``fields`` say; where they make no sense, that of a class not in use."""
+        """A class of untrusted ``fields``; an unused class if they are invalid."""
         owner, flags, *rest = fields
         period_ns = rest[-1]
         if flags == ClassFlags.ONE_SHOT or (flags == ClassFlags.REPEATING and period_ns):
@@ -115,18 +115,18 @@ class WorkClass(NamedTuple):
 
     @property
     def one_shot(self) -> bool:
-        """Whether the application says each time that there is work, and by when."""
+        """Whether the application announces each job with its deadline."""
         return bool(self.flags & ClassFlags.ONE_SHOT)
 
     @property
     def repeating(self) -> bool:
-        """Whether there is work every period."""
+        """Whether there is a job every period."""
         return bool(self.flags & ClassFlags.REPEATING)
 
 
 def _format(name: str, fields: tuple[str, ...]) -> struct.Struct:
-    there = tuple(field for field, _ in _ffi.typeof(f"struct {name}").fields)
-    assert there == fields, f"struct {name} has {there}"
+    members = tuple(member for member, _ in _ffi.typeof(f"struct {name}").fields)
+    assert members == fields, f"struct {name} has {members}"
     return struct.Struct("=" + abi.struct_format(_ffi, f"struct {name}"))
 
 

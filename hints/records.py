@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records that one process writes while others read them, each under a sequence lock of its own.
+"""Records that one process writes and others read, each with its own sequence lock.
 
-All that this takes are loads and stores of aligned words, which a ``memoryview`` makes in one piece; ``struct`` does
-not, and is used for nothing but what the lock guards.
+A ``memoryview`` loads and stores aligned words in one piece. ``struct`` does not, and accesses only what the lock
+guards.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from .layout import RECORD
 
 _SEQ_MASK = 0xFFFFFFFF
 _WORDS = RECORD // 4
-#: How often to look again while a record is being written; its owner may be dead, or wait for our CPU.
-_PATIENCE = 100
+#: How often to retry while a record is being written: its owner may have died, or wait for this CPU.
+_READ_ATTEMPTS = 100
 
 
 class NotOwner(GhostError):
-    """``index`` of the items, or of the work classes, is written by another process, ``owner``."""
+    """Item or work class ``index`` belongs to another process, ``owner``."""
 
     def __init__(self, what: str, index: int, owner: int) -> None:
-        super().__init__(f"{what} {index} is process {owner}'s", hint="take one that is free, or have its owner let go")
+        super().__init__(
+            f"{what} {index} belongs to process {owner}", hint="use a free one, or have its owner free this one"
+        )
         self.index, self.owner = index, owner
 
 
 class Records:
-    """``count`` records from the ``first`` of ``memory`` on; ``what`` they are.
+    """``count`` records of ``memory``, from record ``first`` on; ``what`` names them in messages.
 
-    Each begins with its seq, its owner, and what is 0 where it is not in use.
+    Each starts with its seq, its owner, and a word that is 0 in an unused record.
     """
 
     def __init__(self, what: str, memory: memoryview, first: int, count: int, fields: struct.Struct) -> None:
@@ -50,9 +52,9 @@ class Records:
         return self._words[::_WORDS]
 
     def read(self, index: int) -> tuple[Any, ...] | None:
-        """A consistent copy of one record without its seq; None where there is none to be had."""
+        """A consistent copy of one record without its seq; None if it was being written at each attempt."""
         at = self._at(index)
-        for _ in range(_PATIENCE):
+        for _ in range(_READ_ATTEMPTS):
             seq = self._words[at]
             if seq & 1:
                 continue
@@ -64,15 +66,15 @@ class Records:
         return None
 
     def check_owner(self, index: int) -> None:
-        """Raise NotOwner where the record is in use, and its owner another process that is alive."""
+        """Raise NotOwner if the record is in use and its owner is another living process."""
         _, owner, used = self._words[self._at(index) :][:3]
         if used and owner != os.getpid() and _is_alive(owner):
             raise NotOwner(self._what, index, owner)
 
     def write(self, index: int, *fields: int) -> int:
-        """Become the owner of one record and store ``fields`` behind seq and owner; its seq from then on.
+        """Become the owner of one record, store ``fields`` after seq and owner, and return the new seq.
 
-        Raises ValueError, and leaves the record as it is, where one does not fit.
+        Raises ValueError, and changes nothing, if a field does not fit.
         """
         at, start = self._at(index), index * RECORD + 8
         try:
@@ -81,7 +83,7 @@ class Records:
             raise ValueError(f"{self._what} {index}: {error}") from None
         self._words[at + 1] = os.getpid()
         fence()
-        seq = (self._words[at] + 1 | 1) & _SEQ_MASK  # odd already where the owner before died meanwhile
+        seq = (self._words[at] + 1 | 1) & _SEQ_MASK  # already odd if its previous owner died while writing
         self._words[at] = seq
         fence()
         self._memory[start : start + len(data)] = data
@@ -91,13 +93,13 @@ class Records:
         return seq
 
     def release(self) -> None:
-        """Let go of the memory."""
+        """Release the memory views."""
         self._words.release()
         self._memory.release()
 
     def _at(self, index: int) -> int:
         if not 0 <= index < self._count:
-            raise IndexError(f"there is no {self._what} {index}, only 0 to {self._count - 1}")
+            raise IndexError(f"no {self._what} {index}: the table has 0 to {self._count - 1}")
         return index * _WORDS
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The update stream of a table, from both ends; bpf/hints.h has its protocol."""
+"""The update stream of a table: writer and reader of the protocol in bpf/hints.h."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from .layout import LAST, MEMBERS, RECORD, RESCAN
 
 
 class Stream:
-    """Header and slots of a table, the beginning of its ``memory``."""
+    """Header and slots of a table, at the start of its ``memory``."""
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self.header, self.slots = memory[:RECORD].cast("Q"), memory[RECORD:].cast("Q")
 
     def announce(self, index: int, seq: int) -> None:
-        """Tell that item ``index`` has been updated, and is at ``seq`` now."""
+        """Announce an update of item ``index``, now at ``seq``."""
         entry = seq << 32 | index
         self.slots[index % len(self.slots)] = entry
         fence()
         self.header[LAST] = entry
 
     def announce_member(self, index: int, seq: int) -> None:
-        """Tell BPF that item ``index``, at ``seq`` now, has another task."""
+        """Announce to BPF that item ``index``, now at ``seq``, has another task."""
         self.header[MEMBERS] = seq << 32 | index
 
     def announce_all(self, entry: int) -> None:
-        """Tell, by an ``entry`` that has never been there, that all items are to be looked at."""
+        """Have readers scan all items; ``entry`` must differ from each earlier one."""
         self.header[RESCAN] = entry
 
     def release(self) -> None:
-        """Let go of the memory."""
+        """Release the memory views."""
         for view in (self.header, self.slots, self._memory):
             view.release()
 
 
 class Reader:
-    """One who reads ``stream``; ``seqs`` are those of the items. There may be others, who see all of it, too."""
+    """A reader of ``stream``; ``seqs`` are the items'. Each of several readers sees all updates."""
 
     def __init__(self, stream: Stream, seqs: memoryview) -> None:
         self._stream, self._seqs = stream, seqs
@@ -46,9 +46,9 @@ class Reader:
         self._seen = [seqs[slot :: len(self._slots)].tolist() for slot in range(len(self._slots))]
 
     def changed(self) -> list[int]:
-        """The items that were updated since the last call; at first, and when told to look at all, all ever written.
+        """The items updated since the last call; all that were ever written in the first call and after announce_all().
 
-        One that is being written just now is left for later: that update is yet to be announced.
+        An item that is being written is left for a later call, after the update is announced.
         """
         last, rescan = self._stream.header[LAST], self._stream.header[RESCAN]
         if last == self._last and rescan == self._rescan:
@@ -58,24 +58,24 @@ class Reader:
         fence()
         before, self._slots = self._slots, self._stream.slots.tolist()
         fence()
-        found: list[int] = []
+        items: list[int] = []
         for slot, (old, new) in enumerate(zip(before, self._slots, strict=True)):
             if everything or old != new:
-                found += self._rescan_slot(slot, everything)
-        return found
+                items += self._rescan_slot(slot, everything)
+        return items
 
     def _rescan_slot(self, slot: int, everything: bool) -> list[int]:
         count, seen = len(self._slots), self._seen[slot]
         now = self._seqs[slot::count].tolist()
-        found = []
+        items = []
         for place, seq in enumerate(now):
             if seq & 1:
                 now[place] = seen[place]
             elif seq and (everything or seq != seen[place]):
-                found.append(place * count + slot)
+                items.append(place * count + slot)
         self._seen[slot] = now
-        return found
+        return items
 
     def release(self) -> None:
-        """Let go of the memory."""
+        """Release the memory views."""
         self._seqs.release()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of hints: made by the owner of an enclave, written by applications, read by agents and BPF."""
+"""The table of hints: created by an enclave's owner, written by applications, read by agents and BPF."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ from .layout import (
 from .records import Records
 from .stream import Reader, Stream
 
-#: Where ``ghostbpf run`` tells its command the path of the enclave's table.
+#: The environment variable in which ``ghostbpf run`` passes the path of the enclave's table to its command.
 ENVIRONMENT = "GHOSTBPF_HINTS"
 ITEMS, CLASSES = 4096, 64
 
-_MOST_ITEMS = 1 << 20
+_MAX_ITEMS = 1 << 20
 
 
 class Hints(Closing):
     """A table of scheduling items and work classes, mapped into this process.
 
-    An item, or a work class, is written by one process, its owner; which is whose is the applications' to agree on.
-    Its owner and its task are known by their numbers in the initial pid namespace, where alone a table can be written.
+    An item or a work class is written by one process, its owner; applications agree among themselves on the owners.
+    Owners and tasks are identified by their pids in the initial pid namespace; only processes in it can write.
     """
 
     def __init__(self, source: Map) -> None:
         self.map, definition = source, source.definition
-        # Only arrays have values and this flag.
+        # Of the map types that take this flag, only an array has values: no need to load the kernel's types here.
         if definition.value_size != RECORD or not definition.flags & BPF_F_MMAPABLE:
-            raise _no_table(definition.name)
+            raise _not_a_table(definition.name)
         self._mapped = mmap.mmap(source.fd, RECORD * definition.max_entries)
         self._memory = memoryview(self._mapped)
         self.header = header = Header._make(HEADER.unpack_from(self._memory))
         if header.version != VERSION or header.records != definition.max_entries:
-            raise _no_table(definition.name)
+            raise _not_a_table(definition.name)
         self._classes = Records("work class", self._memory, header.first_class, header.classes, CLASS)
         self._items = Records("scheduling item", self._memory, header.first_item, header.items, ITEM)
         self._stream = Stream(self._memory[: header.first_class * RECORD])
@@ -69,37 +69,37 @@ class Hints(Closing):
 
     @classmethod
     def create(cls, path: str | Path, *, items: int = ITEMS, classes: int = CLASSES) -> Self:
-        """Make a table and pin it at ``path``, for nobody but this user. Raises BpfError, and ValueError for sizes."""
-        if not 0 < items <= _MOST_ITEMS or not 0 < classes <= _MOST_ITEMS:
-            raise ValueError(f"{items} items and {classes} classes: 1 to {_MOST_ITEMS} of each")
-        # A reader looks at each slot, and at each item of a slot: about as many of either.
+        """Create a table and pin it at ``path``, open to this user only. Raises BpfError, and ValueError for sizes."""
+        if not 0 < items <= _MAX_ITEMS or not 0 < classes <= _MAX_ITEMS:
+            raise ValueError(f"{items} items and {classes} classes: 1 to {_MAX_ITEMS} of each")
+        # A reader scans all slots, and all items of a changed slot: make both about equal in number.
         slots = SLOTS_PER_RECORD * max(math.isqrt(items) // 4, 1)
         header = Header(VERSION, slots, classes, items, 0, 0, 0)
-        made = create_map(MapDef("hints", map_type("ARRAY"), 4, RECORD, header.records, BPF_F_MMAPABLE, 0, 0, 0))
-        with mmap.mmap(made.fd, RECORD * header.records) as memory:
+        table = create_map(MapDef("hints", map_type("ARRAY"), 4, RECORD, header.records, BPF_F_MMAPABLE, 0, 0, 0))
+        with mmap.mmap(table.fd, RECORD * header.records) as memory:
             HEADER.pack_into(memory, 0, *header)
-        made.pin(path)
-        return cls(made)
+        table.pin(path)
+        return cls(table)
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Self:
-        """The table pinned at ``path``, by default where ``ghostbpf run`` says; BpfError where there is none."""
+        """The table pinned at ``path``; the default is the path that ``ghostbpf run`` passes. Raises BpfError."""
         if path is None and (path := os.environ.get(ENVIRONMENT)) is None:
-            raise GhostError(f"there is no {ENVIRONMENT} in the environment", hint="name the table's path")
+            raise GhostError(f"{ENVIRONMENT} is not in the environment", hint="pass the table's path")
         return cls(Map.open(path))
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """The table behind ``fd``, inherited or passed by who may open it; ``fd`` is the table's from now on."""
+        """The table behind ``fd``, an inherited or received descriptor, which it owns from now on."""
         return cls(Map(fd))
 
     @classmethod
     def receive(cls, offer: str, timeout: float = TIMEOUT) -> Self:
-        """The table that is offered to this process, by ``ghostbpf hints admit ID --pid``; raises DescriptorError."""
+        """The table that ``ghostbpf hints admit ID --pid`` offers to this process; raises DescriptorError."""
         return cls(Map(take(offer, timeout)))
 
     def fileno(self) -> int:
-        """The descriptor, to be passed to who may write the table and cannot open it."""
+        """The descriptor, to be passed to a process that may write the table and cannot open it."""
         return self.map.fd
 
     def set_item(
@@ -112,14 +112,13 @@ class Hints(Closing):
         deadline_ns: int = 0,
         take: bool = False,
     ) -> None:
-        """Say all of item ``index``; ``tid`` 0 frees it.
+        """Set all of item ``index``; ``tid`` 0 frees it.
 
-        Raises NotOwner where it is in use and another living process writes it; that has to agree before this one
-        may ``take`` it.
+        Raises NotOwner if it belongs to another living process. ``take`` skips that check: the owner must have agreed.
         """
         self._need_writable()
         if not 0 <= work_class < len(self._classes):
-            raise ValueError(f"there is no work class {work_class}, only 0 to {len(self._classes) - 1}")
+            raise ValueError(f"no work class {work_class}: the table has 0 to {len(self._classes) - 1}")
         with self._lock:
             if not take:
                 self._items.check_owner(index)
@@ -129,7 +128,7 @@ class Hints(Closing):
                 self._stream.announce_member(index, self._items.seqs[index])
 
     def set_runnable(self, index: int, runnable: bool, *, deadline_ns: int | None = None) -> None:
-        """Say whether the task of item ``index``, one of this process's, has work to do, and by when."""
+        """Set whether the task of item ``index``, which this process owns, has work, and its deadline."""
         self._need_writable()
         with self._lock:
             self._items.check_owner(index)
@@ -159,9 +158,9 @@ class Hints(Closing):
         period_ns: int = 0,
         take: bool = False,
     ) -> None:
-        """Say all of work class ``index``, which is either ``one_shot`` or ``repeating``; of neither frees it.
+        """Set all of work class ``index``, either ``one_shot`` or ``repeating``; neither of them frees it.
 
-        Raises NotOwner like set_item().
+        Raises NotOwner as set_item() does.
         """
         self._need_writable()
         if one_shot and repeating:
@@ -176,43 +175,44 @@ class Hints(Closing):
             self._stream.announce_all(seq << 32 | CLASS_ENTRY | index)
 
     def item(self, index: int) -> Item | None:
-        """A consistent copy of item ``index``; None while it is being written, for ever where its owner died so."""
+        """A consistent copy of item ``index``; None while it is being written (permanently if the owner died then)."""
         if (fields := self._items.read(index)) is None:
             return None
         return Item.checked(fields, len(self._classes))
 
     def work_class(self, index: int) -> WorkClass:
-        """A consistent copy of work class ``index``; that of one not in use where there is none to be had."""
+        """A consistent copy of work class ``index``; an unused class while it is being written."""
         return WorkClass.checked(self._classes.read(index) or (0, 0, 0, 0, 0))
 
     def updates(self) -> list[tuple[int, Item]]:
-        """The items that were updated since the last call, each once, in the order of their last updates.
+        """The items updated since the last call, each once, in the order of their last updates.
 
-        At first, and after a change of a work class, all items in use. One that was freed comes once more, with tid 0.
+        The first call, and a call after a change of a work class, returns all items in use. A freed item is returned
+        once more, with tid 0.
         """
         changed = self._reader.changed()
         if not changed:
             return []
-        found = [(index, item) for index in changed if (item := self.item(index)) is not None]
-        found = [(index, item) for index, item in found if item.tid or index in self._reported]
-        for index, item in found:
+        items = [(index, item) for index in changed if (item := self.item(index)) is not None]
+        items = [(index, item) for index, item in items if item.tid or index in self._reported]
+        for index, item in items:
             (self._reported.add if item.tid else self._reported.discard)(index)
-        return sorted(found, key=lambda update: update[1].updated_ns)
+        return sorted(items, key=lambda update: update[1].updated_ns)
 
     def close(self) -> None:
-        """Unmap it, and drop the descriptor; what is in the table stays."""
-        for held in (self._reader, self._stream, self._items, self._classes, self._memory):
-            held.release()
+        """Unmap the table and close its descriptor; its contents stay."""
+        for view in (self._reader, self._stream, self._items, self._classes, self._memory):
+            view.release()
         self._mapped.close()
         self.map.close()
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """The number of items."""
         return len(self._items)
 
 
-def _no_table(name: str) -> GhostError:
+def _not_a_table(name: str) -> GhostError:
     return GhostError(
-        f"map {name} is no table of hints, or another version's",
-        hint="have the enclave and its applications use the same ghostbpf",
+        f"map {name} is not a table of hints, or has another version",
+        hint="use the same version of ghostbpf for the enclave and its applications",
     )

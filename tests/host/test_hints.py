@@ -128,9 +128,9 @@ def test_owner(hints: Hints, path: Path, processes: Processes) -> None:
     os.read(told, 1)
     assert hints.item(3) == (owner, 33, 0, 1, 0, hints.updates()[0][1].updated_ns)
     for change in (lambda: hints.set_item(3, tid=1), lambda: hints.set_runnable(3, False)):
-        with pytest.raises(NotOwner, match=f"scheduling item 3 is process {owner}'s"):
+        with pytest.raises(NotOwner, match=f"scheduling item 3 belongs to process {owner}"):
             change()
-    with pytest.raises(NotOwner, match=f"work class 2 is process {owner}'s"):
+    with pytest.raises(NotOwner, match=f"work class 2 belongs to process {owner}"):
         hints.set_class(2)
     assert hints.updates() == []
     hints.set_item(4, tid=44)
@@ -335,13 +335,13 @@ def test_next_reader_begins_with_every_item_in_use(hints: Hints, path: Path) -> 
 
 def test_what_is_not_there_or_makes_no_sense_is_refused(hints: Hints, path: Path, bpffs: Path) -> None:
     for index in (-1, ITEMS):
-        with pytest.raises(IndexError, match=f"no scheduling item {index}, only 0 to {ITEMS - 1}"):
+        with pytest.raises(IndexError, match=f"no scheduling item {index}: the table has 0 to {ITEMS - 1}"):
             hints.set_item(index, tid=1)
         with pytest.raises(IndexError):
             hints.item(index)
-    with pytest.raises(IndexError, match="no work class 8, only 0 to 7"):
+    with pytest.raises(IndexError, match="no work class 8: the table has 0 to 7"):
         hints.work_class(8)
-    with pytest.raises(ValueError, match="no work class 8, only 0 to 7"):
+    with pytest.raises(ValueError, match="no work class 8: the table has 0 to 7"):
         hints.set_item(0, tid=1, work_class=8)
     with pytest.raises(ValueError, match="not both"):
         hints.set_class(0, one_shot=True, repeating=True)
@@ -375,13 +375,13 @@ def test_map_that_is_no_table_is_refused(bpffs: Path) -> None:
     for name, flags, size in (("plain", 0, 64), ("mapped", 1 << 10, 64), ("larger", 1 << 10, 128)):
         with create_map(MapDef(name, 2, 4, size, 8, flags, 0, 0, 0)) as made:
             made.pin(bpffs / name)
-        with pytest.raises(GhostError, match=f"map {name} is no table of hints"):
+        with pytest.raises(GhostError, match=f"map {name} is not a table of hints"):
             Hints.open(bpffs / name)
 
 
 def test_path_is_where_run_says(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GHOSTBPF_HINTS", raising=False)
-    with pytest.raises(GhostError, match="no GHOSTBPF_HINTS in the environment"):
+    with pytest.raises(GhostError, match="GHOSTBPF_HINTS is not in the environment"):
         Hints.open()
     monkeypatch.setenv("GHOSTBPF_HINTS", str(path))
     with Hints.open() as hints:

@@ -176,7 +176,7 @@ def test_c_and_python_respect_who_owns_an_item(hints: Hints, path: Path, writer:
     try:
         while not (item := hints.item(4)) or not item.tid:
             pass
-        with pytest.raises(NotOwner, match=f"process {lasting.pid}'s"):
+        with pytest.raises(NotOwner, match=f"belongs to process {lasting.pid}"):
             hints.set_item(4, tid=1)
     finally:
         lasting.kill()
