@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf vm``: run a command in a throw-away guest that has a sched_ext kernel."""
+"""``ghostbpf vm``: run a command in a disposable guest that has a sched_ext kernel."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Examples:
   ghostbpf vm --kernel 6.18 --timeout 60 -- ./reproduce.sh <input >output
   ghostbpf vm --kernel ../linux/arch/x86/boot/bzImage --console -- true
   ghostbpf vm --exact --cpus 2 -- perf bench sched pipe
-  ghostbpf vm --list                           which kernels there are
+  ghostbpf vm --list                           list kernels
 
 \b
-Exit status: CMD's own (128+N if signal N ended it); or 123 QEMU killed
-the guest's kernel, 124 time-out, 125 the guest's kernel died,
-126 and 127 as in a shell, 128 guest lost.
+Exit status: CMD's (128+N if signal N ended it); or 123 QEMU killed the
+guest's kernel (run it again), 124 time-out, 125 the guest's kernel died,
+126 and 127 as in a shell, 128 the guest did not boot or was lost.
 """
 
 
@@ -40,24 +40,24 @@ the guest's kernel, 124 time-out, 125 the guest's kernel died,
     metavar="SPEC",
     help="newest, oldest, a series (7.3), a version, or the path of a kernel image.",
 )
-@click.option("--cpus", type=int, metavar="N", help="Virtual CPUs.  [default: this machine's, 2 at least]")
-@click.option("--memory", default="2G", show_default=True, metavar="SIZE", help="Memory, like 2G or 512M.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after this long.  [default: never]")
+@click.option("--cpus", type=int, metavar="N", help="Number of virtual CPUs.  [default: this machine's, at least 2]")
+@click.option("--memory", default="2G", show_default=True, metavar="SIZE", help="Memory, such as 2G or 512M.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after SECONDS.  [default: no limit]")
 @click.option(
     "--share",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Share DIR.  [default: the checkout]",
+    help="Host directory to share, writable.  [default: the checkout]",
 )
-@click.option("--tty", is_flag=True, help="Give CMD a terminal; a shell has one anyway.")
-@click.option("--accel", default="auto", show_default=True, metavar="auto|kvm|tcg", help="How to run the guest.")
-@click.option("--exact", is_flag=True, help="Count instructions: 1 is 1 ns of the guest's clock.")
+@click.option("--tty", is_flag=True, help="Give CMD a terminal (a shell always has one).")
+@click.option("--accel", default="auto", show_default=True, metavar="auto|kvm|tcg", help="Accelerator.")
+@click.option("--exact", is_flag=True, help="Count instructions: each takes 1 ns of the guest's clock.")
 @click.option("--append", default="", metavar="WORDS", help="Add WORDS to the kernel's command line.")
 @click.option("--console", is_flag=True, help="Print the kernel's console on stderr.")
 @click.option("--with-headers", is_flag=True, help="Give the guest its kernel's headers.")
-@click.option("--mirror", metavar="URI", help="Debian archive.  [default: the one apt uses]")
-@click.option("--refresh", is_flag=True, help="Fetch the package lists now.  [default: once a day]")
-@click.option("--list", "list_kernels", is_flag=True, help="List the kernels there are.")
+@click.option("--mirror", metavar="URI", help="Debian archive.  [default: apt's]")
+@click.option("--refresh", is_flag=True, help="Fetch the package lists, otherwise fetched once a day.")
+@click.option("--list", "list_kernels", is_flag=True, help="List the kernels on offer and in the cache.")
 @json_option
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
 def command(
@@ -78,25 +78,25 @@ def command(
     as_json: bool,
     cmd: tuple[str, ...],
 ) -> int:
-    """Run CMD in a throw-away guest that has a sched_ext kernel, and exit with its status.
+    """Run CMD in a disposable guest that has a sched_ext kernel, and exit with its status.
 
-    The guest is a Debian cloud kernel in QEMU. It sees this checkout in its own place, writable, and starts in
-    the same directory; CMD has your stdin, stdout and stderr, and Ctrl-C. The kernel and the rest are fetched from
-    the Debian archive once and kept. Without CMD: a shell, which Ctrl-] ends if all else fails.
+    The guest is a Debian cloud kernel in QEMU. It has the checkout at the same path, writable, and starts in the
+    current directory. CMD has this terminal's stdin, stdout and stderr, and gets Ctrl-C. The kernel and the guest's
+    packages are fetched from the Debian archive once and cached. Without CMD, a shell runs; Ctrl-] ends the guest.
 
-    With --exact, times are instruction counts of all CPUs together, in nanoseconds, and repeat within a few percent
-    on the busiest host; the guest is slower.
+    With --exact, times are instruction counts of all CPUs together, in nanoseconds, which repeat within a few percent
+    on any host; the guest is slower.
     """
     from .. import vm as guests
 
     if list_kernels:
         if cmd:
-            raise click.UsageError("--list runs no command")
+            raise click.UsageError("--list takes no command")
         rows = [_row(kernel) for kernel in guests.catalog(mirror).list(refresh=refresh)]
-        show(rows if as_json else map(_in_words, rows), as_json=as_json, empty="no kernels on offer")
+        show(rows if as_json else map(_readable, rows), as_json=as_json, empty="no kernels on offer")
         return 0
     if as_json:
-        raise click.UsageError("--json goes with --list")
+        raise click.UsageError("--json needs --list")
     interactive = not cmd and sys.stdin.isatty()
     guest = guests.Guest(
         kernel=kernel,
@@ -131,8 +131,8 @@ def _row(kernel: Kernel) -> dict[str, object]:
     }
 
 
-def _in_words(row: dict[str, object]) -> dict[str, object]:
-    """The row for a person: shorter, within 80 columns."""
+def _readable(row: dict[str, object]) -> dict[str, object]:
+    """The row for people, within 80 columns."""
     words: dict[object, str] = {None: "?", True: "yes", False: "no"}
     reason = f": {row['reason']}" if row["reason"] else ""
     return {

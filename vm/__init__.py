@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A throw-away guest with a sched_ext kernel, from Debian packages alone.
+"""A disposable guest with a sched_ext kernel, made of Debian packages.
 
-It stands beside the rest of ghostbpf and knows none of it: a kernel from the archive (`kernels`), a root and tools made
-by mmdebstrap (`images`), QEMU over virtiofs (`machine`, `session`), and in the guest one process of ours (`init`).
+A kernel from the archive (`kernels`), a root and tools made by mmdebstrap (`images`), QEMU and virtiofs (`machine`,
+`session`), and in the guest an init process (`init`). Of the rest of ghostbpf it uses only the BTF reader of `loaders`.
 """
 
 from .errors import (

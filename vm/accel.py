@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this machine's KVM can run a stock kernel: tried once with a real boot, and remembered."""
+"""Whether this machine's KVM can run a stock kernel: tested once with a boot, and cached."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ TRIAL_SECONDS = 10.0
 KVM = Path("/dev/kvm")
 
 
-def choose(wish: str, memory: Path, qemu: str, trial: Callable[[], int]) -> str:
-    """`kvm` or `tcg` for the wish `auto`, `kvm` or `tcg`.
+def choose(accel: str, results: Path, qemu: str, trial: Callable[[], int]) -> str:
+    """`kvm` or `tcg` for the option `accel`, which is `auto`, `kvm` or `tcg`.
 
-    /dev/kvm can exist and open and still be unable to run a stock kernel (nested, or a paravirtual imitation), so
-    for `auto` a guest is booted with it by `trial`, once for each host kernel and QEMU version; `memory` keeps the
-    answers.
+    /dev/kvm can exist and open and yet be unable to run a stock kernel (nested or paravirtual KVM). So for `auto`,
+    `trial` boots a guest with it, once for each host kernel and QEMU version; the file `results` caches the outcomes.
     """
-    if wish != "auto":
-        return wish
+    if accel != "auto":
+        return accel
     if not os.access(KVM, os.R_OK | os.W_OK):
         return "tcg"
     key = f"{os.uname().release} qemu-{qemu}"
-    answers = read_json(memory)
-    if not isinstance(answers, dict):
-        answers = {}
-    if answers.get(key) not in ("kvm", "tcg"):
-        with stage(f"trying {KVM} (once)"):
-            answers[key] = "kvm" if _works(trial) else "tcg"
-        write_json(memory, answers)
-    return str(answers[key])
+    cached = read_json(results)
+    if not isinstance(cached, dict):
+        cached = {}
+    if cached.get(key) not in ("kvm", "tcg"):
+        with stage(f"testing {KVM} (once)"):
+            cached[key] = "kvm" if _works(trial) else "tcg"
+        write_json(results, cached)
+    return str(cached[key])
 
 
 def _works(trial: Callable[[], int]) -> bool:

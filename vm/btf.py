@@ -47,7 +47,7 @@ class Verdict:
 def vmlinux_of(image: bytes) -> bytes:
     """The uncompressed ELF kernel inside a bzImage (or `image` itself if it is one); raises ImageError.
 
-    The payload's place is in the set-up header (Documentation/arch/x86/boot.rst, payload_offset).
+    The set-up header has the payload's offset (Documentation/arch/x86/boot.rst, payload_offset).
     """
     if image[:4] == b"\x7fELF":
         return image
@@ -73,7 +73,7 @@ def vmlinux_of(image: bytes) -> bytes:
 
 
 def _unzstd(data: bytes, size: int) -> bytes:
-    # Python has no zstd before 3.14, but dpkg itself needs the library, so every Debian machine has it.
+    # Python has zstd from 3.14 on only; dpkg needs libzstd, so each Debian machine has it.
     try:
         zstd: Any = _ZSTD.dlopen("libzstd.so.1")
     except OSError:

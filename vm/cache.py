@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where guests keep what they can use again: one directory, locks across processes, progress on stderr."""
+"""The cache of guests: one directory, locks across processes, and progress messages on stderr."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any
 
 
 def cache_dir() -> Path:
-    """The directory of everything kept: `$XDG_CACHE_HOME/ghostbpf/vm`, made if missing."""
+    """The cache directory, `$XDG_CACHE_HOME/ghostbpf/vm`; created if missing."""
     base = os.environ.get("XDG_CACHE_HOME") or ""
-    # The XDG specification says to ignore a relative path.
+    # The XDG specification demands that a relative path is ignored.
     root = Path(base) if base.startswith("/") else Path.home() / ".cache"
     path = root / "ghostbpf" / "vm"
     path.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock on `path` (made if missing) against other processes; waits, saying so, if it is taken."""
+    """Hold a lock on `path` (created if missing) against other processes; waits with a message if it is locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -36,7 +36,7 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another run that holds {path.name}")
+            log(f"waiting for another run, which holds {path.name}")
             fcntl.flock(fd, kind)
         yield
     finally:
@@ -58,15 +58,15 @@ def remove_unless_in_use(tree: Path, lock: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The document in `path`, or None when there is none or it is damaged."""
+    """The document in `path`; None if it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` in `path` so that a reader sees the old file or the new one, never half of one."""
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the contents of `path` by `data` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -77,15 +77,15 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Put `document` in `path`, whole or not at all."""
-    write_whole(path, json.dumps(document, indent=1).encode())
+    """Write `document` to `path` atomically."""
+    write_atomically(path, json.dumps(document, indent=1).encode())
 
 
 @contextmanager
 def scratch_dir(home: Path, name: str) -> Iterator[Path]:
-    """A temporary directory on the cache's own file system, so that what is made there can be renamed into place.
+    """A temporary directory on the cache's file system, from which results can be renamed into place.
 
-    The caller holds the lock for what is made under `name`: what an earlier run, killed, has left of it is removed.
+    The caller holds the lock for `name`; leftovers of a killed run are removed.
     """
     home.mkdir(parents=True, exist_ok=True)
     for left in home.glob(f".new-{name}-*"):
@@ -94,15 +94,15 @@ def scratch_dir(home: Path, name: str) -> Iterator[Path]:
         yield Path(path)
 
 
-def say(text: str) -> None:
-    """Tell a person what is going on; stdout belongs to the guest's command, so this goes to stderr."""
+def log(text: str) -> None:
+    """Print a progress message to stderr: stdout is the guest's command's."""
     print(f"ghostbpf vm: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def stage(text: str) -> Iterator[None]:
-    """Announce a slow step, and how many seconds it took once it is done."""
-    say(f"{text} ...")
+    """Log the start of a slow step, and how many seconds it took."""
+    log(f"{text} ...")
     start = time.monotonic()
     yield
-    say(f"{text}: {time.monotonic() - start:.1f} s")
+    log(f"{text}: {time.monotonic() - start:.1f} s")

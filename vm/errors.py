@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong with a guest, and the exit status each failure stands for.
+"""The errors of guests, with their exit statuses.
 
 VmError
-├── BadRequest       2    a value on the command line or in a call is wrong
-├── KernelNotFound   1    no kernel answers to that name, or none of them is usable
-├── ImageError       1    the guest's root, the tools or the packages could not be made
+├── BadRequest       2    a value on the command line or in a call is invalid
+├── KernelNotFound   1    no kernel has that name, or none of them is usable
+├── ImageError       1    packages were not fetched, or the guest's root or tools not made
 └── GuestError       1    the guest was started and failed
-    ├── GuestTimeout 124  it was still running when its time was up
-    ├── GuestOops    125  its kernel died; 123 if that was QEMU's doing
-    └── GuestLost    128  it went away without a word, or never came up
+    ├── GuestTimeout 124  it was still running at the end of its time-out
+    ├── GuestOops    125  its kernel died; 123 if QEMU may be the cause
+    └── GuestLost    128  it ended without an exit status, or did not boot
 """
 
 from __future__ import annotations
 
 CONSOLE_TAIL = 20
-#: The exit status where QEMU killed the guest's kernel: it says nothing of what ran in it.
+#: The exit status if QEMU may have killed the guest's kernel: it says nothing about the command.
 KILLED_BY_EMULATION = 123
 
 
 class VmError(Exception):
-    """Root of this package's errors: a lower-case message, and the cure where one is known."""
+    """Root of this package's errors: a lower-case message, and a hint or None."""
 
     exit_status: int = 1
 
@@ -30,26 +30,25 @@ class VmError(Exception):
 
 
 class BadRequest(VmError):
-    """A value given by the caller cannot be used; nothing was started."""
+    """A value of the caller's is invalid; nothing was started."""
 
     exit_status = 2
 
 
 class KernelNotFound(VmError):
-    """No kernel answers to the name, or none that does is usable."""
+    """No kernel has the name, or none that has it is usable."""
 
 
 class ImageError(VmError):
-    """Packages could not be fetched, or the guest's root or tools could not be made."""
+    """Packages were not fetched, or the guest's root or tools not made."""
 
 
 class GuestError(VmError):
     """The guest was started and failed; `console` is what its kernel printed.
 
-    `emulation` tells the failures that may be of QEMU's making, and say nothing of the kernel. They need TCG, are
-    rare, and need a busy host: TCG can run code while another virtual CPU is patching it, and then executes a
-    breakpoint (int3) that is no longer there; and it can lose a timer or an interrupt, for which the kernel then waits
-    for ever.
+    `emulation` marks failures that QEMU may have caused, which say nothing about the kernel. They are rare and occur
+    with TCG on a busy host: TCG can run code that another virtual CPU is patching, and then executes a breakpoint
+    (int3) that is no longer there; and it can lose a timer or an interrupt, for which the kernel then waits for ever.
     """
 
     def __init__(self, message: str, hint: str | None = None, console: str = "", *, emulation: bool = False) -> None:
@@ -65,7 +64,7 @@ class GuestError(VmError):
 
 
 class GuestTimeout(GuestError):
-    """The guest was still running when its time was up."""
+    """The guest was still running at the end of its time-out."""
 
     exit_status = 124
 
@@ -75,11 +74,11 @@ class GuestOops(GuestError):
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
-        """125, or 123 where QEMU has killed it."""
+        """125, or 123 if QEMU may be the cause."""
         return KILLED_BY_EMULATION if self.emulation else 125
 
 
 class GuestLost(GuestError):
-    """The guest went away without handing over an exit status."""
+    """The guest ended without an exit status, or did not boot."""
 
     exit_status = 128

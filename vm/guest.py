@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a command in a throw-away guest: the package's front door."""
+"""Runs a command in a disposable guest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import init
 from .accel import TRIAL_SECONDS, choose
-from .cache import cache_dir, locked, say, write_whole
+from .cache import cache_dir, locked, log, write_atomically
 from .errors import BadRequest, GuestError, VmError
 from .images import TOOLS_ROOT, tree, with_packages
 from .kernels import KernelCatalog
@@ -26,13 +26,13 @@ from .packages import Apt
 from .request import Guest, check, setup, shared_directory, shares
 from .session import Session, Sink
 
-# How often to start a guest that fails by QEMU's own doing before the command has begun.
+# How often to start a guest that QEMU may have killed before the command started.
 _ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
 class Completed:
-    """How a captured command ended, what it wrote, and what the guest's kernel said meanwhile."""
+    """A captured command's exit status and output, and the console of the guest's kernel."""
 
     status: int
     stdout: bytes
@@ -41,7 +41,7 @@ class Completed:
 
 
 def catalog(mirror: str | None = None) -> KernelCatalog:
-    """The kernels of this machine's cache and archive."""
+    """The kernels in this machine's cache and archive."""
     return _catalog(cache_dir(), find_mirror(mirror))
 
 
@@ -59,12 +59,12 @@ def run(
 ) -> int:
     """Boot `guest`, run `command` in it and return its exit status (128+N if signal N ended it).
 
-    stdin is a descriptor, or None for an empty one; stdout and stderr are descriptors or are called with what comes;
-    `console` is called with what the guest's kernel prints. `timeout` is in seconds from the start of the guest.
-    With `terminal`, stdin must be one, and the command gets one of the same size. Raises VmError.
+    stdin is a descriptor, or None for an empty one. stdout and stderr are descriptors, or functions called with output
+    as it arrives; `console` is called with what the guest's kernel prints. `timeout` is in seconds from the start of
+    the guest. With `terminal`, stdin must be a terminal, and the command gets one of the same size. Raises VmError.
     """
     if terminal and (stdin is None or not os.isatty(stdin)):
-        raise BadRequest("stdin is not a terminal", "without --tty")
+        raise BadRequest("stdin is not a terminal", "leave --tty out")
     size = os.get_terminal_size(stdin) if terminal and stdin is not None else None
     with _prepared(command, guest or Guest(), timeout, cwd, size) as begin:
         make = partial(
@@ -81,7 +81,7 @@ def capture(
     cwd: Path | None = None,
     input: bytes = b"",
 ) -> Completed:
-    """As `run`, but with `input` for its stdin, and what it wrote returned."""
+    """As `run`, with `input` as stdin; returns the output."""
     out, err = bytearray(), bytearray()
     with tempfile.TemporaryFile() as file, _prepared(command, guest or Guest(), timeout, cwd, None) as begin:
         file.write(input)
@@ -92,7 +92,7 @@ def capture(
 
 
 def _boot(make: Callable[[], Session], timeout: float | None) -> tuple[int, str]:
-    """Exit status and console of the first guest that is not lost to QEMU before the command has begun."""
+    """Exit status and console of the first guest that QEMU does not kill before the command starts."""
     deadline = None if timeout is None else time.monotonic() + timeout
     for attempt in range(1, _ATTEMPTS + 1):
         session = make()
@@ -101,7 +101,7 @@ def _boot(make: Callable[[], Session], timeout: float | None) -> tuple[int, str]
         except GuestError as error:
             if session.begun or not error.emulation or attempt == _ATTEMPTS:
                 raise
-            say(f"{error.message}; that may be QEMU's doing: starting another")
+            log(f"{error.message}; QEMU may be the cause: starting another guest")
     raise AssertionError("unreachable")
 
 
@@ -109,7 +109,7 @@ def _boot(make: Callable[[], Session], timeout: float | None) -> tuple[int, str]
 def _prepared(
     command: Sequence[str], guest: Guest, timeout: float | None, cwd: Path | None, size: os.terminal_size | None
 ) -> Iterator[Callable[..., Session]]:
-    """Fetch and make what is missing; the trees stay locked against removal until the guest is over."""
+    """Fetch and make what is missing; the trees are locked against removal until the guest has ended."""
     check(command, guest, timeout)
     share = shared_directory(guest.share)
     home = cache_dir()
@@ -131,31 +131,31 @@ def _prepared(
             memory=guest.memory,
             accel="tcg",
             append=guest.append,
-            start=_install_agent(root),
+            start=_install_init(root),
             exact=guest.exact,
         )
-        wish = "tcg" if guest.exact else guest.accel
-        accel = choose(wish, home / "accel.json", tools.version, partial(_trial, tools, machine, root))
+        requested = "tcg" if guest.exact else guest.accel
+        accel = choose(requested, home / "accel.json", tools.version, partial(_trial, tools, machine, root))
         shared = shares(root, share, headers)
-        words = setup(command, guest.environment, shared, (cwd or Path.cwd()).resolve(), size)
-        yield partial(Session, tools, replace(machine, accel=accel), shared, words)
+        lines = setup(command, guest.environment, shared, (cwd or Path.cwd()).resolve(), size)
+        yield partial(Session, tools, replace(machine, accel=accel), shared, lines)
 
 
 def _catalog(home: Path, mirror: Mirror) -> KernelCatalog:
     return KernelCatalog(home / "kernels", Apt(home / "apt", mirror))
 
 
-def _install_agent(root: Path) -> str:
-    """Put the agent into the root, under a name that changes with its text, and return the script that starts it.
+def _install_init(root: Path) -> str:
+    """Copy init into the root, under a name that contains a hash of its text, and return the script that starts it.
 
-    The script imports it, rather than being it, so that the guest's Python compiles it once and not in each boot.
+    The script imports init, so that the guest's Python compiles it once and not in each boot.
     """
     text = Path(init.__file__).read_bytes()
-    name = f"agent_{hashlib.sha256(text).hexdigest()[:12]}"
+    name = f"init_{hashlib.sha256(text).hexdigest()[:12]}"
     home = root / init.STATE.lstrip("/")
     if not (home / f"start-{name}.py").exists():
-        write_whole(home / f"{name}.py", text)
-        write_whole(home / f"start-{name}.py", f"import {name}\n\n{name}.main()\n".encode())
+        write_atomically(home / f"{name}.py", text)
+        write_atomically(home / f"start-{name}.py", f"import {name}\n\n{name}.main()\n".encode())
     return f"{init.STATE}/start-{name}.py"
 
 
@@ -178,13 +178,13 @@ def _sink(target: Sink | int) -> Sink:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data` to `fd`, however little it takes at a time; raises BrokenPipeError, and VmError otherwise."""
+    """Write all of `data` to `fd`; raises BrokenPipeError, and VmError for other errors."""
     rest = memoryview(data)
     while rest:
         try:
             rest = rest[os.write(fd, rest) :]
         except BlockingIOError:
-            # Somebody who shares the descriptor has made it non-blocking.
+            # Another process that shares the descriptor has made it non-blocking.
             time.sleep(0.01)
         except BrokenPipeError:
             raise
@@ -193,6 +193,6 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def console_to_stderr(data: bytes) -> None:
-    """A `console` for `run`."""
+    """Print the guest's console to stderr; for `run`."""
     sys.stderr.flush()
     write_all(2, data)

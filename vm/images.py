@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two trees a guest needs, made by mmdebstrap: the root it runs on, and the tools that run it."""
+"""The two trees of a guest, made by mmdebstrap: its root file system, and the tools that run it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .cache import locked, remove_unless_in_use, scratch_dir, stage, write_whole
+from .cache import locked, remove_unless_in_use, scratch_dir, stage, write_atomically
 from .errors import ImageError
 from .mirrors import Mirror
 
@@ -43,7 +43,7 @@ ROOT_PACKAGES = (
 )
 TOOLS_PACKAGES = ("qemu-system-x86", "virtiofsd")
 
-# Mount points and the one directory that stays writable; everything else in the root is read-only to the guest.
+# Mount points, and the only writable directory; the rest of the root is read-only in the guest.
 STATE = "var/lib/ghostbpf"
 _DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "opt/ghostbpf", "usr/lib/modules", "usr/src", STATE)
 
@@ -51,12 +51,12 @@ _COMMAND = """#!/bin/sh
 exec python3 -m ghostbpf.tools.cli "$@"
 """
 
-_LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
+_EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a tree is made; a change of any part of it makes a new tree."""
+    """How to make a tree; a changed recipe makes a new tree."""
 
     name: str
     variant: str
@@ -66,27 +66,26 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits that change when the recipe does."""
-        return hashlib.sha256(repr((SUITE, _LEFT_OUT, self)).encode()).hexdigest()[:12]
+        """A hash of the recipe, in 12 hex digits."""
+        return hashlib.sha256(repr((SUITE, _EXCLUDED, self)).encode()).hexdigest()[:12]
 
 
 GUEST_ROOT = Recipe("root", "essential", ROOT_PACKAGES, _DIRECTORIES, (("usr/local/bin/ghostbpf", _COMMAND),))
-# Only unpacked, never configured: nothing in it is run but two programs, by its own dynamic loader.
+# Unpacked and not configured: only two of its programs run, by its own dynamic loader.
 TOOLS_ROOT = Recipe("tools", "extract", TOOLS_PACKAGES)
 
 
 def with_packages(packages: tuple[str, ...]) -> Recipe:
-    """A guest's root that has `packages`, too; one such tree is kept, beside that of every guest."""
+    """The recipe of a guest's root with additional `packages`; the cache has one such tree."""
     if not packages:
         return GUEST_ROOT
     return replace(GUEST_ROOT, name="extended", packages=(*GUEST_ROOT.packages, *packages))
 
 
 def tree(home: Path, recipe: Recipe, mirror: Mirror) -> tuple[Path, Path]:
-    """The tree of `recipe` under `home`, made now if it is not there, and the lock to hold (shared) while using it.
+    """The tree of `recipe` under `home`, made if missing, and the lock to hold (shared) while using it.
 
-    It is made aside and renamed into place when complete, and trees of older recipes are then removed.
-    Raises ImageError.
+    It is renamed into place when complete; then the trees of older recipes are removed. Raises ImageError.
     """
     place = home / f"{recipe.name}-{recipe.fingerprint}"
     lock = home / f"{place.name}.lock"
@@ -102,7 +101,7 @@ def tree(home: Path, recipe: Recipe, mirror: Mirror) -> tuple[Path, Path]:
             for name in recipe.directories:
                 (part / name).mkdir(parents=True, exist_ok=True)
             for name, text in recipe.files:
-                write_whole(part / name, text.encode())
+                write_atomically(part / name, text.encode())
                 (part / name).chmod(0o755)
             part.replace(place)
         for old in home.glob(f"{recipe.name}-*/"):
@@ -113,8 +112,8 @@ def tree(home: Path, recipe: Recipe, mirror: Mirror) -> tuple[Path, Path]:
 
 def _bootstrap(recipe: Recipe, mirror: Mirror, target: Path) -> None:
     argv = [
-        # It mounts into the tree it makes. In namespaces of its own, its mounts and children go with it, and it goes
-        # with us, whichever of us is killed.
+        # mmdebstrap mounts file systems in the tree. In its own namespaces, its mounts and children end with it, and it
+        # ends with this process, even if either is killed.
         *("setpriv", "--pdeathsig", "KILL", "--"),
         *("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--"),
         "mmdebstrap",
@@ -122,7 +121,7 @@ def _bootstrap(recipe: Recipe, mirror: Mirror, target: Path) -> None:
         f"--include={','.join(recipe.packages)}",
         "--architectures=amd64",
         '--aptopt=APT::Install-Recommends "false"',
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
         SUITE,
         str(target),
         mirror.source(SUITE),
@@ -141,7 +140,7 @@ def _bootstrap(recipe: Recipe, mirror: Mirror, target: Path) -> None:
         tail = [line for line in lines if not re.match(r"\S+ +\d+%|done$", line)][-6:]
         raise ImageError(
             f"mmdebstrap failed with status {process.returncode}: " + "; ".join(tail),
-            f"another archive with --mirror, if {mirror.uri} is out of reach or has no {SUITE}",
+            f"name another archive with --mirror if {mirror.uri} is unreachable or has no {SUITE}",
         )
 
 

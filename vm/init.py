@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's first process: it sets the guest up, runs one command, hands over what it says and how it ended.
+"""The guest's init process: it sets the guest up, runs one command, and sends its output and exit status to the host.
 
-It is copied into the guest and run there by the guest's own python3, alone: it may import nothing but the standard
-library, and little of that (`_signal`, not `signal`), because each import costs tens of milliseconds under emulation.
+It is copied into the guest and runs there with the guest's python3. It imports only the standard library (ctypes, not
+cffi), and little of it (`_signal`, not `signal`), because each import costs tens of milliseconds under emulation.
 
-The host's half is `session.py`. They talk over two virtio-serial ports. On `ghostbpf.io` both ways go frames of a kind
-(one byte), a length (four bytes, little-endian) and that many bytes: one stream for output and exit status, so that
-their order is the order in which the host sees them. On `ghostbpf.ctl` the host sends lines, which must get through
-even when the command reads no input.
+`session.py` is its peer on the host; two virtio-serial ports connect them. `ghostbpf.io` carries frames in both
+directions: a kind (one byte), a length (four bytes, little-endian) and that many bytes. Output and exit status share
+one stream, so the host receives them in order. On `ghostbpf.ctl` the host sends control lines, which arrive even if the
+command reads no input.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ _MOUNTS = (
     ("tmpfs", "/dev/shm", "mode=1777"),
 )
 _SYSCTLS = (
-    # One session's processes would otherwise share a group and weigh as one task against the rest.
+    # Autogroups would give all tasks of one session the weight of one task.
     ("kernel/sched_autogroup_enabled", "0"),
     ("kernel/perf_event_paranoid", "-1"),
     ("kernel/kptr_restrict", "0"),
-    # Under emulation a task can wait long for reasons that are the host's.
+    # Under emulation a task can be delayed for long because the host is busy.
     ("kernel/hung_task_timeout_secs", "0"),
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _stay() -> None:
-    """Keep what this process is made of in memory: while the guest goes down its root is gone before it is."""
+def _lock_memory() -> None:
+    """Keep this process's memory resident: during power-off the root file system is gone before this process ends."""
     _libc.mlockall(_MCL_CURRENT)
 
 
@@ -84,8 +84,8 @@ def _write_file(path: str, text: str) -> None:
         os.close(fd)
 
 
-def _urgent() -> None:
-    # The scheduler under test must not be able to starve the thread that reports on it; commands do not inherit it.
+def _become_realtime() -> None:
+    # The scheduler under test must not starve the threads that report on it. The command does not inherit the class.
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
@@ -99,20 +99,20 @@ def _open_port(name: str) -> int:
                         return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
             except OSError:
                 continue
-        # The device announces its ports one by one, after it has been found.
+        # The device announces its ports one by one after it has been probed.
         time.sleep(0.01)
     raise OSError(f"no virtio port {name}")
 
 
 class Wire:
-    """The frames on the io port; `send` may be called from any thread."""
+    """Frames on the io port; any thread may call `send`."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = _thread.allocate_lock()
 
     def send(self, kind: int, data: bytes) -> None:
-        """Send one frame whole; blocks while the host is not reading. Raises EOFError when the port has gone."""
+        """Send one frame; blocks while the host does not read. Raises EOFError if the port is closed."""
         rest = memoryview(bytes([kind]) + len(data).to_bytes(4, "little") + data)
         with self._lock:
             while rest:
@@ -122,7 +122,7 @@ class Wire:
                 rest = rest[written:]
 
     def receive(self) -> tuple[int, bytes]:
-        """The next frame; raises EOFError when the host has gone."""
+        """The next frame; raises EOFError if the host has closed the port."""
         head = self._exactly(5)
         return head[0], self._exactly(int.from_bytes(head[1:], "little"))
 
@@ -138,7 +138,7 @@ class Wire:
 
 
 class Pump:
-    """A thread that carries what comes out of `fd` to the host as frames of `kind`."""
+    """A thread that sends what it reads from `fd` to the host, as frames of `kind`."""
 
     def __init__(self, wire: Wire, fd: int, kind: int) -> None:
         self._wire, self._fd, self._kind = wire, fd, kind
@@ -147,7 +147,7 @@ class Pump:
         _thread.start_new_thread(self._run, ())
 
     def _run(self) -> None:
-        _urgent()
+        _become_realtime()
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         while True:
@@ -156,7 +156,7 @@ class Pump:
             try:
                 data = os.read(self._fd, _CHUNK)
             except OSError:
-                # A terminal's master side fails with EIO when the last process has closed the other side.
+                # Reading a terminal's master fails with EIO after the last process has closed the slave.
                 data = b""
             if not data:
                 self._ended = True
@@ -169,7 +169,7 @@ class Pump:
 
     @property
     def drained(self) -> bool:
-        """Whether all that had been written is with the host; a process left behind may hold `fd` open for ever."""
+        """Whether the host has all output so far; a process left behind may keep `fd` open for ever."""
         if self._ended:
             return True
         if self._busy:
@@ -200,7 +200,7 @@ def _set_up_system() -> None:
 
 
 def _mount_shares(shares: list[str]) -> None:
-    """Mount what the host shares (`TAG:ro:PATH` or `TAG:rw:PATH`), then close the root to writing but for STATE."""
+    """Mount the host's shares (`TAG:ro:PATH` or `TAG:rw:PATH`), then make the root read-only except for STATE."""
     for share in shares:
         tag, mode, path = share.split(":", 2)
         os.makedirs(path, exist_ok=True)
@@ -211,7 +211,7 @@ def _mount_shares(shares: list[str]) -> None:
 
 
 def _link_headers() -> None:
-    """Make the kernel's headers appear where kbuild and bcc look for them; links inside them are relative."""
+    """Link the kernel's headers to the paths of kbuild and bcc; the links within them are relative."""
     for place in ("usr/src", "usr/lib/modules"):
         _mount("tmpfs", f"/{place}", "tmpfs", 0, "mode=0755")
         for name in os.listdir(f"{HEADERS}/{place}"):
@@ -219,7 +219,7 @@ def _link_headers() -> None:
 
 
 def _start(setup: dict[str, list[str]], stdio: tuple[int, int, int], terminal: bool) -> int:
-    """Fork the command with `stdio` as its descriptors; exits 127 or 126 like a shell if it cannot be run."""
+    """Fork the command with the descriptors `stdio`; it exits with 127 or 126, as in a shell, if it cannot be run."""
     pid = os.fork()
     if pid:
         return pid
@@ -247,9 +247,9 @@ def _resize(terminal: int, rows: str | bytes, columns: str | bytes) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
 
 
-def _obey(port: int, pid: int, terminal: int) -> None:
-    """Carry out the host's control lines: `signal N`, `size ROWS COLUMNS`; the end of them means the host is gone."""
-    _urgent()
+def _follow_control(port: int, pid: int, terminal: int) -> None:
+    """Execute the host's control lines, `signal N` and `size ROWS COLUMNS`; power off when the host closes the port."""
+    _become_realtime()
     pending = b""
     while data := os.read(port, 4096):
         *lines, pending = (pending + data).split(b"\n")
@@ -265,9 +265,9 @@ def _obey(port: int, pid: int, terminal: int) -> None:
     _power_off()
 
 
-def _feed(wire: Wire, fd: int, terminal: bool) -> None:
-    """Carry the host's input frames to `fd`."""
-    _urgent()
+def _copy_input(wire: Wire, fd: int, terminal: bool) -> None:
+    """Write the host's input frames to `fd`."""
+    _become_realtime()
     try:
         while True:
             kind, data = wire.receive()
@@ -278,7 +278,7 @@ def _feed(wire: Wire, fd: int, terminal: bool) -> None:
                 try:
                     rest = rest[os.write(fd, rest) :]
                 except OSError:
-                    # The command has closed its input: the rest goes nowhere, as with a closed pipe.
+                    # The command has closed its input: drop the rest, as a closed pipe does.
                     break
     except EOFError:
         _power_off()
@@ -286,7 +286,7 @@ def _feed(wire: Wire, fd: int, terminal: bool) -> None:
 
 def _power_off() -> None:
     os.sync()
-    # The off switch takes effect a moment after the write returns; ending this process before then is a panic.
+    # The power goes off shortly after the write returns; the kernel panics if init ends before.
     _write_file("/proc/sysrq-trigger", "o")
     while True:
         time.sleep(10)
@@ -320,11 +320,11 @@ def _run(wire: Wire, control: int) -> None:
     for fd in set(stdio):
         os.close(fd)
     pumps = [Pump(wire, fd, kind) for fd, kind in outputs]
-    _thread.start_new_thread(_obey, (control, pid, terminal))
-    _thread.start_new_thread(_feed, (wire, feed, terminal >= 0))
-    _urgent()
+    _thread.start_new_thread(_follow_control, (control, pid, terminal))
+    _thread.start_new_thread(_copy_input, (wire, feed, terminal >= 0))
+    _become_realtime()
     while True:
-        # The first process inherits every orphan, so this reaps them all.
+        # init is the parent of every orphan, so this reaps them all.
         ended, how = os.wait()
         if ended == pid:
             break
@@ -333,20 +333,20 @@ def _run(wire: Wire, control: int) -> None:
     os.sync()
     code = os.waitstatus_to_exitcode(how)
     wire.send(STATUS, (code if code >= 0 else 128 - code).to_bytes(4, "little"))
-    # The host ends the guest once it has read all of this, however long that takes; `_obey` sees it go.
+    # The host ends the guest after it has read everything, however long that takes; `_follow_control` sees it close.
     while True:
         time.sleep(10)
 
 
 def main() -> None:
-    """Be the first process."""
+    """Run as process 1."""
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
-    _stay()
+    _lock_memory()
     try:
         _set_up_system()
         wire, control = Wire(_open_port(IO_PORT)), _open_port(CONTROL_PORT)
         _run(wire, control)
     except Exception as error:
-        # The console is all there is to say it on; the host shows its last lines.
+        # The host shows the last lines of the console.
         print(f"ghostbpf init: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     _power_off()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels that a guest can boot: which are on offer, which of them a name means, and where one lies once fetched."""
+"""Kernels that a guest can boot: those on offer, those that a name selects, and their cached images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .btf import Verdict, btf_section, judge, vmlinux_of
-from .cache import locked, read_json, say, scratch_dir, write_json, write_whole
+from .cache import locked, log, read_json, scratch_dir, write_atomically, write_json
 from .errors import ImageError, KernelNotFound
 from .packages import Apt, Package, unpack
 
@@ -23,7 +23,7 @@ _HEADER_PARTS = re.compile(r"(linux-headers-\S+-common|linux-kbuild-[^\s,]+)")
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel on offer or in the cache; `release` is what `uname -r` says in it, `package` is None if only cached."""
+    """A kernel on offer or in the cache; `release` is its `uname -r`, `package` is None if it is only in the cache."""
 
     release: str
     suite: str
@@ -33,13 +33,13 @@ class Kernel:
 
     @property
     def order(self) -> tuple[tuple[int, ...], str]:
-        """Sort key: the upstream version, then the build."""
+        """The sort key: the upstream version, then the build."""
         return upstream(self.release), self.release
 
 
 @dataclass(frozen=True)
 class BootImage:
-    """A kernel ready to boot: `vmlinux` is the uncompressed ELF, which a guest starts fastest."""
+    """A kernel ready to boot; `vmlinux` is the uncompressed ELF file, which boots fastest."""
 
     release: str
     vmlinux: Path
@@ -47,7 +47,7 @@ class BootImage:
 
 
 def upstream(release: str) -> tuple[int, ...]:
-    """The numbers a release starts with: `7.3.4+deb13-cloud-amd64` is (7, 3, 4)."""
+    """The upstream version in a release: `7.3.4+deb13-cloud-amd64` is (7, 3, 4)."""
     match = _NUMBERS.match(release)
     return tuple(int(n) for n in match[0].split(".")) if match else ()
 
@@ -55,7 +55,7 @@ def upstream(release: str) -> tuple[int, ...]:
 def on_offer(packages: Iterable[Package]) -> list[Kernel]:
     """The kernels in a package list, oldest first, each once.
 
-    Up to 6.18 the image is in linux-image-RELEASE; from 6.19 on that one is empty and linux-binary-RELEASE has it.
+    Up to 6.18 the image is in linux-image-RELEASE; from 6.19 on it is in linux-binary-RELEASE.
     """
     best: dict[str, Package] = {}
     for package in packages:
@@ -66,10 +66,10 @@ def on_offer(packages: Iterable[Package]) -> list[Kernel]:
 
 
 def matching(spec: str, kernels: Sequence[Kernel]) -> list[Kernel]:
-    """The kernels that `spec` may mean, the preferred one first.
+    """The kernels that `spec` selects, in order of preference.
 
-    `newest`; `oldest`; a series or version by its numbers (`7.3`, `7.3.4`: the newest of it); or one build, with its
-    flavour or without (`7.3.4+deb13`).
+    `newest`; `oldest`; a series or version by its numbers (`7.3`, `7.3.4`: its newest build first); or one build, with
+    or without its flavour (`7.3.4+deb13`).
     """
     oldest_first = sorted(kernels, key=lambda kernel: kernel.order)
     if spec == "oldest":
@@ -78,40 +78,40 @@ def matching(spec: str, kernels: Sequence[Kernel]) -> list[Kernel]:
     if spec == "newest":
         return newest_first
     if _NUMBERS.fullmatch(spec):
-        wanted = upstream(spec)
-        return [k for k in newest_first if upstream(k.release)[: len(wanted)] == wanted]
+        version = upstream(spec)
+        return [k for k in newest_first if upstream(k.release)[: len(version)] == version]
     return [k for k in newest_first if spec in (k.release, k.release.removesuffix(FLAVOUR))]
 
 
 class KernelCatalog:
-    """The kernels kept in a directory, and the archive that more can be had from."""
+    """The kernels in a cache directory and in the archive."""
 
     def __init__(self, home: Path, apt: Apt) -> None:
         self.home = home
         self.apt = apt
 
     def list(self, *, refresh: bool = False) -> list[Kernel]:
-        """All kernels on offer or in the cache, oldest first, with what is known of each; raises ImageError."""
-        kept = {path.parent.name for path in self.home.glob("[0-9]*/vmlinux")}
+        """All kernels on offer or in the cache, oldest first, with their verdicts if known; raises ImageError."""
+        cached = {path.parent.name for path in self.home.glob("[0-9]*/vmlinux")}
         try:
-            found = {k.release: k for k in on_offer(self.apt.packages(refresh=refresh))}
+            kernels = {k.release: k for k in on_offer(self.apt.packages(refresh=refresh))}
         except ImageError as error:
-            if not kept:
+            if not cached:
                 raise
-            found = {}
-            say(f"warning: {error.message}; only kernels already fetched are in reach")
-        for release in kept:
-            found.setdefault(release, Kernel(release, "cache only", None))
-        known = [
-            Kernel(k.release, k.suite, k.package, _verdict(self._record(k.release)), k.release in kept)
-            for k in found.values()
+            kernels = {}
+            log(f"warning: {error.message}; only kernels in the cache are available")
+        for release in cached:
+            kernels.setdefault(release, Kernel(release, "cache only", None))
+        judged = [
+            Kernel(k.release, k.suite, k.package, _verdict(self._record(k.release)), k.release in cached)
+            for k in kernels.values()
         ]
-        return sorted(known, key=lambda kernel: kernel.order)
+        return sorted(judged, key=lambda kernel: kernel.order)
 
     def resolve(self, spec: str, *, refresh: bool = False) -> BootImage:
-        """The kernel that `spec` means, fetched if need be: see `matching`, or the path of a kernel image.
+        """The kernel that `spec` selects (see `matching`; or the path of a kernel image), fetched if missing.
 
-        A name that leaves a choice never gives an unusable kernel; one version alone gives it, with a warning.
+        A name that selects several kernels never resolves to an unusable one; a full version does, with a warning.
         Raises KernelNotFound and ImageError.
         """
         if "/" in spec:
@@ -122,7 +122,7 @@ class KernelCatalog:
         if not candidates:
             raise KernelNotFound(
                 f"no kernel {spec!r} on offer in {', '.join(self.apt.suites)}",
-                "newest, oldest, a series such as 7.3, a version from `ghostbpf vm --list`, or the path of an image",
+                "newest, oldest, a series such as 7.3, a version of `ghostbpf vm --list`, or the path of an image",
             )
         rejected: list[str] = []
         for kernel in candidates:
@@ -131,14 +131,14 @@ class KernelCatalog:
                 return self.fetch(kernel)
             rejected.append(f"{kernel.release}: {verdict.reason}")
         if spec.count(".") > 1:
-            say(f"warning: {rejected[0]}; no scheduler will load into it")
+            log(f"warning: {rejected[0]}; no scheduler can be loaded")
             return self.fetch(candidates[0])
         raise KernelNotFound(
-            f"no usable kernel for {spec!r}: " + "; ".join(rejected), "a full version, to boot one of them all the same"
+            f"no usable kernel for {spec!r}: " + "; ".join(rejected), "name a full version to boot an unusable kernel"
         )
 
     def fetch(self, kernel: Kernel) -> BootImage:
-        """Bring `kernel` into the cache and judge it, unless that has been done."""
+        """Fetch `kernel` into the cache and judge it, unless it is there and judged."""
         place = self.home / kernel.release
         with locked(self.home / f".{kernel.release}.lock"):
             if not (place / "vmlinux").exists() or _verdict(self._record(kernel.release)) is None:
@@ -146,13 +146,13 @@ class KernelCatalog:
                     raise KernelNotFound(f"kernel {kernel.release} is no longer on offer", "ghostbpf vm --list")
                 with scratch_dir(self.home, kernel.release) as scratch:
                     unpack(self.apt.download([kernel.package], scratch), scratch)
-                    self._keep(_image_in(scratch, kernel.release), place)
+                    self._store(_image_in(scratch, kernel.release), place)
         return self._boot_image(kernel.release)
 
     def headers(self, release: str) -> Path:
-        """A tree with usr/src and usr/lib/modules of the kernel's headers, fetched if need be.
+        """A tree with usr/src and usr/lib/modules of the kernel's headers, fetched if missing.
 
-        Raises ImageError; the archive drops a kernel's headers sooner than the kernel.
+        Raises ImageError; the archive removes a kernel's headers earlier than the kernel.
         """
         place = self.home / release / "headers"
         with locked(self.home / f".{release}.lock"):
@@ -170,13 +170,13 @@ class KernelCatalog:
         document = read_json(self.home / key / "verdict.json")
         return document if isinstance(document, dict) else {}
 
-    def _keep(self, image: Path, place: Path, **more: Any) -> None:
+    def _store(self, image: Path, place: Path, **more: Any) -> None:
         elf = vmlinux_of(image.read_bytes())
         blob = btf_section(elf)
         verdict = judge(blob) if blob else Verdict(sched_ext=False)
         banner = re.search(rb"Linux version (\d\S*) ", elf)
-        # The kernel first: a verdict without one only means that it is fetched again.
-        write_whole(place / "vmlinux", elf)
+        # Write the kernel first: if only one of the two files is written, it is fetched again.
+        write_atomically(place / "vmlinux", elf)
         release = banner[1].decode() if banner else image.name
         record = {"release": release, "sched_ext": verdict.sched_ext, "malformed": verdict.malformed}
         write_json(place / "verdict.json", {**record, **more})
@@ -195,32 +195,32 @@ class KernelCatalog:
             raise KernelNotFound(f"kernel image {path}: {(error.strerror or '').lower()}") from None
         if not path.is_file():
             raise KernelNotFound(f"kernel image {path} is not a file")
-        # One place for each path, so that the kernels of a developer's many builds do not pile up.
+        # One cache entry for each path, so that the kernels of repeated builds do not accumulate.
         key = f"path-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
         source = [stat.st_ino, stat.st_mtime_ns, stat.st_size]
         with locked(self.home / f".{key}.lock"):
             if self._record(key).get("source") != source:
                 try:
-                    self._keep(path, self.home / key, source=source)
+                    self._store(path, self.home / key, source=source)
                 except ImageError as error:
                     raise ImageError(f"{path}: {error.message}", error.hint) from None
             image = self._boot_image(key)
         if not image.verdict.usable:
-            say(f"warning: {path}: {image.verdict.reason}; no scheduler will load into it")
+            log(f"warning: {path}: {image.verdict.reason}; no scheduler can be loaded")
         return image
 
 
 def header_packages(release: str, packages: Sequence[Package]) -> list[Package]:
-    """The packages that together are the headers of kernel `release`; raises ImageError if they are not on offer."""
+    """The packages with the headers of kernel `release`; raises ImageError if one is not on offer."""
     by_name = {p.name: p for p in packages}
     first = by_name.get(f"linux-headers-{release}")
     if first is None:
         prefix, suffix = "linux-headers-", FLAVOUR
         named = (name.removeprefix(prefix) for name in by_name if name.startswith(prefix) and name.endswith(suffix))
-        there = sorted(named, key=upstream)
+        offered = sorted(named, key=upstream)
         raise ImageError(
             f"the headers of kernel {release} are not on offer",
-            f"one of {', '.join(there)}" if there else "another archive with --mirror",
+            f"one of {', '.join(offered)}" if offered else "name another archive with --mirror",
         )
     names = _HEADER_PARTS.findall(first.depends)
     missing = [name for name in names if name not in by_name]
@@ -239,4 +239,4 @@ def _image_in(tree: Path, release: str) -> Path:
     for place in (f"boot/vmlinuz-{release}", f"usr/lib/modules/{release}/vmlinuz", f"lib/modules/{release}/vmlinuz"):
         if (tree / place).is_file():
             return tree / place
-    raise ImageError(f"the packages of kernel {release} hold no vmlinuz", "another kernel")
+    raise ImageError(f"the packages of kernel {release} have no vmlinuz", "another kernel")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs that run a guest, and the words to start them with."""
+"""The programs that run a guest, and their command lines."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from .init import CONTROL_PORT, IO_PORT
 
-# Older ones translate code that the guest's kernel is patching: an attach now and then dies of an int3 oops.
+# Older versions translate code while the guest's kernel patches it: attaching sometimes ends in an int3 oops.
 QEMU_MINIMUM = (8, 1)
 
-# A child that outlives this process would hold the guest's memory and its share for nobody.
+# A child that outlives this process would keep the guest's memory and its share.
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 @dataclass(frozen=True)
 class Tools:
-    """QEMU and the Rust virtiofsd, as argument lists to start them with."""
+    """The commands of QEMU and the Rust virtiofsd."""
 
     qemu: tuple[str, ...]
     virtiofsd: tuple[str, ...]
@@ -41,9 +41,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Machine:
-    """A virtual machine: `memory` in MiB, `accel` kvm or tcg, `append` kernel words, `start` the agent's script.
+    """A virtual machine: `memory` in MiB, `accel` kvm or tcg, `append` kernel parameters, `start` init's script.
 
-    With `exact`, which is TCG's alone, the guest's clock counts its instructions.
+    With `exact` (TCG only), the guest's clock counts its instructions.
     """
 
     kernel: Path
@@ -56,7 +56,7 @@ class Machine:
 
 
 def tools_in(tree: Path) -> Tools:
-    """The tools of a tools tree, run by the tree's own dynamic loader: no chroot, and no library of the host's."""
+    """The tools in a tools tree, run by its dynamic loader with its libraries, without a chroot."""
     loader = (
         str(tree / "usr/lib64/ld-linux-x86-64.so.2"),
         "--library-path",
@@ -68,7 +68,7 @@ def tools_in(tree: Path) -> Tools:
 
 
 def host_tools() -> Tools | None:
-    """The host's own tools, if they are new enough."""
+    """The host's tools; None if one is missing or too old."""
     qemu = shutil.which("qemu-system-x86_64")
     virtiofsd = shutil.which("virtiofsd", path=f"{os.environ.get('PATH', '')}:/usr/libexec:/usr/lib/qemu")
     if not qemu or not virtiofsd:
@@ -76,7 +76,7 @@ def host_tools() -> Tools | None:
     version = _version((qemu,))
     if tuple(int(n) for n in version.split(".")) < QEMU_MINIMUM:
         return None
-    # The one in C, of old, knows other options; its version line says "virtiofsd version".
+    # The older virtiofsd in C has other options; its version line begins with "virtiofsd version".
     if not re.match(r"virtiofsd \d", _first_line((virtiofsd, "--version"))):
         return None
     return Tools((qemu,), (virtiofsd,), version)
@@ -93,13 +93,13 @@ def _version(qemu: Sequence[str]) -> str:
 
 
 def virtiofsd_argv(tools: Tools, share: Share, listener: int) -> list[str]:
-    """How to serve `share` to whoever connects to the listening socket `listener`."""
+    """The command that serves `share` on the listening socket `listener`."""
     return [
         *_DIE_WITH_PARENT,
         *tools.virtiofsd,
         f"--fd={listener}",
         f"--shared-dir={share.directory}",
-        # The root changes under nobody's feet; the checkout is being edited while the guest runs.
+        # The root does not change while the guest runs; a shared directory may.
         f"--cache={'auto' if share.path else 'always'}",
         "--sandbox=none",
         "--log-level=error",
@@ -110,7 +110,7 @@ def virtiofsd_argv(tools: Tools, share: Share, listener: int) -> list[str]:
 def qemu_argv(
     tools: Tools, machine: Machine, *, console: int, io: int, control: int, shares: Sequence[tuple[str, int]]
 ) -> list[str]:
-    """How to start `machine`; the numbers are inherited sockets, `shares` is the tag and socket of each."""
+    """The command that starts `machine`; numbers are inherited sockets, `shares` has the tag and socket of each."""
     argv = [
         *_DIE_WITH_PARENT,
         *tools.qemu,
@@ -118,7 +118,7 @@ def qemu_argv(
         *_accelerator(machine),
         *("-machine", "pc,memory-backend=mem,usb=off,vmport=off"),
         *("-smp", str(machine.cpus), "-m", f"{machine.memory}M"),
-        # vhost-user devices work on the guest's memory from another process.
+        # vhost-user devices access the guest's memory from another process.
         *("-object", f"memory-backend-memfd,id=mem,size={machine.memory}M,share=on"),
         *("-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console"),
         *("-device", "virtio-serial-pci"),
@@ -134,8 +134,8 @@ def _accelerator(machine: Machine) -> list[str]:
     if machine.accel == "kvm":
         return ["-accel", "kvm", "-cpu", "host"]
     if machine.exact:
-        # One instruction is 1 ns of the guest's clock, whatever the host does meanwhile: all CPUs take turns in one
-        # thread, and where all are idle the clock jumps to the next timer.
+        # One instruction is 1 ns of the guest's clock, independently of the host: one thread runs all CPUs in turn,
+        # and if all are idle the clock advances to the next timer.
         return ["-accel", "tcg,thread=single,tb-size=512", "-cpu", "max", "-icount", "shift=0,sleep=off"]
     return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
 
@@ -145,15 +145,15 @@ def _command_line(machine: Machine) -> str:
         "console=ttyS0 loglevel=5",
         "root=root rootfstype=virtiofs rw",
         "oops=panic panic=-1",
-        # What Debian spends on hardening and self-tests is dear under emulation and shields nothing here.
+        # Debian's hardening and self-tests are slow under emulation and protect nothing here.
         "mitigations=off cryptomgr.notests initcall_blacklist=load_system_certificate_list",
-        # virtiofsd fills pages of the guest's page cache from another process, and TCG drops its translations of a
-        # page only when a virtual CPU writes to it: a page that held code before would go on running that code. So the
-        # guest's kernel zeroes each page as it allocates it, before any file can be read into it.
+        # virtiofsd writes to the guest's page cache from another process, but TCG drops its translations of a page only
+        # when a virtual CPU writes to the page: the previous code of a reused page would still run. So the guest's
+        # kernel zeroes each page that it allocates, before a file is read into it.
         f"init_on_alloc={'0' if machine.accel == 'kvm' else '1'}",
-        # On a busy host an emulated timer is late, and the kernel would panic over it.
+        # On a busy host emulated timers are late, and the kernel's timer check would panic.
         "tsc=reliable no_timer_check",
-        # sched_ext ejects a scheduler when one of these fires, and an emulated CPU can stand still for seconds.
+        # sched_ext ejects a scheduler when one of these fires, and an emulated CPU can stall for seconds.
         "watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=300",
         machine.append,
         f"init=/usr/bin/python3 -- -E -S {machine.start}",

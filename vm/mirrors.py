@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Debian archive this machine uses: taken from its own apt configuration, never from us."""
+"""The Debian archive that this machine's apt configuration names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEBIAN_SUITE = re.compile(
 
 @dataclass(frozen=True)
 class Mirror:
-    """A Debian archive and the keyring that signs it (None: the keys apt trusts by default)."""
+    """A Debian archive and its keyring (None: the keys that apt trusts by default)."""
 
     uri: str
     signed_by: str | None = None
@@ -70,7 +70,7 @@ def parse_deb822(text: str) -> Iterator[_Entry]:
 
 
 def _keyring(value: str | None) -> str | None:
-    # Signed-By may also hold the key itself or a fingerprint; neither can go on a one-line source.
+    # Signed-By may also be a key or a fingerprint, which a one-line source cannot have.
     value = (value or "").strip()
     return value if value.startswith("/") and " " not in value else None
 
@@ -85,14 +85,14 @@ def _debian(entries: Iterable[_Entry]) -> Mirror | None:
 
 
 def find_mirror(choice: str | None = None, etc: Path = Path("/etc/apt")) -> Mirror:
-    """The archive to use: `choice`, or else `$GHOSTBPF_MIRROR`, or else the one in apt's configuration.
+    """The archive to use: `choice`, else `$GHOSTBPF_MIRROR`, else the archive in apt's configuration.
 
-    Raises BadRequest for something that is no URI, ImageError when no Debian archive is configured.
+    Raises BadRequest if that is not a URI, ImageError if no Debian archive is configured.
     """
     given = choice or os.environ.get(MIRROR_VARIABLE)
     if given:
         if not re.match(r"[a-z+]+:/\S+$", given):
-            raise BadRequest(f"mirror {given!r} is not a URI", "one as apt would take it, such as http://HOST/debian")
+            raise BadRequest(f"mirror {given!r} is not a URI", "a URI as in apt's sources, such as http://HOST/debian")
         return Mirror(given.rstrip("/"), KEYRING if Path(KEYRING).exists() else None)
     files = [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]
     for path in files:
@@ -104,5 +104,5 @@ def find_mirror(choice: str | None = None, etc: Path = Path("/etc/apt")) -> Mirr
             return mirror
     raise ImageError(
         f"no Debian archive in the apt configuration under {etc}",
-        f"one named with --mirror or ${MIRROR_VARIABLE}",
+        f"name one with --mirror or ${MIRROR_VARIABLE}",
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One guest, from its first process to its last: QEMU, the file servers, the wire to the agent, and how it ended.
+"""One run of a guest: QEMU, the file servers, the connection to init, and the outcome.
 
-Nothing of it has a name on the host: every connection is an inherited socket, and every child dies with this process.
+It leaves no names on the host: each connection is an inherited socket, and each child dies with this process.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ Sink = Callable[[bytes], None]
 BOOT_LIMIT = 180.0
 _CONSOLE_KEPT = 1 << 18
 _CHUNK = 32768
-# RCU's thread sleeps, off its runqueue, long past the timer that ends its sleep: QEMU has lost that timer, and what the
-# emulated CPU was to run stands still for good.
+# RCU's thread still sleeps long after its timer has expired: QEMU has lost the timer, and the emulated CPU stalls
+# permanently.
 _LOST_TIMER = "kthread timer wakeup didn't happen"
 _DEATH = re.compile(
     rf"Kernel panic|Oops:|kernel BUG at|general protection fault|{_LOST_TIMER}|"
     r"BUG: (?!workqueue lockup|soft lockup|sleeping function|scheduling while atomic)"
 )
 
-_BREAKPOINT_THERE = re.compile(r"Code: [0-9a-f ]*\bcc <")
+_CODE_IS_BREAKPOINT = re.compile(r"Code: [0-9a-f ]*\bcc <")
 
 
 class Session:
     """A guest that runs one command.
 
-    `setup` are the agent's NAME=VALUE lines; `stdin` is a descriptor or None for none; the sinks get output as it
-    comes. With `terminal`, stdin is one and is put into raw mode while the guest runs.
+    `setup` are the NAME=VALUE lines for init. `stdin` is a descriptor, or None for an empty one. The sinks get output
+    as it arrives. With `terminal`, stdin is a terminal, which is in raw mode while the guest runs.
     """
 
     def __init__(
@@ -71,21 +71,21 @@ class Session:
         self._interrupts = 0
         self._begun = False
         self._failure: Exception | None = None
-        # What the waiting thread wakes up for: False when the command starts, True when all is over. A signal handler
-        # may put into this kind of queue, but not set an Event: its thread may hold the Event's lock.
-        self._news: SimpleQueue[bool] = SimpleQueue()
+        # Wakes the waiting thread: False when the command starts, True when the guest has ended. A signal handler may
+        # put into a SimpleQueue, but not set an Event: its thread may hold the Event's lock.
+        self._progress: SimpleQueue[bool] = SimpleQueue()
         self._ready = threading.Event()
         self._io: socket.socket
         self._control: socket.socket
 
     @property
     def begun(self) -> bool:
-        """Whether the guest came up as far as to start the command."""
+        """Whether the command has started."""
         return self._begun
 
     @property
     def console(self) -> str:
-        """What the guest's kernel has printed, or the last 256 KiB of it."""
+        """What the guest's kernel has printed; at most the last 256 KiB."""
         return self._console.decode(errors="replace").replace("\r", "")
 
     def run(self, timeout: float | None = None) -> int:
@@ -115,8 +115,8 @@ class Session:
             wake_read, wake_write = os.pipe()
             stack.callback(os.close, wake_read)
             threads = [threading.Thread(target=self._read_console, args=(console,), daemon=True)]
-            threads += [threading.Thread(target=self._read_wire, daemon=True)]
-            threads += [threading.Thread(target=self._write_wire, args=(wake_read,), daemon=True)]
+            threads += [threading.Thread(target=self._read_frames, daemon=True)]
+            threads += [threading.Thread(target=self._write_frames, args=(wake_read,), daemon=True)]
             for thread in threads:
                 thread.start()
             try:
@@ -129,7 +129,7 @@ class Session:
                     with suppress(OSError):
                         end.shutdown(socket.SHUT_RDWR)
                 for thread in threads:
-                    # One may be stuck in a write to a pipe that nobody reads.
+                    # A thread may be blocked in a write to a pipe without a reader.
                     thread.join(2.0)
             if self._failure is not None:
                 raise self._failure
@@ -137,16 +137,16 @@ class Session:
             return self._outcome(in_time, timeout, complaints.read().decode(errors="replace"))
 
     def interrupt(self, number: int) -> None:
-        """Send the command a signal; the second SIGINT, and the first of any other kind, ends the guest."""
+        """Send the command its first SIGINT; a second one, or another signal, ends the guest."""
         self._interrupts += 1
         if number == signal.SIGINT and self._interrupts == 1 and self._begun:
             self.control(f"signal {int(number)}")
         else:
             self._status = 128 + number
-            self._news.put(True)
+            self._progress.put(True)
 
     def control(self, line: str) -> None:
-        """Send the agent one control line; lost if the guest has gone."""
+        """Send init one control line; it is lost if the guest has ended."""
         with suppress(OSError):
             self._control.send(f"{line}\n".encode(), socket.MSG_DONTWAIT)
 
@@ -159,7 +159,7 @@ class Session:
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             pass_fds=inherited,
-            # Out of the terminal's reach: Ctrl-C is for the command.
+            # In another session: Ctrl-C is for the command.
             start_new_session=True,
         )
         stack.callback(process.wait)
@@ -167,7 +167,7 @@ class Session:
         return process
 
     def _serve(self, share: Share, stack: ExitStack, far: ExitStack, stderr: IO[bytes]) -> int:
-        # An abstract name chosen by the kernel: nothing in the file system to clean up.
+        # An abstract name that the kernel chooses needs no cleanup.
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind("")
             listener.listen(1)
@@ -178,12 +178,12 @@ class Session:
             return client.fileno()
 
     def _wait(self, timeout: float | None) -> bool:
-        """Whether the guest was over within its time."""
+        """Wait for the end of the guest; returns whether it came within `timeout`."""
         start = time.monotonic()
         with _signals(self), self._raw_terminal(), suppress(Empty):
-            over = self._news.get(timeout=BOOT_LIMIT if timeout is None else min(timeout, BOOT_LIMIT))
-            if not over:
-                self._news.get(timeout=None if timeout is None else max(0.0, start + timeout - time.monotonic()))
+            ended = self._progress.get(timeout=BOOT_LIMIT if timeout is None else min(timeout, BOOT_LIMIT))
+            if not ended:
+                self._progress.get(timeout=None if timeout is None else max(0.0, start + timeout - time.monotonic()))
             return True
         return False
 
@@ -202,22 +202,22 @@ class Session:
             if self._console_sink:
                 self._console_sink(data)
             if self._machine.accel == "tcg" and _LOST_TIMER.encode() in self._console[-len(data) - len(_LOST_TIMER) :]:
-                self._news.put(True)
+                self._progress.put(True)
 
-    def _read_wire(self) -> None:
+    def _read_frames(self) -> None:
         with self._io.makefile("rb", buffering=1 << 17) as stream, suppress(OSError):
             while len(head := stream.read(5)) == 5:
                 data = stream.read(int.from_bytes(head[1:], "little"))
                 if head[0] == init.READY:
                     self._begun = True
                     self._ready.set()
-                    self._news.put(False)
+                    self._progress.put(False)
                 elif head[0] == init.STATUS:
                     self._status = int.from_bytes(data, "little")
                     break
                 else:
                     self._deliver(head[0], data)
-        self._news.put(True)
+        self._progress.put(True)
 
     def _deliver(self, kind: int, data: bytes) -> None:
         sink = self._sinks.get(kind)
@@ -226,25 +226,25 @@ class Session:
         try:
             sink(data)
         except BrokenPipeError:
-            # Whoever read our output has gone: the command learns it as it would have at home.
+            # The reader of the output has closed it: the command gets SIGPIPE, as it would on the host.
             del self._sinks[kind]
             self.control(f"signal {int(signal.SIGPIPE)}")
         except Exception as error:
-            # A full disk, or the caller's own: for the thread that called us, once the guest is gone.
+            # A full disk, or an error of the caller's sink: raise it in the caller's thread after the guest has ended.
             del self._sinks[kind]
             self._failure = error
-            self._news.put(True)
+            self._progress.put(True)
 
-    def _write_wire(self, wake: int) -> None:
+    def _write_frames(self, wake: int) -> None:
         try:
             self._send(init.SETUP, "\0".join(self._setup).encode("utf-8", "surrogateescape"))
-            # What is read is gone for a second try, should this guest not come up.
+            # Input that is read now would be missing from a second attempt if this guest does not boot.
             self._ready.wait()
             if self._stdin is not None and self._begun:
                 self._copy_input(self._stdin, wake)
             self._send(init.STDIN_END, b"")
         except OSError:
-            # Either the guest has gone, which the reader reports, or stdin cannot be read, which is its end.
+            # Either the guest has ended, which the reader reports, or stdin is unreadable, which counts as its end.
             with suppress(OSError):
                 self._send(init.STDIN_END, b"")
 
@@ -271,36 +271,36 @@ class Session:
             return self._status
         console, limit = self.console, round(timeout or 0, 1)
         death = _DEATH.search(console)
-        # Every death ends in a panic; a guest that still ran has at most complained.
+        # A kernel that dies panics; without a panic, a guest that is still running has only printed a warning.
         if death and (in_time or "Kernel panic" in console):
             line = _plain(console[console.rfind("\n", 0, death.start()) + 1 :].partition("\n")[0])
-            emulation = _is_of_qemus_making(line, console[death.start() :], self._machine)
-            hint = "it again: this is of QEMU's making" if emulation else None
+            emulation = _may_be_caused_by_qemu(line, console[death.start() :], self._machine)
+            hint = "run it again: QEMU is the likely cause" if emulation else None
             raise GuestOops(f"the guest's kernel died: {line}", hint, console, emulation=emulation)
         if not in_time and timeout is not None and (self._begun or timeout <= BOOT_LIMIT):
             raise GuestTimeout(f"the guest was still running after {limit:g} s", "a longer --timeout", console)
         if not in_time:
             raise GuestLost(
-                f"the guest was not up within {BOOT_LIMIT:g} s",
-                "--console, to watch its kernel",
+                f"the guest did not boot within {BOOT_LIMIT:g} s",
+                "--console shows its kernel's messages",
                 console,
                 emulation=self._machine.accel == "tcg",
             )
-        said = " ".join(complaints.split())
+        messages = " ".join(complaints.split())
         raise GuestLost(
-            "the guest went away without an exit status" + (f": {said}" if said else ""),
-            "--console, to watch its kernel",
+            "the guest ended without an exit status" + (f": {messages}" if messages else ""),
+            "--console shows its kernel's messages",
             console,
         )
 
 
-def _is_of_qemus_making(line: str, report: str, machine: Machine) -> bool:
-    """Whether TCG can have caused the death that `line` tells of; `report` is the console from there on."""
+def _may_be_caused_by_qemu(line: str, report: str, machine: Machine) -> bool:
+    """Whether TCG may have caused the kernel's death; `line` reports it, `report` is the console from there on."""
     if machine.accel != "tcg":
         return False
-    # A breakpoint that is still there, in the byte before the marked one, is no stale translation: the kernel really
-    # ran into it, as into the padding of freed BPF code. A machine of one thread translates no code while it changes.
-    breakpoint_is_gone = _BREAKPOINT_THERE.search(report) is None
+    # If the byte before the marked one is still a breakpoint, the kernel did execute it (the padding of freed BPF code,
+    # for example), and no stale translation. With one thread for all CPUs, no code is translated while it changes.
+    breakpoint_is_gone = _CODE_IS_BREAKPOINT.search(report) is None
     return _LOST_TIMER in line or ("int3" in line and breakpoint_is_gone and not machine.exact)
 
 
@@ -317,7 +317,7 @@ def _receive(source: socket.socket) -> bytes:
 
 @contextmanager
 def _signals(session: Session) -> Iterator[None]:
-    """Let the signals that would end this process reach the guest's command first."""
+    """Pass signals that would end this process to the guest's command first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -325,9 +325,9 @@ def _signals(session: Session) -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         session.interrupt(number)
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # One that is ignored, as by nohup or in a shell's background, stays so.
-    before = {n: signal.signal(n, handler) for n in wanted if signal.getsignal(n) != signal.SIG_IGN}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # A signal that is ignored, as by nohup or in a shell's background, stays ignored.
+    before = {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
     try:
         yield
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This side of a command's terminal: raw while the guest runs, so that all keys get there, and as it was after."""
+"""The host's terminal of a command in the guest: raw while the guest runs, so that all keys reach the command."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Ctrl-], as in telnet: with every other key on its way to the guest, one must be left that ends it.
+# Ctrl-], as in telnet, ends the guest; all other keys go to the command.
 ESCAPE = b"\x1d"
 
 
 @contextmanager
 def raw(fd: int, resized: Callable[[os.terminal_size], None]) -> Iterator[None]:
-    """Put the terminal `fd` into raw mode, and call `resized` with its size whenever that changes."""
+    """Put the terminal `fd` into raw mode for the block, and call `resized` with each new size."""
 
     def on_resize(number: int, frame: FrameType | None) -> None:
         resized(os.get_terminal_size(fd))

@@ -29,7 +29,7 @@ from ghostbpf.vm import (
 )
 from ghostbpf.vm import guest as guest_module
 from ghostbpf.vm.accel import choose
-from ghostbpf.vm.cache import cache_dir, locked, remove_unless_in_use, write_whole
+from ghostbpf.vm.cache import cache_dir, locked, remove_unless_in_use, write_atomically
 from ghostbpf.vm.images import GUEST_ROOT, Recipe, tree, with_packages
 from ghostbpf.vm.kernels import header_packages, matching, on_offer
 from ghostbpf.vm.machine import Machine, Tools, qemu_argv
@@ -323,7 +323,7 @@ def test_tree_is_made_once_whole_or_not_at_all_and_replaces_older_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "bin" / "mmdebstrap"
-    write_whole(tool, FAKE_MMDEBSTRAP.encode())
+    write_atomically(tool, FAKE_MMDEBSTRAP.encode())
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
     home, mirror = tmp_path / "cache", Mirror("http://archive.invalid/debian")
@@ -411,24 +411,24 @@ def test_memory_that_is_no_size(text: str) -> None:
 @pytest.mark.parametrize(
     ("guest", "complaint"),
     [
-        (Guest(cpus=0), "0 CPUs cannot be had"),
+        (Guest(cpus=0), "cannot have 0 CPUs"),
         (Guest(cpus=10_000), "10000 CPUs"),
         (Guest(memory=8), "8M of memory"),
         (Guest(memory=1 << 30), "1073741824M of memory"),
-        (Guest(accel="xen"), "'xen' is not known"),
+        (Guest(accel="xen"), "unknown accelerator 'xen'"),
         (Guest(accel="kvm", exact=True), "KVM cannot count instructions"),
-        (Guest(append="quiet -- sh"), "cannot go on a kernel command line"),
-        (Guest(append="a\nb"), "cannot go on a kernel command line"),
+        (Guest(append="quiet -- sh"), "is not valid on a kernel command line"),
+        (Guest(append="a\nb"), "is not valid on a kernel command line"),
         (Guest(environment={"A": "b\0c"}), "NUL"),
     ],
 )
-def test_guest_that_cannot_be_had(guest: Guest, complaint: str) -> None:
+def test_invalid_guest_is_refused(guest: Guest, complaint: str) -> None:
     with pytest.raises(BadRequest, match=complaint):
         check(["true"], guest, None)
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
-def test_timeout_that_cannot_be_kept(timeout: float) -> None:
+def test_invalid_timeout_is_refused(timeout: float) -> None:
     with pytest.raises(BadRequest, match="time-out"):
         check(["true"], Guest(), timeout)
 
@@ -446,7 +446,7 @@ def test_directory_that_cannot_be_shared(path: str) -> None:
         (["--memory", "lots", "--", "true"], 2, "'lots' is not a size"),
         (["--kernel", "/nowhere/vmlinuz", "--", "true"], 1, "/nowhere/vmlinuz"),
         (["--no-such-option"], 2, "--no-such-option"),
-        (["--json", "--", "true"], 2, "--json goes with --list"),
+        (["--json", "--", "true"], 2, "--json needs --list"),
     ],
 )
 def test_command_refuses(arguments: list[str], status: int, complaint: str, root: None) -> None:

@@ -158,7 +158,7 @@ def test_guest_that_lost_a_timer_is_not_waited_for(guest: Guest) -> None:
 
 
 def test_guest_that_powers_off_is_lost(guest: Guest) -> None:
-    with pytest.raises(GuestLost, match="went away without an exit status") as raised:
+    with pytest.raises(GuestLost, match="ended without an exit status") as raised:
         run(["sh", "-c", "echo o >/proc/sysrq-trigger; sleep 60"], guest, timeout=120, stdin=None)
     assert "Power down" in raised.value.console
 
