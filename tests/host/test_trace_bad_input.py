@@ -39,11 +39,11 @@ BAD_FILTERS = [
 
 #: The same for all: how long and how often.
 BAD_PACES = [
-    (("--", ), "a command belongs after --"),
+    (("--", ), "no command after --"),
     (("-d", 0), "0.0 is not in the range"),
     (("-d", "soon"), "'soon' is not a valid float"),
-    (("-d", "nan"), "nan is no number of seconds"),
-    (("-d", "inf"), "inf is no number of seconds"),
+    (("-d", "nan"), "nan is not a number of seconds"),
+    (("-d", "inf"), "inf is not a number of seconds"),
     (("--nonsense",), "No such option"),
 ]  # fmt: skip
 
@@ -51,7 +51,7 @@ BAD_INTERVALS = [
     ((0,), "0.0 is not in the range"),
     ((-1,), "No such option"),
     (("x",), "'x' is not a valid float"),
-    (("nan",), "nan is no number of seconds"),
+    (("nan",), "nan is not a number of seconds"),
     ((1, 0), "0 is not in the range"),
     ((1, "x"), "'x' is not a valid integer"),
     ((1, 1, 1), "unexpected extra argument"),
@@ -71,7 +71,7 @@ BAD_OPTIONS = [
     (("offcputime", "-m", 10, "-M", 5), 2, "-m 10 is more than -M 5"),
     (("wakers", "-n", 0), 2, "0 is not in the range"),
     (("migrations", "-n", 0), 2, "0 is not in the range"),
-    (("delays",), 2, "which processes?"),
+    (("delays",), 2, "no processes selected"),
     (("delays", NO_PID), 1, f"there is no process {NO_PID}"),
     (("delays", 1, "-n", 0), 2, "0 is not in the range"),
     (("delays", "x"), 2, "'x' is not a valid integer"),

@@ -79,7 +79,7 @@ def test_only_tasks_of_the_name_are_seen(pair: list[Task]) -> None:
         run_together(pair)
     assert tids(traced) == {pair[0].pid}
     assert list(none) == []
-    assert 'no task called "want" did anything' in none.stderr
+    assert 'no event of a task named "want" ' in none.stderr
 
 
 def test_name_of_fifteen_characters_is_told_from_one_that_begins_like_it(task: Callable[..., Task]) -> None:
@@ -116,7 +116,7 @@ def test_tasks_above_the_cgroup_are_not_seen(pair: list[Task], cgroup: Path) -> 
     with tracing("runqlat", "-L", "--cgroup", cgroup / "inner") as traced:
         run_together(pair)
     assert list(traced) == []
-    assert f"no task below {cgroup / 'inner'} did anything" in traced.stderr
+    assert f"no event of a task in or below {cgroup / 'inner'}" in traced.stderr
 
 
 def test_root_of_the_cgroups_has_all_tasks(pair: list[Task], cgroup: Path) -> None:

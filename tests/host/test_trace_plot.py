@@ -12,7 +12,7 @@ from ghostbpf.tools.trace.report import HistogramSection
 from ghostbpf.tools.trace.tracer import constant
 from tracing import objects, run_trace
 
-plot = pytest.importorskip("ghostbpf.tools.trace.plot", reason="--plot takes matplotlib")
+plot = pytest.importorskip("ghostbpf.tools.trace.plot", reason="--plot needs matplotlib")
 
 _SVG = "{http://www.w3.org/2000/svg}svg"
 _PNG = b"\x89PNG\r\n\x1a\n"

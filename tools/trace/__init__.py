@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scheduler tracers: one BPF file and about a page of Python each, on one frame.
+"""Scheduler tracers: each is one BPF file and about a page of Python on a common frame.
 
-``tracer`` loads and attaches, ``filters`` says what of, ``loop`` runs it and prints, ``report`` is what can be
-printed: histograms, tables and stacks, as text, JSON or a plot.
+``tracer`` loads and attaches programs, ``filters`` selects events, ``loop`` runs a tool and prints, ``report`` has
+histograms, tables and stacks, as text, JSON or a plot.
 """

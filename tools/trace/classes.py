@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ext scheduling class: the address by which a task that is really in it is known."""
+"""The address of the ext scheduling class: a task is in the class if its sched_class is this one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _KALLSYMS = Path("/proc/kallsyms")
 
 @functools.cache
 def ext_class() -> dict[str, int]:
-    """LINK_CONSTANT ``ext_class``: 0, which no class has, where the kernel has no sched_ext.
+    """LINK_CONSTANT ``ext_class``; 0, which is no class, if the kernel has no sched_ext.
 
-    Raises GhostError where the kernel hides its addresses.
+    Raises GhostError if the kernel hides its addresses.
     """
     if Btf.kernel().find("sched_ext_ops", Kind.STRUCT) is None:
         return {"ext_class": 0}
     with _KALLSYMS.open() as symbols:
         address = next((int(line.split()[0], 16) for line in symbols if line.split()[2] == "ext_sched_class"), 0)
     if not address:
-        raise GhostError("the kernel hides its addresses", hint="root, and sysctl kernel.kptr_restrict=0 or 1")
+        raise GhostError("the kernel hides its addresses", hint="run it as root, with sysctl kernel.kptr_restrict=1")
     return {"ext_class": address}

@@ -7,15 +7,14 @@ from .tool import HistogramTool
 
 
 class TOOL(HistogramTool):
-    """How long tasks keep a CPU from one switch to the next, or with -O how long they are off it."""
+    """A time lasts from one switch of a task to the next: on a CPU or, with -O, off it."""
 
     NAME = "cpudist"
-    SUMMARY = "How long tasks are on a CPU, or off it."
     TRACES = "on-CPU or off-CPU time"
     HISTOGRAMS = (("time", ""),)
     OPTIONS = (
-        click.Option(["-O", "--offcpu"], is_flag=True, help="Time off the CPU, not on it."),
-        click.Option(["-I", "--include-idle"], is_flag=True, help="The idle task, too."),
+        click.Option(["-O", "--offcpu"], is_flag=True, help="Report the time off the CPU instead."),
+        click.Option(["-I", "--include-idle"], is_flag=True, help="Include the idle task."),
     )
 
     def constants(self) -> dict[str, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tasks wait for: the kernel's delay accounting beside what BPF measures."""
+"""What tasks wait for: the kernel's delay accounting, and waits for a CPU as BPF measures them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from ...loaders.errors import GhostError, KernelUnsupported
 from ...schedulers import pids
 from ..output import table
-from .counts import Counted
+from .counts import Counters
 from .filters import By
 from .histogram import Histogram
 from .report import Section, Table
@@ -21,21 +21,20 @@ from .taskstats import Exits, TaskStats, is_complete
 from .tool import Seconds, Tool
 from .tracer import Tracer
 
-#: The columns that are printed even if they are 0 for all.
+#: Columns that are printed even if all their values are 0.
 _ALWAYS = ("tid", "comm", "cpu", "cpu_ms", "bpf", "bpf_ms")
-#: What the kernel accounts for, each as <name>_count and <name>_delay_total in ns, where it has them.
+#: Delays that the kernel accounts, as <name>_count and <name>_delay_total in ns; some kernels lack some of them.
 _DELAYS = ("blkio", "swapin", "freepages", "thrashing", "compact", "wpcopy", "irq")
-_WANTED = {"cpu_count", "cpu_delay_total", *(f"{name}_delay_total" for name in _DELAYS)}
+_FIELDS = {"cpu_count", "cpu_delay_total", *(f"{name}_delay_total" for name in _DELAYS)}
 
 
 class TOOL(Tool):
-    """What the threads of each PID waited for since the last report: their waits for a CPU as the kernel counts them
-    (taskstats, cpu) and as BPF does (bpf), then the kernel's other delays. Times are in ms. Filters choose among the
-    threads of the PIDs, or where there are none, among all.
+    """What the threads of each PID waited for since the last report: waits for a CPU as the kernel counts them
+    (taskstats; columns cpu) and as BPF does (columns bpf), and the kernel's other delays. Times are in ms. Filters
+    select among the threads of the PIDs, or, without PIDs, among all threads.
     """
 
     NAME = "delays"
-    SUMMARY = "What tasks wait for: the kernel's accounting beside BPF's."
     TRACES = "delays"
     BREAKS_DOWN = False
     PLOTS = False
@@ -44,67 +43,67 @@ class TOOL(Tool):
     EXAMPLES = """\b
 Examples:
   {name} 4711 4712              two processes, until Ctrl-C
-  {name} -i 1 -n 10 4711        a report a second, ten times
+  {name} -i 1 -n 10 4711        a report each second, 10 times
   {name} --cgroup app.slice     all threads of a cgroup
 
 """
     ARGUMENTS = (
-        click.Option(["-i", "--interval"], type=Seconds(), help="Report every so many seconds."),
-        click.Option(["-n", "--count"], type=click.IntRange(1), help="Report so many times."),
+        click.Option(["-i", "--interval"], type=Seconds(), help="Seconds between reports."),
+        click.Option(["-n", "--count"], type=click.IntRange(1), help="Number of reports."),
         click.Argument(["pids"], type=click.IntRange(1), nargs=-1, metavar="PID..."),
     )
 
     def make(self) -> Tracer:
-        """runqlat's tracer does: a histogram a thread has its count and its sum."""
+        """runqlat's tracer: a thread's histogram has the count and the sum of its waits."""
         pids.need_own_proc()
         self._pids: tuple[int, ...] = self.request.options["pids"]
         filters = self.request.filters
         if not self._pids and not filters.choose_tasks:
-            raise click.UsageError("which processes? give PIDs, a filter such as --cgroup, or a command after --")
+            raise click.UsageError("no processes selected: give PIDs, a filter such as --cgroup, or a command after --")
         for pid in self._pids:
             if not Path(f"/proc/{pid}").exists():
-                raise GhostError(f"there is no process {pid}", hint="ps -e")
-        self._all_matter = not dataclasses.replace(filters, command=False).choose_tasks
+                raise GhostError(f"there is no process {pid}", hint="ps -e lists them")
+        self._follows_all = not dataclasses.replace(filters, command=False).choose_tasks
         if self._pids:
             filters = dataclasses.replace(filters, command=True)
         return Tracer("runqlat", filters, by=By.THREAD)
 
     def begin(self) -> None:
         self._stats = self.tracer.keep(TaskStats())
-        self._kernel, self._bpf = Counted(), Counted()
-        self._asked: dict[int, dict[str, int]] = {}  # what the kernel last said, by thread
-        self._local: dict[int, int] = {}  # what a thread is called here, by the number that BPF has of it
-        self._ended: set[int] = set()  # need not be asked until the next report
+        self._kernel, self._bpf = Counters(), Counters()
+        self._stats_of: dict[int, dict[str, int]] = {}  # the kernel's latest figures, by tid
+        self._local: dict[int, int] = {}  # tids in this pid namespace, by tids in the initial one
+        self._ended: set[int] = set()  # tids to skip until the next report
         self._exits = self._watch_exits()
         for tid in self._threads():
             self.tracer.mark(tid)
-        # What a thread waited for until now is not to be reported, whoever will turn out to match.
-        self._look(self._threads() if self._all_matter else _threads_of("*"))
+        # Read the current figures of all threads that may match: only what is added to them is reported.
+        self._update(self._threads() if self._follows_all else _threads_of("*"))
         if not is_complete():
-            click.echo("only waits for a CPU are accounted: sysctl kernel.task_delayacct=1 for the others", err=True)
+            click.echo("only waits for a CPU are accounted; for all delays: sysctl kernel.task_delayacct=1", err=True)
 
     def _watch_exits(self) -> Exits | None:
         try:
             exits: Exits = self.tracer.keep(self._stats.exits())
             return exits
         except KernelUnsupported as error:
-            click.echo(f"what threads wait for just before they end is not known: {error}", err=True)
+            click.echo(f"waits shortly before a thread ends are missing: {error}", err=True)
             return None
 
     def poll(self) -> Iterable[Section]:
-        """Asks the kernel often: where it does not tell of exits, what it said last of a thread stands."""
-        self._ask(self._known())
+        """Reads the kernel's figures often: without its exit events, the last ones of an ended thread count."""
+        self._read(self._known())
         return ()
 
     def report(self, seconds: float) -> Iterable[Section]:
-        kernel, bpf = self._look(self._known())
+        kernel, bpf = self._update(self._known())
         rows = []
         for tid in sorted({tid for tid, _ in (*kernel, *bpf)}):
             row = {
                 "tid": tid,
                 "comm": self._comms.get(tid) or _comm(tid),
-                "cpu": kernel.get((tid, "cpu_count"), 0) if tid in self._asked else None,
-                "cpu_ms": _ms(kernel.get((tid, "cpu_delay_total"), 0)) if tid in self._asked else None,
+                "cpu": kernel.get((tid, "cpu_count"), 0) if tid in self._stats_of else None,
+                "cpu_ms": _ms(kernel.get((tid, "cpu_delay_total"), 0)) if tid in self._stats_of else None,
                 "bpf": bpf.get((tid, "count"), 0),
                 "bpf_ms": _ms(bpf.get((tid, "ns"), 0)),
             }
@@ -113,40 +112,40 @@ Examples:
         yield Table("delays", rows, picture=_picture(rows))
 
     def _known(self) -> Iterable[int]:
-        """Whom we know to matter before BPF has seen them wait."""
-        return self._threads() if self._all_matter else ()
+        """Threads that are selected even if BPF has not seen them wait."""
+        return self._threads() if self._follows_all else ()
 
-    def _look(self, known: Iterable[int]) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
-        """By how much each figure of each thread has grown: the kernel's, and ours."""
+    def _update(self, known: Iterable[int]) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
+        """The growth of each figure of each thread: the kernel's and BPF's."""
         names = self.tracer.names()
         self._ended.clear()
-        waits = self._ask(known)
+        waits = self._read(known)
         self._comms = {self._local[owner]: name for owner, name in names.items() if owner in self._local}
-        kernel = {(tid, name): value for tid, figures in self._asked.items() for name, value in figures.items()}
+        kernel = {(tid, name): value for tid, figures in self._stats_of.items() for name, value in figures.items()}
         bpf = {(owner, "count"): h.count for (_, owner), h in waits.items()}
         bpf |= {(owner, "ns"): h.sum_ns for (_, owner), h in waits.items()}
-        return dict(self._kernel.most(kernel)), dict(self._bpf.most(bpf))
+        return dict(self._kernel.growth(kernel)), dict(self._bpf.growth(bpf))
 
-    def _ask(self, known: Iterable[int]) -> dict[tuple[int, int], Histogram]:
-        """Asks the kernel of those who are ``known``, and of whom BPF has counted a wait; what that has counted.
+    def _read(self, known: Iterable[int]) -> dict[tuple[int, int], Histogram]:
+        """Read the kernel's figures of ``known`` threads and of those that BPF saw wait; returns BPF's histograms.
 
-        The kernel's word of exits comes first: whoever has ended by then is in BPF's histograms after that.
+        Exit events are read first: BPF's histograms, read afterwards, have the waits of all threads that have ended.
         """
         exits = self._exits.read() if self._exits else {}
         waits = self._by_local_tid(self.tracer.histograms())
         followed = {*known, *(owner for _, owner in waits)}
         for tid in followed - (self._ended - exits.keys()):
             if (figures := exits.get(tid) or self._stats.get(tid)) is not None:
-                self._asked[tid] = {name: figures[name] for name in _WANTED & figures.keys()}
+                self._stats_of[tid] = {name: figures[name] for name in _FIELDS & figures.keys()}
             else:
                 self._ended.add(tid)
         if self._exits and self._exits.lost:
             self._exits.lost = False
-            click.echo("threads ended too fast for the kernel to tell of them all", err=True)
+            click.echo("threads ended too fast: some of the kernel's exit events are lost", err=True)
         return waits
 
     def _by_local_tid(self, waits: dict[tuple[int, int], Histogram]) -> dict[tuple[int, int], Histogram]:
-        """The same by what threads are called here; one that ended before it was asked for has no such number."""
+        """``waits`` by tid in this pid namespace, without threads that ended before their tid was looked up."""
         self._local |= pids.to_local({owner for _, owner in waits})
         return {(which, self._local[owner]): h for (which, owner), h in waits.items() if owner in self._local}
 
@@ -156,7 +155,7 @@ Examples:
 
 
 def _threads_of(pid: int | str) -> list[int]:
-    """Its threads; of "*", all threads there are."""
+    """The threads of process ``pid``; with "*", of all processes."""
     return sorted(int(path.name) for path in Path("/proc").glob(f"{pid}/task/[0-9]*"))
 
 
@@ -168,7 +167,7 @@ def _comm(tid: int) -> str:
 
 
 def _picture(rows: list[dict[str, Any]]) -> str:
-    """The table, without the kinds of delay that nobody had."""
+    """The table, without delays that no thread had."""
     shown = [name for name in (rows[0] if rows else ()) if name in _ALWAYS or any(row[name] for row in rows)]
     cells = [{name: "-" if row[name] is None else row[name] for name in shown} for row in rows]
     return table(cells) if cells else ""

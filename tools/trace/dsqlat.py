@@ -19,12 +19,9 @@ _NUMBERED = {constant(f"{name}_DSQS"): name for name in ("PENDING", "CPU", "VTIM
 
 
 class TOOL(HistogramTool):
-    """How long tasks wait in each dispatch queue (DSQ) of sched_ext, by queue and by enclave, whatever sched_ext
-    scheduler is attached.
-    """
+    """Prints a histogram for each dispatch queue (DSQ) and enclave, with any sched_ext scheduler."""
 
     NAME = "dsqlat"
-    SUMMARY = "How long tasks wait in each sched_ext DSQ."
     TRACES = "time in DSQs"
     BREAKS_DOWN = False
 
@@ -47,16 +44,16 @@ class TOOL(HistogramTool):
         local_on = self._names["LOCAL_ON"]
         if id & local_on == local_on:
             return f"LOCAL_ON {id & 0xFFFFFFFF}"
-        for known, value in self._names.items():
+        for name, value in self._names.items():
             if id == value:
-                return known
-        if sched_ext.status().ops == _CORE and (name := _NUMBERED.get(id & ~0xFFFF)):
-            return f"{name} {id & 0xFFFF}"
+                return name
+        if sched_ext.status().ops == _CORE and (kind := _NUMBERED.get(id & ~0xFFFF)):
+            return f"{kind} {id & 0xFFFF}"
         return f"{id:#x}"
 
 
 def dsq_names() -> dict[str, int]:
-    """The DSQs that have names; a task on "none" is held by its scheduler, in a queue of its own."""
+    """Ids of DSQs by their names; "none" means that the task is in a queue of the scheduler's own."""
     ids = Btf.kernel().enum("scx_dsq_id_flags")
     names = {name: ids[f"SCX_DSQ_{name}"] for name in ("GLOBAL", "LOCAL", "LOCAL_ON", "INVALID")}
     names["none"] = names.pop("INVALID")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to trace: the command line's filters as constants of a BPF program."""
+"""Filters of events: the command line's options as constants of a BPF program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COMM_BYTES = 16
 
 
 class By(IntEnum):
-    """What histograms are broken down by (enum trace_by of bpf/tracers/trace.h)."""
+    """The breakdown of histograms (enum trace_by of bpf/tracers/trace.h)."""
 
     NOTHING = 0
     PROCESS = 1
@@ -28,7 +28,7 @@ class By(IntEnum):
 
 @dataclass(frozen=True)
 class Filters:
-    """Every filter that is given must match; ``cgroup`` matches what is below it, too."""
+    """An event must match all filters that are set; ``cgroup`` includes the cgroups below it."""
 
     pid: int | None = None
     tid: int | None = None
@@ -40,13 +40,13 @@ class Filters:
 
     @property
     def choose_tasks(self) -> bool:
-        """Whether some tasks are wanted, and others are not."""
+        """Whether the filters exclude tasks."""
         return self.command or any(
             given is not None for given in (self.pid, self.tid, self.comm, self.cgroup, self.enclave)
         )
 
     def constants(self) -> dict[str, int]:
-        """Values for the LINK_CONSTANTs of bpf/tracers/trace.bpf.h; raises GhostError where nothing can match."""
+        """Values of the LINK_CONSTANTs in bpf/tracers/trace.bpf.h; raises GhostError if nothing can match."""
         comm = _comm(self.comm)
         return {
             "tgid": _in_bpf(_process(self.pid), "process"),
@@ -60,21 +60,21 @@ class Filters:
         }
 
     def why_nothing(self) -> str:
-        """Why no event may have matched, as far as can be told."""
+        """The likely reason that no event matched."""
         for number, what in ((self.pid, "process"), (self.tid, "thread")):
             if number is not None and not Path(f"/proc/{number}").exists():
                 return f"{what} {number} has ended"
             if number is not None:
                 return f"{what} {number} was neither woken nor preempted meanwhile"
         if self.comm is not None:
-            return f'no task called "{self.comm}" did anything meanwhile (a name has at most 15 characters)'
+            return f'no event of a task named "{self.comm}" (a name has at most 15 characters)'
         if self.cgroup is not None:
-            return f"no task below {self.cgroup} did anything meanwhile"
+            return f"no event of a task in or below {self.cgroup}"
         if self.enclave is not None:
-            return f"no task of enclave {self.enclave} did anything meanwhile: ghostbpf enclave show {self.enclave}"
+            return f"no event of a task in enclave {self.enclave}: ghostbpf enclave show {self.enclave} lists its tasks"
         if self.cpu is not None:
-            return f"CPU {self.cpu} idled, or its task ran on and on"
-        return "nothing was to be seen in so short a time"
+            return f"CPU {self.cpu} was idle, or ran one task without a switch"
+        return "no event in this time"
 
 
 def _existing(number: int | None, what: str) -> int:
@@ -87,20 +87,20 @@ def _existing(number: int | None, what: str) -> int:
 
 
 def _in_bpf(number: int, what: str) -> int:
-    """The number by which BPF programs know a task; 0, no filter, stays 0."""
+    """The pid of ``number`` in the initial pid namespace, which BPF programs use; 0, no filter, stays 0."""
     if number and not (initial := pids.to_initial(number)):
         raise _none(what, number)
     return initial if number else 0
 
 
 def _none(what: str, number: int) -> GhostError:
-    return GhostError(f"there is no {what} {number}", hint="ps -eLf")
+    return GhostError(f"there is no {what} {number}", hint="ps -eLf lists them")
 
 
 def _process(number: int | None) -> int:
     pid = _existing(number, "process")
     if pid:
-        # The name on the first line may hold any bytes but a line feed.
+        # The name on the first line may have any byte except a line feed.
         status = dict(line.split(b":", 1) for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n") if line)
         if (process := int(status[b"Tgid"])) != pid:
             raise GhostError(f"{pid} is a thread of process {process}", hint=f"-t {pid}, or -p {process}")
@@ -109,7 +109,7 @@ def _process(number: int | None) -> int:
 
 def _comm(name: str | None) -> bytes:
     if name == "":
-        raise GhostError("a task's name has at least one character", hint="ps -eLo comm")
+        raise GhostError("a task's name has at least one character", hint="ps -eLo comm lists names")
     comm = os.fsencode(name or "")
     if len(comm) >= _COMM_BYTES:
         raise GhostError(
@@ -120,7 +120,7 @@ def _comm(name: str | None) -> bytes:
 
 
 def _cgroup(path: Path) -> int:
-    """A cgroup's id, which is its directory's inode number."""
+    """The id of a cgroup: its directory's inode number."""
     return Path(cgroups.find(str(path))).stat().st_ino
 
 
@@ -135,5 +135,5 @@ def _enclave(number: int | None) -> int:
 
 def _cpu(number: int) -> int:
     if not Path(f"/sys/devices/system/cpu/cpu{number}").exists():
-        raise GhostError(f"there is no CPU {number}", hint="lscpu -e")
+        raise GhostError(f"there is no CPU {number}", hint="lscpu -e lists them")
     return number

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histograms of times and of small numbers: how the kernel side keeps them, percentiles, and their look."""
+"""Histograms of times and of small numbers: the buckets of the BPF side, percentiles, and output."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Protocol, Self
 _SCALE = 1024
 _STARS, _NARROW_STARS = 40, 20
 _NARROW_ROWS = 32
-#: So much of the figures under a histogram is on one line of 79 with their indent and the blanks between them.
+#: The width of one line of figures without its indent and the blanks between them; the line has 79 columns.
 _FIGURES_WIDTH = 79 - 5 - 6 * 2
 
-#: The percentiles under every histogram, by name.
+#: The percentiles under each histogram, by name.
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 UNITS = {1_000: "usecs", 1_000_000: "msecs"}
@@ -22,7 +22,7 @@ UNITS = {1_000: "usecs", 1_000_000: "msecs"}
 
 @dataclass(frozen=True)
 class Row:
-    """Values from ``low`` to ``high``, both in whole units and inclusive, and how many there were."""
+    """The ``count`` of values from ``low`` to ``high``, in whole units and inclusive."""
 
     low: int
     high: int
@@ -30,11 +30,11 @@ class Row:
 
 
 class Distribution(Protocol):
-    """What can be printed and drawn."""
+    """A histogram that can be printed and drawn."""
 
     @property
     def unit(self) -> str:
-        """What its values are."""
+        """The unit of its values."""
         ...
 
     @property
@@ -43,11 +43,11 @@ class Distribution(Protocol):
         ...
 
     def rows(self) -> list[Row]:
-        """From 0 up to the last row that has a count."""
+        """The rows from 0 up to the last one with a count."""
         ...
 
     def place(self, value: float) -> float:
-        """Where in ``rows()`` a value is: 2.0 is the middle of the third."""
+        """The position of a value in ``rows()``: 2.0 is the middle of the third row."""
         ...
 
     def summary(self) -> dict[str, float]:
@@ -55,13 +55,13 @@ class Distribution(Protocol):
         ...
 
     def text(self) -> str:
-        """The picture and, under it, the percentiles."""
+        """The rows as bars, and the percentiles below."""
         ...
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts by bucket of bpf/tracers/trace.h; ``unit_ns`` is 1,000 or 1,000,000, sums and maxima are in ns."""
+    """Counts by the buckets of bpf/tracers/trace.h; ``unit_ns`` is 1,000 or 1,000,000, sum and maximum are in ns."""
 
     unit_ns: int
     counts: tuple[int, ...]
@@ -70,12 +70,12 @@ class Histogram:
 
     @classmethod
     def empty(cls, unit_ns: int, buckets: int) -> Self:
-        """One that has counted nothing."""
+        """A histogram without values."""
         return cls(unit_ns, (0,) * buckets, 0, 0)
 
     @property
     def count(self) -> int:
-        """How many times were counted."""
+        """The number of times."""
         return sum(self.counts)
 
     @property
@@ -85,16 +85,16 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """In units; 0 where nothing was counted."""
+        """The mean, in units; 0 without values."""
         return self.sum_ns / self.unit_ns / (self.count or 1)
 
     @property
     def max(self) -> float:
-        """In units."""
+        """The maximum, in units."""
         return self.max_ns / self.unit_ns
 
     def since(self, before: Histogram) -> Histogram:
-        """What was counted after ``before``; its maximum is exact only where it is the greatest yet."""
+        """The values counted since ``before``; the maximum is exact only if it is the largest so far."""
         counts = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
         highest = max((bucket for bucket, count in enumerate(counts) if count), default=None)
         edge = 0 if highest is None else edges(highest)[1] * self.unit_ns // _SCALE
@@ -102,17 +102,17 @@ class Histogram:
         return Histogram(self.unit_ns, counts, self.sum_ns - before.sum_ns, most)
 
     def percentile(self, share: float) -> float:
-        """The time, in units, that ``share`` of all are not above; right within an eighth."""
-        wanted, seen = share * self.count, 0
+        """The time, in units, that a ``share`` of all times do not exceed; accurate to 1/8."""
+        rank, seen = share * self.count, 0
         for bucket, count in enumerate(self.counts):
-            if count and seen + count >= wanted:
+            if count and seen + count >= rank:
                 low, high = edges(bucket)
-                return min((low + (high - low) * (wanted - seen) / count) / _SCALE, self.max)
+                return min((low + (high - low) * (rank - seen) / count) / _SCALE, self.max)
             seen += count
         return self.max
 
     def rows(self) -> list[Row]:
-        """A row for each power of two, from 0 up to the last that has a count."""
+        """A row for each power of two, from 0 up to the last one with a count."""
         counts: dict[int, int] = {}
         for bucket, count in enumerate(self.counts):
             if count:
@@ -122,7 +122,7 @@ class Histogram:
         return [Row(1 << n if n else 0, (2 << n) - 1, counts.get(n, 0)) for n in range(last + 1)]
 
     def place(self, value: float) -> float:
-        """Where in ``rows()`` a time is: 2.0 is the middle of the third."""
+        """The position of a time in ``rows()``: 2.0 is the middle of the third row."""
         return math.log2(max(value, 1)) - 0.5
 
     def summary(self) -> dict[str, float]:
@@ -131,7 +131,7 @@ class Histogram:
         return {**values, "max": self.max, "avg": self.mean}
 
     def text(self) -> str:
-        """The picture and, under it, the percentiles."""
+        """The rows as bars, and the percentiles below."""
         figures = [f"{name} {_short(value)}" for name, value in self.summary().items()]
         figures.append(f"({self.count} in all)")
         lines = [figures] if sum(map(len, figures)) <= _FIGURES_WIDTH else [figures[:4], figures[4:]]
@@ -140,18 +140,18 @@ class Histogram:
 
 @dataclass(frozen=True)
 class LinearHistogram:
-    """Counts of small whole numbers, such as queue lengths: how often there was each, from 0 on."""
+    """Counts of small whole numbers from 0 on, such as queue lengths."""
 
     unit: str
     counts: tuple[int, ...]
 
     @property
     def count(self) -> int:
-        """How many numbers were counted."""
+        """The number of values."""
         return sum(self.counts)
 
     def percentile(self, share: float) -> int:
-        """The least number such that ``share`` of all are not above it."""
+        """The smallest number that a ``share`` of all values do not exceed."""
         left = share * self.count
         for value, count in enumerate(self.counts):
             left -= count
@@ -160,12 +160,12 @@ class LinearHistogram:
         return len(self.counts) - 1
 
     def rows(self) -> list[Row]:
-        """A row for each number, from 0 up to the last that has a count."""
+        """A row for each number, from 0 up to the last one with a count."""
         last = max((value for value, count in enumerate(self.counts) if count), default=-1)
         return [Row(value, value, self.counts[value]) for value in range(last + 1)]
 
     def place(self, value: float) -> float:
-        """Where in ``rows()`` a number is."""
+        """The position of a number in ``rows()``."""
         return value
 
     def summary(self) -> dict[str, float]:
@@ -175,13 +175,13 @@ class LinearHistogram:
         return {**values, "max": max(len(self.rows()) - 1, 0), "avg": round(mean, 3)}
 
     def text(self) -> str:
-        """The picture and, under it, the percentiles."""
+        """The rows as bars, and the percentiles below."""
         figures = [*(f"{name} {value:g}" for name, value in self.summary().items()), f"({self.count} in all)"]
         return "\n".join([linear_picture(self.rows(), self.unit), "     " + "  ".join(figures)])
 
 
 def edges(bucket: int) -> tuple[int, int]:
-    """A bucket's lowest value and the one after its highest, in 1/1024ths of the unit."""
+    """The lowest value of a bucket and of the next one, in 1/1024 of the unit."""
     if bucket < 8:
         return bucket, bucket + 1
     power, step = bucket // 8 + 2, bucket % 8
@@ -189,7 +189,7 @@ def edges(bucket: int) -> tuple[int, int]:
 
 
 def picture(rows: Iterable[Row], label: str) -> str:
-    """The look of bcc's print_log2_hist(): a row a power of two, 40 stars for the greatest."""
+    """The format of bcc's print_log2_hist(): a row for each power of two, and 40 stars for the largest count."""
     rows = list(rows)
     wide = len(rows) > _NARROW_ROWS
     stars, width = (_NARROW_STARS, 20) if wide else (_STARS, 10)
@@ -203,7 +203,7 @@ def picture(rows: Iterable[Row], label: str) -> str:
 
 
 def linear_picture(rows: Iterable[Row], label: str) -> str:
-    """The look of bcc's print_linear_hist(): a row a value."""
+    """The format of bcc's print_linear_hist(): a row for each value."""
     rows = list(rows)
     most = max((row.count for row in rows), default=0)
     lines = [f"     {label:<13} : count     distribution"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a tracer: attach, wait, print, until the time, the command or Ctrl-C ends it."""
+"""Runs a tracer: attaches it and prints reports until a time-out, the command's end or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Pace:
-    """When to print: every ``interval`` seconds, ``count`` times, and after ``duration`` seconds at the latest."""
+    """When to print: every ``interval`` seconds, ``count`` times; ``duration`` seconds end the trace."""
 
     interval: float | None = None
     count: int | None = None
@@ -45,7 +45,7 @@ class Output:
 
 
 class Printer:
-    """Prints reports as they come, and keeps what is to be plotted."""
+    """Prints reports, and keeps histograms for the plot."""
 
     def __init__(self, tool: Tool, output: Output) -> None:
         self._tool, self._output = tool, output
@@ -53,13 +53,13 @@ class Printer:
         self.plotted: list[tuple[float, list[HistogramSection]]] = []
 
     def show(self, sections: Iterable[Section], seconds: float | None = None) -> None:
-        """Print the sections that hold something; with ``seconds``, they are the report on so much time."""
-        found = [section for section in sections if section.events]
-        self.events += sum(section.events for section in found)
+        """Print the sections that have events; with ``seconds``, they are the report on that time."""
+        filled = [section for section in sections if section.events]
+        self.events += sum(section.events for section in filled)
         if seconds is not None:
-            self.plotted.append((seconds, [s for s in found if isinstance(s, HistogramSection)]))
+            self.plotted.append((seconds, [s for s in filled if isinstance(s, HistogramSection)]))
         if self._output.as_json:
-            for section in found:
+            for section in filled:
                 for line in section.json():
                     click.echo(
                         json.dumps({**self._stamp(), **({"seconds": round(seconds, 3)} if seconds else {}), **line})
@@ -67,11 +67,11 @@ class Printer:
             return
         if seconds is not None and self._output.timestamps:
             click.echo(datetime.now().strftime("%H:%M:%S"))
-        for section in found:
+        for section in filled:
             click.echo(section.text() + ("\n" if seconds is not None else ""))
 
     def end(self, seconds: float, drops: int, missed: Missed) -> None:
-        """Say what was lost, and why there is nothing if there is nothing."""
+        """Print the numbers of lost events and, if there were no events, the likely reason."""
         if self._output.as_json:
             end = {"type": "end", "seconds": round(seconds, 3), "events": self.events, "drops": drops}
             click.echo(json.dumps({**self._stamp(), **end, **missed._asdict()}))
@@ -80,7 +80,7 @@ class Printer:
         if any(missed):
             click.echo(
                 f"{missed.unended} times were unended and {missed.unannounced} unannounced, and are not in the "
-                "figures: the kernel did not tell of all switches",
+                "figures: the kernel did not report all switches",
                 err=True,
             )
         if not self.events:
@@ -91,9 +91,9 @@ class Printer:
 
 
 def run(tool: Tool, pace: Pace, output: Output, command: tuple[str, ...]) -> int:
-    """Trace, and print as ``pace`` and ``output`` say; the exit status: ``command``'s, where there is one."""
+    """Trace and print reports; returns the exit status, which is the ``command``'s if there is one."""
     _check_plot(output.plot)
-    with _signals_wait():
+    with _signals_blocked():
         child = Command(command) if command else None
         try:
             status = _trace(tool, pace, output, child)
@@ -131,27 +131,27 @@ def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int
 
 
 def _moments(pace: Pace, started: float, child: Command | None) -> Iterator[bool]:
-    """Every tenth of a second False, and True when a report is due; ends after the last one."""
-    over = started + (pace.duration if pace.duration is not None else math.inf)
+    """Yields every 0.1 s whether a report is due; ends after the last report."""
+    end = started + (pace.duration if pace.duration is not None else math.inf)
     left = pace.count if pace.count is not None else math.inf
     due = started + (pace.interval or math.inf)
     while left > 0:
-        until = min(due, over, time.monotonic() + _POLL_SECONDS)
+        until = min(due, end, time.monotonic() + _POLL_SECONDS)
         ended = _wait(until - time.monotonic(), child)
         now = time.monotonic()
-        if ended or now >= over:
+        if ended or now >= end:
             yield True
             return
         yield now >= due
         if now >= due:
             left -= 1
             interval = pace.interval or math.inf
-            # Where a report was late, the next one still has most of an interval to report on.
+            # After a late report, the next one still covers at least half an interval.
             due = max(due, now - interval / 2) + interval
 
 
 def _wait(seconds: float, child: Command | None) -> bool:
-    """Wait so long, or less where a signal or the command's end comes; whether it is time to end."""
+    """Wait up to ``seconds`` for a signal or the command's end; returns whether one came."""
     seconds = max(seconds, 0)
     if child is not None:
         return child.wait(seconds) is not None
@@ -160,7 +160,7 @@ def _wait(seconds: float, child: Command | None) -> bool:
 
 def _draw(path: Path, name: str, reports: list[tuple[float, list[HistogramSection]]]) -> bool:
     if not any(sections for _, sections in reports):
-        click.echo(f"there is nothing to draw: no {path}", err=True)
+        click.echo(f"nothing to draw: {path} is not written", err=True)
         return True
     from . import plot
 
@@ -184,12 +184,12 @@ def _check_plot(path: Path | None) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise GhostError("--plot takes matplotlib", hint="apt install python3-matplotlib") from None
+        raise GhostError("--plot needs matplotlib", hint="apt install python3-matplotlib") from None
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
-    """For the block, the signals that would end us wait to be asked for."""
+def _signals_blocked() -> Iterator[None]:
+    """Block signals that would end this process, so that sigtimedwait() receives them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *termination_signals()})
     try:
         yield

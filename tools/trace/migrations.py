@@ -10,30 +10,29 @@ import click
 from tabulate import tabulate
 
 from .classes import ext_class
-from .counts import Counted
+from .counts import Counters
 from .report import Section, Table
 from .tool import Tool
 from .tracer import Tracer, comm, ffi
 
 
 class TOOL(Tool):
-    """Moves of tasks between CPUs: task by task with their reasons, and as a matrix of CPUs.
+    """Moves of tasks between CPUs: for each task with the reasons, and as a matrix of CPUs.
 
     \b
-    Reasons: fork, exec, wakeup; affinity (it may not stay where it was),
-    stopper (its CPU goes away, or it is taken as it runs), ext (its sched_ext
-    scheduler), balance (load balancing).
+    Reasons: fork, exec, wakeup; affinity (the task may not use its previous
+    CPU), stopper (the CPU goes offline, or a running task is moved), ext
+    (the sched_ext scheduler), balance (load balancing).
     """
 
     NAME = "migrations"
-    SUMMARY = "Which tasks move from CPU to CPU, and why."
     TRACES = "migrations"
     BREAKS_DOWN = False
     PLOTS = False
     OPTIONS = (
-        click.Option(["-M", "--matrix"], is_flag=True, help="Only the matrix of CPUs."),
+        click.Option(["-M", "--matrix"], is_flag=True, help="Print only the matrix of CPUs."),
         click.Option(
-            ["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="So many rows; JSON has all."
+            ["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="Number of rows; JSON has all."
         ),
     )
 
@@ -41,7 +40,7 @@ class TOOL(Tool):
         return Tracer(self.NAME, self.request.filters, constants=ext_class(), header="migrations.h")
 
     def begin(self) -> None:
-        self._counted = Counted()
+        self._counters = Counters()
         reasons = ffi("migrations.h").typeof("enum migration_reason").elements
         self._reasons = {number: name.removeprefix("MOVED_").lower() for number, name in reasons.items()}
 
@@ -50,7 +49,7 @@ class TOOL(Tool):
             (key.tid, comm(key.comm), getattr(key, "from"), key.to, self._reasons[key.reason]): count
             for key, count in self.tracer.hash("moves", "struct migration_key", "u64").items()
         }
-        moves = self._counted.most(now)
+        moves = self._counters.growth(now)
         if not self.request.options["matrix"]:
             rows = [
                 {"tid": tid, "comm": name, "from": start, "to": end, "reason": reason, "count": count}

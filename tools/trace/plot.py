@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histograms drawn: bars for one report, a heat map over time for several; with matplotlib, imported only here."""
+"""Draws histograms with matplotlib, which only this module imports: bars for one report, a heat map for several."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from matplotlib.figure import Figure
 from .histogram import Distribution, Row
 from .report import HistogramSection
 
-#: How many histograms fit into a picture; the busiest are drawn.
+#: The maximum number of histograms in a picture: those with the most values.
 MOST = 12
 _LABELS = 40
 _WIDTH, _HEIGHT = 8.0, 3.4
 _COLOUR, _MARK = "#3b6ea5", "#b03a2e"
 
-#: What was reported at the end of so many seconds.
+#: Reports, each with its length in seconds.
 Reports = Sequence[tuple[float, Sequence[HistogramSection]]]
 
 
 def draw(path: Path, tool: str, reports: Reports) -> None:
-    """Draw all ``reports`` into ``path``, whose suffix tells the format; there must be a histogram in one."""
+    """Draw ``reports``, which have at least one histogram, to ``path``, the suffix of which selects the format."""
     series = _series(reports)
     figure = Figure(figsize=(_WIDTH, _HEIGHT * len(series)), layout="constrained")
     for axes, (label, histograms) in zip(figure.subplots(len(series), squeeze=False)[:, 0], series, strict=True):
@@ -39,13 +39,13 @@ def draw(path: Path, tool: str, reports: Reports) -> None:
 
 
 def _series(reports: Reports) -> list[tuple[str, list[Distribution | None]]]:
-    """Each histogram through all reports (None where it is not in one), the ones that counted most first."""
-    found: dict[str, list[Distribution | None]] = {}
+    """Each histogram in all reports (None in a report without it), those with the most values first."""
+    series: dict[str, list[Distribution | None]] = {}
     for number, (_, sections) in enumerate(reports):
         for section in sections:
             label = " ".join(part for part in (section.name, section.label) if part)
-            found.setdefault(label, [None] * len(reports))[number] = section.histogram
-    busiest = sorted(found.items(), key=lambda item: -sum(h.count for h in item[1] if h))
+            series.setdefault(label, [None] * len(reports))[number] = section.histogram
+    busiest = sorted(series.items(), key=lambda item: -sum(h.count for h in item[1] if h))
     return busiest[:MOST]
 
 
@@ -83,7 +83,7 @@ def _column(histogram: Distribution | None, height: int) -> list[int]:
 
 
 def _ticks(rows: Sequence[Row]) -> tuple[range, list[str]]:
-    """Where labels are, and what they say: of many rows, of some."""
+    """Positions and texts of the labels: for up to _LABELS rows."""
     step = 1 + len(rows) // _LABELS
     return range(0, len(rows), step), [_short(row.low) for row in rows[::step]]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tracers report: histograms, tables and stacks, each as text and as JSON objects (see schema.json)."""
+"""Sections of reports: histograms, tables and stacks, as text and as JSON objects (see schema.json)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class Section(Protocol):
     """A part of a report."""
 
     def text(self) -> str:
-        """For people."""
+        """The section as text."""
         ...
 
     def json(self) -> Iterator[dict[str, Any]]:
-        """For programs: objects without the fields that every line has."""
+        """The section as JSON objects, without the fields that each line has."""
         ...
 
     @property
     def events(self) -> int:
-        """How much there is in it; nothing, and it is not printed."""
+        """The number of events; a section without events is not printed."""
         ...
 
 
 @dataclass(frozen=True)
 class HistogramSection:
-    """A histogram; ``name`` tells it from the tool's others, ``by`` says whose it is, as {"pid": 185, "comm": "sh"}."""
+    """A histogram; ``name`` identifies it among the tool's, ``by`` is its breakdown, as {"pid": 185, "comm": "sh"}."""
 
     name: str
     histogram: Distribution
@@ -43,7 +43,7 @@ class HistogramSection:
 
     @property
     def label(self) -> str:
-        """Whose it is, on one line."""
+        """The breakdown on one line."""
         return " ".join(printable(value) if key == "comm" else f"{key} = {value}" for key, value in self.by.items())
 
     def text(self) -> str:
@@ -65,9 +65,9 @@ class HistogramSection:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with the same keys, the first ``top`` of them for people (0: all).
+    """Rows with the same keys, of which text has the first ``top`` (0: all).
 
-    ``picture`` is printed in their place where it says it better.
+    ``picture``, if set, is the text in place of the table.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack from the innermost frame out, and the time spent under it."""
+    """A stack, innermost frame first, and the time spent in it."""
 
     frames: Sequence[str]
     comm: str
@@ -103,7 +103,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Stacks:
-    """Stacks and their times; ``folded`` is one a line for flame graphs: outermost;…;innermost usecs."""
+    """Stacks and their times; ``folded`` is one line for each, for flame graphs: outermost;…;innermost usecs."""
 
     name: str
     stacks: Sequence[Stack]
@@ -143,5 +143,5 @@ class Stacks:
 
 
 def _foldable(name: str) -> str:
-    """A name without the character that parts frames."""
+    """A name without the separator of frames."""
     return printable(name).replace(";", r"\x3b")

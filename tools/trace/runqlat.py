@@ -5,9 +5,10 @@ from .tool import HistogramTool
 
 
 class TOOL(HistogramTool):
-    """From wakeup (or preemption) to running, for tasks of every scheduling class, sched_ext included."""
+    """A wait begins at a wakeup or a preemption, and ends when the task runs. Tasks of all scheduling classes count,
+    including sched_ext.
+    """
 
     NAME = "runqlat"
-    SUMMARY = "How long tasks wait for a CPU."
     TRACES = "run queue latency"
     HISTOGRAMS = (("wait", ""),)

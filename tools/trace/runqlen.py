@@ -16,23 +16,28 @@ from .tracer import Tracer
 
 
 class TOOL(Tool):
-    """How many tasks wait on each CPU, by samples: tasks of every class, those of sched_ext included."""
+    """Waiting tasks of all scheduling classes count, including sched_ext."""
 
     NAME = "runqlen"
-    SUMMARY = "How many tasks wait on each CPU, by samples."
     TRACES = "run queue lengths"
     BREAKS_DOWN = False
     TIMES = False
     EXAMPLES = """\b
 Examples:
-  {name} -C 3 -d 10            ten seconds of one CPU
-  {name} -O --per-cpu 1        how much of each second somebody waited
+  {name} -C 3 -d 10            one CPU, for 10 s
+  {name} -O --per-cpu 1        how often tasks wait, each second and CPU
 
 """
     OPTIONS = (
-        click.Option(["-O", "--runqocc"], is_flag=True, help="Occupancy: how often anybody waited."),
+        click.Option(["-O", "--runqocc"], is_flag=True, help="Report occupancy: how often tasks waited."),
         click.Option(["--per-cpu"], is_flag=True, help="A histogram for each CPU."),
-        click.Option(["-F", "--frequency"], type=click.IntRange(1, 10_000), default=99, show_default=True, help="Hz."),
+        click.Option(
+            ["-F", "--frequency"],
+            type=click.IntRange(1, 10_000),
+            default=99,
+            show_default=True,
+            help="Samples per second.",
+        ),
     )
 
     def make(self) -> Tracer:
@@ -49,10 +54,10 @@ Examples:
         cpus = [tuple(map(operator.sub, *counts)) for counts in zip(now, self._before, strict=True)]
         self._before = now
         if self.request.options["per_cpu"]:
-            found = [(_lengths(counts), {"cpu": cpu}) for cpu, counts in enumerate(cpus)]
+            sections = [(_lengths(counts), {"cpu": cpu}) for cpu, counts in enumerate(cpus)]
         else:
-            found = [(_lengths(tuple(map(sum, zip(*cpus, strict=True)))), {})]
-        for lengths, by in found:
+            sections = [(_lengths(tuple(map(sum, zip(*cpus, strict=True)))), {})]
+        for lengths, by in sections:
             if not lengths.count:
                 continue
             yield (
@@ -62,7 +67,7 @@ Examples:
             )
 
     def _samples(self) -> list[tuple[int, ...]]:
-        """How often so many waited, by CPU."""
+        """For each CPU, how often each number of tasks waited."""
         return [tuple(cpu.samples) for cpu in self.tracer.per_cpu("counts", "struct runqlen_counts")[0]]
 
 
@@ -81,7 +86,9 @@ def _offsets() -> dict[str, int]:
     rq = btf.members(btf.struct_id("rq"))
     fair = btf.members(btf.struct_id("cfs_rq"))
     if "rq" not in fair:
-        raise KernelUnsupported("cfs_rq.rq", "this kernel's run queues cannot be found: no CONFIG_FAIR_GROUP_SCHED")
+        raise KernelUnsupported(
+            "cfs_rq.rq", "this kernel has no struct cfs_rq.rq", hint="boot a kernel with CONFIG_FAIR_GROUP_SCHED=y"
+        )
     return {
         "cfs_rq_rq": fair["rq"].offset,
         "rq_nr_running": rq["nr_running"].offset,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long waits for a CPU, and who is to blame; see bpf/tracers/runqslower.bpf.c."""
+"""Long waits for a CPU, and the tasks that ran meanwhile; see bpf/tracers/runqslower.bpf.c."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ _WIDTH = 80
 
 
 class TOOL(Tool):
-    """Waits for a CPU that were longer than MIN, as they end, each with those who ran on that CPU meanwhile, the
-    greediest first.
+    """Waits for a CPU that were longer than --min, printed as they end, each with the tasks that ran on that CPU
+    meanwhile, longest first.
     """
 
     NAME = "runqslower"
-    SUMMARY = "Long waits for a CPU, and who ran instead."
     TRACES = "run queue latency that is too long"
     BREAKS_DOWN = False
     PLOTS = False
@@ -36,10 +35,14 @@ class TOOL(Tool):
             default=10_000,
             show_default=True,
             metavar="USECS",
-            help="Shorter waits are not shown.",
+            help="Omit shorter waits.",
         ),
         click.Option(
-            ["-n", "--culprits"], type=click.IntRange(0, 16), default=3, show_default=True, help="Show so many."
+            ["-n", "--culprits"],
+            type=click.IntRange(0, 16),
+            default=3,
+            show_default=True,
+            help="Number of other tasks.",
         ),
     )
 
@@ -63,16 +66,16 @@ class TOOL(Tool):
         return self.poll()
 
     def _receive(self, data: bytes) -> None:
-        record = self._ffi.from_buffer("struct slow_wait *", data)  # what it points to lives as long as it does
+        record = self._ffi.from_buffer("struct slow_wait *", data)  # must outlive wait, a view of it
         wait = record[0]
         size = len(wait.culprits)
         order = [wait.culprits[(wait.head - 1 - n) % size] for n in range(min(wait.head, size))]
         ran: dict[tuple[int, str], int] = {}
         for culprit in order:
             if culprit.until > wait.since:
-                who = (culprit.tid, comm(culprit.comm))
-                ran[who] = ran.get(who, 0) + min(culprit.ran, culprit.until - wait.since)
-        greediest = sorted(ran.items(), key=lambda item: -item[1])[: self.request.options["culprits"]]
+                task = (culprit.tid, comm(culprit.comm))
+                ran[task] = ran.get(task, 0) + min(culprit.ran, culprit.until - wait.since)
+        longest = sorted(ran.items(), key=lambda item: -item[1])[: self.request.options["culprits"]]
         self._waits.append(
             {
                 "at": datetime.now().strftime("%H:%M:%S"),
@@ -81,7 +84,7 @@ class TOOL(Tool):
                 "pid": wait.tgid,
                 "cpu": wait.cpu,
                 "usecs": wait.waited // 1000,
-                "culprits": [{"tid": tid, "comm": name, "usecs": ns // 1000} for (tid, name), ns in greediest],
+                "culprits": [{"tid": tid, "comm": name, "usecs": ns // 1000} for (tid, name), ns in longest],
             }
         )
 
@@ -90,14 +93,14 @@ class TOOL(Tool):
             "" if self._headed else f"{'TIME':<8} {'COMM':<15} {'TID':>7} {'CPU':>3} {'LAT(us)':>8}  RAN INSTEAD (us)\n"
         )
         self._headed = True
-        who = f"{wait['at']:<8} {printable(wait['comm']):<15} {wait['tid']:>7} {wait['cpu']:>3} {wait['usecs']:>8}  "
+        waiter = f"{wait['at']:<8} {printable(wait['comm']):<15} {wait['tid']:>7} {wait['cpu']:>3} {wait['usecs']:>8}  "
         culprits = [f"{printable(c['comm'])} {c['tid']} ({c['usecs']})" for c in wait["culprits"]]
-        blamed = _lines(culprits, _WIDTH - len(who))
-        return head + who + f"\n{'':{len(who)}}".join(blamed)
+        lines = _lines(culprits, _WIDTH - len(waiter))
+        return head + waiter + f"\n{'':{len(waiter)}}".join(lines)
 
 
 def _lines(words: list[str], width: int) -> list[str]:
-    """The words, as many on a line as there is room for, and one at least."""
+    """Fill lines of ``width`` with words, at least one in each."""
     lines: list[str] = []
     for word in words:
         if lines and len(lines[-1]) + len(word) + 2 < width:

@@ -12,7 +12,7 @@ from .report import Section, Table
 from .tool import Tool
 from .tracer import Tracer
 
-#: In the order of enum sched_class_id: name and letter, and the order in which they are drawn.
+#: Names and letters in the order of enum sched_class_id, and the order in which they are drawn.
 _CLASSES = (
     ("CFS", "c"),
     ("FIFO", "f"),
@@ -26,15 +26,14 @@ _CLASSES = (
 )
 _DRAWN = (7, 6, 1, 2, 0, 3, 5, 8, 4)
 _WIDTH = 72
-#: How soon it is seen who had a CPU as the trace began.
+#: Samples find the tasks that run when the trace begins.
 _HERTZ = 100
 
 
 class TOOL(Tool):
-    """How each CPU's time went, by the class that tasks really were in. After ghOSt's schedclasstop."""
+    """The class is the one in which a task runs, whatever its policy is. After ghOSt's schedclasstop."""
 
     NAME = "schedclasstop"
-    SUMMARY = "CPU time by scheduling class, for each CPU."
     TRACES = "CPU time by scheduling class"
     BREAKS_DOWN = False
     PLOTS = False
@@ -50,7 +49,7 @@ class TOOL(Tool):
         now = self._times()
         before = self._before or [[0] * len(_CLASSES) for _ in now]
         self._before = now
-        # Less than before: the task that was on the CPU then has changed its class since.
+        # A time decreases if the task that was running in the previous report has changed its class since.
         spent = [[max(n - b, 0) for n, b in zip(*cpu, strict=True)] for cpu in zip(now, before, strict=True)]
         rows = [
             {"cpu": cpu, "class": _CLASSES[index][0], "cpu_seconds": round(ns / 1e9, 6)}
@@ -61,14 +60,14 @@ class TOOL(Tool):
         yield Table("class", rows, picture=_picture(spent, seconds))
 
     def _times(self) -> list[list[int]]:
-        """ns by class for each CPU, with what the task that is on it has had so far."""
-        found = []
+        """The ns of each class for each CPU, including the running task's time so far."""
+        by_cpu = []
         for cpu in self.tracer.per_cpu("times", "struct class_time")[0]:
             times = list(cpu.ns)
             if cpu.since and cpu.current < len(times):
                 times[cpu.current] += max(time.monotonic_ns() - cpu.since, 0)
-            found.append(times)
-        return found
+            by_cpu.append(times)
+        return by_cpu
 
 
 def _picture(spent: list[list[int]], seconds: float) -> str:

@@ -16,13 +16,12 @@ _TOP = 99
 
 
 class TOOL(Tool):
-    """How much of its fair share of the CPUs each task got: 1x is just that. A row a priority (nice + 20), the share
-    in tenths, and each row scaled to 99. Once for each time from wakeup to block, once for each task's whole trace.
-    After ghOSt's schedfair.
+    """The CPU time of tasks over their fair share of the CPUs, which is 1x: a row for each priority (nice + 20), a
+    column for each tenth of the share, and each row scaled to 99. The first table has each time from wakeup to block,
+    the second each task's whole trace. After ghOSt's schedfair.
     """
 
     NAME = "schedfair"
-    SUMMARY = "Fairness: the CPU time tasks got over their fair share."
     TRACES = "run time and fair shares"
     BREAKS_DOWN = False
     PLOTS = False
@@ -53,7 +52,7 @@ class TOOL(Tool):
 
 
 def _short(count: int) -> str:
-    """In five characters at most."""
+    """``count`` in at most five characters."""
     for unit in ("", "k", "M", "G"):
         if count < 10_000:
             return f"{count}{unit}"

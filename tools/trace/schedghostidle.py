@@ -12,10 +12,11 @@ from .tracer import Tracer, ffi
 
 
 class TOOL(HistogramTool):
-    """How long a CPU idles until a policy has a task for it, for the CPUs of enclaves. After ghOSt's schedghostidle."""
+    """A time begins when a CPU of an enclave becomes idle, and ends when a policy latches a task. After ghOSt's
+    schedghostidle.
+    """
 
     NAME = "schedghostidle"
-    SUMMARY = "How long enclaves' CPUs idle until a task is latched."
     TRACES = "idle CPUs until a task is latched"
     HISTOGRAMS = (("idle_to_latched", "Latency of a CPU going Idle until a task is Latched:\n" + "-" * 52),)
 
@@ -28,7 +29,11 @@ class TOOL(HistogramTool):
         self._counted = dict.fromkeys(_COUNTS, 0)
 
     def why_nothing(self) -> str:
-        return super().why_nothing() if self.tracer.has_core else "there are no enclaves: ghostbpf run biff -- make"
+        return (
+            super().why_nothing()
+            if self.tracer.has_core
+            else "there are no enclaves: ghostbpf run biff -- CMD makes one"
+        )
 
     def report(self, seconds: float) -> Iterable[Section]:
         yield from super().report(seconds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for addresses: bcc's own symbol caches, by cffi."""
+"""The names of functions by their addresses, from bcc's symbol caches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KERNEL = -1
 
 
 class Symbols:
-    """Looks up addresses in the kernel and in processes; one that has ended has no names any more."""
+    """Looks up addresses in the kernel and in living processes."""
 
     def __init__(self) -> None:
         self._ffi = cffi.FFI()
@@ -32,7 +32,7 @@ class Symbols:
         )
         self._lib: Any = self._ffi.dlopen(str(_bcc.library()))
         self._caches: dict[int, Any] = {}
-        self._named = functools.lru_cache(maxsize=1 << 16)(self._name)
+        self._cached_name = functools.lru_cache(maxsize=1 << 16)(self._name)
 
     def __enter__(self) -> Self:
         return self
@@ -45,18 +45,18 @@ class Symbols:
         self._caches.clear()
 
     def kernel(self, address: int) -> str:
-        """The kernel function that ``address`` is in."""
-        return self._named(_KERNEL, address)
+        """The kernel function at ``address``."""
+        return self._cached_name(_KERNEL, address)
 
     def user(self, pid: int, address: int) -> str:
-        """The function of process ``pid`` that ``address`` is in."""
-        return self._named(pid, address)
+        """The function of process ``pid`` at ``address``."""
+        return self._cached_name(pid, address)
 
     def _name(self, pid: int, address: int) -> str:
         if pid not in self._caches:
-            # bcc reads /proc. Process 0 has no user's memory, and so has a process that /proc does not show no names.
-            seen = pid if pid == _KERNEL else pids.to_local([pid]).get(pid, 0)
-            self._caches[pid] = self._lib.bcc_symcache_new(seen, self._ffi.NULL)
+            # bcc reads /proc/PID, with the pid in this namespace. A process without one gets 0, which has no symbols.
+            local = pid if pid == _KERNEL else pids.to_local([pid]).get(pid, 0)
+            self._caches[pid] = self._lib.bcc_symcache_new(local, self._ffi.NULL)
         symbol: Any = self._ffi.new("struct bcc_symbol *")
         if self._lib.bcc_symcache_resolve(self._caches[pid], address, symbol) < 0:
             return self._unknown(symbol)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's delay accounting of a task, over generic netlink; laid out as the running kernel's BTF says.
+"""The kernel's delay accounting of a task, over generic netlink, with the struct's layout from the kernel's BTF.
 
-(pyroute2's own TaskStats knows the layout of two versions of the struct; kernels have had others.)
+(pyroute2's TaskStats has the layouts of two versions of the struct; there are more.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...loaders.btf import Btf
 from ...loaders.errors import GhostError, KernelUnsupported, PermissionMissing
 from ...loaders.netlink import NetlinkEvents
 
-_GET = 1
+_TASKSTATS_CMD_GET = 1
 _ATTRIBUTES = (
     ("TASKSTATS_TYPE_UNSPEC", "none"),
     ("TASKSTATS_TYPE_PID", "uint32"),
@@ -30,7 +30,7 @@ _ATTRIBUTES = (
 )
 _SYSCTL = Path("/proc/sys/kernel/task_delayacct")
 _POSSIBLE = Path("/sys/devices/system/cpu/possible")
-_TYPE, _ERROR = slice(4, 6), slice(16, 20)  # of struct nlmsghdr, and of struct nlmsgerr behind it
+_TYPE, _ERROR = slice(4, 6), slice(16, 20)  # in struct nlmsghdr, and in struct nlmsgerr after it
 
 
 class _Message(genlmsg):  # type: ignore[misc]
@@ -50,7 +50,7 @@ class _Request(genlmsg):  # type: ignore[misc]
 
 
 class TaskStats:
-    """Asks for struct taskstats of one thread at a time."""
+    """Queries struct taskstats, one thread at a time."""
 
     def __init__(self) -> None:
         self._socket: Any = GenericNetlinkSocket()
@@ -59,8 +59,10 @@ class TaskStats:
         except NetlinkError as error:
             self._socket.close()
             if error.code == errno.EPERM:
-                raise PermissionMissing("CAP_NET_ADMIN", "ask for delay accounting") from None
-            raise KernelUnsupported("taskstats", "this kernel has no CONFIG_TASKSTATS") from None
+                raise PermissionMissing("CAP_NET_ADMIN", "read delay accounting") from None
+            raise KernelUnsupported(
+                "taskstats", "this kernel has no taskstats", hint="boot a kernel with CONFIG_TASKSTATS=y"
+            ) from None
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +73,7 @@ class TaskStats:
         self._socket.close()
 
     def get(self, tid: int) -> dict[str, int] | None:
-        """Every number in thread ``tid``'s struct taskstats, by member name; None if it has ended."""
+        """The numbers in struct taskstats of thread ``tid`` by member name; None if it has ended."""
         request = _request("TASKSTATS_CMD_ATTR_PID", tid)
         try:
             answers = self._socket.nlm_request(request, msg_type=self._socket.prid, msg_flags=NLM_F_REQUEST)
@@ -83,12 +85,12 @@ class TaskStats:
         return _figures(aggregate)
 
     def exits(self) -> Exits:
-        """What the kernel says of threads that end from now on. Raises KernelUnsupported in a container."""
+        """Subscribe to exits of threads; raises KernelUnsupported in a container."""
         return Exits(self._socket.prid)
 
 
 class Exits(NetlinkEvents):
-    """The last figures of every thread that ends, anywhere on the machine; ``family`` is the number of taskstats."""
+    """The last figures of each thread of the machine that ends; ``family`` is taskstats' netlink family."""
 
     def __init__(self, family: int) -> None:
         self._family = family
@@ -96,7 +98,7 @@ class Exits(NetlinkEvents):
         super().__init__(NETLINK_GENERIC)
 
     def read(self) -> dict[int, dict[str, int]]:
-        """Every number in its struct taskstats, by member name, for each thread that has ended since the last call."""
+        """The numbers in struct taskstats of each thread that has ended since the last call, by tid and member name."""
         messages, self._early = self._early, []
         messages.extend(iter(self._receive, None))
         return dict(map(_ended, messages))
@@ -106,17 +108,17 @@ class Exits(NetlinkEvents):
         request["header"]["type"], request["header"]["flags"] = self._family, NLM_F_REQUEST | NLM_F_ACK
         request.encode()
         self._socket.send(request.data)
-        # The kernel registers, then acknowledges, all before send returns: what comes first is an exit already.
+        # Both registration and acknowledgement happen within send(); a message before the latter is an exit.
         while (answer := self._receive()) is not None:
             if int.from_bytes(answer[_TYPE], "little") == self._family:
                 self._early.append(answer)
             elif error := int.from_bytes(answer[_ERROR], "little", signed=True):
-                raise KernelUnsupported("taskstats", f"the kernel tells of no exits here: {os.strerror(-error)}")
+                raise KernelUnsupported("taskstats", f"the kernel sends no exit events here: {os.strerror(-error)}")
 
 
 def _request(attribute: str, value: int | str) -> Any:
     request = _Request()
-    request["cmd"], request["version"] = _GET, 1
+    request["cmd"], request["version"] = _TASKSTATS_CMD_GET, 1
     request["attrs"] = [(attribute, value)]
     return request
 
@@ -138,7 +140,7 @@ def _figures(aggregate: Any) -> dict[str, int]:
 
 
 def is_complete() -> bool:
-    """Whether the kernel accounts for more than waits for a CPU (sysctl kernel.task_delayacct)."""
+    """Whether the kernel accounts all delays, not only waits for a CPU (sysctl kernel.task_delayacct)."""
     return _SYSCTL.exists() and _SYSCTL.read_text().strip() == "1"
 
 

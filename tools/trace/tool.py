@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tracer's page of Python is made of."""
+"""The base classes of tools."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .tracer import Tracer
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; ``options`` are the tool's own."""
+    """The request on the command line; ``options`` are the tool's own."""
 
     filters: Filters = field(default_factory=Filters)
     by: By = By.NOTHING
@@ -28,7 +28,7 @@ class Request:
 
 
 class Seconds(click.FloatRange):
-    """A time that can be waited for."""
+    """A positive, finite number of seconds."""
 
     def __init__(self) -> None:
         super().__init__(0, min_open=True)
@@ -36,38 +36,37 @@ class Seconds(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds: float = super().convert(value, param, ctx)
         if not math.isfinite(seconds):
-            self.fail(f"{value} is no number of seconds.", param, ctx)
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
         return seconds
 
 
 class Tool:
-    """A tracer: attached by ``with``, then asked for reports. ``ghostbpf trace NAME`` is made of the class."""
+    """A tracer, attached for a with block, with its reports; ``ghostbpf trace NAME`` is generated from the class."""
 
     NAME: ClassVar[str]
-    SUMMARY: ClassVar[str]
-    #: What it says when it starts: "Tracing … Hit Ctrl-C to end."
+    #: For the message at the start: "Tracing … Hit Ctrl-C to end."
     TRACES: ClassVar[str]
     EXAMPLES: ClassVar[str] = ""
     OPTIONS: ClassVar[tuple[click.Parameter, ...]] = ()
-    #: In place of INTERVAL and COUNT, which then are options of these names.
+    #: Parameters in place of the arguments INTERVAL and COUNT, with options of these names.
     ARGUMENTS: ClassVar[tuple[click.Parameter, ...]] = ()
-    #: The common filters that it has.
+    #: The common filters that the tool supports.
     FILTERS: ClassVar[tuple[str, ...]] = ("pid", "tid", "comm", "cgroup", "enclave", "cpu")
-    #: Whether each of these groups of common options means something to it; -m is one.
+    #: Whether the tool supports these groups of common options: breakdown, --plot, -m.
     BREAKS_DOWN: ClassVar[bool] = True
     PLOTS: ClassVar[bool] = True
     TIMES: ClassVar[bool] = True
-    #: Whether it names tasks by the numbers that BPF has of them.
+    #: Whether its reports have pids of the initial pid namespace, which BPF uses.
     SHOWS_BPF_IDS: ClassVar[bool] = True
 
-    #: The tracer that reports come from, and its own constants.
+    #: The source of the reports.
     tracer: Tracer
 
     def __init__(self, request: Request) -> None:
         self.request = request
 
     def make(self) -> Tracer:
-        """The tracer, not yet attached; by default the BPF file with the tool's name."""
+        """Make the tracer, not yet attached; by default from the BPF file with the tool's name."""
         return Tracer(
             self.NAME,
             self.request.filters,
@@ -77,22 +76,22 @@ class Tool:
         )
 
     def constants(self) -> dict[str, int]:
-        """The BPF file's own LINK_CONSTANTs."""
+        """The values of the BPF file's own LINK_CONSTANTs."""
         return {}
 
     def begin(self) -> None:
-        """Called once the tracer is attached."""
+        """Called after the tracer is attached."""
 
     def poll(self) -> Iterable[Section]:
-        """What is to be printed at once, asked for every tenth of a second."""
+        """Sections to print at once; called every 0.1 s."""
         return ()
 
     def report(self, seconds: float) -> Iterable[Section]:
-        """What happened in the last ``seconds``, since the report before this one."""
+        """The report on the ``seconds`` since the previous report."""
         raise NotImplementedError
 
     def why_nothing(self) -> str:
-        """Why there may have been nothing to report, as far as can be told."""
+        """The likely reason for a report without events."""
         return self.request.filters.why_nothing()
 
     def __enter__(self) -> Self:
@@ -110,7 +109,7 @@ class Tool:
 
 
 class HistogramTool(Tool):
-    """A tool that reports the histograms its BPF file record()s: ``HISTOGRAMS`` are their names and titles."""
+    """A tool that reports the histograms that its BPF file record()s; ``HISTOGRAMS`` are their names and titles."""
 
     HISTOGRAMS: ClassVar[tuple[tuple[str, str], ...]]
 
@@ -132,7 +131,7 @@ class HistogramTool(Tool):
         return self.HISTOGRAMS[which]
 
     def owner(self, id: int, names: Mapping[int, str], which: int) -> dict[str, Any]:
-        """What an id of the breakdown is called."""
+        """The breakdown by ``id``, for output."""
         match self.request.by:
             case By.PROCESS:
                 return {"pid": id, "comm": names.get(id, "?")}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tracer in the kernel: its programs attached by their names, its maps read."""
+"""A tracer in the kernel: attaches its programs by their names, and reads its maps."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ TRACERS = BPF_DIR / "tracers"
 _PIDFD_THREAD = os.O_EXCL
 _TRACEPOINT, _FOLLOW, _NAMED, _FILTERED = "tp_", "follow_", "named_", "filtered_"
 _SWITCH = "sched_switch"
-#: How soon a CPU that has come online is sampled. Each look disturbs every CPU for a moment.
+#: How often to sample CPUs that have come online: each check briefly interrupts all CPUs.
 _HOTPLUG_SECONDS = 0.5
 
-#: Of the core, where one is attached: who is in which enclave, and when a CPU last asked for a task.
-_FROM_CORE = ("tasks", "enclaves", "cpus")
+#: Maps shared with the core, if one is attached: the enclave of each task, and when a CPU last dispatched.
+_CORE_MAPS = ("tasks", "enclaves", "cpus")
 
 
 @functools.cache
 def ffi(*headers: str) -> Any:
-    """An FFI that knows bpf/abi.h, bpf/tracers/trace.h and ``headers`` beside that."""
+    """An FFI with bpf/abi.h, bpf/tracers/trace.h and ``headers``, which are in bpf/tracers."""
     return abi.load(BPF_DIR / "abi.h", *(TRACERS / name for name in ("trace.h", *headers)))
 
 
@@ -51,22 +51,22 @@ def constant(name: str) -> int:
 
 
 class Missed(NamedTuple):
-    """Times that are not in the figures because an event of theirs was missed (struct missed)."""
+    """Numbers of times that are not in the figures because one of their events was lost (struct missed)."""
 
-    #: A start was seen, and no end.
+    #: The start was seen, and no end.
     unended: int = 0
-    #: An end, or nothing, was seen, and no start.
+    #: The start was not seen.
     unannounced: int = 0
 
 
 class Tracer:
     """``bpf/tracers/<name>.bpf.c``, attached for the length of a with block.
 
-    Each function ``tp_<tracepoint>`` is attached to the tracepoint of that name, ``filtered_<tracepoint>`` only where
-    the filters choose among tasks. ``constants`` are the tool's own.
+    Each function ``tp_<tracepoint>`` is attached to that tracepoint; ``filtered_<tracepoint>`` only if the filters
+    exclude tasks. ``constants`` are the tool's own.
     """
 
-    #: When it was about to be attached, by time.monotonic(): all that it counts happened later.
+    #: time.monotonic() shortly before it was attached: all counted events are later.
     started: float
 
     def __init__(
@@ -91,7 +91,7 @@ class Tracer:
             "unit": unit_ns,
             **(constants or {}),
         }
-        borrowed = {name: core.maps[name] for name in _FROM_CORE} if core else {}
+        borrowed = {name: core.maps[name] for name in _CORE_MAPS} if core else {}
         self.object = compile(TRACERS / f"{name}.bpf.c", defines)
         self.has_core = core is not None
         self._open = ExitStack()
@@ -100,12 +100,12 @@ class Tracer:
         self.programs: dict[str, Program] = {}
         self.links: dict[str, Link] = {}
         self._samplers: Samplers | None = None
-        self._look_again = 0.0
+        self._hotplug_check_at = 0.0
         self._filters = filters
 
     def __enter__(self) -> Self:
         try:
-            wanted = {
+            enabled = {
                 _TRACEPOINT: True,
                 _FOLLOW: self._filters.command,
                 _NAMED: self.by in (By.PROCESS, By.THREAD),
@@ -115,7 +115,7 @@ class Tracer:
                 {
                     function: (function, Target.tracepoint(function.removeprefix(prefix)))
                     for function in self.object.functions
-                    for prefix, on in wanted.items()
+                    for prefix, on in enabled.items()
                     if on and function.startswith(prefix)
                 }
             )
@@ -139,27 +139,27 @@ class Tracer:
     def attach(self, function: str) -> None:
         """Attach one of its programs.
 
-        Those on sched_switch come last: from a first switch on every event of a task is seen.
+        Attach those on sched_switch last: then no event of a task is missed after its first switch.
         """
         self.links[function] = self._open.enter_context(Link.tracepoint(self.programs[function]))
 
     def keep(self, context: Any) -> Any:
-        """Enter a context that is left with the tracer."""
+        """Enter a context that ends with the tracer."""
         return self._open.enter_context(context)
 
     def sample(self, hertz: int) -> None:
-        """Run its function ``perf_sample`` on each CPU that is online, ``hertz`` times a second."""
+        """Run the function ``perf_sample`` on each online CPU, ``hertz`` times per second."""
         program = self.keep(self.module.load("perf_sample", Target.perf_event()))
         self._samplers = self.keep(Samplers(program, hertz))
 
     def follow_hotplug(self) -> None:
-        """Sample CPUs that have come online since the last call; to be called now and then."""
-        if self._samplers is not None and time.monotonic() >= self._look_again:
+        """Sample CPUs that have come online since the last call; call it periodically."""
+        if self._samplers is not None and time.monotonic() >= self._hotplug_check_at:
             self._samplers.follow()
-            self._look_again = time.monotonic() + _HOTPLUG_SECONDS
+            self._hotplug_check_at = time.monotonic() + _HOTPLUG_SECONDS
 
     def mark(self, tid: int) -> None:
-        """Trace task ``tid`` and all that it will fork; nothing where it has ended."""
+        """Trace task ``tid`` and its future children; does nothing if it has ended."""
         with contextlib.suppress(ProcessLookupError):
             pidfd = _pidfd(tid)
             try:
@@ -180,7 +180,7 @@ class Tracer:
         return self.module.maps[name]
 
     def histograms(self) -> dict[tuple[int, int], Histogram]:
-        """What was counted so far, by (which histogram of the tool's, id); the id is 0 without a breakdown."""
+        """The histograms so far, by (number of the tool's histogram, id); the id is 0 without a breakdown."""
         return self._cells() if self.by else self._hists()
 
     def names(self) -> dict[int, str]:
@@ -190,7 +190,7 @@ class Tracer:
         return {key: comm(value.comm) for key, value in self.hash("names", "u64", "struct task_name").items()}
 
     def drops(self) -> int:
-        """Events that were lost: for want of memory, or since another was being handled on the same CPU."""
+        """The number of lost events: out of memory, or during another event on the same CPU."""
         missed = Btf.kernel().members(Btf.kernel().struct_id("bpf_prog_info")).get("recursion_misses")
         recursion = 0
         for program in self.programs.values():
@@ -200,37 +200,37 @@ class Tracer:
         return int(counted + recursion)
 
     def missed(self) -> Missed:
-        """Times that were lost because the kernel did not tell of a switch or a wakeup."""
+        """Times that are missing because the kernel did not report a switch or a wakeup."""
         if "missed_times" not in self.module.maps:
             return Missed()
         cpus = self.per_cpu("missed_times", "struct missed")[0]
         return Missed(*(sum(getattr(cpu, name) for cpu in cpus) for name in Missed._fields))
 
     def _hists(self) -> dict[tuple[int, int], Histogram]:
-        found = {}
+        histograms = {}
         hists = self.per_cpu("hists", "struct hist")
         for which in range(len(hists)):
             cpus = hists[which]
             per_cpu = [self._ffi.unpack(cpu.count, len(cpu.count)) for cpu in cpus]
-            found[which, 0] = Histogram(
+            histograms[which, 0] = Histogram(
                 self.unit_ns,
                 tuple(map(sum, zip(*per_cpu, strict=True))),
                 sum(cpu.sum for cpu in cpus),
                 max(cpu.max for cpu in cpus),
             )
-        return found
+        return histograms
 
     def _cells(self) -> dict[tuple[int, int], Histogram]:
         size = constant("HIST_BUCKETS")
         counts: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * size)
         sums: dict[tuple[int, int], int] = defaultdict(int)
-        most: dict[tuple[int, int], int] = defaultdict(int)
+        maxima: dict[tuple[int, int], int] = defaultdict(int)
         for key, cell in self.hash("cells", "struct cell_key", "struct cell").items():
             at = (key.which, key.id)
             counts[at][key.bucket] = cell.count
             sums[at] += cell.sum
-            most[at] = max(most[at], cell.max)
-        return {at: Histogram(self.unit_ns, tuple(counts[at]), sums[at], most[at]) for at in sorted(counts)}
+            maxima[at] = max(maxima[at], cell.max)
+        return {at: Histogram(self.unit_ns, tuple(counts[at]), sums[at], maxima[at]) for at in sorted(counts)}
 
 
 def _pidfd(tid: int) -> int:
@@ -240,15 +240,15 @@ def _pidfd(tid: int) -> int:
         if error.errno != errno.EINVAL:
             raise
     try:
-        return os.pidfd_open(tid)  # before Linux 6.9, only a process's first thread
+        return os.pidfd_open(tid)  # before Linux 6.9, for thread-group leaders only
     except OSError:
         raise KernelUnsupported(
-            "PIDFD_THREAD", f"this kernel cannot mark thread {tid} alone", hint="name a process"
+            "PIDFD_THREAD", f"this kernel cannot mark thread {tid} alone", hint="trace the process: -p PID"
         ) from None
 
 
 def open_core() -> Core | None:
-    """The core, where one is attached and we may see it; what an earlier one left behind is not it."""
+    """The attached core; None if there is none or this process may not read it. Pins of an ejected core are ignored."""
     try:
         return Core.open() if Path(CORE).exists() else None
     except (PermissionError, PermissionMissing, Ejected, StalePins):
@@ -256,5 +256,5 @@ def open_core() -> Core | None:
 
 
 def comm(chars: Any) -> str:
-    """A task's name, from a char array of the kernel's."""
+    """A task's name from its char array."""
     return b"".join(chars).split(b"\0")[0].decode(errors="replace")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who wakes whom; see bpf/tracers/wakers.bpf.c."""
+"""Wakers and the tasks that they wake; see bpf/tracers/wakers.bpf.c."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import click
 
-from .counts import Counted
+from .counts import Counters
 from .filters import By
 from .report import Section, Table
 from .tool import Tool
@@ -15,19 +15,18 @@ from .tracer import Tracer, comm
 
 
 class TOOL(Tool):
-    """Wakers, wakees and how often, the most frequent first. With a filter, both those that wake a matching task and
-    those that one wakes. swapper/N is mostly an interrupt on an idle CPU.
+    """Wakers and wakees, the most frequent pair first. A filter selects pairs in which either task matches. The waker
+    swapper/N is mostly an interrupt on an idle CPU.
     """
 
     NAME = "wakers"
-    SUMMARY = "Who wakes whom, and how often."
     TRACES = "wakeups"
     BREAKS_DOWN = False
     PLOTS = False
     OPTIONS = (
-        click.Option(["-P", "--pids"], is_flag=True, help="Add up the threads of each process."),
+        click.Option(["-P", "--pids"], is_flag=True, help="Sum over the threads of each process."),
         click.Option(
-            ["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="So many rows; JSON has all."
+            ["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="Number of rows; JSON has all."
         ),
     )
 
@@ -36,7 +35,7 @@ class TOOL(Tool):
         return Tracer(self.NAME, self.request.filters, by=by, header="wakers.h")
 
     def begin(self) -> None:
-        self._counted = Counted()
+        self._counters = Counters()
 
     def report(self, seconds: float) -> Iterable[Section]:
         now = {
@@ -45,6 +44,6 @@ class TOOL(Tool):
         }
         rows = [
             {"waker": waker, "waker_comm": name, "wakee": wakee, "wakee_comm": wakee_name, "count": count}
-            for (waker, name, wakee, wakee_name), count in self._counted.most(now)
+            for (waker, name, wakee, wakee_name), count in self._counters.growth(now)
         ]
         yield Table("wakeups", rows, top=self.request.options["top"])
