@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From C text to BPF that runs in the kernel, with nothing but bcc and libbpf: no kernel headers, no clang
-at hand, no skeletons. This package stands alone; a scheduler of your own takes 30 lines of C and 10 of Python:
+"""From C text to BPF that runs in the kernel, with bcc and libbpf alone: no kernel headers, no clang binary,
+no skeletons. This package stands alone; a scheduler takes 30 lines of C and 10 of Python:
 
     from ghostbpf.loaders import Array, Module, abi, compile, sched_ext
 
@@ -9,20 +9,20 @@ at hand, no skeletons. This package stands alone; a scheduler of your own takes 
         input("scheduling; Enter ends ")
         print(Array(module.maps["queued"], abi.load(), "u64")[0])
 
-(``examples/fifo.bpf.c`` and ``examples/fifo.py`` are this one, whole.)
+(``examples/fifo.bpf.c`` and ``examples/fifo.py`` are the complete example.)
 
-The C is what bcc takes, with its map macros, and with this besides:
+The C is bcc's dialect with its map macros, extended:
 
-  - each struct, enum and constant of the running kernel is there as soon as it is named;
-  - each kernel function (kfunc) can be called by its name; ``#ifdef HAVE_<name>`` asks whether there is one;
+  - each struct, enum and constant of the running kernel is declared where the source names it;
+  - each kernel function (kfunc) can be called by its name; ``#ifdef HAVE_<name>`` tests whether the kernel has it;
   - a callback is ``BPF_PROG(<prefix><op>, arguments…)`` and returns int; ``LINK_CONSTANT(name)`` is a number
-    given at link time; quoted includes are found beside the file and in ``bpf/``;
-  - globals, string constants, callbacks and calls of functions that are not inlined are what bcc cannot do:
-    each is refused with the function and the cure, never miscompiled in silence.
+    bound at link time; quoted includes are searched for beside the file and in ``bpf/``;
+  - bcc cannot compile globals, string constants, callbacks and calls of functions that are not inlined: each
+    raises LintError with the function's name and a hint, and none is miscompiled silently.
 
-Any operations table of the kernel can be filled (``StructOps.attach``; tcp_congestion_ops, say), programs
-attached to tracepoints (``Link.tracepoint``), run on call (``Target.syscall``, ``Program.run``) or over all
-objects of a kind (``Iterator``). Everything raises GhostError; see ``errors`` for the tree.
+``StructOps.attach`` fills any operations table of the kernel (tcp_congestion_ops, for example). Programs attach
+to tracepoints (``Link.tracepoint``), run when called (``Target.syscall``, ``Program.run``) or iterate over all
+objects of a kind (``Iterator``). Every error is a GhostError; ``errors`` shows the tree.
 """
 
 from . import abi, sched_ext

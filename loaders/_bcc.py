@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# libbcc as a compiler: one call from C text to bytecode and map definitions. Runs in a child process only:
-# LLVM may abort() the process, bcc changes the working directory, and neither ever gives memory back.
+# libbcc as a compiler: one call from C text to bytecode and map definitions. It runs in a child process only:
+# LLVM may abort() the process, bcc changes the working directory, and neither frees its memory.
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .headers import CONSTANT_MARKER, KFUNC_MARKER, Headers
 from .object import CALL, LD_IMM64, Function, MapDef, Object, Relocation, instructions
 from .uapi import BPF_PSEUDO_MAP_FD
 
-# The kernel does not tell what shape a map of maps holds; bcc's macros name it.
+# The kernel does not report the inner map of a map of maps; bcc's macros name it.
 _MAP_OF_MAPS = re.compile(r'\bBPF_(?:ARRAY|HASH)_OF_MAPS\s*\(\s*(\w+)\s*,[^)]*?"(\w+)"')
 _CFLAGS = (
-    # bcc brings a bpf.h of its own; ours comes from the kernel that runs.
+    # Disable bcc's own bpf.h: the generated one has the running kernel's types.
     "-D_UAPI__LINUX_BPF_H__",
-    # Kernels from 7.0 on embed named structs; without these, members vanish with only a warning.
+    # Kernels from 7.0 on embed named structs; without these flags, clang drops their members with a warning.
     "-fms-extensions",
     "-Wno-microsoft-anon-tag",
-    # A warning before LLVM 16, which compiles to a call of nothing.
+    # Before LLVM 16 this is a warning, and the call is compiled without a target.
     "-Werror=implicit-function-declaration",
     "-Wno-unused-value",
     "-Wno-address-of-packed-member",
@@ -44,7 +44,7 @@ _LIBRARY_DIRS = (
 
 
 def library() -> Path:
-    """The libbcc that compiles; its resolved file name carries the version."""
+    """The path of libbcc, whose resolved file name contains its version."""
     for directory in _LIBRARY_DIRS:
         path = Path(directory, "libbcc.so.0")
         if path.exists():
@@ -58,7 +58,7 @@ def version() -> str:
 
 
 def compile_text(name: str, text: str, headers: Headers, tree: Path, defines: dict[str, str]) -> Object | None:
-    """Compile ``text`` with the headers laid out under ``tree``; None where clang refused (it has said why on fd 2)."""
+    """Compile ``text`` with the headers under ``tree``; None where clang reports errors (it writes them to fd 2)."""
     ffi = cffi.FFI()
     ffi.cdef(
         """
@@ -95,7 +95,7 @@ def compile_text(name: str, text: str, headers: Headers, tree: Path, defines: di
 
 
 def relocations(code: bytes, map_fds: dict[int, str], headers: Headers) -> tuple[Relocation, ...]:
-    """The symbolic references in ``code``, from bcc's map descriptors and our markers."""
+    """The symbolic references in ``code``, found by bcc's map descriptors and the markers of ``headers``."""
     found = []
     for insn in instructions(code):
         if insn.opcode == LD_IMM64 and insn.src == BPF_PSEUDO_MAP_FD:

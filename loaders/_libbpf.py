@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# libbpf through cffi in ABI mode: the very library that bcc links, with no compiler needed at run time.
-# An option struct may be longer than the library knows as long as the rest is zero, so one cdef serves
-# every libbpf from 1.1 (Debian 12) on.
+# libbpf through cffi in ABI mode: the library that bcc links, without a compiler at run time. libbpf accepts
+# option structs that are longer than it knows if the rest is zero, so one cdef serves each version from
+# 1.1 (Debian 12) on.
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ try:
 except OSError as error:
     raise KernelUnsupported("libbpf", f"cannot load libbpf: {error}", hint="apt install libbpf1") from None
 
-# Every failure becomes an exception with its reason; libbpf's own lines would only repeat it on stderr.
+# Every failure raises an exception with its reason, which libbpf would also print to stderr.
 lib.libbpf_set_print(ffi.NULL)
 
 
@@ -123,13 +123,13 @@ def text(pointer: Any) -> str:
 
 
 def info_by_fd(fd: int, size: int = 256) -> bytes:
-    """The kernel's own description of a map, program, BTF or link: ``size`` raw bytes, zero-padded."""
+    """The kernel's struct bpf_*_info of a map, program, BTF or link: ``size`` raw bytes, zero-padded."""
     info, length = ffi.new(f"char[{size}]"), ffi.new("__u32 *", size)
     check(lib.bpf_obj_get_info_by_fd(fd, info, length), f"describe BPF object {fd}")
     return bytes(ffi.buffer(info, size))
 
 
 def cloexec(fd: int) -> int:
-    """Return ``fd``, not inheritable: a link that leaks into a child outlives its loader."""
+    """Return ``fd`` after making it non-inheritable: a link inherited by a child would outlive its loader."""
     os.set_inheritable(fd, False)
     return fd

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C headers that both sides of the kernel line share, read into cffi: one struct, one definition."""
+"""C headers that BPF and Python share, parsed by cffi: each struct has one definition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DIRECTIVE = re.compile(
 
 @functools.cache
 def load(*headers: Path) -> cffi.FFI:
-    """An FFI that knows the structs, enums and numeric ``#define`` s of ``headers`` besides u8…u64 and s8…s64."""
+    """An FFI with the structs, enums and numeric ``#define`` lines of ``headers``, and the types u8…u64 and s8…s64."""
     ffi = cffi.FFI()
     ffi.cdef(_TYPEDEFS)
     for header in headers:
@@ -32,7 +32,7 @@ _CODES = {"uint64_t": "Q", "int64_t": "q", "uint32_t": "I", "int32_t": "i", "uin
 
 
 def struct_format(ffi: cffi.FFI, name: str) -> str:
-    """The ``struct`` module's format for the C struct ``name`` of integers; TypeError where it is anything else."""
+    """The ``struct`` module's format of the C struct ``name``; TypeError if it has padding or members but integers."""
     fields = ffi.typeof(name).fields or ()
     try:
         code = "".join(_CODES[field.type.cname] for _, field in fields)

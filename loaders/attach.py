@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaching programs that are not part of an operations table."""
+"""Attaches programs that are not callbacks of an operations table: to tracepoints, perf events and iterators."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Link(Handle):
 
 
 class Sampler(Handle):
-    """A program run at a steady rate on one CPU, by the kernel's software clock event; closing it ends that.
+    """A program that runs at a fixed rate on one CPU, by the kernel's software clock event, until it is closed.
 
-    The kernel takes the event out for good when the CPU goes offline: once the CPU is back, it takes another Sampler.
+    The kernel disables the event permanently when the CPU goes offline: a CPU that is online again needs a new Sampler.
     """
 
     @classmethod
@@ -75,7 +75,7 @@ class Sampler(Handle):
         return sampler
 
     def is_alive(self) -> bool:
-        """Whether its CPU has been online ever since: a dead event's time stands still."""
+        """Whether the CPU has been online since: the enabled time of a disabled event does not advance."""
         before = self._enabled_ns()
         return self._enabled_ns() > before
 
@@ -84,7 +84,7 @@ class Sampler(Handle):
 
 
 class Samplers(Closing):
-    """A Sampler on each CPU that is online; ``follow()`` is to be called now and then, as CPUs go and come back."""
+    """A Sampler on each online CPU; call ``follow()`` periodically to adapt to CPU hotplug."""
 
     def __init__(self, program: Program, hertz: int) -> None:
         self._program, self._hertz = program, hertz
@@ -96,7 +96,7 @@ class Samplers(Closing):
             raise
 
     def follow(self) -> None:
-        """Sample the CPUs that are online now, those that were offline meanwhile included."""
+        """Sample each CPU that is online now, including CPUs that were offline since the last call."""
         online = set(online_cpus())
         for cpu, sampler in list(self._samplers.items()):
             if cpu not in online or not sampler.is_alive():
@@ -105,28 +105,28 @@ class Samplers(Closing):
             try:
                 self._samplers[cpu] = Sampler.on_cpu(self._program, cpu, self._hertz)
             except BpfError as error:
-                # The CPU has gone offline since we looked.
+                # The CPU has gone offline since online_cpus().
                 if error.errno != errno.ENODEV:
                     raise
 
     def close(self) -> None:
-        """Sample no more."""
+        """Stop sampling."""
         while self._samplers:
             self._samplers.popitem()[1].close()
 
 
 def online_cpus() -> list[int]:
-    """The numbers of the CPUs that are online now."""
+    """The numbers of the online CPUs."""
     ranges = (part.partition("-") for part in _ONLINE.read_text().strip().split(","))
     return [cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)]
 
 
 class Iterator(Handle):
-    """A BPF iterator: each read() runs its program over all objects anew."""
+    """A BPF iterator: each read() runs its program over all objects."""
 
     @classmethod
     def attach(cls, program: Program) -> Self:
-        """Make a program that was loaded for ``Target.iterator`` readable."""
+        """Attach a program that was loaded for ``Target.iterator``."""
         return cls(check(lib.bpf_link_create(program.fd, 0, attach_type("TRACE_ITER"), ffi.NULL), "attach an iterator"))
 
     @classmethod
@@ -135,7 +135,7 @@ class Iterator(Handle):
         return cls(open_pinned(str(path)))
 
     def read(self) -> bytes:
-        """All that the program wrote."""
+        """Run the program over all objects; returns everything that it wrote."""
         with Handle(check(lib.bpf_iter_create(self.fd), "run a BPF iterator")) as run:
             chunks = []
             while chunk := os.read(run.fd, _CHUNK):

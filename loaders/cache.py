@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled objects on disk, under ``$XDG_CACHE_HOME/ghostbpf/objects``.
 
-An entry is named by all that the compiler's output depends on and carries a checksum of its name and its body: an
-entry that cannot be read, is damaged, was kept under another name, or belongs to another user counts as absent and is
-written anew.
+An entry's name is a hash of everything that the compiler's output depends on; the entry has a checksum of its name and
+its body. An entry that is unreadable, damaged, stored under another name, or another user's is ignored and rewritten.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ _FORMAT = b"ghostbpf object 3\n"
 
 
 def directory() -> Path:
-    """Where this user's caches are."""
+    """The directory of this user's caches."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base, "ghostbpf")
 
 
 def key(*parts: str) -> str:
-    """One name for all of ``parts``; the length of each is part of it, since a part may contain any character."""
+    """A hash of ``parts`` with their lengths, which keep parts apart that contain any character."""
     text = "".join(f"{len(part)}:{part}" for part in parts)
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def load(name: str) -> Object | None:
-    """The object kept under ``name``, or None."""
+    """The object stored under ``name``, or None."""
     path = _path(name)
     try:
         with path.open("rb") as file:
@@ -55,7 +54,7 @@ def load(name: str) -> Object | None:
 
 
 def store(name: str, obj: Object) -> None:
-    """Keep ``obj``; a full disk or a read-only home costs the next start its speed, nothing else."""
+    """Store ``obj``; on a full disk or in a read-only home nothing is stored, and the next start compiles again."""
     path, body = _path(name), obj.to_bytes()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be closed, and is at the end of a with block."""
+"""Objects that a with block closes at its end."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Self
 
 
 class Closing:
-    """Base of classes that have a close()."""
+    """A context manager that calls close()."""
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release the resources that this object holds."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

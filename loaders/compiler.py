@@ -32,8 +32,8 @@ _UNDECLARED = re.compile(r"(?:implicit declaration of|call to undeclared) functi
 def compile(path: str | Path, defines: Mapping[str, int | str] | None = None) -> Object:
     """Compile the BPF C file ``path`` with ``defines`` as macros, or take it from the cache.
 
-    The result depends on the source with its includes, the defines, the running kernel's types and bcc's
-    version, and on nothing else. Raises CompileError (with diagnostics), LintError or KernelUnsupported.
+    The result depends only on the source with its includes, the defines, the running kernel's types and bcc's
+    version. Raises CompileError (with diagnostics), LintError or KernelUnsupported.
     """
     unit, macros, name = _inputs(path, defines)
     if (obj := cache.load(name)) is None:
@@ -47,7 +47,7 @@ def compile(path: str | Path, defines: Mapping[str, int | str] | None = None) ->
 def ahead(path: str | Path, defines: Mapping[str, int | str] | None = None) -> Iterator[None]:
     """Compile ``path`` into the cache on another CPU while the block runs.
 
-    Says nothing of errors: the compile() that follows meets them, too.
+    Errors are not reported: the compile() that follows raises them.
     """
     child = 0
     with contextlib.suppress(GhostError):
@@ -68,7 +68,7 @@ def _compile_and_exit(path: str | Path, defines: Mapping[str, int | str] | None)
 
 
 def _inputs(path: str | Path, defines: Mapping[str, int | str] | None) -> tuple[source.Source, dict[str, str], str]:
-    """The translation unit, its macros, and the name that the cache keeps the result under."""
+    """The translation unit, its macros, and the cache key of the result."""
     unit = source.read(path)
     macros = {name: str(value) for name, value in (defines or {}).items()}
     key = cache.key(
@@ -79,7 +79,7 @@ def _inputs(path: str | Path, defines: Mapping[str, int | str] | None) -> tuple[
 
 @functools.cache
 def _own_identity() -> str:
-    """The text of the modules that shape the compiler's input and output: the same in each checkout of it."""
+    """The text of the modules that shape the compiler's input and output; equal in all checkouts of it."""
     return "".join(Path(module.__file__ or "").read_text() for module in (_bcc, headers, lint, source))
 
 
@@ -92,10 +92,10 @@ def _compile(unit: source.Source, macros: dict[str, str]) -> Object:
         if child == 0:
             _in_child(unit, generated, tree, macros, result, output)
         _, status = os.waitpid(child, 0)
-        said = output.read_text(errors="replace") if output.exists() else ""
+        messages = output.read_text(errors="replace") if output.exists() else ""
         if status == 0 and result.exists():
             return Object.from_bytes(result.read_bytes())
-    raise _error(unit, status, said)
+    raise _error(unit, status, messages)
 
 
 @contextlib.contextmanager
@@ -124,11 +124,11 @@ def _in_child(
     status = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # Of an LLVM that aborts, its own last words are what counts.
+        # If LLVM aborts, its own message is the reason; Python's traceback would hide it.
         faulthandler.disable()
-        said = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
         obj = _bcc.compile_text(unit.path.name, unit.text, generated, tree, macros)
         if obj is not None:
             result.write_bytes(obj.to_bytes())
@@ -141,24 +141,24 @@ def _in_child(
         os._exit(status)
 
 
-def _error(unit: source.Source, status: int, said: str) -> GhostError:
-    if _REFUSED.search(said):
+def _error(unit: source.Source, status: int, messages: str) -> GhostError:
+    if _REFUSED.search(messages):
         return PermissionMissing("CAP_BPF", f"compile {unit.path}, which makes maps")
-    if _NO_BTF.search(said):
+    if _NO_BTF.search(messages):
         return PermissionMissing("CAP_SYS_ADMIN", f"compile {unit.path}")
     if os.WIFSIGNALED(status):
-        said += f"\nthe compiler died of {signal.Signals(os.WTERMSIG(status)).name}"
-    found = tuple(
+        messages += f"\nthe compiler was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    diagnostics = tuple(
         Diagnostic(m["file"], int(m["line"]), int(m["column"]), m["severity"], m["text"])
-        for m in _DIAGNOSTIC.finditer(said)
+        for m in _DIAGNOSTIC.finditer(messages)
         if "warning" not in m["severity"]
     )
-    return CompileError(str(unit.path), found, said, hint=_hint(said))
+    return CompileError(str(unit.path), diagnostics, messages, hint=_hint(messages))
 
 
-def _hint(said: str) -> str | None:
-    if unknown := _UNDECLARED.search(said):
+def _hint(messages: str) -> str | None:
+    if unknown := _UNDECLARED.search(messages):
         return f"this kernel has no function {unknown[1]}: guard its use with #ifdef HAVE_{unknown[1]}"
-    if unknown := _INCOMPLETE.search(said):
-        return f"name it in your source, and it is declared: {unknown[1]};"
+    if unknown := _INCOMPLETE.search(messages):
+        return f"declare the type in the source: {unknown[1]};"
     return None

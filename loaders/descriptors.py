@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handing an open descriptor to another process.
+"""Passes an open descriptor to another process.
 
-    with Offer(fd) as offer:              # here
-        tell_the_other(str(offer))
+    with Offer(fd) as offer:              # the sender
+        send_to_receiver(str(offer))
         offer.serve()
 
-    fd = take(told)                       # there
-    fd = duplicate(pid, 7)                # or there alone, for who may trace process ``pid``
+    fd = take(text)                       # the receiver
+    fd = duplicate(pid, 7)                # or without a sender, with the right to trace process ``pid``
 
-What an application may not open (an enclave's pins are its owner's alone) it can be given, and no more than that. An
-offer is on an abstract socket, which anyone can call; who shows its nonce gets the descriptor, once, and where the
-offer names a taker nobody else does. The purpose is that of ghOSt's fd server. A caller that is wrong, silent, or
-gone does not use the offer up.
+An application can receive one object that it has no permission to open (an enclave's pins are open to their owner
+only). An offer listens on an abstract socket, to which any process can connect. The first client that sends the nonce
+receives the descriptor; with a ``taker``, only that process can. A client that sends a wrong nonce, sends nothing or
+disconnects does not consume the offer. ghOSt's fd server has the same purpose.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from . import libc
 from .closing import Closing
 from .errors import GhostError, PermissionMissing
 
-#: How long an offer stands, and how long a receiver waits for an answer: seconds.
+#: How long an offer lasts, and how long a receiver waits for an answer, in seconds.
 TIMEOUT = 1.0
 
 _GOOD, _BAD, _NOT_YOURS = b"GOOD NONCE", b"BAD NONCE", b"NOT YOURS"
@@ -43,13 +43,13 @@ _UCRED = struct.Struct("iII")
 
 
 class DescriptorError(GhostError):
-    """A descriptor was not handed over."""
+    """A descriptor was not passed."""
 
 
 class Offer(Closing):
-    """Descriptor ``fd``, for the first who calls ``address`` with ``nonce``. It stays the caller's, to be closed.
+    """Offers descriptor ``fd``, which the caller still owns, to the first client of ``address`` with ``nonce``.
 
-    With ``taker``, a process id, for that process alone; raises DescriptorError where there is none.
+    With ``taker``, a process id, only to that process; raises DescriptorError if it does not exist.
     """
 
     def __init__(self, fd: int, *, taker: int | None = None) -> None:
@@ -61,11 +61,11 @@ class Offer(Closing):
         self.address = "@" + self._socket.getsockname()[1:].decode()
 
     def __str__(self) -> str:
-        """What the other has to be told, for ``take()``."""
+        """Address and nonce, the argument of ``take()``."""
         return f"{self.address}:{self.nonce}"
 
     def serve(self, timeout: float = TIMEOUT) -> int:
-        """Hand it over; the pid of who has it now. Raises DescriptorError where nobody took it in time."""
+        """Pass the descriptor on; returns the receiver's pid. Raises DescriptorError at the end of ``timeout``."""
         deadline = time.monotonic() + timeout
         callers: list[socket.socket] = []
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as opened:
@@ -85,11 +85,11 @@ class Offer(Closing):
                         selector.unregister(done)
                         done.close()
         raise DescriptorError(
-            f"nobody took the descriptor within {timeout:g} s", hint="let it wait longer, or have the other be quicker"
+            f"no process took the descriptor within {timeout:g} s", hint="a longer timeout, or a receiver that is ready"
         )
 
     def _answer(self, caller: socket.socket) -> int | None:
-        """Whom the descriptor went to; None where it is still to be had."""
+        """Answer one client: its pid if it received the descriptor, else None."""
         with contextlib.suppress(OSError):
             pid = int(_UCRED.unpack(caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0])
             if not hmac.compare_digest(caller.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT), self.nonce.encode()):
@@ -106,14 +106,14 @@ class Offer(Closing):
             return True
         try:
             signal.pidfd_send_signal(self._process, 0)
-        except ProcessLookupError:  # the number may be another's by now
+        except ProcessLookupError:  # it has ended, and its pid may be in use again
             return False
-        except PermissionError:  # it lives, and is another user's
+        except PermissionError:  # it is alive, and another user's
             pass
         return pid == self.taker
 
     def close(self) -> None:
-        """Withdraw it."""
+        """Withdraw the offer."""
         self._socket.close()
         if self._process is not None:
             os.close(self._process)
@@ -121,17 +121,17 @@ class Offer(Closing):
 
 
 def take(offer: str, timeout: float = TIMEOUT) -> int:
-    """The descriptor behind what ``str()`` made of an offer; raises DescriptorError."""
+    """The descriptor of an offer, given as its ``str()``; raises DescriptorError."""
     address, colon, nonce = offer.partition(":")
     if not colon:
-        raise DescriptorError(f'"{offer}" is no offer', hint="ghostbpf fd send prints one")
+        raise DescriptorError(f'"{offer}" is not an offer', hint="pass what ghostbpf fd send printed")
     return receive(address, nonce, timeout)
 
 
 def receive(address: str, nonce: str, timeout: float = TIMEOUT) -> int:
-    """The descriptor that is offered at ``address`` to who knows ``nonce``; raises DescriptorError."""
+    """The descriptor that is offered at ``address`` for ``nonce``; raises DescriptorError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        # Python's own time-out would not wait where many others are in line.
+        # Python's own time-out makes connect() fail at once if the listener's backlog is full.
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             server.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1e6) or 1))
         try:
@@ -143,20 +143,18 @@ def receive(address: str, nonce: str, timeout: float = TIMEOUT) -> int:
         except OSError as error:
             raise DescriptorError(
                 f"nothing is offered at {address} ({error.strerror or error})",
-                hint="an offer is for one taker, and for a time: have it offered anew",
+                hint="an offer serves one process and expires: ask for a new offer",
             ) from None
     fds = [_FD.unpack_from(data)[0] for _, kind, data in passed if kind == socket.SCM_RIGHTS]
     if answer == _NOT_YOURS:
-        raise DescriptorError(
-            f"what is offered at {address} is for another process", hint="have it offered to this one"
-        )
+        raise DescriptorError(f"the offer at {address} is for another process", hint="ask for an offer to this process")
     if answer != _GOOD or not fds:
-        raise DescriptorError(f"{address} does not know that nonce", hint="take the nonce that was told with it")
+        raise DescriptorError(f"the nonce is wrong for {address}", hint="use the nonce printed with this address")
     return int(fds[0])
 
 
 def duplicate(pid: int, fd: int) -> int:
-    """A descriptor for what process ``pid`` has open as ``fd``; raises DescriptorError and PermissionMissing."""
+    """A duplicate of descriptor ``fd`` of process ``pid``; raises DescriptorError and PermissionMissing."""
     process = _open_process(pid)
     try:
         return libc.pidfd_getfd(process, fd)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong between C text and a running BPF program.
+"""The errors between C text and a running BPF program.
 
-    GhostError                     every error this project raises on purpose
+    GhostError                     root of the errors that ghostbpf raises
      ├─ CompileError               the C does not compile          .diagnostics
-     ├─ LintError                  it compiles, but to wrong code   .findings
+     ├─ LintError                  it compiles to wrong code        .findings
      ├─ LinkError                  a map or kfunc has no target     .symbol
-     ├─ VerifierError              the kernel refuses the program   .function .log
+     ├─ VerifierError              the verifier rejects it          .function .log
      ├─ AttachError                it loads, but does not attach
-     ├─ KernelUnsupported          the kernel lacks something       .feature
-     ├─ PermissionMissing          the process may not              .capability
+     ├─ KernelUnsupported          the kernel lacks a feature       .feature
+     ├─ PermissionMissing          the process lacks a capability   .capability
      └─ BpfError                   a bpf(2) call failed             .errno
 
-Messages are lower case with the value in place; ``cure`` says what to do about it.
+Messages are lower case with the value in place; ``hint`` is the remedy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 
 class GhostError(Exception):
-    """The root; ``cure`` is one line of advice or None, ``exit_status`` what a command exits with."""
+    """The root; ``hint`` is a one-line remedy or None, ``exit_status`` the command's exit status."""
 
     exit_status = 1
 
@@ -34,7 +34,7 @@ class GhostError(Exception):
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One compiler message; ``line`` and ``column`` count from 1, 0 where there is none."""
+    """One compiler message; ``line`` and ``column`` count from 1, and are 0 if unknown."""
 
     file: str
     line: int
@@ -47,7 +47,7 @@ class Diagnostic:
 
 
 class CompileError(GhostError):
-    """The C text was refused; ``diagnostics`` point at the user's own files, ``output`` is all clang said."""
+    """The C text does not compile; ``diagnostics`` point at the user's files, ``output`` is clang's whole output."""
 
     def __init__(self, source: str, diagnostics: tuple[Diagnostic, ...], output: str, *, hint: str | None = None):
         shown = "\n".join(str(d) for d in diagnostics if d.severity != "note") or output.strip()
@@ -58,7 +58,7 @@ class CompileError(GhostError):
 
 @dataclass(frozen=True)
 class Finding:
-    """One instruction bcc miscompiled in silence."""
+    """One instruction that bcc miscompiled silently."""
 
     function: str
     instruction: int
@@ -70,28 +70,28 @@ class Finding:
 
 
 class LintError(GhostError):
-    """The bytecode holds references that bcc drops in silence; ``findings`` names each."""
+    """The bytecode has references that bcc drops silently; ``findings`` names each."""
 
     def __init__(self, source: str, findings: tuple[Finding, ...]):
         super().__init__(
-            f"{source} compiles to code that cannot work\n" + "\n".join(map(str, findings)),
+            f"{source} compiles to wrong code\n" + "\n".join(map(str, findings)),
             hint=findings[0].hint,
         )
         self.findings = findings
 
 
 class LinkError(GhostError):
-    """``symbol`` (a map, kfunc or constant) has nothing to be bound to."""
+    """``symbol`` (a map, kfunc or constant) has no target."""
 
     def __init__(self, symbol: str, message: str, *, hint: str | None = None):
         super().__init__(message, hint=hint)
         self.symbol = symbol
 
 
-# What follows the reason in a verifier's log.
+# Lines after the reason in a verifier's log.
 _LOG_TRAILER = ("processed ", "verification ", "cur state:", "old state:")
 
-# A load that begins in one member and ends in the next.
+# A load that starts in one struct member and ends in the next.
 _MERGED_LOAD = re.compile(
     r"access beyond the end of member (?P<member>\w+) \(mend:(?P<end>\d+)\) in struct (?P<struct>\w+)"
     r" with off (?P<offset>\d+) size (?P<size>\d+)"
@@ -99,7 +99,7 @@ _MERGED_LOAD = re.compile(
 
 
 class VerifierError(GhostError):
-    """The kernel refused ``function``; ``log`` is the verifier's whole log."""
+    """The verifier rejects ``function``; ``log`` is its whole log."""
 
     def __init__(self, function: str, errno: int, log: str, *, tail: int = 12):
         self.function, self.errno, self.log = function, errno, log
@@ -110,7 +110,7 @@ class VerifierError(GhostError):
 
 
 def _verifier_hint(reason: str) -> str | None:
-    """What to change in the C, where the verifier's reason leads to a change that is known to work."""
+    """The change of the C source that is known to fix what the verifier reports."""
     if merged := _MERGED_LOAD.search(reason):
         width = 8 * (int(merged["end"]) - int(merged["offset"]))
         return (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel object held by a file descriptor; a pin in bpffs keeps the object when the descriptor goes."""
+"""Kernel objects, held by file descriptors; a pin in bpffs keeps an object after its descriptors are closed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .uapi import BPF_F_RDONLY
 
 
 class Handle(Closing):
-    """Owns ``fd`` and closes it: on close(), at the end of a with block, or with the object itself."""
+    """Owns ``fd``, and closes it on close(), at the end of a with block, or when it is collected."""
 
     def __init__(self, fd: int) -> None:
-        # An inherited link would keep a scheduler attached for as long as any child lives.
+        # A link inherited by a child would keep a scheduler attached until the child ends.
         self.fd = cloexec(fd) if fd >= 0 else fd
 
     def pin(self, path: str | Path) -> None:
@@ -23,7 +23,7 @@ class Handle(Closing):
         check(lib.bpf_obj_pin(self.fd, str(path).encode()), f"pin {path}")
 
     def close(self) -> None:
-        """Drop this process's reference; a second call does nothing."""
+        """Close the descriptor; a second call does nothing."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -34,6 +34,6 @@ class Handle(Closing):
 
 
 def open_pinned(path: str | Path, *, read_only: bool = False) -> int:
-    """A new descriptor for the object pinned at ``path``, of a map perhaps one to read with only; raises BpfError."""
-    how = opts("bpf_obj_get_opts", file_flags=BPF_F_RDONLY if read_only else 0)
-    return check(lib.bpf_obj_get_opts(str(path).encode(), how), f"open {path}")
+    """A new descriptor for the object pinned at ``path``; a map's can be ``read_only``. Raises BpfError."""
+    options = opts("bpf_obj_get_opts", file_flags=BPF_F_RDONLY if read_only else 0)
+    return check(lib.bpf_obj_get_opts(str(path).encode(), options), f"open {path}")

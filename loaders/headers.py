@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel header tree for bcc, made from the running kernel's BTF: no headers package, no CO-RE.
+"""A kernel header tree for bcc, generated from the running kernel's BTF: no headers package, no CO-RE.
 
-Only what a source names is declared: each ``struct``, ``union`` and ``enum`` that it mentions, with all
-they need, and each kfunc that it calls. A kfunc becomes a function pointer constant, which bcc compiles to
-``call MARKER + n``; the linker turns that into a call of the kernel function with that name. For each kfunc
-the kernel has, ``HAVE_<name>`` is defined, so that a source can probe in the preprocessor.
+The headers declare only what a source names: each ``struct``, ``union`` and ``enum`` with its dependencies, and each
+kfunc that it calls. A kfunc becomes a function pointer constant, which bcc compiles to ``call MARKER + n``; the linker
+replaces that by a call of the kernel function. ``HAVE_<name>`` is defined for each kfunc that the kernel has, so a
+source can test for it in the preprocessor.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from pathlib import Path
 
 from .btf import Btf, Kind
 
-#: ``call imm`` values from here on are kfunc references; no helper id comes near.
+#: ``call imm`` values from here on are kfunc references; helper ids are far below.
 KFUNC_MARKER = 0x40000000
 
-#: ``ld_imm64`` with this source register is a constant bound at link time (the kernel uses 0 to 6).
+#: An ``ld_imm64`` with this source register is a constant bound at link time (the kernel uses 0 to 6).
 CONSTANT_MARKER = 15
 
-# What bcc's own helpers.h is written against.
-_BCC_NEEDS = (
+# Types that bcc's helpers.h uses.
+_BCC_TYPEDEFS = (
     *"u8 u16 u32 u64 s8 s16 s32 s64 __u8 __u16 __u32 __u64 __s8 __s16 __s32 __s64".split(),
     *"__be16 __be32 __be64 __le16 __le32 __le64 __sum16 __wsum size_t uintptr_t pid_t bool".split(),
 )
-_BCC_NEEDS_TYPES = (
+_BCC_TYPES = (
     *"pt_regs bpf_raw_tracepoint_args bpf_map_type bpf_func_id bpf_spin_lock bpf_timer bpf_dynptr".split(),
     "bpf_stack_build_id",
 )
 
-# What bcc's rewriter puts into the code that it makes of map.update(), insert() and increment().
-_BCC_WRITES = {"BPF_ANY", "BPF_NOEXIST", "BPF_EXIST"}
+# Constants in the code that bcc's rewriter generates for map.update(), insert() and increment().
+_BCC_CONSTANTS = {"BPF_ANY", "BPF_NOEXIST", "BPF_EXIST"}
 
 _STUBS = {
     "include/linux/kconfig.h": (
@@ -64,7 +64,7 @@ _PROLOGUE = """\
 _TYPE_NAME = re.compile(r"\b(struct|union|enum)\s+([A-Za-z_]\w*)")
 _ENUMERATOR = re.compile(r"\b[A-Z][A-Z0-9]*_[A-Za-z0-9_]*\b")
 _CALL = re.compile(r"(?<![.>\w])([A-Za-z_]\w*)\s*\(")
-_ASKED_FOR = re.compile(r"\bHAVE_(\w+)")
+_TESTED_FOR = re.compile(r"\bHAVE_(\w+)")
 _DEFINED = re.compile(r"\b(\w+)\s*\((?:[^;{}()]|\([^;{}()]*\))*\)\s*\{|#\s*define\s+(\w+)\(")
 _CONSTANT = re.compile(r"\bLINK_CONSTANT\(\s*(\w+)\s*\)")
 _KINDS = {"struct": (Kind.STRUCT,), "union": (Kind.UNION,), "enum": (Kind.ENUM, Kind.ENUM64)}
@@ -79,7 +79,7 @@ class Headers:
     constants: tuple[str, ...]
 
     def write(self, root: Path) -> None:
-        """Lay the tree out under ``root``, for BCC_KERNEL_SOURCE."""
+        """Write the tree to ``root``, for BCC_KERNEL_SOURCE."""
         for name, text in {**_STUBS, "include/uapi/linux/bpf.h": self.vmlinux_h}.items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,26 +102,26 @@ def generate(code: str, btf: Btf) -> Headers:
 
 
 def _types(code: str, btf: Btf) -> list[int]:
-    wanted = [btf.find(name, Kind.TYPEDEF) for name in _BCC_NEEDS]
-    wanted += [btf.find(name, Kind.STRUCT, Kind.ENUM) for name in _BCC_NEEDS_TYPES]
+    types = [btf.find(name, Kind.TYPEDEF) for name in _BCC_TYPEDEFS]
+    types += [btf.find(name, Kind.STRUCT, Kind.ENUM) for name in _BCC_TYPES]
     defined_here = set(re.findall(r"\b(?:struct|union|enum)\s+(\w+)\s*\{", code))
     for keyword, name in dict.fromkeys(_TYPE_NAME.findall(code)):
         if name not in defined_here:
-            wanted.append(btf.find(name, *_KINDS[keyword]))
-    return [type_id for type_id in wanted if type_id]
+            types.append(btf.find(name, *_KINDS[keyword]))
+    return [type_id for type_id in types if type_id]
 
 
 def _enumerators(code: str, btf: Btf) -> list[tuple[str, str]]:
-    """Values by name, so that a source need not name the enum (and most flags of BPF are in nameless ones)."""
-    used = _BCC_WRITES.union(_ENUMERATOR.findall(code))
-    wanted = {n: v for n, v in btf.enumerators.items() if n in used or n.startswith("BPF_F_")}
-    return [(name, f"{value:#x}ULL" if value >> 31 > 0 else str(value)) for name, value in sorted(wanted.items())]
+    """Enumerators that ``code`` uses, and their values: most of BPF's flags are in enums without a name."""
+    used = _BCC_CONSTANTS.union(_ENUMERATOR.findall(code))
+    values = {n: v for n, v in btf.enumerators.items() if n in used or n.startswith("BPF_F_")}
+    return [(name, f"{value:#x}ULL" if value >> 31 > 0 else str(value)) for name, value in sorted(values.items())]
 
 
 def _kfuncs(code: str, btf: Btf) -> dict[str, int]:
-    """The kernel functions that ``code`` calls or asks for, less its own and BPF's helpers (which are in BTF too)."""
+    """Kernel functions that ``code`` calls or tests for, without its own and BPF's helpers (which BTF has, too)."""
     helpers = {"bpf_" + name.removeprefix("BPF_FUNC_") for name in btf.enum("bpf_func_id")}
     own = {name for pair in _DEFINED.findall(code) for name in pair}
-    called = sorted({*_CALL.findall(code), *_ASKED_FOR.findall(code)} - helpers - own)
-    found = {name: btf.find(name, Kind.FUNC) for name in called}
-    return {name: func_id for name, func_id in found.items() if func_id}
+    called = sorted({*_CALL.findall(code), *_TESTED_FOR.findall(code)} - helpers - own)
+    func_ids = {name: btf.find(name, Kind.FUNC) for name in called}
+    return {name: func_id for name, func_id in func_ids.items() if func_id}

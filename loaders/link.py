@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an Object to programs in the kernel: maps are made or borrowed, references bound, programs loaded."""
+"""From an Object to programs in the kernel: creates or borrows maps, binds references, loads programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .uapi import BPF_F_SLEEPABLE, BPF_PSEUDO_KFUNC_CALL, BPF_PSEUDO_MAP_FD, att
 
 _LOG_BYTES = 4 << 20
 _NAME_BYTES = 15
-# A thread's stack stays when it ends, and an agent locks all its memory.
+# glibc keeps the stacks of ended threads, and an agent's memory is locked: use small ones.
 _STACK_BYTES = 256 << 10
 
 
@@ -36,7 +36,7 @@ class ProgramType(StrEnum):
 
 @dataclass(frozen=True)
 class Target:
-    """What a program is loaded as; the class methods make the ones there are."""
+    """A program type with its attach point; made by the class methods."""
 
     type: ProgramType
     expected_attach_type: int = 0
@@ -55,7 +55,7 @@ class Target:
 
     @classmethod
     def syscall(cls) -> Target:
-        """A program that runs when it is called (BPF_PROG_RUN), and may sleep."""
+        """A program that runs when called (BPF_PROG_RUN), and may sleep."""
         return cls(ProgramType.SYSCALL, sleepable=True)
 
     @classmethod
@@ -72,22 +72,22 @@ class Target:
 
     @classmethod
     def perf_event(cls) -> Target:
-        """A program run by a perf event."""
+        """A program that a perf event runs."""
         return cls(ProgramType.PERF_EVENT)
 
 
-def _target_id(name: str, kind: Kind, what: str) -> int:
-    found = Btf.kernel().find(name, kind)
-    if found is None:
-        raise KernelUnsupported(what, f"this kernel has no {what}")
-    return found
+def _target_id(name: str, kind: Kind, feature: str) -> int:
+    type_id = Btf.kernel().find(name, kind)
+    if type_id is None:
+        raise KernelUnsupported(feature, f"this kernel has no {feature}")
+    return type_id
 
 
 class Program(Handle):
     """A loaded program."""
 
     def run(self, context: bytearray | bytes = b"") -> tuple[int, bytes]:
-        """Call a SYSCALL program with ``context``; its return value (signed) and the context it left."""
+        """Call a SYSCALL program with ``context``; returns its signed return value and the context as it left it."""
         size = len(context)
         data = ffi.new(f"char[{max(size, 1)}]", bytes(context))
         test = opts("bpf_test_run_opts", ctx_in=data if size else ffi.NULL, ctx_size_in=size)
@@ -95,12 +95,12 @@ class Program(Handle):
         return int(ffi.cast("int32_t", test.retval)), bytes(ffi.buffer(data, size))
 
     def prepared(self, size: int) -> Call:
-        """A call with a context of ``size`` bytes, to be made again and again."""
+        """A reusable call with a context of ``size`` bytes."""
         return Call(self, size)
 
 
 class Call:
-    """A call of a SYSCALL program whose ``context``, a writable buffer, stays the same; nothing is allocated for it."""
+    """A repeatable call of a SYSCALL program with a writable buffer, ``context``; a call allocates nothing."""
 
     def __init__(self, program: Program, size: int) -> None:
         self._data = ffi.new(f"char[{size}]")
@@ -109,7 +109,7 @@ class Call:
         self._program = program
 
     def __call__(self) -> int:
-        """Make the call; what the program returned."""
+        """Call the program; returns its return value."""
         result = lib.bpf_prog_test_run_opts(self._program.fd, self._options)
         if result < 0:
             check(result, "run a BPF program")
@@ -119,9 +119,9 @@ class Call:
 class Module:
     """An Object bound to maps: ``maps`` by name, and ``load`` for its functions.
 
-    ``maps`` given are used where the names match (so that separately compiled objects share them) and stay
-    their owner's; the others that any function refers to are made. ``constants`` bind LINK_CONSTANT(name);
-    ``entries`` overrides the number of entries of a map to be made.
+    A map in ``maps`` is used where the name matches, so that separately compiled objects share it, and is still its
+    owner's to close. The other maps that a function refers to are created; ``entries`` overrides their numbers of
+    entries. ``constants`` are the values of LINK_CONSTANT(name).
     """
 
     def __init__(
@@ -145,12 +145,12 @@ class Module:
 
     @property
     def maps(self) -> dict[str, Map]:
-        """Every map its functions use."""
+        """Every map that its functions use, by name."""
         return {**self._borrowed, **self._made}
 
     @property
     def own_maps(self) -> dict[str, Map]:
-        """The maps made for this module alone."""
+        """The maps created for this module."""
         return dict(self._made)
 
     def load(self, function: str, target: Target) -> Program:
@@ -160,14 +160,15 @@ class Module:
         compiled = self.object.functions[function]
         return _load(compiled.name, self.bind(compiled), target)
 
-    def load_all(self, wanted: Mapping[str, tuple[str, Target]]) -> dict[str, Program]:
-        """Load each function as its target, by the same keys; on all CPUs at once, for the verifier takes its time.
+    def load_all(self, functions: Mapping[str, tuple[str, Target]]) -> dict[str, Program]:
+        """Load each function as its target, and return the programs by the same keys.
 
-        Raises what load() raises, the first in the order of ``wanted``; then none is loaded.
+        The verifier is slow: one thread on each CPU loads programs. Raises the first error of load(), in the order of
+        ``functions``; no program is loaded then.
         """
         loaded: dict[str, Program] = {}
         failed: dict[str, Exception] = {}
-        rest = iter(wanted.items())
+        rest = iter(functions.items())
 
         def load_rest() -> None:
             for key, (function, target) in rest:
@@ -176,7 +177,7 @@ class Module:
                 except Exception as error:
                     failed[key] = error
 
-        threads = [threading.Thread(target=load_rest) for _ in range(min(len(wanted), len(os.sched_getaffinity(0))))]
+        threads = [threading.Thread(target=load_rest) for _ in range(min(len(functions), len(os.sched_getaffinity(0))))]
         before = threading.stack_size(_STACK_BYTES)
         for thread in threads:
             thread.start()
@@ -185,18 +186,18 @@ class Module:
             thread.join()
         if failed:
             close_all(loaded.values())
-            raise next(failed[key] for key in wanted if key in failed)
-        return {key: loaded[key] for key in wanted}
+            raise next(failed[key] for key in functions if key in failed)
+        return {key: loaded[key] for key in functions}
 
     def bind(self, function: Function) -> bytes:
-        """``function``'s bytecode with every reference filled in for this kernel and these maps."""
+        """The bytecode of ``function``, with its references bound to this kernel and these maps."""
         code = bytearray(function.code)
         for relocation in function.relocations:
             _patch(code, relocation, self._value(relocation))
         return bytes(code)
 
     def close(self) -> None:
-        """Drop the maps made here; loaded programs keep what they use."""
+        """Close the maps created here; loaded programs keep the maps that they use."""
         for made in self._made.values():
             made.close()
 
@@ -205,10 +206,10 @@ class Module:
             case "map":
                 return self.maps[relocation.symbol].fd
             case "kfunc":
-                found = Btf.kernel().find(relocation.symbol, Kind.FUNC)
-                if found is None:
+                func_id = Btf.kernel().find(relocation.symbol, Kind.FUNC)
+                if func_id is None:
                     raise LinkError(relocation.symbol, f"this kernel has no function {relocation.symbol}")
-                return found
+                return func_id
             case _:
                 if relocation.symbol not in self._constants:
                     raise LinkError(relocation.symbol, f"{self.object.source} needs a value for {relocation.symbol}")
@@ -238,7 +239,7 @@ def _load_btf(blob: bytes) -> Handle:
 def create_map(
     definition: MapDef, btf_fd: int = -1, entries: int | None = None, templates: Mapping[str, MapDef] | None = None
 ) -> Map:
-    """Make a map; one of maps is made after the shape of its inner map in ``templates``. Raises BpfError."""
+    """Create a map; a map of maps takes the definition of its inner map from ``templates``. Raises BpfError."""
     with create_map(templates[definition.inner]) if templates and definition.inner else Handle(-1) as inner:
         typed = btf_fd >= 0 and definition.value_type
         options = opts(
@@ -285,6 +286,6 @@ def _load(name: str, code: bytes, target: Target) -> Program:
 
 
 def close_all(handles: Iterable[Handle]) -> None:
-    """Close each."""
+    """Close each of ``handles``."""
     for handle in handles:
         handle.close()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds what bcc miscompiles in silence, before the verifier says something else about it.
+"""Finds code that bcc miscompiles silently, before the verifier rejects it for another reason.
 
-bcc resolves no BPF relocations: what is symbolic in the C and is not a map becomes a small number or minus one.
+bcc resolves no BPF relocations: a symbol in the C that is not a map becomes a small number or minus one.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from .errors import Finding, LintError
 from .object import CALL, LD_IMM64, Function, Object, instructions
 from .uapi import BPF_PSEUDO_CALL
 
-# clang loads what fits an int with a mov, so an ld_imm64 below this is an offset into a section that is gone.
-_LEAST_CONSTANT = 1 << 31
+# clang loads a number that fits an int with a mov: an ld_imm64 below this is an offset into a section that bcc dropped.
+_MIN_CONSTANT = 1 << 31
 
 
 def lint(obj: Object) -> None:
-    """Raise LintError where a function of ``obj`` lost a reference."""
+    """Raise LintError if a function of ``obj`` has lost a reference."""
     findings = tuple(finding for function in obj.functions.values() for finding in check(function))
     if findings:
         raise LintError(obj.source, findings)
@@ -28,7 +28,7 @@ def check(function: Function) -> list[Finding]:
     for insn in instructions(function.code):
         if insn.at in known:
             continue
-        if insn.opcode == LD_IMM64 and insn.src == 0 and insn.imm64 < _LEAST_CONSTANT:
+        if insn.opcode == LD_IMM64 and insn.src == 0 and insn.imm64 < _MIN_CONSTANT:
             findings.append(
                 Finding(
                     function.name,

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed views of BPF maps: what C calls ``struct enclave`` reads as one here.
+"""Typed views of BPF maps, with the types of the C source.
 
-Keys and values are cffi types of the FFI given (``abi.load``): scalars come and go as int, structs as cdata.
+Keys and values are cffi types of the FFI (``abi.load``): scalars are int, structs are cdata.
 
     counts = Hash(module.maps["counts"], ffi, "u32", "u64")
     counts[3] += 1
     stats = PerCpuArray(module.maps["stats"], ffi, "struct counters")
     sum(cpu.switches for cpu in stats[0])
     with MmapArray(module.maps["enclaves"], ffi, "struct enclave") as enclaves:
-        enclaves[1].state = 2            # no system call: the kernel sees the store
+        enclaves[1].state = 2            # a store into shared memory, without a system call
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .uapi import BPF_F_MMAPABLE
 
 
 class Map(Handle):
-    """A map of any type; ``definition`` is the kernel's own account of it."""
+    """A map of any type; ``definition`` is what the kernel reports of it."""
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
@@ -51,7 +51,7 @@ class Map(Handle):
 
 
 class Hash:
-    """A map with one value a key: hash, LRU hash, array, task storage (keyed by pidfd)."""
+    """A map with one value for each key: hash, LRU hash, array, task storage (keyed by pidfd)."""
 
     def __init__(self, source: Map, ffi: cffi.FFI, key: str, value: str) -> None:
         self.map, self._ffi, self._key, self._value = source, ffi, f"{key} *", f"{value} *"
@@ -62,13 +62,13 @@ class Hash:
                 raise TypeError(f"map {source.definition.name} holds {size} bytes where {ctype} is {ffi.sizeof(ctype)}")
 
     def get(self, key: Any) -> Any | None:
-        """The value at ``key``, a copy; None where there is none."""
+        """A copy of the value at ``key``, or None."""
         value = self._ffi.new(self._value)
         result = lib.bpf_map_lookup_elem(self.map.fd, self._ffi.new(self._key, key), value)
         if result == -errno.ENOENT:
             return None
         check(result, f"look up {key} in map {self.map.definition.name}")
-        # A struct's cdata does not keep its memory alive; its pointer does, so hand that out.
+        # A struct's cdata does not keep its memory alive; the pointer to it does.
         return value[0] if isinstance(value[0], int) else value
 
     def __getitem__(self, key: Any) -> Any:
@@ -99,18 +99,18 @@ class Hash:
             check(result, f"walk map {self.map.definition.name}")
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """Each key with its value; one that goes while this walks is left out."""
+        """Each key with its value, without keys that are deleted meanwhile."""
         for key in self:
             if (value := self.get(key)) is not None:
                 yield key, value
 
     def values(self) -> Iterator[Any]:
-        """Each value, like items()."""
+        """Each value, as items()."""
         return (value for _, value in self.items())
 
 
 class Array(Hash):
-    """An array map; indexes count from 0."""
+    """An array map, indexed from 0."""
 
     def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
         super().__init__(source, ffi, "u32", value)
@@ -120,7 +120,7 @@ class Array(Hash):
 
 
 class PerCpuArray:
-    """A per-CPU array: an index gives the values of all possible CPUs, in CPU order."""
+    """A per-CPU array: each index has the values of all possible CPUs, in CPU order."""
 
     def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
         self.map, self._ffi = source, ffi
@@ -141,17 +141,17 @@ class PerCpuArray:
         return values
 
     def clear(self, index: int) -> None:
-        """Zero the values of all CPUs."""
+        """Set the values of all CPUs at ``index`` to 0."""
         result = lib.bpf_map_update_elem(self.map.fd, self._ffi.new("u32 *", index), self._ffi.new(self._type), 0)
         check(result, f"clear {index} in map {self.map.definition.name}")
 
 
-# A record lives in its array's memory but does not keep it mapped; this does, as long as the record is used.
+# A record is a view of its array's memory and does not keep it mapped: this keeps the array while a record exists.
 _mapped: weakref.WeakKeyDictionary[Any, MmapArray] = weakref.WeakKeyDictionary()
 
 
 class MmapArray(Closing):
-    """An mmapable array as records in place: a read is a load, an assignment a store, with no system call."""
+    """A mapped array of records: a read is a load and an assignment is a store, without a system call."""
 
     def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
         definition = source.definition
@@ -176,26 +176,26 @@ class MmapArray(Closing):
         return (self[index] for index in range(len(self)))
 
     def view(self, start: int = 0, count: int | None = None) -> memoryview:
-        """The bytes of ``count`` records (default: the rest) from ``start`` on, to be read and written in place."""
+        """The memory of ``count`` records (default: the rest) from ``start`` on."""
         size = self.map.definition.value_size
         end = len(self) if count is None else start + count
         return memoryview(self._memory)[start * size : end * size]
 
     def close(self) -> None:
-        """Unmap; records taken from here must not be used any more."""
+        """Unmap; records of this array must not be used afterwards."""
         self._ffi.release(self._records)
         self._memory.close()
 
 
 class RingBuffer:
-    """Hands each record of a ring buffer map to ``receive`` as bytes, in order.
+    """Passes each record of a ring buffer map to ``receive`` as bytes, in order.
 
-    What ``receive`` raises ends the delivery and comes out of poll() or consume(); that record is gone.
+    An exception of ``receive`` ends the delivery and is raised by poll() or consume(); its record is consumed.
     """
 
     def __init__(self, source: Map, receive: Callable[[bytes], None]) -> None:
         ffi = _libbpf.ffi
-        # cffi would print an exception and go on. A list rather than self, which would make a cycle.
+        # cffi would print an exception and continue. The list avoids a reference cycle through self.
         raised: list[BaseException] = []
 
         def sample(_context: object, data: object, size: int) -> int:
@@ -206,7 +206,7 @@ class RingBuffer:
                 return -errno.ECANCELED
             return 0
 
-        # libbpf keeps the pointers, not the objects behind them.
+        # libbpf keeps a pointer to the callback, not a reference.
         self._callback = ffi.callback("ring_buffer_sample_fn", sample)
         self._map, self._raised = source, raised
         ring = lib.ring_buffer__new(source.fd, self._callback, ffi.NULL, ffi.NULL)
@@ -215,11 +215,11 @@ class RingBuffer:
         self._ring = ffi.gc(ring, lib.ring_buffer__free)
 
     def poll(self, timeout_ms: int) -> int:
-        """Wait up to ``timeout_ms`` (-1: for ever) and deliver what there is; the number of records."""
+        """Wait up to ``timeout_ms`` (-1: without limit), deliver all records, and return their number."""
         return self._delivered(lib.ring_buffer__poll(self._ring, timeout_ms))
 
     def consume(self) -> int:
-        """Deliver what there is now; the number of records."""
+        """Deliver all records without waiting, and return their number."""
         return self._delivered(lib.ring_buffer__consume(self._ring))
 
     def fileno(self) -> int:
@@ -227,7 +227,7 @@ class RingBuffer:
         return int(lib.ring_buffer__epoll_fd(self._ring))
 
     def close(self) -> None:
-        """Stop reading; the map stays its owner's."""
+        """Stop reading; the map stays open."""
         _libbpf.ffi.release(self._ring)
 
     def _delivered(self, result: int) -> int:
@@ -244,6 +244,6 @@ def _is_per_cpu(map_type: int) -> bool:
 
 
 def possible_cpus() -> int:
-    """How many values a per-CPU map holds."""
+    """The number of possible CPUs, which is the number of values of a per-CPU map."""
     text = Path("/sys/devices/system/cpu/possible").read_text()
     return int(text.strip().split(",")[-1].split("-")[-1]) + 1

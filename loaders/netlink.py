@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events that the kernel tells over netlink, faster at times than they can be read.
+"""Events that the kernel multicasts over netlink, at times faster than a reader receives them.
 
-(pyroute2's sockets throw away what has come where something got lost; its numbers and layouts serve.)
+(pyroute2's sockets discard received messages after a loss, so this is a plain socket; subclasses use pyroute2's message
+layouts.)
 """
 
 from __future__ import annotations
@@ -11,41 +12,41 @@ import socket
 
 from .closing import Closing
 
-#: Room for events that nobody has read yet: some ten thousand.
+#: The receive buffer, for about ten thousand events.
 BUFFER_BYTES = 8 << 20
 
-_SO_RCVBUFFORCE = 33
+_SO_RCVBUFFORCE = 33  # not in the socket module
 _MAX_MESSAGE = 1 << 14
 
 
 class NetlinkEvents(Closing):
-    """A socket of netlink protocol ``protocol`` that never blocks; what to ask for is its subclass's business."""
+    """A non-blocking socket of netlink protocol ``protocol``; a subclass subscribes to its events."""
 
     def __init__(self, protocol: int, buffer_bytes: int = BUFFER_BYTES) -> None:
-        #: Whether messages came faster than they were read, and are not known.
+        #: Whether the kernel dropped messages because the buffer was full.
         self.lost = False
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         try:
             self._socket.setblocking(False)
-            self._make_room(buffer_bytes)
+            self._set_buffer(buffer_bytes)
             self._subscribe()
         except BaseException:
             self._socket.close()
             raise
 
     def fileno(self) -> int:
-        """To poll: readable when events have come, or got lost."""
+        """A descriptor for poll: readable when there are events, or when events were lost."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """No more of them."""
+        """Close the socket."""
         self._socket.close()
 
     def _subscribe(self) -> None:
         raise NotImplementedError
 
     def _receive(self) -> bytes | None:
-        """The next message, as it came; None if there is none yet."""
+        """The next message, or None."""
         while True:
             try:
                 return self._socket.recv(_MAX_MESSAGE)
@@ -56,7 +57,7 @@ class NetlinkEvents(Closing):
                     raise
                 self.lost = True
 
-    def _make_room(self, size: int) -> None:
+    def _set_buffer(self, size: int) -> None:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
         except PermissionError:

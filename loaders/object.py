@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiler leaves: bytecode with symbolic references, free of any file descriptor.
+"""The compiler's output: bytecode with symbolic references, without file descriptors.
 
-An Object can be kept on disk and linked any number of times, each time against other maps.
+An Object can be stored on disk and linked repeatedly, each time with other maps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Insn(NamedTuple):
 
 
 def instructions(code: bytes) -> Iterator[Insn]:
-    """Walk bytecode, an ld_imm64 as one step."""
+    """The instructions of ``code``; an ld_imm64 is one instruction."""
     words = list(struct.iter_unpack("<BBhi", code))
     index = 0
     while index < len(words):
@@ -42,9 +42,9 @@ def instructions(code: bytes) -> Iterator[Insn]:
 
 @dataclass(frozen=True)
 class MapDef:
-    """How to make a map; sizes in bytes, ``key_type`` and ``value_type`` are ids in the Object's BTF.
+    """The parameters of a map: sizes in bytes; ``key_type`` and ``value_type`` are ids in the Object's BTF.
 
-    ``inner`` names the map of the same Object that a map of maps takes its values' shape from.
+    ``inner`` names the map of the same Object that is the template of a map of maps' values.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Object:
-    """A compiled source: programs, map definitions, and the BTF that describes the maps' types."""
+    """A compiled source: programs, map definitions, and the BTF of the maps' types."""
 
     source: str
     functions: dict[str, Function]
@@ -87,7 +87,7 @@ class Object:
     btf: bytes
 
     def to_bytes(self) -> bytes:
-        """A portable text form."""
+        """JSON."""
         document = {
             "source": self.source,
             "functions": [

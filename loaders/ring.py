@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A BPF ring buffer of equal records, read in bulk where it lies.
+"""A BPF ring buffer of records of one size, read in bulk from mapped memory.
 
-``maps.RingBuffer`` calls back for each record; here a read is one pass of ``struct`` over all there are, with no system
-call. For a reader that must keep up with the scheduler.
+``maps.RingBuffer`` calls back for each record; here, a read unpacks all records in one pass of ``struct``, without a
+system call, for a reader that must keep up with the scheduler.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _PAGE = mmap.PAGESIZE
 
 
 class Ring:
-    """The one reader of ring buffer ``source``, whose records have the ``struct`` format ``fields`` (no prefix).
+    """The only reader of ring buffer ``source``, whose records have the ``struct`` format ``fields`` (no prefix).
 
-    Raises BpfError where the map is not a ring buffer.
+    Raises BpfError if the map is not a ring buffer.
     """
 
     def __init__(self, source: Map, fields: str) -> None:
@@ -38,17 +38,17 @@ class Ring:
         self._length = self._record.size - _HEADER
         self._consumed = memoryview(self._positions).cast("Q")
         self._produced = memoryview(self._ring)[:_PAGE].cast("Q")
-        # The kernel maps the data twice in a row, so that what wraps around is in one piece here.
+        # The kernel maps the data twice in a row, so that records that wrap around are contiguous.
         self._data = memoryview(self._ring)[_PAGE:]
 
     def read(self) -> list[tuple[Any, ...]]:
-        """Every record that is complete, in order: its header (no use), then its fields."""
+        """Consume all complete records, in order: each is the header (ignore it), then the fields."""
         at, end = self._consumed[0], self._produced[0]
         if at == end:
             return []
         start = at & self._mask
         records = list(self._record.iter_unpack(self._data[start : start + end - at]))
-        # The header of one that is still being written has its top bit set; it and those after it wait.
+        # A record that is being written has the top bit of its header set: leave it and those after it for later.
         length = self._length
         for count, record in enumerate(records):
             if record[0] != length:
@@ -59,9 +59,9 @@ class Ring:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to read."""
+        """Whether the buffer has no record."""
         return self._consumed[0] == self._produced[0]
 
     def fileno(self) -> int:
-        """A descriptor for epoll: readable while there is something to read."""
+        """A descriptor for epoll: readable while the buffer has records."""
         return self._source.fd

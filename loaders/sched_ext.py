@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's sched_ext: what it says in sysfs, and attaching a scheduler so that failure shows.
+"""The kernel's sched_ext: its state in sysfs, and attaching a scheduler with the reason of a failure.
 
-Attaching can succeed although enabling failed (an error in ops.init, say): the kernel then has thrown the
-scheduler out again before attach() looks. The reason is in the kernel's log.
+The attach call can succeed although enabling fails (an error in ops.init, for example): the kernel has then ejected the
+scheduler before attach() reads the state. The reason is in the kernel log.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ SYSFS = Path("/sys/kernel/sched_ext")
 _KMSG = Path("/dev/kmsg")
 _KMSG_RECORD = 8192
 
-#: What to do where a boot parameter takes CPUs out of the scheduling domains.
+#: The remedy for a boot parameter that takes CPUs out of the scheduling domains.
 WITHOUT_ISOLCPUS = "boot without isolcpus= (nohz_full= and rcu_nocbs= may stay)"
 _HINTS = {
     "domain isolation": WITHOUT_ISOLCPUS,
-    "hotplug": "a CPU came or went meanwhile: try again",
+    "hotplug": "a CPU went online or offline meanwhile: try again",
 }
 
 
 @dataclass(frozen=True)
 class Status:
-    """``state`` is the kernel's word (enabled, disabled, enabling …), ``ops`` the name of the scheduler, if any."""
+    """``state`` is the kernel's name of it (enabled, disabled, enabling …), ``ops`` the attached scheduler or None."""
 
     state: str
     ops: str | None
@@ -45,7 +45,7 @@ class Status:
 
 
 def status() -> Status:
-    """What sched_ext does now; raises KernelUnsupported where the kernel has none."""
+    """The state of sched_ext; raises KernelUnsupported if the kernel has no sched_ext."""
     try:
         state = _read("state")
     except OSError:
@@ -63,11 +63,10 @@ def status() -> Status:
 def attach(
     module: Module, prefix: str, *, name: str, fields: Mapping[str, int] | None = None, sleepable: Collection[str] = ()
 ) -> StructOps:
-    """Attach the functions of ``module`` called ``prefix`` + op as a sched_ext scheduler called ``name``.
+    """Attach the functions of ``module`` that are named ``prefix`` + op, as the sched_ext scheduler ``name``.
 
     ``fields`` are the other members of struct sched_ext_ops (flags, timeout_ms …). ``init`` may always sleep.
-    Raises AttachError with the kernel's reason where another scheduler runs, and where this one is refused or thrown
-    out.
+    Raises AttachError with the kernel's reason if another scheduler runs, or the kernel refuses or ejects this one.
     """
     before = status()
     if before.state != "disabled":
@@ -89,13 +88,13 @@ def attach(
     after = status()
     if after.state not in ("enabled", "enabling") or after.ops != name:
         link.close()
-        words = last_words(name) or "see dmesg"
-        raise AttachError(f"the kernel threw {name} out at once: {words}", hint=_hint(words))
+        reason = exit_reason(name) or "see dmesg"
+        raise AttachError(f"the kernel ejected {name} at once: {reason}", hint=_hint(reason))
     return link
 
 
 class KernelLog(Closing):
-    """What the kernel's log says of sched_ext from now on; nothing where the log cannot be read."""
+    """Lines of the kernel log about sched_ext from now on; none if the log is unreadable."""
 
     def __init__(self) -> None:
         self._fd = -1
@@ -104,47 +103,47 @@ class KernelLog(Closing):
             os.lseek(self._fd, 0, os.SEEK_END)
 
     def lines(self) -> list[str]:
-        """The lines that have come, without what each of them begins with."""
-        found = []
+        """The new lines, without the prefix "sched_ext: "."""
+        lines = []
         with contextlib.suppress(OSError):
             while record := os.read(self._fd, _KMSG_RECORD).decode(errors="replace"):
                 line = record.partition(";")[2].partition("\n")[0]
                 if line.startswith("sched_ext: "):
-                    found.append(line.removeprefix("sched_ext: "))
-        return found
+                    lines.append(line.removeprefix("sched_ext: "))
+        return lines
 
     def close(self) -> None:
-        """Stop listening."""
+        """Close the log."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def boot_isolation() -> str | None:
-    """The kernel's parameter isolcpus=, where there is one."""
+    """The value of the boot parameter isolcpus=, or None."""
     match = re.search(r"\bisolcpus=(\S+)", Path("/proc/cmdline").read_text())
     return match[1] if match else None
 
 
 def isolates_domains(isolcpus: str) -> bool:
-    """Whether the kernel's parameter takes CPUs out of scheduling domains: by default, and with its flag domain."""
+    """Whether ``isolcpus`` takes CPUs out of scheduling domains: by default, and with its flag domain."""
     flags = [word for word in isolcpus.split(",") if word.isalpha() or "_" in word]
     return not flags or "domain" in flags
 
 
 def _known_refusal(number: int) -> str | None:
-    """Why an attach may have failed with this errno, where the kernel's log cannot be read."""
+    """A likely reason of an attach that failed with errno ``number``, for when the kernel log is unreadable."""
     if number == errno.EINVAL and (isolcpus := boot_isolation()) and isolates_domains(isolcpus):
         return f"isolcpus={isolcpus} is domain isolation, which sched_ext is not compatible with"
     return None
 
 
 def _hint(reason: str) -> str | None:
-    return next((hint for words, hint in _HINTS.items() if words in reason), None)
+    return next((hint for phrase, hint in _HINTS.items() if phrase in reason), None)
 
 
 def wait_disabled(timeout: float = 10.0) -> bool:
-    """Wait up to ``timeout`` seconds for the running scheduler to be gone; whether it is."""
+    """Wait up to ``timeout`` seconds until no scheduler is attached; returns whether that is so."""
     deadline = time.monotonic() + timeout
     while status().state != "disabled":
         if time.monotonic() > deadline:
@@ -153,16 +152,16 @@ def wait_disabled(timeout: float = 10.0) -> bool:
     return True
 
 
-def last_words(name: str) -> str | None:
-    """What the kernel's log last said about the scheduler ``name``."""
-    found = None
+def exit_reason(name: str) -> str | None:
+    """The last message of the kernel log about the scheduler ``name``."""
+    reason = None
     with contextlib.suppress(OSError), open(_KMSG, "rb", buffering=0) as log:
         os.set_blocking(log.fileno(), False)
         with contextlib.suppress(BlockingIOError):
             while record := os.read(log.fileno(), _KMSG_RECORD):
                 if match := re.search(rf';sched_ext: .*"?{re.escape(name)}"?:? (.*)', record.decode(errors="replace")):
-                    found = match[1]
-    return found
+                    reason = match[1]
+    return reason
 
 
 def _read(name: str) -> str:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One translation unit from a ``.bpf.c`` file and its quoted includes.
 
-bcc rewrites map accesses only in the main file, so quoted includes are put in place, each once, with
-``#line`` marks: map definitions and helpers can then live in headers, and diagnostics still point at the
-file and line that the user wrote.
+bcc rewrites map accesses in the main file only. So each quoted include is expanded in place, once, with ``#line``
+marks: headers can have map definitions and helpers, and diagnostics point at the user's file and line.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from .errors import CompileError, Diagnostic
 
-#: Where ``#include "abi.h"`` and its like are found after the including file's own directory.
+#: Searched for quoted includes after the including file's own directory.
 BPF_DIR = Path(__file__).resolve().parent.parent / "bpf"
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"[^\n]*$', re.MULTILINE)
@@ -25,7 +24,7 @@ _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Source:
-    """``text`` is the whole translation unit; ``files`` are the paths it was put together from."""
+    """``text`` is the whole translation unit; ``files`` are the paths that it consists of."""
 
     path: Path
     text: str
@@ -33,7 +32,7 @@ class Source:
 
     @property
     def code(self) -> str:
-        """The text without comments, for looking names up in it."""
+        """The text without comments, for searches for names."""
         return _COMMENT.sub(" ", self.text)
 
     @property
@@ -43,7 +42,7 @@ class Source:
 
 
 def read(path: str | Path) -> Source:
-    """Put ``path`` and its quoted includes together; raises CompileError where one cannot be read."""
+    """Join ``path`` and its quoted includes; raises CompileError if a file is unreadable."""
     top = Path(path).absolute()
     seen: list[Path] = []
     return Source(top, _expand(top, seen, included_by=None), tuple(seen))
@@ -56,8 +55,8 @@ def _expand(path: Path, seen: list[Path], included_by: tuple[Path, int] | None) 
         text = path.read_text()
     except OSError as error:
         at, line = included_by or (path, 0)
-        found = Diagnostic(str(at), line, 0, "error", f"cannot read {path}: {error.strerror}")
-        raise CompileError(str(path), (found,), "") from None
+        diagnostic = Diagnostic(str(at), line, 0, "error", f"cannot read {path}: {error.strerror}")
+        raise CompileError(str(path), (diagnostic,), "") from None
     seen.append(path)
     parts, end = [f'#line 1 "{path}"\n'], 0
     for match in _INCLUDE.finditer(text):
@@ -72,6 +71,6 @@ def _expand(path: Path, seen: list[Path], included_by: tuple[Path, int] | None) 
 
 
 def _locate(name: str, includer: Path) -> Path:
-    # One spelling for each file, or "../a.h" and "a.h" would count as two.
+    # Normalized, so that "../a.h" and "a.h" are the same file.
     beside = Path(os.path.normpath(includer.parent / name))
     return beside if beside.exists() else BPF_DIR / name

@@ -15,8 +15,8 @@ from .handle import Handle, open_pinned
 from .link import Module, Target, close_all
 from .uapi import BPF_F_LINK, attach_type, map_type
 
-# Creating a struct_ops map takes some BTF of the user's, any at all: this one describes a single int.
-_ONE_INT = bytes.fromhex(
+# The kernel demands a BTF descriptor to create a struct_ops map, of any content: this one describes an int.
+_INT_BTF = bytes.fromhex(
     "9feb0100" "18000000" "00000000" "10000000" "10000000" "05000000"
     "01000000" "00000001" "04000000" "20000001" "00696e7400"
 )  # fmt: skip
@@ -67,7 +67,7 @@ class StructOps(Handle):
                 )
                 link = lib.bpf_link_create(table.fd, 0, attach_type("STRUCT_OPS"), ffi.NULL)
                 if link == -errno.EBUSY:
-                    raise AttachError(f"cannot attach {struct_name}: another one is attached")
+                    raise AttachError(f"cannot attach {struct_name}: another is attached")
                 return cls(check(link, f"attach {struct_name}"))
         finally:
             close_all(programs.values())
@@ -78,9 +78,9 @@ class StructOps(Handle):
         return cls(open_pinned(path))
 
     def detach(self) -> None:
-        """Detach now, whoever else holds the link; it cannot be attached again."""
+        """Detach now, even if another process holds the link; it cannot be attached again."""
         result = lib.bpf_link_detach(self.fd)
-        # ENOLINK: the kernel had thrown it out already.
+        # ENOLINK: the kernel has already ejected it.
         if result < 0 and result != -errno.ENOLINK:
             raise BpfError("detach a struct_ops link", -result)
 
@@ -96,7 +96,7 @@ def _store(value: bytearray, base: int, member: Member, content: int | str) -> N
 
 
 def _create_map(struct_name: str, value_id: int, size: int) -> Handle:
-    with Handle(check(lib.bpf_btf_load(_ONE_INT, len(_ONE_INT), ffi.NULL), "load BTF")) as btf:
+    with Handle(check(lib.bpf_btf_load(_INT_BTF, len(_INT_BTF), ffi.NULL), "load BTF")) as btf:
         options = opts("bpf_map_create_opts", map_flags=BPF_F_LINK, btf_fd=btf.fd, btf_vmlinux_value_type_id=value_id)
         fd = lib.bpf_map_create(map_type("STRUCT_OPS"), struct_name[:15].encode(), 4, size, 1, options)
         return Handle(check(fd, f"create a {struct_name} map"))

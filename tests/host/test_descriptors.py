@@ -85,7 +85,7 @@ def test_descriptor_reaches_who_knows_the_nonce_and_is_the_same_file(note: int) 
 @pytest.mark.parametrize("spoil", [lambda n: "", lambda n: n[:-1], lambda n: n + "0", lambda n: n[::-1]])
 def test_wrong_nonce_gets_nothing_and_does_not_use_the_offer_up(note: int, spoil: Callable[[str], str]) -> None:
     serving = Serving(note, LONG)
-    with pytest.raises(DescriptorError, match="does not know that nonce"):
+    with pytest.raises(DescriptorError, match="the nonce is wrong for"):
         receive(serving.offer.address, spoil(serving.offer.nonce), LONG)
     os.close(receive(serving.offer.address, serving.offer.nonce, LONG))
     assert serving.end() == os.getpid()
@@ -124,7 +124,7 @@ def test_it_is_offered_once(note: int) -> None:
 
 
 def test_offer_that_nobody_takes_ends(note: int) -> None:
-    with Offer(note) as offer, pytest.raises(DescriptorError, match=r"nobody took the descriptor within 0\.05 s"):
+    with Offer(note) as offer, pytest.raises(DescriptorError, match=r"no process took the descriptor within 0\.05 s"):
         offer.serve(0.05)
     with pytest.raises(DescriptorError, match="nothing is offered at"):
         receive(offer.address, offer.nonce)
@@ -167,7 +167,7 @@ def test_offer_to_a_process_that_has_ended_is_for_nobody(task: Callable[..., Tas
     with Offer(note, taker=other.pid) as offer, contextlib.closing(call(offer, say=offer.nonce.encode())) as caller:
         other.kill()
         offer.taker = os.getpid()  # as if the number were this process's now
-        with pytest.raises(DescriptorError, match="nobody took"):
+        with pytest.raises(DescriptorError, match="no process took"):
             offer.serve(0.05)
         assert caller.recv(10) == b"NOT YOURS"
     with pytest.raises(DescriptorError, match=f"there is no process {other.pid}"):
@@ -247,9 +247,9 @@ def test_what_cannot_be_sent_or_received_is_said_with_the_cure(tmp_path: Path) -
         (("send", tmp_path, "--pid", 1, "--fd", 1), 2, "name a PATH, or --pid and --fd"),
         (("send", "--pid", 1), 2, "name a PATH, or --pid and --fd"),
         (("send", "--pid", 2**40, "--fd", 1), 1, "there is no process"),
-        (("send", tmp_path, "--timeout", "0.05"), 1, "nobody took the descriptor within 0.05 s"),
+        (("send", tmp_path, "--timeout", "0.05"), 1, "no process took the descriptor within 0.05 s"),
         (("receive", "@none:1234"), 1, "nothing is offered at @none"),
-        (("receive", "nonsense"), 1, '"nonsense" is no offer'),
+        (("receive", "nonsense"), 1, '"nonsense" is not an offer'),
         (("send", tmp_path, "--to", 2**40), 1, "there is no process"),
         (("receive", "@" + "x" * 200 + ":1"), 1, "nothing is offered at"),
     ):
