@@ -96,15 +96,15 @@ def compile_text(name: str, text: str, headers: Headers, tree: Path, defines: di
 
 def relocations(code: bytes, map_fds: dict[int, str], headers: Headers) -> tuple[Relocation, ...]:
     """The symbolic references in ``code``, found by bcc's map descriptors and the markers of ``headers``."""
-    found = []
+    references = []
     for insn in instructions(code):
         if insn.opcode == LD_IMM64 and insn.src == BPF_PSEUDO_MAP_FD:
-            found.append(Relocation(insn.at, "map", map_fds[insn.imm]))
+            references.append(Relocation(insn.at, "map", map_fds[insn.imm]))
         elif insn.opcode == LD_IMM64 and insn.src == CONSTANT_MARKER:
-            found.append(Relocation(insn.at, "constant", headers.constants[insn.imm]))
+            references.append(Relocation(insn.at, "constant", headers.constants[insn.imm]))
         elif insn.opcode == CALL and insn.src == 0 and insn.imm & KFUNC_MARKER:
-            found.append(Relocation(insn.at, "kfunc", headers.kfuncs[insn.imm & ~KFUNC_MARKER]))
-    return tuple(found)
+            references.append(Relocation(insn.at, "kfunc", headers.kfuncs[insn.imm & ~KFUNC_MARKER]))
+    return tuple(references)
 
 
 def _map_def(name: str, info: bytes, inner: str | None) -> MapDef:

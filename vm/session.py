@@ -94,24 +94,24 @@ class Session:
         Raises GuestTimeout, GuestOops or GuestLost.
         """
         with ExitStack() as stack:
-            complaints = stack.enter_context(tempfile.TemporaryFile())
-            far = stack.enter_context(ExitStack())
-            near: list[socket.socket] = []
+            stderr = stack.enter_context(tempfile.TemporaryFile())
+            child_ends = stack.enter_context(ExitStack())
+            own_ends: list[socket.socket] = []
             numbers: list[int] = []
             for _ in range(3):
                 ours, theirs = socket.socketpair()
                 stack.callback(ours.close)
-                far.callback(theirs.close)
-                near.append(ours)
+                child_ends.callback(theirs.close)
+                own_ends.append(ours)
                 numbers.append(theirs.fileno())
-            served = [(s.tag, self._serve(s, stack, far, complaints)) for s in self._shares]
+            served = [(s.tag, self._serve(s, stack, child_ends, stderr)) for s in self._shares]
             argv = qemu_argv(
                 self._tools, self._machine, console=numbers[0], io=numbers[1], control=numbers[2], shares=served
             )
             inherited = (*numbers, *(fd for _, fd in served))
-            qemu = self._child(argv, inherited, complaints, stack)
-            far.close()
-            console, self._io, self._control = near
+            qemu = self._child(argv, inherited, stderr, stack)
+            child_ends.close()
+            console, self._io, self._control = own_ends
             wake_read, wake_write = os.pipe()
             stack.callback(os.close, wake_read)
             threads = [threading.Thread(target=self._read_console, args=(console,), daemon=True)]
@@ -133,8 +133,8 @@ class Session:
                     thread.join(2.0)
             if self._failure is not None:
                 raise self._failure
-            complaints.seek(0)
-            return self._outcome(in_time, timeout, complaints.read().decode(errors="replace"))
+            stderr.seek(0)
+            return self._outcome(in_time, timeout, stderr.read().decode(errors="replace"))
 
     def interrupt(self, number: int) -> None:
         """Send the command its first SIGINT; a second one, or another signal, ends the guest."""
@@ -166,14 +166,14 @@ class Session:
         stack.callback(process.kill)
         return process
 
-    def _serve(self, share: Share, stack: ExitStack, far: ExitStack, stderr: IO[bytes]) -> int:
+    def _serve(self, share: Share, stack: ExitStack, child_ends: ExitStack, stderr: IO[bytes]) -> int:
         # An abstract name that the kernel chooses needs no cleanup.
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind("")
             listener.listen(1)
             self._child(virtiofsd_argv(self._tools, share, listener.fileno()), (listener.fileno(),), stderr, stack)
             client = socket.socket(socket.AF_UNIX)
-            far.callback(client.close)
+            child_ends.callback(client.close)
             client.connect(listener.getsockname())
             return client.fileno()
 
@@ -266,7 +266,7 @@ class Session:
     def _send(self, kind: int, data: bytes) -> None:
         self._io.sendall(bytes([kind]) + len(data).to_bytes(4, "little") + data)
 
-    def _outcome(self, in_time: bool, timeout: float | None, complaints: str) -> int:
+    def _outcome(self, in_time: bool, timeout: float | None, messages: str) -> int:
         if self._status is not None:
             return self._status
         console, limit = self.console, round(timeout or 0, 1)
@@ -286,7 +286,7 @@ class Session:
                 console,
                 emulation=self._machine.accel == "tcg",
             )
-        messages = " ".join(complaints.split())
+        messages = " ".join(messages.split())
         raise GuestLost(
             "the guest ended without an exit status" + (f": {messages}" if messages else ""),
             "--console shows its kernel's messages",

@@ -98,8 +98,8 @@ class Histogram:
         counts = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
         highest = max((bucket for bucket, count in enumerate(counts) if count), default=None)
         edge = 0 if highest is None else edges(highest)[1] * self.unit_ns // _SCALE
-        most = self.max_ns if self.max_ns > before.max_ns else min(edge, self.max_ns)
-        return Histogram(self.unit_ns, counts, self.sum_ns - before.sum_ns, most)
+        max_ns = self.max_ns if self.max_ns > before.max_ns else min(edge, self.max_ns)
+        return Histogram(self.unit_ns, counts, self.sum_ns - before.sum_ns, max_ns)
 
     def percentile(self, share: float) -> float:
         """The time, in units, that a ``share`` of all times do not exceed; accurate to 1/8."""
@@ -152,10 +152,10 @@ class LinearHistogram:
 
     def percentile(self, share: float) -> int:
         """The smallest number that a ``share`` of all values do not exceed."""
-        left = share * self.count
+        rank = share * self.count
         for value, count in enumerate(self.counts):
-            left -= count
-            if left <= 0:
+            rank -= count
+            if rank <= 0:
                 return value
         return len(self.counts) - 1
 
@@ -193,10 +193,10 @@ def picture(rows: Iterable[Row], label: str) -> str:
     rows = list(rows)
     wide = len(rows) > _NARROW_ROWS
     stars, width = (_NARROW_STARS, 20) if wide else (_STARS, 10)
-    most = max((row.count for row in rows), default=0)
+    maximum = max((row.count for row in rows), default=0)
     lines = [f"     {label:<{2 * width - 1}} : count     distribution"]
     lines += [
-        f"{row.low:{width}d} -> {row.high:<{width}d} : {row.count:<8d} |{_stars(row.count, most, stars)}|"
+        f"{row.low:{width}d} -> {row.high:<{width}d} : {row.count:<8d} |{_stars(row.count, maximum, stars)}|"
         for row in rows
     ]
     return "\n".join(lines)
@@ -205,14 +205,14 @@ def picture(rows: Iterable[Row], label: str) -> str:
 def linear_picture(rows: Iterable[Row], label: str) -> str:
     """The format of bcc's print_linear_hist(): a row for each value."""
     rows = list(rows)
-    most = max((row.count for row in rows), default=0)
+    maximum = max((row.count for row in rows), default=0)
     lines = [f"     {label:<13} : count     distribution"]
-    lines += [f"        {row.low:<10d} : {row.count:<8d} |{_stars(row.count, most, _STARS)}|" for row in rows]
+    lines += [f"        {row.low:<10d} : {row.count:<8d} |{_stars(row.count, maximum, _STARS)}|" for row in rows]
     return "\n".join(lines)
 
 
-def _stars(count: int, most: int, width: int) -> str:
-    return ("*" * (width * count // most if most else 0)).ljust(width)
+def _stars(count: int, maximum: int, width: int) -> str:
+    return ("*" * (width * count // maximum if maximum else 0)).ljust(width)
 
 
 def _short(value: float) -> str:

@@ -133,9 +133,9 @@ def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int
 def _moments(pace: Pace, started: float, child: Command | None) -> Iterator[bool]:
     """Yields every 0.1 s whether a report is due; ends after the last report."""
     end = started + (pace.duration if pace.duration is not None else math.inf)
-    left = pace.count if pace.count is not None else math.inf
+    remaining = pace.count if pace.count is not None else math.inf
     due = started + (pace.interval or math.inf)
-    while left > 0:
+    while remaining > 0:
         until = min(due, end, time.monotonic() + _POLL_SECONDS)
         ended = _wait(until - time.monotonic(), child)
         now = time.monotonic()
@@ -144,7 +144,7 @@ def _moments(pace: Pace, started: float, child: Command | None) -> Iterator[bool
             return
         yield now >= due
         if now >= due:
-            left -= 1
+            remaining -= 1
             interval = pace.interval or math.inf
             # After a late report, the next one still covers at least half an interval.
             due = max(due, now - interval / 2) + interval

@@ -41,14 +41,14 @@ class TOOL(Tool):
         now = [sum(windows[index]) for index in range(len(self._before))]
         grown = [n - b for n, b in zip(now, self._before, strict=True)]
         self._before = now
-        woken = {prio: row for prio in range(self._prios) if any(row := grown[prio * bins : (prio + 1) * bins])}
-        whole: dict[int, list[int]] = {}
+        wake_to_block = {prio: row for prio in range(self._prios) if any(row := grown[prio * bins : (prio + 1) * bins])}
+        full_trace: dict[int, list[int]] = {}
         for task in self.tracer.hash("totals", "u64", "struct fair_task").values():
             if task.share:
                 bin = min(task.ran * 10 * 1000 // task.share, bins - 1)
-                whole.setdefault(task.prio, [0] * bins)[bin] += 1
-        yield _table("wake_to_block", "Wake-to-block Fairness", woken)
-        yield _table("full_trace", "Full trace Fairness", dict(sorted(whole.items())))
+                full_trace.setdefault(task.prio, [0] * bins)[bin] += 1
+        yield _table("wake_to_block", "Wake-to-block Fairness", wake_to_block)
+        yield _table("full_trace", "Full trace Fairness", dict(sorted(full_trace.items())))
 
 
 def _short(count: int) -> str:
@@ -67,9 +67,9 @@ def _constant(name: str) -> int:
 def _table(name: str, title: str, rows: dict[int, list[int]]) -> Table:
     lines = [_HEAD]
     for prio, counts in rows.items():
-        most = max(counts)
-        scaled = " ".join(f"{_TOP * count // most:2d}" for count in counts)
-        lines.append(f"{prio:2d} | {scaled} {_short(most):>5s} {_short(sum(counts)):>5s}")
+        maximum = max(counts)
+        scaled = " ".join(f"{_TOP * count // maximum:2d}" for count in counts)
+        lines.append(f"{prio:2d} | {scaled} {_short(maximum):>5s} {_short(sum(counts)):>5s}")
     data = [
         {"prio": prio, "nice": prio - 20, "tenths": bin, "count": count}
         for prio, counts in rows.items()
