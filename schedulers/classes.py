@@ -12,9 +12,8 @@ from ..loaders.errors import GhostError
 from .core import locked
 from .enclave import Enclave, Enclaves
 from .errors import NoSuchEnclave
-from .tasks import SCHED_EXT, policy_of, set_policy
+from .tasks import SCHED_DEADLINE, SCHED_EXT, policy_of, set_policy
 
-SCHED_DEADLINE = 6
 _POLICIES = {
     "other": os.SCHED_OTHER,
     "batch": os.SCHED_BATCH,

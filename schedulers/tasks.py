@@ -13,16 +13,16 @@ from pathlib import Path
 from . import pids
 from .errors import NotRestored, TaskError
 
-SCHED_EXT = 7
+# Not in the os module.
+SCHED_DEADLINE, SCHED_EXT = 6, 7
 #: How many seconds to go on after tasks that fork all the time.
 PATIENCE_S = 60.0
-_SCHED_DEADLINE = 6
 _NAMES = {
     os.SCHED_BATCH: "batch",
     os.SCHED_IDLE: "idle",
     os.SCHED_FIFO: "fifo",
     os.SCHED_RR: "rr",
-    _SCHED_DEADLINE: "deadline",
+    SCHED_DEADLINE: "deadline",
 }
 _PF_EXITING = 0x00000004
 _PF_KTHREAD = 0x00200000
@@ -96,7 +96,7 @@ def restore(tid: int, original: tuple[int, int]) -> NotRestored | None:
         raise task_error(tid, error.errno or errno.EINVAL) from None
     policy, priority = original
     reason = "its runtime, deadline and period are not kept"
-    if policy != _SCHED_DEADLINE:
+    if policy != SCHED_DEADLINE:
         try:
             set_policy(tid, policy | flag, priority)
             return None
