@@ -19,6 +19,7 @@ from typing import Any
 
 from ..loaders.errors import GhostError
 from ..schedulers.agents import AgentPolicySpec
+from ..schedulers.agents.task import HEAD, WAITING
 from ..schedulers.cpuset import CpuSet
 from ..schedulers.enclave import Enclave
 from ..schedulers.registry import POLICIES
@@ -33,7 +34,6 @@ from ..schedulers.userspace import (
     TxnState,
     spec_of,
 )
-from ..schedulers.userspace.task import HEAD, WAITING
 from .comparison import BIG_RING, EEVDF, Candidate, compare, decisions, ready, scheduled
 from .measure import Row, enclave_under, in_child, perf, summary
 from .sleeper_pool import SleeperPool, Spinner
@@ -275,7 +275,7 @@ def _hand_over(enclave: Enclave, gaps: dict[str, list[float]]) -> None:
 
 def _upgrade(enclave: Enclave, agent_process: AgentProcess) -> None:
     """As ``ghostbpf run --enclave`` does it."""
-    enclave.swap(agent_process.half, None, agent_process)
+    enclave.swap(agent_process.spec, None, agent_process)
 
 
 def _memory() -> dict[str, float]:

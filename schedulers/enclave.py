@@ -397,7 +397,7 @@ class Enclave:
         bank = int(self._record.bank)
         if self._bank_path(1 - bank).exists():
             self._empty(1 - bank)
-        if not self._record.agents[bank] and agents.is_there(self.id):
+        if not self._record.agents[bank] and agents.has_pins(self.id):
             self._forget_agents()
         if self._record.draining:
             self._hand_over()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from ..agents.status_words import StatusWords
+from ..agents.task import HEAD, PREEMPT, Message, MessageType, StatusWord, Task, Transaction, TxnState
 from ..policy import Option, duration_ns
 from .agent import Agent
 from .agent_process import AgentError, AgentProcess, UpgradeError
@@ -10,11 +12,11 @@ from .cfs import Cfs
 from .edf import Edf
 from .fifo_centralized import FifoCentralized
 from .fifo_per_cpu import FifoPerCpu
-from .policy import AgentPolicy, RunQueue, flag, slice_ns, spec_of
+from .options import flag, slice_ns
+from .policy import AgentPolicy, spec_of
+from .run_queue import RunQueue
 from .shinjuku import Shinjuku
 from .sol import Sol
-from .status_words import StatusWords
-from .task import HEAD, PREEMPT, Message, MessageType, StatusWord, Task, Transaction, TxnState
 
 CFS = spec_of(Cfs)
 EDF = spec_of(Edf)

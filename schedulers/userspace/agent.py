@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent: reads what the core tells, keeps its tasks, asks its policy, and commits what that decides.
+"""The agent: reads the core's messages, keeps its tasks, calls its policy, and commits the policy's decisions.
 
-One turn: every message there is, then one ``schedule()``, then one commit of all it wants. An agent sleeps while
-there is nothing to read, or, with a CPU of its own, spins. Whatever happens to it, the core goes on without.
+One turn reads every message in the ring, calls ``schedule()`` once, and commits all that it returns. An agent sleeps
+while its ring is empty or, with a CPU of its own, spins. If it hangs or dies, the core schedules its tasks without it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,33 @@ from typing import Any
 
 from ...hints import Hints
 from ...loaders.errors import GhostError
-from ..agents import AgentPolicySpec
+from ..agents import AgentPolicySpec, PolicyView
+from ..agents.kernel import KernelInterface
+from ..agents.task import (
+    BLOCKED,
+    BOOSTED,
+    LATCHED,
+    ON_CPU,
+    WAITING,
+    MessageType,
+    StatusWord,
+    Task,
+    Transaction,
+    TxnState,
+)
 from ..cpuset import CpuSet
 from ..enclave import Counters, Enclave
-from .channel import Kernel
-from .cpus import CpuFlags
 from .garbage import Garbage
-from .policy import AgentPolicy
-from .status_words import StatusWords
-from .task import BLOCKED, BOOSTED, LATCHED, ON_CPU, WAITING, MessageType, StatusWord, Task, Transaction, TxnState
 
 _RING_BYTES = 1 << 20
 _LOOK_UP_S = 0.25
-_HINTS_S = 0.001  # nothing wakes an agent up for a hint
-#: With the fast path nobody has to wait for the agent: messages gather, for so much of the time that a turn took.
+_HINTS_S = 0.001  # a new hint does not wake the agent
+#: With the fast path no task waits for the agent. So it lets messages gather, for _GATHER times as long as its last
+#: turn took, within these limits.
 _GATHER, _GATHER_LEAST_S, _GATHER_MOST_S = 4, 0.002, 0.02
-_HOP_TURNS = 256
-# As plain numbers, for the loop over messages: an enum's member is looked up each time.
+#: How many turns a spinning agent makes between checks whether it must move to another CPU.
+_MOVE_TURNS = 256
+# Plain numbers for the loop over messages, where looking up an enum's member each time takes too long.
 _NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED = (
     int(kind)
     for kind in (
@@ -54,52 +64,53 @@ _SOON_AGAIN = (TxnState.STALE, TxnState.INVALID_CPU, TxnState.CPU_OFFLINE, TxnSt
 
 
 class Agent:
-    """One agent of ``enclave``: of the whole of it, or of ``cpu`` alone.
+    """An agent of ``enclave``: for the whole enclave, or for ``cpu`` alone.
 
-    ``half`` is its BPF half with the policy's class, ``values`` are the options of both; ``bank`` is where that half
-    is, unless it is the live one. The thread that makes it is the agent, from take_over() on. It reaches the kernel
-    through ``kernel``, by default the one that runs.
+    It decides by the policy ``spec`` with the options ``values``. ``bank`` is where the policy's BPF program is, by
+    default the live one. The thread that creates this object is the agent, from take_over() on. It reaches the kernel
+    through ``kernel``, by default the running one.
     """
 
     def __init__(
         self,
         enclave: Enclave,
-        half: AgentPolicySpec,
+        spec: AgentPolicySpec,
         values: dict[str, int],
         cpu: int | None = None,
         bank: int | None = None,
-        kernel: Kernel | None = None,
+        kernel: KernelInterface | None = None,
     ) -> None:
-        self._kernel = kernel = kernel or Kernel(enclave, half, bank)
+        self._kernel = kernel = kernel or KernelInterface(enclave, spec, bank)
         self.enclave, self.cpu, self._values = enclave, cpu, values
         self.tasks: dict[int, Task] = {}
         self._resting: dict[Task, tuple[int, Transaction, TxnState]] = {}  # refused again and again: until when
         self._refused_tasks: set[Task] = set()  # since the last message about each
         self._shunned = 0  # until when CPUs that were refused are not tried again; 0: there are none
         self.topology = kernel.topology()
-        self.status_words = StatusWords(kernel.agents)
+        self.status_words = kernel.status_words()
         self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
         self._channel = kernel.channel(0 if cpu is None else 1 + cpu, values.get("ring_bytes", _RING_BYTES))
         self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
         self._cpu_record = enclave.core.cpus
         self._rounds = range(1 + len(self._cpus))
-        self._flags = CpuFlags(enclave, tuple(self._cpus))
+        self._flags = kernel.cpu_flags(tuple(self._cpus))
+        self._enclave_flags = kernel.cpu_flags(tuple(enclave.cpus))
         self._recall_ns = 0
         self._params_map, self.params = kernel.params()
-        self._hints = kernel.hints() if half.agent.hinted else None
+        self._hints = kernel.hints() if spec.agent.hinted else None
         self._pause_s = _LOOK_UP_S if self._hints is None else _HINTS_S
         self._seen_switches = 0
-        self._spot: int | None = None  # the CPU that it spins on
-        self._home: int | None = None  # the CPU that it sleeps on, where that matters
-        self._is_settled = self._rehearses = False
+        self._spin_cpu: int | None = None
+        self._sleep_cpu: int | None = None  # None: any
+        self._has_chosen_cpu = self._is_rehearsing = False
         self.stopped = False
-        self._half = half
+        self._spec = spec
         self._make_policy()
 
     def _make_policy(self) -> None:
-        own = {option.field for option in self._half.agent.options}
+        own = {option.field for option in self._spec.agent.options}
         values = {name: value for name, value in self._values.items() if name in own}
-        self.policy: AgentPolicy = self._half.agent(self, **values)
+        self.policy: PolicyView = self._spec.agent(self, **values)
         self._callbacks: Any = [None] * (1 + max(MessageType))
         for kind in MessageType:
             name = kind.name.lower().replace("task_affinity", "affinity").replace("task_priority", "priority")
@@ -107,61 +118,66 @@ class Agent:
 
     @property
     def cpus(self) -> CpuSet:
-        """The CPUs it decides for: the enclave's, or its own."""
+        """The CPUs that it decides for: the enclave's, or its own."""
         return self._cpus
 
     @property
     def hints(self) -> Hints:
         """What applications say of their tasks; only where the policy is ``hinted``."""
         if self._hints is None:
-            raise GhostError(f"{self.policy.name} has no hints", hint="hinted = True in the policy's class")
+            raise GhostError(f"{self.policy.name} has no hints", hint="set hinted = True in the policy's class")
         return self._hints
 
     def open_cpus(self) -> list[int]:
-        """Those of its CPUs for which nothing is committed, and which no other class has; the idle ones first."""
+        """Its CPUs that have nothing committed and that no other class holds, the idle ones first."""
         return self._flags.open()
 
     def idle_cpus(self) -> list[int]:
-        """Those of its CPUs that have nothing to do."""
+        """Its CPUs that run no task, have nothing committed, and that no other class holds."""
         return self._flags.idle()
 
+    def idle_enclave_cpus(self) -> list[int]:
+        """The same of the whole enclave."""
+        return self._enclave_flags.idle()
+
     def busy_cpus(self) -> list[int]:
-        """Those of its CPUs that run a task of the enclave, and for which nothing is committed."""
+        """Its CPUs that run a task of the enclave and have nothing committed."""
         return self._flags.busy()
 
     def waits(self, task: Task) -> bool:
-        """Whether ``task`` still waits, by its status word; with the fast path, a CPU may have taken it meanwhile."""
+        """Whether ``task`` still waits, by its status word: the core may have run it without asking the agent."""
         if self.status_words.waits(task):
             return True
         if task.state == WAITING:
-            task.state = ON_CPU  # or its next message to wait would be taken for one that it has been moved
+            # Otherwise _read() would take its next message to wait for one that only tells of a move.
+            task.state = ON_CPU
         return False
 
     def counters(self) -> Counters:
-        """What the core counts for the enclave; see ``struct counters`` in bpf/abi.h."""
+        """The core's counters of the enclave; see ``struct counters`` in bpf/abi.h."""
         return self.enclave.counters()
 
     def ticks(self, on: bool) -> None:
-        """Have the core tell each tick of a CPU that runs a task, or no longer."""
-        if not self._rehearses:
+        """Ask the core for a message at each tick of a CPU that runs a task, or for none any more."""
+        if not self._is_rehearsing:
             self._channel.record.ticks = on
 
     def commit(self, transactions: Iterable[Transaction], *, group: bool = False) -> list[TxnState]:
-        """Commit ``transactions`` in batches, or as one ``group``, all of them or none; the state of each.
+        """Commit ``transactions`` in batches, or all or none of them as one ``group``; returns the state of each.
 
-        Raises ValueError where a group is larger than one batch.
+        Raises ValueError where a group is larger than a batch.
         """
-        wanted = list(transactions)
-        if group and len(wanted) > self._channel.batch:
-            raise ValueError(f"a group of {len(wanted)} transactions: at most {self._channel.batch}")
-        if self._rehearses:
-            return [TxnState.COMPLETE] * len(wanted)
-        return [_STATES[state] for state in self._commit(wanted, group)]
+        transactions = list(transactions)
+        if group and len(transactions) > self._channel.batch:
+            raise ValueError(f"a group of {len(transactions)} transactions: at most {self._channel.batch}")
+        if self._is_rehearsing:
+            return [TxnState.COMPLETE] * len(transactions)
+        return [_STATES[state] for state in self._commit(transactions, group)]
 
-    def _commit(self, wanted: Sequence[Transaction], group: bool = False) -> list[int]:
+    def _commit(self, transactions: Sequence[Transaction], group: bool = False) -> list[int]:
         size, results = self._channel.batch, []
-        for start in range(0, len(wanted), size):
-            batch = wanted[start : start + size]
+        for start in range(0, len(transactions), size):
+            batch = transactions[start : start + size]
             states = self._channel.commit(batch, group)
             for transaction, state in zip(batch, states, strict=True):
                 if state != _COMPLETE:
@@ -175,70 +191,74 @@ class Agent:
         return results
 
     def associate(self, task: Task, cpu: int) -> bool:
-        """Hand ``task`` to the agent of ``cpu``, or the enclave's where that has none; False where the task is gone."""
+        """Hand ``task`` to the agent of ``cpu``, or the enclave's if ``cpu`` has none; False where the task is gone."""
         self.tasks.pop(task.gtid, None)
         self._forgive(task)
-        return self._rehearses or self._channel.associate(task.gtid, 1 + cpu)
+        return self._is_rehearsing or self._channel.associate(task.gtid, 1 + cpu)
 
-    def take(self, most: int, cpu: int | None = None) -> int:
-        """Take tasks over that wait for the agent of ``cpu`` (None: of any), longest first; how many there were.
+    def take(self, limit: int, cpu: int | None = None) -> int:
+        """Take over up to ``limit`` tasks that wait for the agent of ``cpu`` (None: of any); returns how many.
 
-        At most ``most`` of those that may run on its own CPU and are committed to none; they come as new ones.
+        It takes those that have waited longest, may run on its own CPU and are committed to none. Each arrives as a new
+        task.
         """
-        if self._rehearses:
+        if self._is_rehearsing:
             return 0
-        return self._channel.take(most, 0 if cpu is None else 1 + cpu)
+        return self._channel.take(limit, 0 if cpu is None else 1 + cpu)
 
     def loads(self) -> dict[int, int]:
         """How many tasks run or wait for each CPU that has an agent of its own."""
         loads = self._channel.loads()
-        return {number - 1: loads[number] for number in self._channel.others() if number}
+        return {number - 1: loads[number] for number in self._channel.channels_with_agent() if number}
 
     def is_online(self, cpu: int) -> bool:
         """Whether ``cpu`` is online."""
         return self._flags.is_online(cpu)
 
     def may_run(self, task: Task, cpu: int) -> bool:
-        """Whether ``task`` may run on ``cpu``, and that is online."""
+        """Whether ``cpu`` is online and ``task`` may run there."""
         return task.may_run_on(cpu) and self.is_online(cpu)
 
     def has_agent(self, cpu: int) -> bool:
         """Whether ``cpu`` has an agent of its own."""
-        return 1 + cpu in self._channel.others()
+        return 1 + cpu in self._channel.channels_with_agent()
 
     def agent_cpus(self) -> list[int]:
         """The CPUs that are online and have an agent of their own."""
-        return [number - 1 for number in self._channel.others() if number and self.is_online(number - 1)]
+        return [number - 1 for number in self._channel.channels_with_agent() if number and self.is_online(number - 1)]
 
     def prepare(self) -> None:
-        """Do before take_over() what may fail: go to the agent's CPU, and try the policy. Raises whatever that does."""
-        self._settle()
+        """Do before take_over() all that may fail: move to the agent's CPU, and try the policy.
+
+        Raises what the policy raises.
+        """
+        self._choose_cpu()
         self._rehearse()
 
     def _rehearse(self) -> None:
-        """Show a policy the tasks that the agent before knows, have it decide, and throw it and its decisions away.
+        """Have the policy decide once for the tasks of the agent in charge, and discard policy and decisions.
 
-        Another one, which knows nothing of that, then takes over.
+        A new policy object takes over.
         """
-        if not (words := self._by_age(lambda word: True)):
+        if not (words := self._words_by_age(lambda word: True)):
             return
-        self._rehearses = True
+        self._is_rehearsing = True
         try:
             for number, word in words:
                 self._learn(number, word)
             self._channel.check(list(self.policy.schedule() or ()))
         finally:
-            self._rehearses = False
+            self._is_rehearsing = False
         self.tasks.clear()
         self._make_policy()
 
     def take_over(self, *, per_cpu: bool = False) -> None:
-        """Become the agent: from here on the core asks this one. Raises whatever the policy does.
+        """Become the agent that the core sends messages to. Raises what the policy raises.
 
-        With ``per_cpu`` it is the one that hands tasks out to the agents of CPUs.
+        With ``per_cpu`` it hands tasks out to the agents of CPUs.
         """
-        if not self._is_settled:
-            self._settle()
+        if not self._has_chosen_cpu:
+            self._choose_cpu()
         self._channel.take_over(
             timeout_ns=self._values["timeout_ns"],
             fastpath=self.fastpath,
@@ -247,31 +267,31 @@ class Agent:
             per_cpu=per_cpu,
         )
         if self.cpu is None:
-            self._channel.spin_on(self._spot)
+            self._channel.spin_on(self._spin_cpu)
         self._channel.register_waiting()
         self.resync()
         self._decide()
-        self._channel.rest()
+        self._channel.end_turn()
 
-    def run(self, look_around: Callable[[], None] | None = None) -> None:
+    def run(self, upkeep: Callable[[], None] | None = None) -> None:
         """Decide until another agent takes over, the enclave is gone, or stop() is called.
 
-        It ends at the latest a quarter of a second after that. As often it calls ``look_around``.
+        It returns within a quarter of a second after that. It calls ``upkeep`` four times a second.
         """
         garbage = Garbage()
-        looked = time.monotonic()
+        upkept = time.monotonic()
         for turns in itertools.count():
-            if not self._channel.mine:
+            if not self._channel.is_ours:
                 return
-            if self.spins and turns % _HOP_TURNS == 0:
-                self._hop_if_wanted()
+            if self.spins and turns % _MOVE_TURNS == 0:
+                self._move_if_needed()
             began = time.monotonic()
-            if began >= looked + _LOOK_UP_S:
-                looked = began
-                self._look_around()
+            if began >= upkept + _LOOK_UP_S:
+                upkept = began
+                self._follow_hotplug()
                 garbage.collect(idle=False)
-                if look_around is not None:
-                    look_around()
+                if upkeep is not None:
+                    upkeep()
             goes_on = self.turn()
             if self.spins:
                 continue
@@ -283,16 +303,16 @@ class Agent:
             if not self._channel.wait(self._pause()):
                 garbage.collect(idle=True)
 
-    def _look_around(self) -> None:
-        """Follow CPUs that came or went: a CPU that goes ends the pulse on it, and what was bound to it is not."""
+    def _follow_hotplug(self) -> None:
+        """Restart the pulse and bind this thread again: the kernel undid both if their CPU went offline."""
         self._channel.keep_pulse()
-        home = self._home
-        if home is not None and self.is_online(home) and os.sched_getaffinity(0) != {home}:
-            with contextlib.suppress(OSError):  # it is gone again
-                os.sched_setaffinity(0, {home})
+        cpu = self._sleep_cpu
+        if cpu is not None and self.is_online(cpu) and os.sched_getaffinity(0) != {cpu}:
+            with contextlib.suppress(OSError):  # the CPU went offline again
+                os.sched_setaffinity(0, {cpu})
 
     def _pause(self) -> float:
-        """For how many seconds there may be nothing to do."""
+        """For how many seconds the agent may sleep if no message comes."""
         due_ns = self.policy.due_ns
         if self._resting:
             rested_ns = min(until_ns for until_ns, _, _ in self._resting.values())
@@ -302,8 +322,8 @@ class Agent:
         return min(max(due_ns - time.monotonic_ns(), 0) / 1e9, self._pause_s)
 
     def turn(self) -> bool:
-        """Read every message there is, and commit what the policy wants; whether the next turn is due at once."""
-        began_ns = self._channel.beat()
+        """Read every message, and commit what the policy decides; whether the next turn is due at once."""
+        began_ns = self._channel.begin_turn()
         if self._channel.overflowed:
             self.resync()
         read = self._read()
@@ -317,36 +337,36 @@ class Agent:
         is_busy = read > 0 or committed > 0
         if is_busy:
             self._channel.count_turn(read, began_ns)
-        self._channel.rest()
+        self._channel.end_turn()
         return self._channel.overflowed or (is_busy and (committed < len(results) or self.policy.looks_again))
 
     def stop(self, reason: str) -> None:
-        """Have run() end, and let the core decide at once; for signal handlers."""
+        """End run(), and let the core decide at once; for signal handlers."""
         self.stopped = True
         self._channel.leave(reason)
 
     def leave(self, reason: str = "") -> None:
-        """Let the core decide from here on, and say why."""
+        """Let the core decide from here on, and record why."""
         self._channel.leave(reason)
 
     def resync(self) -> None:
-        """Learn from the status words what messages may have been lost; in the order in which tasks began to wait."""
+        """Learn from the status words what lost messages told, in the order in which tasks began to wait."""
         self._channel.record.overflowed = 0
         self._channel.record.resyncs += 1
-        own, others = self._channel.number, set(self._channel.others())
-        # The agent of the enclave answers for what no other does.
-        there = self._by_age(lambda word: word.channel == own or (own == 0 and word.channel not in others))
-        gone = self.tasks.keys() - {word.gtid for _, word in there}
+        own, others = self._channel.number, set(self._channel.channels_with_agent())
+        # The enclave's agent also has the tasks of channels without an agent.
+        words = self._words_by_age(lambda word: word.channel == own or (own == 0 and word.channel not in others))
+        gone = self.tasks.keys() - {word.gtid for _, word in words}
         for gtid in gone:
             self._forgive(self.tasks[gtid])
             self.policy.on_task_departed(self.tasks.pop(gtid))
-        for number, word in there:
+        for number, word in words:
             self._learn(number, word)
 
-    def _by_age(self, wanted: Callable[[StatusWord], bool]) -> list[tuple[int, StatusWord]]:
-        """The ``wanted`` status words with their numbers; those whose state is the oldest first."""
-        there = [(number, word) for number, word in self.status_words.in_use() if wanted(word)]
-        return sorted(there, key=lambda pair: pair[1].since_ns)
+    def _words_by_age(self, condition: Callable[[StatusWord], bool]) -> list[tuple[int, StatusWord]]:
+        """The status words that meet ``condition``, with their numbers, by how long they have been in their state."""
+        words = [(number, word) for number, word in self.status_words.in_use() if condition(word)]
+        return sorted(words, key=lambda pair: pair[1].since_ns)
 
     def _learn(self, number: int, word: StatusWord) -> None:
         task = self.tasks.get(word.gtid)
@@ -357,7 +377,7 @@ class Agent:
             return
         before, allowed = task.state, task.allowed
         if self._forgive(task):
-            before = BLOCKED  # its policy has not got it
+            before = BLOCKED  # the policy does not have it in a queue
         task.word, task.seq, task.cpu, task.tgid = number, word.seq, word.cpu, word.tgid
         task.weight, task.allowed, task.runtime_ns = word.weight, word.allowed, word.runtime_ns
         task.since_ns, task.boosted, task.state = word.since_ns, bool(word.boosted), word.state
@@ -385,19 +405,19 @@ class Agent:
                 task = tasks[gtid] = self.policy.task_type(gtid)
                 kind = _NEW if kind <= _LAST_WAITING else kind
             elif seq <= task.seq:
-                continue  # the status words told more
+                continue  # the status words were newer
             rested = refused and task in refused and self._forgive(task)
             before = task.allowed
             task.seq, task.cpu, task.since_ns, task.allowed = seq, cpu, at_ns, allowed
             task.weight, task.tgid, task.word = weight, tgid, word
             if kind <= _LAST_WAITING:
-                # One that has not run since it was told to wait has only been moved, and keeps its place.
+                # A task that has not run since its last message to wait was only moved, and keeps its place.
                 moved = task.state == WAITING and task.runtime_ns == runtime_ns and not rested
                 task.state, task.runtime_ns, task.boosted = WAITING, runtime_ns, flags & BOOSTED != 0
                 if not moved:
                     callbacks[kind](task)
                 elif allowed != before:
-                    # associate() is told beside the task's own messages: it can overtake the change of affinity.
+                    # The message of associate() can overtake that of the change of affinity.
                     self.policy.on_affinity_changed(task)
                 continue
             task.runtime_ns = runtime_ns
@@ -412,11 +432,11 @@ class Agent:
         return len(records)
 
     def _decide(self) -> list[int]:
-        """Commit what the policy wants, and where CPUs have taken such tasks by themselves, what it wants then."""
+        """Commit what the policy decides, and decide again where the core already runs one of these tasks."""
         results: list[int] = []
         for _ in self._rounds:
-            wanted = list(self.policy.schedule() or ())
-            states = self._commit(wanted) if wanted else []
+            transactions = list(self.policy.schedule() or ())
+            states = self._commit(transactions) if transactions else []
             results += states
             if _TASK_ON_CPU not in states:
                 break
@@ -465,7 +485,10 @@ class Agent:
                 task.refused = 0
 
     def _recall(self) -> None:
-        """Decide again for what was committed to a CPU that idles: it was offline since, which no message tells."""
+        """Decide again for tasks that still wait though they are committed to an idle or offline CPU.
+
+        No message tells that the CPU went offline.
+        """
         idle = self._flags.idle()
         for task in list(self.tasks.values()):
             if task.state != LATCHED or (task.next_cpu not in idle and self.is_online(task.next_cpu)):
@@ -487,30 +510,30 @@ class Agent:
         task.allowed = word.allowed
         return True
 
-    def _settle(self) -> None:
-        """Go to the agent's CPU."""
-        wanted = self._values.get("agent_cpu", -1) if self.cpu is None else self.cpu
-        if self.spins and wanted < 0:
-            wanted = next(filter(self.is_online, self.enclave.cpus))
-        if wanted >= 0:
-            self._kernel.stay_on(wanted)
-            self._home = None if self.spins else wanted
-        self._is_settled = True
+    def _choose_cpu(self) -> None:
+        """Move to the agent's CPU."""
+        cpu = self._values.get("agent_cpu", -1) if self.cpu is None else self.cpu
+        if self.spins and cpu < 0:
+            cpu = next(filter(self.is_online, self.enclave.cpus))
+        if cpu >= 0:
+            self._kernel.stay_on(cpu)
+            self._sleep_cpu = None if self.spins else cpu
+        self._has_chosen_cpu = True
         if self.spins:
-            self._spot = wanted
+            self._spin_cpu = cpu
             self._seen_switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
-    def _hop_if_wanted(self) -> None:
-        """Spin on another CPU where somebody else wants this one, or it goes: near by preference."""
-        assert self._spot is not None
-        here, switches = self._spot, resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-        is_wanted = switches != self._seen_switches or self._cpu_record[here].agent_must_move
-        if self.is_online(here) and not is_wanted:
+    def _move_if_needed(self) -> None:
+        """Spin on another CPU, the nearest first, if another task needs this one, or it goes offline."""
+        assert self._spin_cpu is not None
+        here, switches = self._spin_cpu, resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+        is_needed = switches != self._seen_switches or self._cpu_record[here].agent_must_move
+        if self.is_online(here) and not is_needed:
             return
         near: Sequence[CpuSet] = self.topology.neighbours(here)
         others = (cpu for ring in near for cpu in ring & self.enclave.cpus if cpu != here)
         if (choice := next(filter(self.is_online, others), None)) is None:
             return
         self._kernel.stay_on(choice)
-        self._spot, self._seen_switches = choice, switches
+        self._spin_cpu, self._seen_switches = choice, switches
         self._channel.spin_on(choice)

@@ -1,36 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Shinjuku and EDF share: one queue for all CPUs, hints, and tasks that make way for more urgent ones."""
+"""The base of Shinjuku and EDF: one agent, one queue for all CPUs, hints, and preemption by more urgent tasks."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from ...hints import ClassFlags, Item, WorkClass
+from ..agents.task import PREEMPT, Task, Transaction
+from .agent import Agent
 from .policy import AgentPolicy
 from .priority_queue import PriorityQueue
-from .task import PREEMPT, Task, Transaction
-
-if TYPE_CHECKING:
-    from .agent import Agent
 
 #: The class of a task without a hint.
 BARE = WorkClass(owner=0, flags=ClassFlags(0), qos=0, exectime_ns=0, period_ns=0)
 
 
 class HintedTask(Task):
-    """A task with what its application hints of it; without a hint it is of the bare class, and always has work."""
+    """A task with its application's hint. A task without a hint is of the class BARE, and always has work."""
 
     def __init__(self, gtid: int) -> None:
         super().__init__(gtid)
         self.item: Item | None = None
         self.work_class = BARE
-        self.has_work = False  # until it is met
+        self.has_work = False  # until it is enqueued for the first time
 
     @property
     def qos(self) -> int:
-        """More is more urgent."""
+        """A higher QoS is more urgent."""
         return self.work_class.qos
 
 
@@ -38,7 +36,7 @@ T = TypeVar("T", bound=HintedTask)
 
 
 class Running(NamedTuple, Generic[T]):
-    """``task`` is on ``cpu`` since then."""
+    """``task`` has run on ``cpu`` since ``since_ns``."""
 
     task: T
     cpu: int
@@ -46,10 +44,13 @@ class Running(NamedTuple, Generic[T]):
 
 
 class Central(AgentPolicy, Generic[T]):
-    """Base of policies for all CPUs whose ``queue`` says who is next, and whose should_preempt() ends turns.
+    """Base of policies with one ``queue`` for all CPUs, in which should_preempt() says when a running task must leave.
 
-    It goes over the CPUs twice. First those that idle, or whose task has no work left, get the first that wait. Then,
-    of the tasks that run, the least urgent make way.
+    schedule() goes over the CPUs twice. First, each idle CPU gets the first waiting task. Then each running task that
+    has no work, or that should_preempt() names, the least urgent first, leaves its CPU to the first waiting task.
+
+    A task whose hint says that it has no work is parked: it waits for a CPU, but is not in the queue. A task of a
+    repeating class gets work again by a timer, any other by its next hint.
     """
 
     fastpath = False
@@ -60,52 +61,52 @@ class Central(AgentPolicy, Generic[T]):
     def __init__(self, agent: Agent, queue: PriorityQueue[T], **options: int) -> None:
         super().__init__(agent, **options)
         self.queue = queue
-        self.out: dict[T, None] = {}  # committed, and not back yet
-        self.parked: dict[T, None] = {}  # wait for a CPU, but have no work
-        self.yielded: dict[T, None] = {}  # have whoever waits already go first
-        self.timers: PriorityQueue[T] = PriorityQueue()  # those held to whom work comes by itself, by when
+        self.committed: dict[T, None] = {}  # and not enqueued since
+        self.parked: dict[T, None] = {}
+        self.yielded: dict[T, None] = {}  # enqueued after the tasks that wait already got their CPUs
+        self.timers: PriorityQueue[T] = PriorityQueue()  # parked tasks of repeating classes, by when work comes
         self._known: dict[int, T] = {}  # by tid
         self._items: dict[int, Item] = {}  # by tid
         self._tids: dict[int, int] = {}  # by the item's index
         self._has_begun = False
 
-    # What a policy of this kind says:
+    # What each policy of this kind defines:
 
     def should_preempt(self, running: Running[T], first: T) -> bool:
-        """Whether a task that has work leaves its CPU to the first that waits for it."""
+        """Whether a running task that has work must leave its CPU to ``first``, the first waiting task."""
         raise NotImplementedError
 
-    def comes_again_ns(self, task: T) -> int:
-        """When work comes to ``task``, of a repeating class, again."""
+    def next_work_ns(self, task: T) -> int:
+        """When ``task``, of a repeating class, gets work again."""
         raise NotImplementedError
 
-    def begin(self, task: T) -> None:
-        """A piece of work comes to ``task``."""
+    def begin_work(self, task: T) -> None:
+        """``task`` gets a piece of work."""
 
-    def end(self, task: T) -> None:
-        """It is done."""
+    def end_work(self, task: T) -> None:
+        """``task`` has done its piece of work."""
 
-    def renew(self, task: T) -> None:
-        """``task`` has another hint, and work as before."""
+    def change_work(self, task: T) -> None:
+        """``task``, which had work, gets another hint, by which it has work too."""
 
-    # What is told:
+    # Messages:
 
     def enqueue(self, task: Any) -> None:
         self.dequeue(task)
         if self._known.get(task.tid) is not task:
-            self._meet(task)
+            self._add_task(task)
         if task.has_work:
             self.queue.add(task)
             return
         self.parked[task] = None
         if task.work_class.repeating:
-            self.timers.put(task, self.comes_again_ns(task))
+            self.timers.put(task, self.next_work_ns(task))
 
     def dequeue(self, task: Any) -> None:
         self.queue.discard(task)
         self.timers.discard(task)
-        for place in (self.out, self.parked, self.yielded):
-            place.pop(task, None)
+        for tasks in (self.committed, self.parked, self.yielded):
+            tasks.pop(task, None)
 
     def on_task_yield(self, task: Any) -> None:
         self.dequeue(task)
@@ -117,78 +118,78 @@ class Central(AgentPolicy, Generic[T]):
 
     on_task_departed = on_task_dead
 
-    def _meet(self, task: T) -> None:
+    def _add_task(self, task: T) -> None:
         self._known[task.tid] = task
         if (item := self._items.get(task.tid)) is not None:
-            self._take(task, item)
+            self._apply(task, item)
             return
         task.has_work = True
-        self.begin(task)
+        self.begin_work(task)
 
-    # What is hinted:
+    # Hints:
 
     def _read_hints(self) -> None:
         for index, item in self.agent.hints.updates():
             before = self._tids.get(index, 0)
             self._tids[index] = item.tid
             if before not in (0, item.tid):
-                self._hint(before, None)
+                self._set_item(before, None)
             if item.tid:
-                self._hint(item.tid, item)
+                self._set_item(item.tid, item)
 
-    def _hint(self, tid: int, item: Item | None) -> None:
+    def _set_item(self, tid: int, item: Item | None) -> None:
         if item is None:
             self._items.pop(tid, None)
         else:
             self._items[tid] = item
         if tid in self._known:
-            self._take(self._known[tid], item)
+            self._apply(self._known[tid], item)
 
-    def _take(self, task: T, item: Item | None) -> None:
-        had, is_new = task.has_work, item != task.item
+    def _apply(self, task: T, item: Item | None) -> None:
+        had_work, is_new = task.has_work, item != task.item
         task.item = item
         task.work_class = BARE if item is None else self.agent.hints.work_class(item.work_class)
         if is_new:
             task.has_work = item is None or item.runnable
             if task.has_work:
-                (self.renew if had else self.begin)(task)
-            elif had:
-                self.end(task)
+                (self.change_work if had_work else self.begin_work)(task)
+            elif had_work:
+                self.end_work(task)
         if task in self.queue and task.has_work:
             self.queue.add(task)
         elif task in self.queue or task in self.parked:
             self.enqueue(task)
 
-    def _ring_alarms(self) -> None:
+    def _run_timers(self) -> None:
         now = time.monotonic_ns()
         while (head := self.timers.head()) and head[0] <= now:
             task = head[1]
             task.has_work = True
-            self.begin(task)
+            self.begin_work(task)
             self.enqueue(task)
         if head:
-            self.call_at(head[0])
+            self.schedule_at(head[0])
 
-    # What follows:
+    # Decisions:
 
     def schedule(self) -> Iterator[Transaction]:
         self.due_ns = 0
         self._read_hints()
-        self._ring_alarms()
+        self._run_timers()
         if not self._has_begun:
             self._has_begun = True
-            # Another has committed those that run: they make way once, and are known from then on.
+            # The previous agent committed the tasks that run now. Once preempted, this policy knows them.
             yield from (Transaction(None, cpu, flags=PREEMPT) for cpu in self.agent.busy_cpus())
         idle = self.agent.idle_cpus()
         yield from self._fill(idle)
         if self.queue or self._items:
-            yield from self._make_way()
+            yield from self._preempt()
         for task in list(self.yielded):
             self.enqueue(task)
         yield from self._fill(idle)
 
-    def call_at(self, ns: int) -> None:
-        """Have schedule() called then, if not before."""
+    def schedule_at(self, ns: int) -> None:
+        """Have schedule() called at ``ns`` of CLOCK_MONOTONIC, or earlier."""
         self.due_ns = min(self.due_ns or ns, ns)
 
     def _fill(self, idle: list[int]) -> Iterator[Transaction]:
@@ -197,7 +198,7 @@ class Central(AgentPolicy, Generic[T]):
                 idle.remove(cpu)
                 yield self._run(task, cpu)
 
-    def _make_way(self) -> Iterator[Transaction]:
+    def _preempt(self) -> Iterator[Transaction]:
         for running in sorted(self._running(), key=lambda r: (r.task.has_work, r.task.qos, r.since_ns)):
             task, cpu, _ = running
             first = self.queue.first(cpu)
@@ -205,20 +206,21 @@ class Central(AgentPolicy, Generic[T]):
                 self.queue.discard(first)
                 yield self._run(first, cpu, PREEMPT)
             elif not task.has_work:
-                self.out.pop(task, None)
+                self.committed.pop(task, None)
                 yield Transaction(None, cpu, flags=PREEMPT)
 
     def _run(self, task: T, cpu: int, flags: int = 0) -> Transaction:
-        self.out[task] = None
+        self.committed[task] = None
         return Transaction(task, cpu, flags=flags)
 
     def _running(self) -> list[Running[T]]:
-        """Who is on the CPUs for which nothing is committed."""
+        """The tasks that run on CPUs with nothing committed."""
         busy = set(self.agent.busy_cpus())
-        found = self._on_cpus(self.out, busy)
-        if self.parked and len(found) < len(busy):  # the core lets no task wait for ever, whatever its agent says
-            found += self._on_cpus(self.parked, busy)
-        return found
+        running = self._on_cpus(self.committed, busy)
+        # The core runs a task that has waited for seconds, even a parked one.
+        if self.parked and len(running) < len(busy):
+            running += self._on_cpus(self.parked, busy)
+        return running
 
     def _on_cpus(self, tasks: dict[T, None], cpus: set[int]) -> list[Running[T]]:
         places = ((task, self.agent.status_words.on_cpu(task)) for task in tasks)

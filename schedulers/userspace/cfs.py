@@ -5,26 +5,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from ..agents.task import WAITING, Task, Transaction
 from ..policy import Option, duration_ns
-from .cpus import CpuFlags
+from .agent import Agent
 from .fair import Account, FairQueue, slice_ns
-from .policy import AgentPolicy, flag
-from .task import WAITING, Task, Transaction
+from .options import flag
+from .policy import AgentPolicy
 
-if TYPE_CHECKING:
-    from .agent import Agent
-
-_MOST_AT_ONCE = 32
-#: In place of a CPU: the agent that hands tasks out, and keeps one that may run nowhere yet.
-_PLACER = -1
-#: Less than the core's own, which lets whoever waits have a CPU, and far less than the kernel's, which ends schedulers.
-_PATIENCE_NS = 3_000_000_000
+_PULL_LIMIT = 32
+#: In place of a CPU: the enclave's agent, which keeps a task until a CPU that the task may use has an agent.
+_ASSIGNER = -1
+#: A task that has waited for longer is next. The core runs such a task after some more seconds without asking the
+#: agent, and the kernel ends a scheduler that lets a task wait for 30 s.
+_WAIT_TIMEOUT_NS = 3_000_000_000
 
 
 class FairTask(Task, Account):
-    """A task with its vruntime, which is one of its CPU's and begins anew with each agent."""
+    """A task with its vruntime, which counts on one CPU, and starts anew with each agent."""
 
     def __init__(self, gtid: int) -> None:
         Task.__init__(self, gtid)
@@ -35,29 +33,29 @@ class FairTask(Task, Account):
 class Cfs(AgentPolicy):
     """CPU time by nice value: the completely fair scheduler, an agent for each CPU.
 
-    Each CPU has a queue in order of vruntime, the CPU time that a task has had by its weight, and runs the first. A
-    task that others wait for has a slice of the latency divided by their number, and of the minimal granularity at
-    least; a tick of the kernel's ends it, so that the agent need not be asked at each tick. Who wakes preempts nobody:
-    one that the agent, or another class, interrupts in its slice goes on with the rest of it. Who is new, or has slept,
-    begins with the least vruntime there is. A task that yields lets the next have a turn, whatever each has had. And
-    who has waited for 3 s (nice 19 beside nice -20, for one) is next.
+    Each CPU has a queue in the order of vruntime, a task's CPU time divided by its weight, and runs the first task. If
+    others wait, the slice is the latency divided by the number of tasks, but at least the minimal granularity; a tick
+    of the kernel ends it, so the agent need not decide at each tick. A task that wakes preempts no other. A task that
+    the agent or another class interrupts in its slice runs next, for the rest of the slice. A task that is new, or has
+    slept, starts at the least vruntime of the CPU. A task that yields lets the next one run, however much CPU time
+    either has had. A task that has waited for 3 s (nice 19 beside nice -20, for example) is next.
 
-    New tasks go where fewest are; one that wakes while its CPU is busy, to an idle CPU. A CPU with nothing to do takes
-    half of those that wait for the busiest, unless --idle-balancing no.
+    A new task goes to the CPU with the fewest tasks; a task that wakes while its CPU is busy goes to an idle CPU. A CPU
+    with nothing to do takes half of the tasks that wait for the busiest CPU, unless --idle-balancing no.
 
-    A task's weight is that of its nice value; a cgroup's cpu.weight is no part of it.
+    A task's weight is that of its nice value; its cgroup's cpu.weight does not count.
 
-    Good for: nice values, hogs beside tasks that sleep. Not good for: CPU-bound work that could do without switches
-    (each costs an agent's turn; cfs_bpf does the same in BPF), and shares across CPUs.
+    Good for nice values, and for tasks that compute beside tasks that sleep. Not good for tasks that compute and need
+    no turns (each switch costs a turn of an agent; cfs_bpf does the same in BPF), nor for fair shares across CPUs.
 
-    Unlike in ghOSt's cfs, a CPU that runs a task is not taken for empty because nobody waits for it, nobody is
-    preempted while nobody waits, and a yield yields.
+    Unlike in ghOSt's cfs, a CPU that runs a task counts as busy even if no task waits there, no slice ends while no
+    task waits, and a yield yields.
     """
 
     name = "cfs"
     options = (
-        Option("latency", "latency_ns", duration_ns, "10ms", "in which each of a CPU's tasks is to run once"),
-        Option("min-granularity", "min_granularity_ns", duration_ns, "1ms", "but none for less than this"),
+        Option("latency", "latency_ns", duration_ns, "10ms", "the time in which each task of a CPU runs once"),
+        Option("min-granularity", "min_granularity_ns", duration_ns, "1ms", "the shortest slice"),
         flag("idle-balancing", "balances", "yes: a CPU with nothing to do takes tasks that wait for others", "yes"),
     )
     per_cpu = True
@@ -71,20 +69,19 @@ class Cfs(AgentPolicy):
         super().__init__(agent, **options)
         self.queue: FairQueue[FairTask] = FairQueue()
         self.current: FairTask | None = None
-        self.picked_ns = 0  # what the current one had run when its slice began
-        self._rings = () if agent.cpu is None else agent.topology.neighbours(agent.cpu)
-        self._flags = CpuFlags(agent.enclave, tuple(agent.enclave.cpus))
+        self.picked_at_ns = 0  # the current task's CPU time when its slice began
+        self._neighbours = () if agent.cpu is None else agent.topology.neighbours(agent.cpu)
 
     def enqueue(self, task: Task) -> None:
         assert isinstance(task, FairTask)
         task.charge(task.runtime_ns, task.weight)
-        cpus = () if self.agent.may_run(task, self._here) else self._elsewhere(task)
+        cpus = () if self.agent.may_run(task, self._here) else self._other_cpus(task)
         if cpus or not task.may_run_on(self._here):
             self.dequeue(task)
-            self.agent.associate(task, self.place(task, cpus) if cpus else _PLACER)
+            self.agent.associate(task, self.place(task, cpus) if cpus else _ASSIGNER)
         else:
             task.queued_ns = task.since_ns
-            self._set_clock()
+            self._advance_clock()
             self.queue.add(task)
 
     def dequeue(self, task: Task) -> None:
@@ -95,21 +92,21 @@ class Cfs(AgentPolicy):
             self.current = None
 
     def on_task_new(self, task: Task) -> None:
-        """What it ran elsewhere does not count."""
+        """CPU time on other CPUs does not count here."""
         assert isinstance(task, FairTask)
         task.charged_ns = None
         self.enqueue(task)
 
     def on_task_wakeup(self, task: Task) -> None:
-        """It runs at once where a CPU is idle, by preference where it was, or near."""
-        if self._is_busy(task) and (cpus := self._idle_elsewhere(task)):
-            near = (cpu for ring in self._rings for cpu in ring if cpu in cpus)
+        """A task that wakes runs at once if a CPU is idle: its last CPU, else the nearest."""
+        if self._is_busy(task) and (cpus := self._idle_cpus(task)):
+            near = (cpu for ring in self._neighbours for cpu in ring if cpu in cpus)
             self.agent.associate(task, task.cpu if task.cpu in cpus else next(near, min(cpus)))
         else:
             self.enqueue(task)
 
     def on_task_yield(self, task: Task) -> None:
-        """Whoever is first goes first, though it may have had more."""
+        """The first waiting task runs next, even if it has had more CPU time than ``task``."""
         assert isinstance(task, FairTask)
         task.charge(task.runtime_ns, task.weight)
         if (first := self.queue.first()) is not None:
@@ -117,7 +114,7 @@ class Cfs(AgentPolicy):
         self.enqueue(task)
 
     def on_priority_changed(self, task: Task) -> None:
-        """What it ran before counts by its old weight."""
+        """CPU time up to now counts at the old weight."""
         assert isinstance(task, FairTask)
         task.charge(task.runtime_ns, task.weight)
 
@@ -128,50 +125,50 @@ class Cfs(AgentPolicy):
             self.enqueue(task)
 
     def place(self, task: Task, cpus: tuple[int, ...]) -> int:
-        """Where fewest tasks run or wait; by preference where it was."""
+        """The CPU with the fewest tasks; among equals, the task's last CPU."""
         loads = self.agent.loads()
         return min(cpus, key=lambda cpu: (not self.agent.may_run(task, cpu), loads.get(cpu, 0), cpu != task.cpu))
 
     def schedule(self) -> Iterator[Transaction]:
         if not self.agent.is_online(self._here):
-            # No message tells of that.
+            # No message tells that this CPU went offline.
             for waiting in self.queue:
                 self.on_affinity_changed(waiting)
         for cpu in self.agent.idle_cpus():
             if (task := self._next()) is not None:
-                left_ns = self._slice_ns(1 + len(self.queue)) - (task.runtime_ns - self.picked_ns)
+                left_ns = self._slice_ns(1 + len(self.queue)) - (task.runtime_ns - self.picked_at_ns)
                 yield Transaction(task, cpu, left_ns if self.queue else 0)
             elif self.balances:
                 self._pull()
 
     def _next(self) -> FairTask | None:
-        """The current task, if it was interrupted in its slice, or else the first."""
+        """The current task if it was interrupted in its slice, else the first of the queue."""
         if (task := self.current) is not None and self._is_interrupted(task):
             self.queue.discard(task)
             return task
-        while (task := self._starving() or self.queue.pop()) is not None and not self._waits_here(task):
+        while (task := self._pop_overdue() or self.queue.pop()) is not None and not self._waits_here(task):
             pass
-        self.current, self.picked_ns = task, task.runtime_ns if task is not None else 0
+        self.current, self.picked_at_ns = task, task.runtime_ns if task is not None else 0
         return task
 
-    def _starving(self) -> FairTask | None:
-        """Take the task that has waited longest, if that is too long."""
+    def _pop_overdue(self) -> FairTask | None:
+        """Remove and return the task that has waited longest, if that is too long."""
         task = self.queue.oldest()
-        if task is None or time.monotonic_ns() - task.queued_ns < _PATIENCE_NS:
+        if task is None or time.monotonic_ns() - task.queued_ns < _WAIT_TIMEOUT_NS:
             return None
         self.queue.discard(task)
         return task
 
     def _pull(self) -> None:
-        """Half of those that wait for the CPU with most tasks become this agent's, and come as new ones."""
+        """Take half of the tasks that wait for the CPU with the most tasks; each arrives as a new task."""
         loads = self.agent.loads()
         loads.pop(self._here, None)
         busiest = max(loads, key=loads.__getitem__, default=None)
         if busiest is not None and loads[busiest] > 1:
-            self.agent.take(min(loads[busiest] // 2, _MOST_AT_ONCE), busiest)
+            self.agent.take(min(loads[busiest] // 2, _PULL_LIMIT), busiest)
 
-    def _set_clock(self) -> None:
-        """By what the current task has run, too, though no message may have told of that yet."""
+    def _advance_clock(self) -> None:
+        """Charge the current task first: no message may have told yet how long it has run."""
         if (task := self.current) is not None and task not in self.queue:
             word = self.agent.status_words[task.word]
             if word.gtid == task.gtid:
@@ -187,17 +184,17 @@ class Cfs(AgentPolicy):
         return slice_ns(tasks, self.latency_ns, self.min_granularity_ns)
 
     def _is_busy(self, task: Task) -> bool:
-        """Whether others than ``task`` want this CPU."""
+        """Whether tasks other than ``task`` run on this CPU or wait for it."""
         return bool(self.queue) or self.current not in (None, task)
 
     def _is_interrupted(self, task: FairTask) -> bool:
-        """Whether it had its CPU taken away in its slice, and waits for it here."""
+        """Whether ``task`` was interrupted in its slice, and waits here for the rest of it."""
         if not task.boosted or task not in self.queue or not self._waits_here(task):
             return False
-        return task.runtime_ns - self.picked_ns < self._slice_ns(len(self.queue))
+        return task.runtime_ns - self.picked_at_ns < self._slice_ns(len(self.queue))
 
     def _waits_here(self, task: Task) -> bool:
-        """Whether it still does; one that another agent has taken is forgotten, so that it may come back as new."""
+        """Whether ``task`` still waits for this CPU. If another agent took it, forget it: it may come back as new."""
         word = self.agent.status_words[task.word]
         if word.gtid == task.gtid and word.channel == 1 + self._here:
             return self.agent.waits(task)
@@ -205,14 +202,14 @@ class Cfs(AgentPolicy):
         self.dequeue(task)
         return False
 
-    def _idle_elsewhere(self, task: Task) -> tuple[int, ...]:
-        """The other CPUs that ``task`` may run on, and that nobody else runs on or waits for."""
+    def _idle_cpus(self, task: Task) -> tuple[int, ...]:
+        """The other CPUs that ``task`` may run on, and where no task runs or waits."""
         loads = self.agent.loads()
         if all(loads.values()):
             return ()
-        idle = self._flags.idle()
-        return tuple(cpu for cpu in self._elsewhere(task) if loads.get(cpu) == 0 and cpu in idle)
+        idle = self.agent.idle_enclave_cpus()
+        return tuple(cpu for cpu in self._other_cpus(task) if loads.get(cpu) == 0 and cpu in idle)
 
-    def _elsewhere(self, task: Task) -> tuple[int, ...]:
-        """The other CPUs with an agent that ``task`` may run on."""
+    def _other_cpus(self, task: Task) -> tuple[int, ...]:
+        """The other CPUs that have an agent and that ``task`` may run on."""
         return tuple(cpu for cpu in self.agent.agent_cpus() if cpu != self._here and self.agent.may_run(task, cpu))

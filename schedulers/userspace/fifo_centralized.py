@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from ..agents.task import Task, Transaction, TxnState
 from ..policy import Option
-from .policy import AgentPolicy, RunQueue, slice_ns
-from .task import Task, Transaction, TxnState
-
-if TYPE_CHECKING:
-    from .agent import Agent
+from .agent import Agent
+from .options import slice_ns
+from .policy import AgentPolicy
+from .run_queue import RunQueue
 
 
 class FifoCentralized(AgentPolicy):
     """One FIFO queue, decided by one agent for all CPUs.
 
-    Whoever waits goes to the tail, and to the head if its turn was cut short by another class. A CPU gets the first
-    task that may run on it; of the first few, one that ran there last, or near. With --slice, a task that has used its
-    slice up goes to the tail; without, it runs until it blocks or yields.
+    A task that waits goes to the tail of the queue, or to its head if another class interrupted its slice. A CPU gets
+    the first task that may run on it; among the first few, a task that last ran there, or nearby, goes first. With
+    --slice, a task that has used up its slice goes to the tail. Without, a task runs until it blocks or yields.
+
+    Good for tasks that run briefly and are equally urgent. Not good for nice values, which it ignores, nor for many
+    CPUs: one agent decides for all of them.
     """
 
     name = "fifo_centralized"
@@ -38,7 +40,7 @@ class FifoCentralized(AgentPolicy):
         self.queue.discard(task)
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
-        """It is the first again."""
+        """The task keeps its turn."""
         if transaction.task is not None:
             self.queue.add_first(transaction.task)
 

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from .policy import AgentPolicy, RunQueue, flag
-from .task import WAITING, Task, Transaction, TxnState
-
-if TYPE_CHECKING:
-    from .agent import Agent
+from ..agents.task import WAITING, Task, Transaction, TxnState
+from .agent import Agent
+from .options import flag
+from .policy import AgentPolicy
+from .run_queue import RunQueue
 
 
 class FifoPerCpu(AgentPolicy):
     """A FIFO queue and an agent for each CPU.
 
-    New tasks are dealt out to the CPUs in turn, and stay. Each runs until it blocks or yields; then the head of its
-    CPU's queue is next. One whose turn was cut short by another class goes to the head. With --steal yes, a CPU whose
-    queue is empty takes the task that has waited longest for another.
+    New tasks are assigned to the CPUs in turn, and stay there. A task runs until it blocks or yields; then the head of
+    its CPU's queue is next. A task whose slice another class interrupted goes to the head. With --steal yes, a CPU with
+    an empty queue takes the task that has waited longest for another CPU.
+
+    Good for tasks that profit from a warm cache, on many CPUs: agents share nothing. Not good where tasks differ much
+    in how long they run: without --steal yes, a CPU may idle while tasks wait for another.
     """
 
     name = "fifo_per_cpu"
@@ -36,7 +38,7 @@ class FifoPerCpu(AgentPolicy):
             self.queue.add(task)
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
-        """It is the first again."""
+        """The task keeps its turn."""
         task = transaction.task
         if task is not None and not self._hand_on(task):
             self.queue.add_first(task)
@@ -60,7 +62,7 @@ class FifoPerCpu(AgentPolicy):
                 self.agent.take(1)
 
     def _hand_on(self, task: Task) -> bool:
-        """A task that may not run here, or not now, becomes another agent's; False where it may, or there is none."""
+        """Give a task that cannot run here now to the agent of another CPU; False if it can, or no other may run it."""
         here = self.agent.cpu
         if here is None or self.agent.may_run(task, here):
             return False

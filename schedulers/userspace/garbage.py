@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When an agent collects cyclic garbage: Python's own collector would stop it at any time, for long."""
+"""Collects an agent's cyclic garbage when it has time; Python's own collector would stop it at any time, for long."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import gc
 import time
 
 _IDLE_S, _BUSY_S = 0.25, 1.0
-#: An agent that is never idle spends at most one part in so many of its time on collecting.
+#: An agent that is never idle spends at most 1/_SHARE of its time on collecting.
 _SHARE = 400
 
 
 class Garbage:
-    """What the agent has by now is never looked at again; what is made from now on is collected by collect()."""
+    """Exempts all objects made so far from collection for ever; collect() collects those made later."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -21,7 +21,7 @@ class Garbage:
         self._ended, self._took_s = time.monotonic(), 0.0
 
     def collect(self, *, idle: bool) -> bool:
-        """Collect if that is due, which it is sooner where the agent is ``idle``; whether it was."""
+        """Collect if that is due, which it is sooner if the agent is ``idle``; returns whether it collected."""
         pause = _IDLE_S if idle else max(_BUSY_S, _SHARE * self._took_s)
         began = time.monotonic()
         if began < self._ended + pause:

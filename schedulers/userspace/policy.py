@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy in Python is: a class that is told what happens to tasks, and says what runs next.
+"""The base class of policies in Python: callbacks tell what happens to tasks, schedule() decides what runs next.
 
 class Fifo(AgentPolicy):
     \"\"\"One queue, first come, first served.\"\"\"
@@ -24,57 +24,24 @@ class Fifo(AgentPolicy):
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterable
+from typing import ClassVar
 
 from ..agents import AgentPolicySpec
-from ..policy import Option, duration_ns
-from .task import Task, Transaction, TxnState
-
-if TYPE_CHECKING:
-    from .agent import Agent
-
-_SEARCH = 32
-
-
-def _fastpath(text: str) -> int:
-    if text not in ("idle", "off"):
-        raise ValueError(f'"{text}": write idle or off')
-    return int(text == "idle")
-
-
-def _cpu(text: str) -> int:
-    if text == "any":
-        return -1
-    if not text.isdecimal():
-        raise ValueError(f'bad CPU "{text}": write a number, or any')
-    return int(text)
-
-
-def _flag(text: str) -> int:
-    if text not in ("yes", "no"):
-        raise ValueError(f'"{text}": write yes or no')
-    return int(text == "yes")
-
-
-def slice_ns(text: str) -> int:
-    """Nanoseconds of a slice; 0 for "inf". Raises ValueError."""
-    return 0 if text == "inf" else duration_ns(text)
-
-
-def flag(name: str, field: str, help: str, default: str = "no") -> Option:
-    """An option that is "yes" or "no"."""
-    return Option(name, field, _flag, default, help)
+from ..agents.task import Task, Transaction, TxnState
+from ..policy import Option
+from .agent import Agent
+from .options import agent_options
 
 
 class AgentPolicy:
-    """Base of all policies in Python. One object decides for one enclave, or, where ``per_cpu``, for one CPU.
+    """Base of all policies in Python. One object decides for one enclave or, with ``per_cpu``, for one CPU.
 
-    ``options`` come in as keyword arguments named by their ``field``; one called ``slice_ns`` is also the slice of
-    the tasks that the core places unasked. ``fastpath`` is the default of --fastpath. One that is ``hinted`` reads what
-    applications say of their tasks, in ``agent.hints``. One that ``watches_cpus`` is told when higher classes take one.
-    One that ``looks_again`` is asked once more after each turn, by when what it committed may run: no message tells.
+    Each of the ``options`` is a keyword argument of the constructor, named by its ``field``. The option ``slice_ns`` is
+    also the slice of tasks that BPF runs without asking the agent. ``fastpath`` is the default of --fastpath. With
+    ``hinted``, ``agent.hints`` has what applications say of their tasks. With ``watches_cpus``, on_cpu_busy() and
+    on_cpu_available() are called. With ``looks_again``, schedule() is called once more after each turn that committed
+    something: the task may run by then, and no message tells that.
     """
 
     name: ClassVar[str]
@@ -85,7 +52,7 @@ class AgentPolicy:
     watches_cpus: ClassVar[bool] = False
     looks_again: ClassVar[bool] = False
     task_type: ClassVar[type[Task]] = Task
-    #: When schedule() is to be called even if nothing happens, in ns of CLOCK_MONOTONIC; 0: there is no need.
+    #: When schedule() must be called even if no message comes, in ns of CLOCK_MONOTONIC; 0: never.
     due_ns: int = 0
 
     def __init__(self, agent: Agent, **options: int) -> None:
@@ -94,43 +61,43 @@ class AgentPolicy:
             setattr(self, field, value)
 
     def enqueue(self, task: Task) -> None:
-        """``task`` waits for a CPU from now on: it is new, woke up, was preempted, has yielded, or was refused."""
+        """``task`` waits for a CPU: it is new, woke up, was preempted, yielded, or its transaction failed."""
         raise NotImplementedError
 
     def dequeue(self, task: Task) -> None:
-        """``task`` is not to be scheduled any more; it may have been enqueued, or not."""
+        """``task`` must not be scheduled any more; it may or may not be enqueued."""
         raise NotImplementedError
 
     def schedule(self) -> Iterable[Transaction]:
-        """What is to run next, and where; called after each batch of messages. May be a generator."""
+        """Which tasks run next, and on which CPUs; called after each batch of messages. May be a generator."""
         raise NotImplementedError
 
     def on_task_new(self, task: Task) -> None:
-        """The first that is heard of ``task``: it waits."""
+        """``task`` is new to this agent, and waits."""
         self.enqueue(task)
 
     def on_task_wakeup(self, task: Task) -> None:
-        """It slept, and waits now."""
+        """``task`` slept, and waits now."""
         self.enqueue(task)
 
     def on_task_preempt(self, task: Task) -> None:
-        """It ran, used up its slice or had its CPU taken away (then it is ``boosted``), and waits now."""
+        """``task`` ran, used up its slice or lost its CPU to another class (then it is ``boosted``), and waits now."""
         self.enqueue(task)
 
     def on_task_yield(self, task: Task) -> None:
-        """It ran, gave up its CPU, and waits now."""
+        """``task`` called sched_yield(), and waits now."""
         self.enqueue(task)
 
     def on_task_blocked(self, task: Task) -> None:
-        """It sleeps."""
+        """``task`` sleeps."""
         self.dequeue(task)
 
     def on_task_dead(self, task: Task) -> None:
-        """It ended."""
+        """``task`` ended."""
         self.dequeue(task)
 
     def on_task_departed(self, task: Task) -> None:
-        """It left the enclave."""
+        """``task`` left the enclave."""
         self.dequeue(task)
 
     def on_affinity_changed(self, task: Task) -> None:
@@ -143,93 +110,30 @@ class AgentPolicy:
         """``cpu`` has nothing to run, and a task waits."""
 
     def on_cpu_tick(self, cpu: int) -> None:
-        """A tick of ``cpu``; only where ``agent.ticks(True)`` asked for them."""
+        """A tick of ``cpu``, after ``agent.ticks(True)`` has asked for ticks."""
 
     def on_cpu_busy(self, cpu: int) -> None:
-        """A higher class takes ``cpu``, other than for an agent; only where the policy ``watches_cpus``."""
+        """A higher class takes ``cpu`` for a task other than an agent; only if the policy ``watches_cpus``."""
 
     def on_cpu_available(self, cpu: int) -> None:
-        """``cpu`` is the enclave's again."""
+        """The higher class has left ``cpu``."""
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
-        """A transaction failed, but its task waits, as far as is known: enqueue it again."""
+        """``transaction`` failed, but its task still waits: enqueue it again."""
         if transaction.task is not None:
             self.enqueue(transaction.task)
 
     def place(self, task: Task, cpus: tuple[int, ...]) -> int:
-        """Where each CPU has an agent: the CPU (of ``cpus``, which are all allowed) whose agent gets ``task``.
+        """With ``per_cpu``: choose one of ``cpus``, all of which ``task`` may run on; its agent gets the task.
 
-        By default they take turns.
+        By default the CPUs take turns.
         """
         self._turn = getattr(self, "_turn", -1) + 1
         return cpus[self._turn % len(cpus)]
 
 
-class RunQueue:
-    """A FIFO of tasks, each in it once; adding, removing and taking the first are O(1)."""
-
-    def __init__(self) -> None:
-        self._tasks: OrderedDict[Task, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def __bool__(self) -> bool:
-        return bool(self._tasks)
-
-    def add(self, task: Task) -> None:
-        """To the tail; to the head if it is boosted."""
-        self._tasks[task] = None
-        self._tasks.move_to_end(task, last=not task.boosted)
-
-    def add_first(self, task: Task) -> None:
-        """To the head."""
-        self._tasks[task] = None
-        self._tasks.move_to_end(task, last=False)
-
-    def discard(self, task: Task) -> None:
-        """Out of it, wherever it is."""
-        self._tasks.pop(task, None)
-
-    def discard_if(self, condition: Callable[[Task], bool]) -> None:
-        """Out of it with those for which ``condition`` holds."""
-        for task in [task for task in self._tasks if condition(task)]:
-            self.discard(task)
-
-    def pop(self, cpu: int) -> Task | None:
-        """Take the first that may run on ``cpu``."""
-        for task in self._tasks:
-            if task.may_run_on(cpu):
-                del self._tasks[task]
-                return task
-        return None
-
-    def pop_near(self, cpu: int, near: int) -> Task | None:
-        """Like pop(), but among the first few, one that ran last on ``cpu``, or on a CPU of the mask ``near``."""
-        best: Task | None = None
-        for count, task in enumerate(self._tasks):
-            if not task.may_run_on(cpu):
-                continue
-            if task.boosted or task.cpu == cpu or count >= _SEARCH:
-                best = best if count >= _SEARCH and best else task
-                break
-            if best is None or (not near >> best.cpu & 1 and near >> task.cpu & 1):
-                best = task
-        if best is not None:
-            del self._tasks[best]
-        return best
-
-
 def spec_of(policy: type[AgentPolicy]) -> AgentPolicySpec:
     """``policy`` as the registry and the command know it, with the options that every agent has."""
-    cpu_help = "the agent's CPU; when it spins there, that CPU runs no tasks"
-    common: tuple[Option, ...] = (
-        Option("fastpath", "fastpath", _fastpath, "idle" if policy.fastpath else "off", "idle: what needs no decision "
-               "is done in BPF; off: the agent is asked everything"),
-        Option("agent-timeout", "timeout_ns", duration_ns, "200ms", "after which a silent agent is not waited for"),
-        Option("agent-cpu", "agent_cpu", _cpu, "any", cpu_help),
-    )  # fmt: skip
-    if not policy.per_cpu:
-        common += (flag("spin", "spin", "yes: the agent never sleeps, and has a CPU for itself"),)
+    options = (*policy.options, *agent_options(fastpath=policy.fastpath, per_cpu=policy.per_cpu))
     summary = (policy.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-    return AgentPolicySpec(policy.name, summary, (*policy.options, *common), agent=policy)
+    return AgentPolicySpec(policy.name, summary, options, agent=policy)

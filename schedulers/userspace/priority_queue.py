@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A queue of tasks in an order of their own."""
+"""A queue that orders its tasks by rank."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import itertools
 from bisect import bisect_left, insort
 from typing import Any, Generic, TypeVar
 
-from .task import Task
+from ..agents.task import Task
 
 T = TypeVar("T", bound=Task)
 
 
 class PriorityQueue(Generic[T]):
-    """Tasks by rank, the least first, and equals in the order they came; each is in it once."""
+    """Tasks by rank, the least first, and those of one rank in the order of arrival; each task at most once."""
 
     def __init__(self) -> None:
         self._order: list[tuple[Any, int, T]] = []
@@ -27,38 +27,38 @@ class PriorityQueue(Generic[T]):
         return task in self._entries
 
     def rank(self, task: T) -> Any:
-        """Where it belongs."""
+        """The rank that add() gives ``task``."""
         raise NotImplementedError
 
     def add(self, task: T) -> None:
-        """To its rank, which may be another than it was."""
+        """Insert ``task`` at its rank, or move it there if its rank has changed."""
         self.put(task, self.rank(task))
 
     def put(self, task: T, rank: Any) -> None:
-        """To this rank."""
+        """Insert ``task`` at ``rank``, or move it there."""
         self.discard(task)
         entry = self._entries[task] = (rank, next(self._count), task)
         insort(self._order, entry)
 
     def discard(self, task: T) -> None:
-        """Out of it, wherever it is."""
+        """Remove ``task`` if it is in the queue."""
         if (entry := self._entries.pop(task, None)) is not None:
             del self._order[bisect_left(self._order, entry)]
 
     def head(self) -> tuple[Any, T] | None:
-        """The least rank, and whose it is."""
+        """The least rank, and the first task that has it."""
         return self._order[0][::2] if self._order else None
 
     def oldest(self) -> T | None:
-        """The one that was added, or put, before all others."""
+        """The task whose last add() or put() is longest ago."""
         return next(iter(self._entries), None)
 
     def first(self, cpu: int) -> T | None:
-        """The first that may run on ``cpu``."""
+        """The first task that may run on ``cpu``."""
         return next((task for _, _, task in self._order if task.may_run_on(cpu)), None)
 
     def pop(self, cpu: int) -> T | None:
-        """Take the first that may run on ``cpu``."""
+        """Remove and return the first task that may run on ``cpu``."""
         if (task := self.first(cpu)) is not None:
             self.discard(task)
         return task

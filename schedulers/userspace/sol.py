@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ghOSt's SOL, the speed of light: how fast can one agent decide at all?"""
+"""ghOSt's SOL, the speed of light: the highest rate at which one agent can decide."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from ..agents.task import LATCHED, Task, Transaction, TxnState
 from ..policy import Option
-from .policy import AgentPolicy, RunQueue, slice_ns
-from .task import LATCHED, Task, Transaction, TxnState
-
-if TYPE_CHECKING:
-    from .agent import Agent
+from .agent import Agent
+from .options import slice_ns
+from .policy import AgentPolicy
+from .run_queue import RunQueue
 
 
 class Sol(AgentPolicy):
     """One FIFO queue, decided as fast as it goes: in batches, and ahead of time.
 
-    The first that waits gets the CPU it ran on last, or else that one's sibling, or else any. When none idles any more,
-    the next in turn is committed to each busy CPU, which comes to it without a word from the agent; should another idle
-    before that, it goes there. With --slice, a task that has used its slice up goes to the tail.
+    The first waiting task gets the CPU that it last ran on, else a sibling of that CPU, else any. When no CPU is idle,
+    each busy CPU gets the next task in the queue ahead of time: it runs that task next without asking the agent. If
+    another CPU idles before that, the task moves there. With --slice, a task that has used up its slice goes to the
+    tail.
 
-    Good for measuring agents, and for work of many short, equal pieces: ``ghostbpf enclave show`` tells the rate, the
-    capacity and the cost of a decision. Not good where one task is more urgent than another, or where some never block
-    and no --slice is given. It is fastest with --spin yes.
+    Good for measuring agents, and for work of many short, equal pieces: ``ghostbpf enclave show`` shows the rate, the
+    capacity and the cost of a decision. Not good where some tasks are more urgent than others, or where some never
+    block and no --slice is given. It is fastest with --spin yes.
     """
 
     name = "sol"
@@ -36,7 +36,7 @@ class Sol(AgentPolicy):
         super().__init__(agent, **options)
         self.siblings = {cpu.id: tuple(cpu.siblings) for cpu in agent.topology.cpus}
         self.queue = StickyQueue(self.siblings)
-        self.ahead: dict[int, Task] = {}  # by CPU, the oldest first
+        self.ahead: dict[int, Task] = {}  # committed to a busy CPU, the oldest first
 
     def enqueue(self, task: Task) -> None:
         self.queue.add(task)
@@ -45,14 +45,14 @@ class Sol(AgentPolicy):
         self.queue.discard(task)
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
-        """It is the first again."""
+        """The task keeps its turn."""
         if transaction.task is not None:
             self.queue.add_first(transaction.task)
 
     def schedule(self) -> Iterator[Transaction]:
         idle = self.agent.idle_cpus()
         if idle and self.ahead:
-            yield from self._advance(idle)
+            yield from self._move_to_idle(idle)
         if not self.queue:
             return
         for task, cpu in self.queue.match(idle):
@@ -62,26 +62,26 @@ class Sol(AgentPolicy):
             self.ahead[cpu] = task
             yield Transaction(task, cpu, self.slice_ns)
 
-    def _advance(self, idle: list[int]) -> Iterator[Transaction]:
-        """Those that still wait for a busy CPU need not, and were here before whoever is in the queue."""
-        for behind, task in list(self.ahead.items()):
+    def _move_to_idle(self, idle: list[int]) -> Iterator[Transaction]:
+        """Move tasks that wait for a busy CPU to idle ones; they arrived before every task in the queue."""
+        for busy, task in list(self.ahead.items()):
             if task.state != LATCHED or not self.agent.waits(task):
-                del self.ahead[behind]
+                del self.ahead[busy]
             elif (cpu := nearest(task, idle, self.siblings)) is not None:
-                del self.ahead[behind]
+                del self.ahead[busy]
                 idle.remove(cpu)
                 yield Transaction(task, cpu, self.slice_ns)
 
 
 class StickyQueue(RunQueue):
-    """A FIFO whose tasks stay where they ran; ``siblings`` are the CPUs that share a core, by CPU."""
+    """A FIFO whose tasks stay where they last ran; ``siblings`` lists the CPUs that share a core with each CPU."""
 
     def __init__(self, siblings: Mapping[int, Sequence[int]]) -> None:
         super().__init__()
         self._siblings = siblings
 
     def match(self, cpus: list[int]) -> list[tuple[Task, int]]:
-        """Take tasks from the head on, and a CPU out of ``cpus`` for each, until there are no more of either."""
+        """Pair tasks, from the head on, with ``cpus``, until either runs out; removes both."""
         matched = []
         for task in self._tasks:
             if not cpus:
@@ -95,7 +95,7 @@ class StickyQueue(RunQueue):
 
 
 def nearest(task: Task, cpus: Sequence[int], siblings: Mapping[int, Sequence[int]]) -> int | None:
-    """That of ``cpus`` where ``task`` ran last, or else a sibling of it, or else the first that it may run on."""
+    """The one of ``cpus`` where ``task`` last ran, else a sibling of it, else the first that ``task`` may run on."""
     last = task.cpu
     if last in cpus and task.may_run_on(last):
         return last

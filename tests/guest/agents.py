@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostbpf.schedulers.agents import Agents
+from ghostbpf.schedulers.agents.task import HEAD, WAITING
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.userspace import (
     Agent,
@@ -23,7 +24,6 @@ from ghostbpf.schedulers.userspace import (
     Transaction,
     TxnState,
 )
-from ghostbpf.schedulers.userspace.task import HEAD, WAITING
 from workload import DEADLINE, Child, is_off_cpu, state, until
 
 MakeAgent = Callable[..., Agent]

@@ -197,7 +197,7 @@ def agent(enclave: MakeEnclave, quiet: None) -> Iterator[MakeAgent]:
 def agent_process(enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeAgentProcess]:
     """``agent_process("1-3", "fifo_centralized")`` makes an enclave with an agent process, or gives it a new one."""
     # A machine that stands still for seconds makes no agent one that does not listen.
-    monkeypatch.setattr("ghostbpf.schedulers.userspace.agent_process._PATIENCE_S", DEADLINE)
+    monkeypatch.setattr("ghostbpf.schedulers.userspace.agent_process._END_TIMEOUT_S", DEADLINE)
     made: list[AgentProcess] = []
 
     def make(where: str | Enclave, policy: str | type[AgentPolicy], **options: str) -> tuple[Enclave, AgentProcess]:

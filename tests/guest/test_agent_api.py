@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 from agents import MakeAgent, Manual, asleep, drive, manual, task_of
+from ghostbpf.schedulers.agents.task import BLOCKED, HEAD, LATCHED, ON_CPU, PREEMPT, WAITING
 from ghostbpf.schedulers.core import constant
-from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Task, Transaction, TxnState
-from ghostbpf.schedulers.userspace.policy import spec_of
-from ghostbpf.schedulers.userspace.task import BLOCKED, HEAD, LATCHED, ON_CPU, PREEMPT, WAITING
+from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Task, Transaction, TxnState, spec_of
 from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_cpu, offline, runtime_ns, until
 
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -130,7 +130,7 @@ def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(agent_process: M
     one, agents = agent_process("1", "fifo_centralized", agent_timeout="10s")
     before = one.agent
     for options, said in (
-        (("--agent-cpu", 99), "CPU 99, for the agent, is not there or not online"),
+        (("--agent-cpu", 99), "CPU 99, for the agent, is not online"),
         (("--spin", "yes"), "an agent that spins needs a CPU besides"),
     ):
         done = ghostbpf("run", "sol", "--enclave", one.id, *options, "--", "true")

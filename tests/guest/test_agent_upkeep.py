@@ -12,11 +12,11 @@ import pytest
 from agents import Fifo, MakeAgent, MakeAgentProcess, children_of
 from command import ghostbpf, without
 from ghostbpf.schedulers.agents import Agents
+from ghostbpf.schedulers.agents.channel import Pulse
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.userspace import Agent, AgentError, Transaction
-from ghostbpf.schedulers.userspace import agent_process as crew_module
-from ghostbpf.schedulers.userspace.channel import Pulse
+from ghostbpf.schedulers.userspace import agent_process as agent_process_module
 from workload import MakeEnclave, Workload, offline, set_online, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -55,7 +55,7 @@ def test_cpu_that_was_offline_when_the_agents_started_gets_one_when_it_is_back(
 def test_cpu_without_an_agent_of_its_own_runs_what_waits(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew_module._CpuAgents, "look_around", lambda self: None)
+    monkeypatch.setattr(agent_process_module._CpuAgents, "start_missing", lambda self: None)
     one = enclave("1-3")
     spinners = [workload.spinner(one) for _ in range(5)]
     with offline(3):

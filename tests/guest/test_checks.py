@@ -12,9 +12,9 @@ import pytest
 import refusals as refused
 from agents import MakeAgent, manual, task_of
 from command import ghostbpf
+from ghostbpf.schedulers.agents.task import Task
 from ghostbpf.schedulers.tasks import SCHED_EXT
 from ghostbpf.schedulers.userspace import Transaction, TxnState
-from ghostbpf.schedulers.userspace.task import Task
 from kernel_events import KernelEvents
 from refusals import Refusals
 from workload import MakeEnclave, Workload, ext_tasks, until

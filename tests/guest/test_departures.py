@@ -16,12 +16,12 @@ import pytest
 from agents import MakeAgent, Manual, drive
 from command import ghostbpf
 from ghostbpf.loaders import libc
+from ghostbpf.schedulers.agents.task import BLOCKED
 from ghostbpf.schedulers.classes import Pusher, SchedulingClass
 from ghostbpf.schedulers.core import constant
 from ghostbpf.schedulers.enclave import Departures, Enclaves
 from ghostbpf.schedulers.tasks import SCHED_EXT
 from ghostbpf.schedulers.userspace import PREEMPT, Transaction, TxnState
-from ghostbpf.schedulers.userspace.task import BLOCKED
 from workload import Child, MakeEnclave, Me, Workload, in_ext, runtime_ns, sched_field, until
 
 pytestmark = pytest.mark.usefixtures("quiet")

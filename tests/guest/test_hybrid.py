@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+from ghostbpf.schedulers.agents.kernel import params_of
 from ghostbpf.schedulers.registry import from_file
-from ghostbpf.schedulers.userspace.channel import params_of
 from policy_file import scheduled, wake
 from workload import Workload, until
 

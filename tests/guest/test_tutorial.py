@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from command import Done, start
+from ghostbpf.schedulers.agents.kernel import params_of
 from ghostbpf.schedulers.enclave import Enclaves
 from ghostbpf.schedulers.registry import from_file
-from ghostbpf.schedulers.userspace.channel import params_of
 from policy_file import scheduled, wake
 from workload import Child, Workload, runtime_ns, sched_field, until
 

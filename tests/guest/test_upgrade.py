@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from agents import Fifo, MakeAgentProcess
 from command import Done, fork, ghostbpf, running
-from ghostbpf.schedulers.agents import is_there
+from ghostbpf.schedulers.agents import has_pins
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import AgentError, AgentProcess, Task, Transaction, spec_of
@@ -144,7 +144,7 @@ def test_agent_that_cannot_follow_a_policy_without_one_leaves_that_in_charge(
     children = [workload.spinner(one) for _ in range(3)]
     with pytest.raises(AgentError, match="RuntimeError: a mistake"):
         upgrade(one, policy)
-    assert (one.policy, one.swaps, one.agent, is_there(one.id)) == ("biff", 0, None, False)
+    assert (one.policy, one.swaps, one.agent, has_pins(one.id)) == ("biff", 0, None, False)
     assert [path.name for path in one.path.iterdir()] == ["policy_0"]
     preempted = one.counters().preempted
     until(lambda: one.counters().preempted > preempted, "biff decides")

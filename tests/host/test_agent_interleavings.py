@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ghostbpf.schedulers.agents.task import ON_CPU, WAITING
 from ghostbpf.schedulers.userspace import (
     CFS,
     EDF,
@@ -23,7 +24,6 @@ from ghostbpf.schedulers.userspace import (
     TxnState,
     spec_of,
 )
-from ghostbpf.schedulers.userspace.task import ON_CPU, WAITING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_model import Broken, Build, World

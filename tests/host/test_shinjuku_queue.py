@@ -7,7 +7,7 @@ from collections import deque
 
 from ghostbpf.hints import ClassFlags, WorkClass
 from ghostbpf.schedulers.userspace.central import Running
-from ghostbpf.schedulers.userspace.shinjuku import PATIENCE_NS, QosQueue, ShinjukuTask, slice_end_ns
+from ghostbpf.schedulers.userspace.shinjuku import WAIT_TIMEOUT_NS, QosQueue, ShinjukuTask, slice_end_ns
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +41,7 @@ def test_it_is_a_deque_for_each_qos(classes: list[int], steps: list[tuple[str, i
         if what == "leave":
             queue.discard(task)
             continue
-        task.place = -turn if what == "head" else turn
+        task.position = -turn if what == "head" else turn
         queue.add(task)
         (own.appendleft if what == "head" else own.append)(task)
         assert queue.first(0) is next(there[0] for there in model.values() if there)
@@ -79,19 +79,19 @@ def test_short_request_waits_for_no_more_than_the_slice_that_runs(long: list[int
     queue, left = QosQueue(), {request(gtid): work for gtid, work in enumerate(long, 1)}
     short = request(1000)
     for task in left:
-        task.place = task.gtid
+        task.position = task.gtid
         queue.add(task)
     ran: list[ShinjukuTask] = []
     for turn in range(100, 100 + sum(long) + comes_at + 1):
         if turn == 100 + comes_at:
-            short.place, left[short] = -turn, 1
+            short.position, left[short] = -turn, 1
             queue.add(short)
         if (task := queue.pop(0)) is None:
             continue
         ran.append(task)
         left[task] -= 1
         if left[task]:
-            task.place = turn
+            task.position = turn
             queue.add(task)
     assert not any(left.values())
     assert ran.index(short) == min(comes_at, sum(long))
@@ -99,18 +99,18 @@ def test_short_request_waits_for_no_more_than_the_slice_that_runs(long: list[int
         assert ran.count(task) == work
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2 * PATIENCE_NS), st.booleans()), max_size=12))
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2 * WAIT_TIMEOUT_NS), st.booleans()), max_size=12))
 def test_who_has_waited_for_too_long_is_first_of_its_qos_and_of_those_the_first_to_come(
     coming: list[tuple[int, int, bool]],
 ) -> None:
-    queue, tasks, now_ns = QosQueue(), list[ShinjukuTask](), 2 * PATIENCE_NS
+    queue, tasks, now_ns = QosQueue(), list[ShinjukuTask](), 2 * WAIT_TIMEOUT_NS
     for turn, (qos, came_ns, woke) in enumerate(sorted(coming, key=lambda one: one[1]), 1):
         task = request(turn, qos)
-        task.place, task.placed_ns = -turn if woke else turn, came_ns
+        task.position, task.queued_ns = -turn if woke else turn, came_ns
         queue.add(task)
         tasks.append(task)
-    late = [task for task in tasks if now_ns - task.placed_ns > PATIENCE_NS]
-    expected = sorted(tasks, key=lambda task: (-task.qos, task not in late, 0 if task in late else task.place))
+    late = [task for task in tasks if now_ns - task.queued_ns > WAIT_TIMEOUT_NS]
+    expected = sorted(tasks, key=lambda task: (-task.qos, task not in late, 0 if task in late else task.position))
     queue.promote(now_ns)
     queue.promote(now_ns)
     assert [queue.pop(0) for _ in tasks] == expected

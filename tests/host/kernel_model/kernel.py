@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ghostbpf.schedulers.agents.task import MessageType, TxnState
 from ghostbpf.schedulers.core import constant, ffi
-from ghostbpf.schedulers.userspace.task import MessageType, TxnState
 
 from .memory import PlainRecords, Records, Ring
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from ghostbpf.hints import WorkClass
 from ghostbpf.schedulers.agents import AgentPolicySpec
+from ghostbpf.schedulers.agents.channel import _COMMIT, _TAKE, _TASK, Channel
+from ghostbpf.schedulers.agents.cpus import CpuFlags
+from ghostbpf.schedulers.agents.status_words import StatusWords
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.topology import CpuRow, Topology
-from ghostbpf.schedulers.userspace import Agent, StatusWords
+from ghostbpf.schedulers.userspace import Agent
 from ghostbpf.schedulers.userspace.central import BARE
-from ghostbpf.schedulers.userspace.channel import _COMMIT, _TAKE, _TASK, Channel
 
 from .kernel import ENCLAVE, WORDS, Kernel
 from .memory import Ring
@@ -58,7 +60,7 @@ class ModelChannel(Channel):
 
         self._commit, self._associate = Program(_COMMIT, commit), Program(_TASK, associate)  # type: ignore[assignment]
         self._take = Program(_TAKE, take)  # type: ignore[assignment]
-        self._take_stock = SimpleNamespace(run=lambda: run(kernel.call_take_stock()))  # type: ignore[assignment]
+        self._register_waiting = SimpleNamespace(run=lambda: run(kernel.call_take_stock()))  # type: ignore[assignment]
         self._leave = SimpleNamespace(run=lambda _: kernel.call_leave(self.tid, number))  # type: ignore[assignment]
         self._spin = SimpleNamespace(run=lambda _: None)  # type: ignore[assignment]
         self._ring = Ring(self._side.ring_records, kernel.point)  # type: ignore[assignment]
@@ -109,7 +111,7 @@ class NoHints:
 
 
 class Side:
-    """``schedulers.userspace.channel.Kernel`` on the model; ``run`` drives a program of the kernel's to its end."""
+    """The model as a ``KernelInterface``; ``run`` drives a program of the kernel to its end."""
 
     def __init__(self, kernel: Kernel, run: Callable[[Iterator[Any]], Any], ring_records: int) -> None:
         self.kernel, self.run, self.ring_records = kernel, run, ring_records
@@ -131,6 +133,12 @@ class Side:
         ]
         return Topology.from_rows(rows)
 
+    def status_words(self) -> ModelWords:
+        return ModelWords(self)
+
+    def cpu_flags(self, cpus: tuple[int, ...]) -> CpuFlags:
+        return CpuFlags(self.enclave, cpus)  # type: ignore[arg-type]
+
     def params(self) -> tuple[None, Any]:
         return None, SimpleNamespace(slice_ns=0)
 
@@ -142,9 +150,7 @@ class Side:
 
     def agent(self, half: AgentPolicySpec, values: dict[str, int], cpu: int | None = None) -> Agent:
         """An agent that has not taken over yet."""
-        made = Agent(self.enclave, half, values, cpu, kernel=self)  # type: ignore[arg-type]
-        made.status_words = ModelWords(self)
-        return made
+        return Agent(self.enclave, half, values, cpu, kernel=self)  # type: ignore[arg-type]
 
 
 class _Agents:

@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ghostbpf.schedulers.agents import AgentPolicySpec
+from ghostbpf.schedulers import libc
+from ghostbpf.schedulers.agents import AgentPolicySpec, channel, status_words
 from ghostbpf.schedulers.userspace import agent as agent_module
-from ghostbpf.schedulers.userspace import central, cfs, channel, cpus, edf, shinjuku, status_words
+from ghostbpf.schedulers.userspace import central, cfs, edf, shinjuku
 from ghostbpf.schedulers.userspace.task_assigner import TaskAssigner
 
 from .kernel import MENDED, Build, Kernel, Task
@@ -51,7 +52,7 @@ class Runner:
         return self.due or self.channel.woken
 
     def turn(self) -> None:
-        if self.in_turn or not self.channel.mine:
+        if self.in_turn or not self.channel.is_ours:
             return
         self.in_turn, self.due, self.channel.woken = True, False, False
         goes_on = self.agent.turn()
@@ -106,16 +107,16 @@ class World:
     def clocked(self) -> Iterator[None]:
         """The agents' clock is the world's."""
         before = [(module, module.time) for module in _CLOCKED]  # type: ignore[attr-defined]
-        here = cpus._here
+        current_cpu = libc.current_cpu
         try:
             for module in _CLOCKED:
                 module.time = self._clock  # type: ignore[attr-defined]
-            cpus._here = lambda: -1  # type: ignore[assignment]
+            libc.current_cpu = lambda: -1
             yield
         finally:
             for module, time in before:
                 module.time = time  # type: ignore[attr-defined]
-            cpus._here = here
+            libc.current_cpu = current_cpu
 
     # Making it
 
@@ -130,7 +131,7 @@ class World:
         if not half.agent.per_cpu:
             self.runners = [Runner(self, half, None)]
             return
-        self.runners = [Runner(self, TaskAssigner.half(half), None)]
+        self.runners = [Runner(self, TaskAssigner.spec_for(half), None)]
         for cpu in self.kernel.numbers:
             self.runners.append(Runner(self, half, cpu))
 
@@ -346,7 +347,7 @@ class World:
             while True:
                 self._finish_flows()
                 self._check()
-                due = [runner for runner in self.runners if runner.is_due() and runner.channel.mine]
+                due = [runner for runner in self.runners if runner.is_due() and runner.channel.is_ours]
                 busy = [n for n, cpu in self.kernel.cpus.items() if cpu.current and not cpu.switching]
                 for runner in due:
                     turns += 1
@@ -387,7 +388,7 @@ class World:
     def _check(self) -> None:
         """What holds whenever no program of the kernel's runs."""
         for runner in self.runners:
-            if runner.channel.mine and runner.asked_and_asleep():
+            if runner.channel.is_ours and runner.asked_and_asleep():
                 raise Broken(f"the agent of channel {runner.channel.number} sleeps, and has been asked")
         for task in self.kernel.waiting():
             if task.queue is None:

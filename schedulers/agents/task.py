@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent knows of a task, what it is told about it, and what it asks for: bpf/abi.h as Python has it."""
+"""Tasks as an agent knows them, and the structs of bpf/abi.h that agent and core exchange about them."""
 
 from __future__ import annotations
 
 import functools
+import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-from ...loaders import abi
 from ..core import constant, ffi
+from .layout import packer
 
 
 class MessageType(IntEnum):
-    """What a message tells; see ``enum message_type`` in bpf/abi.h."""
+    """The kind of a message; see ``enum message_type`` in bpf/abi.h."""
 
     TASK_NEW = constant("MSG_TASK_NEW")
     TASK_WAKEUP = constant("MSG_TASK_WAKEUP")
@@ -30,7 +31,7 @@ class MessageType(IntEnum):
 
 
 class TxnState(IntEnum):
-    """What became of a transaction; see ``enum txn_state`` in bpf/abi.h."""
+    """The result of a transaction; see ``enum txn_state`` in bpf/abi.h."""
 
     READY = constant("TXN_READY")
     COMPLETE = constant("TXN_COMPLETE")
@@ -44,7 +45,7 @@ class TxnState(IntEnum):
     POISONED = constant("TXN_POISONED")
 
 
-#: Where a task is, as far as its agent knows. LATCHED is the agent's own: committed, and not yet seen to have run.
+#: States of a task. Only agents use LATCHED: the task is committed to a CPU, and no message has told yet that it ran.
 BLOCKED, WAITING, ON_CPU = (constant(f"TASK_{name}") for name in ("BLOCKED", "WAITING", "ON_CPU"))
 LATCHED = 1 + max(BLOCKED, WAITING, ON_CPU)
 
@@ -53,7 +54,7 @@ BOOSTED = constant("MSG_BOOSTED")
 
 
 class Message(NamedTuple):
-    """One message, as it is in the ring; ``size`` is the ring's own. Times in ns of CLOCK_MONOTONIC."""
+    """One record of the ring: its ``size``, then ``struct message``. Times are in ns of CLOCK_MONOTONIC."""
 
     size: int
     gtid: int
@@ -88,43 +89,43 @@ class StatusWord(NamedTuple):
 
 @functools.cache
 def message_format() -> str:
-    """``struct message`` for the struct module."""
-    return _format("message", Message._fields[1:])
+    """``struct message`` for the struct module, without a byte order."""
+    return _checked("message", Message._fields[1:]).format.removeprefix("=")
 
 
 @functools.cache
-def word_format() -> str:
+def word_struct() -> struct.Struct:
     """``struct status_word`` for the struct module."""
-    return _format("status_word", StatusWord._fields)
+    return _checked("status_word", StatusWord._fields)
 
 
-def _format(name: str, fields: tuple[str, ...]) -> str:
-    there = tuple(field for field, _ in ffi().typeof(f"struct {name}").fields)
-    assert there == fields, f"struct {name} has {there}"
-    return abi.struct_format(ffi(), f"struct {name}")
+def _checked(name: str, fields: tuple[str, ...]) -> struct.Struct:
+    members = tuple(member for member, _ in ffi().typeof(f"struct {name}").fields)
+    assert members == fields, f"struct {name} has {members}"
+    return packer(name)
 
 
 class Task:
-    """A task that has waited at least once since this agent came.
+    """A task that has waited at least once since this agent took over.
 
-    A policy may set attributes of its own, or have a subclass in ``AgentPolicy.task_type``.
+    A policy may set attributes of its own, or name a subclass in ``AgentPolicy.task_type``.
     """
 
-    gtid: int  #: never used again in this enclave
+    gtid: int  #: unique in this enclave, for ever
     tid: int
     tgid: int
-    seq: int  #: of the last message about it
+    seq: int  #: of the last message about the task
     state: int  #: BLOCKED, WAITING, LATCHED or ON_CPU, as far as the agent knows
-    cpu: int  #: where it ran last
-    runtime_ns: int  #: CPU time since it has its gtid
-    since_ns: int  #: when the last message about it was sent
+    cpu: int  #: the CPU that ran it last
+    runtime_ns: int  #: its CPU time since it got its gtid
+    since_ns: int  #: when the core sent the last message about it
     weight: int  #: 100 is nice 0
-    allowed: int  #: bit n: CPU n; see may_run_on()
-    boosted: bool  #: it was interrupted before its turn was over, and had better go on soon
-    word: int  #: number of its status word
-    next_cpu: int  #: where it was committed to; only while it is LATCHED
-    refusals: int  #: how often it was refused since the last message about it
-    refused: int  #: bit n: CPU n, from 64 on, was refused since then, for ``allowed`` does not tell of that
+    allowed: int  #: bit n: it may use CPU n; see may_run_on()
+    boosted: bool  #: it was interrupted in its slice, and should run again soon
+    word: int  #: the number of its status word
+    next_cpu: int  #: the CPU that it is committed to; only while it is LATCHED
+    refusals: int  #: failed transactions since the last message about it
+    refused: int  #: bit n: CPU n, from 64 on, was refused since then; ``allowed`` has no bits for these CPUs
 
     def __init__(self, gtid: int) -> None:
         self.gtid, self.tid = gtid, gtid & 0xFFFFFFFF
@@ -136,15 +137,15 @@ class Task:
         return f"<task {self.tid}>"
 
     def may_run_on(self, cpu: int) -> bool:
-        """Whether its affinity allows ``cpu``; one from 64 on may be tried until the kernel refuses it."""
+        """Whether its affinity allows ``cpu``; from CPU 64 on this is true until the core has refused the CPU."""
         return bool(self.allowed >> cpu & 1) if cpu < 64 else not self.refused >> cpu & 1
 
 
 class Transaction(NamedTuple):
-    """A request: ``task`` is to run next on ``cpu`` for ``slice_ns`` (0: until it blocks, yields or is preempted).
+    """A request to run ``task`` next on ``cpu`` for ``slice_ns`` (0: until it blocks, yields or is preempted).
 
-    ``flags``: PREEMPT has whoever runs there make way; HEAD goes before what else was committed to ``cpu``.
-    Without a task, ``cpu`` is preempted and that is all.
+    ``flags``: PREEMPT preempts the task that runs on ``cpu``; HEAD puts ``task`` before others committed to ``cpu``.
+    Without a task, the transaction only preempts ``cpu``.
     """
 
     task: Task | None

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel interface of agents: all that an agent shares with the core, and all by which it calls the core.
+
+``shared``        the pinned maps of an enclave's agents, and what anybody can read of an agent there
+``spec``          a policy whose decisions an agent makes, as the registry, the loader and the agent know it
+``task``          tasks, messages, status words and transactions, as Python has the structs of bpf/abi.h
+``channel``       what one agent has: its ring of messages, its transactions, the programs that it calls
+``status_words``  the state of each task, read in place
+``cpus``          the state of each CPU, read in place
+``kernel``        all of these for one enclave; tests put a model of the kernel in its place
+``layout``        where the members of the structs are in shared memory
+
+``enclave.py`` uses the first two, so nothing here knows more of an enclave than ``spec.EnclaveView`` says.
+"""
+
+from .shared import Agents, AgentState, forget, has_pins, set_agent_class
+from .spec import AgentPolicyClass, AgentPolicySpec, EnclaveView, PolicyView
+
+__all__ = [
+    "AgentPolicyClass",
+    "AgentPolicySpec",
+    "AgentState",
+    "Agents",
+    "EnclaveView",
+    "PolicyView",
+    "forget",
+    "has_pins",
+    "set_agent_class",
+]

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of CPUs, read in place where the core writes it."""
+
+from __future__ import annotations
+
+from .. import libc
+from .layout import column
+from .spec import EnclaveView
+
+
+class CpuFlags:
+    """The state of ``cpus``; every list has them in this order. A CPU that is offline is neither idle nor busy."""
+
+    def __init__(self, enclave: EnclaveView, cpus: tuple[int, ...]) -> None:
+        self._cpus = cpus
+        records = enclave.core.cpus.view(0, 1 + max(cpus))
+        self._running, self._latched, self._preempted = (
+            column(records, "cpu", member) for member in ("running", "latched", "preempted_by_class")
+        )
+        self._online = enclave.core.state.online
+        self._spinner = column(enclave.core.enclaves.view(enclave.id, 1), "enclave", "spinner")
+
+    def open(self) -> list[int]:
+        """CPUs with nothing committed that no other class holds, the idle ones first."""
+        running = self._running.tolist()
+        return sorted(self._unclaimed(), key=lambda cpu: running[cpu] != 0)
+
+    def idle(self) -> list[int]:
+        """CPUs that run no task of the enclave and have nothing committed."""
+        running = self._running.tolist()
+        return [cpu for cpu in self._unclaimed() if not running[cpu]]
+
+    def busy(self) -> list[int]:
+        """CPUs that run a task of the enclave and have nothing committed."""
+        running = self._running.tolist()
+        return [cpu for cpu in self._unclaimed() if running[cpu]]
+
+    def _unclaimed(self) -> list[int]:
+        latched, preempted, spun = self._latched.tolist(), self._preempted.tolist(), (self._spinner[0] >> 32) - 1
+        return [
+            cpu
+            for cpu in self._cpus
+            # The agent's own CPU is held by the agent itself, and will be free when it sleeps.
+            if not latched[cpu]
+            and cpu != spun
+            and (not preempted[cpu] or cpu == libc.current_cpu())
+            and self.is_online(cpu)
+        ]
+
+    def is_online(self, cpu: int) -> bool:
+        """Whether ``cpu`` is online."""
+        return bool(self._online[cpu // 64] >> cpu % 64 & 1)

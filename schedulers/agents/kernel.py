@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that an agent of one enclave reaches the kernel by."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ...hints import Hints
+from ...loaders.errors import GhostError
+from ...loaders.maps import Map, MmapArray
+from ..policy import Policy
+from ..topology import Topology
+from .channel import Channel
+from .cpus import CpuFlags
+from .shared import Agents
+from .spec import AgentPolicySpec, EnclaveView
+from .status_words import StatusWords
+
+
+class KernelInterface:
+    """Gives an agent of ``enclave`` each part of its kernel interface; tests put a model of the kernel in its place.
+
+    The parameters are those of the policy ``spec`` in ``bank``, by default in the live one.
+    """
+
+    def __init__(self, enclave: EnclaveView, spec: AgentPolicySpec, bank: int | None = None) -> None:
+        agents = Agents.open(enclave.id)
+        if agents is None:
+            raise GhostError(
+                f"the policy of enclave {enclave.id} has no agent",
+                hint=f"replace it first: ghostbpf run {spec.name} --enclave {enclave.id}",
+            )
+        self._enclave, self._spec, self._bank, self._agents = enclave, spec, bank, agents
+
+    def topology(self) -> Topology:
+        """The machine's CPUs."""
+        return Topology.from_sysfs()
+
+    def channel(self, number: int, ring_bytes: int) -> Channel:
+        """Channel ``number``, for the calling thread."""
+        return Channel(self._enclave, self._agents, self._spec, number, ring_bytes)
+
+    def status_words(self) -> StatusWords:
+        """The state of the enclave's tasks."""
+        return StatusWords(self._agents)
+
+    def cpu_flags(self, cpus: tuple[int, ...]) -> CpuFlags:
+        """The state of ``cpus``."""
+        return CpuFlags(self._enclave, cpus)
+
+    def params(self) -> tuple[MmapArray, Any]:
+        """The parameters of the policy's BPF program; see params_of()."""
+        return params_of(self._enclave, self._spec, self._bank)
+
+    def hints(self) -> Hints:
+        """What applications say of the enclave's tasks."""
+        return Hints.open(self._enclave.hints_path)
+
+    def stay_on(self, cpu: int) -> None:
+        """Bind the calling thread to ``cpu``."""
+        os.sched_setaffinity(0, {cpu})
+
+
+def params_of(enclave: EnclaveView, policy: Policy, bank: int | None = None) -> tuple[MmapArray, Any]:
+    """The parameters of ``policy`` in ``bank``, by default in the live one: the mapped array, and its one record."""
+    if bank is None:
+        bank = int(enclave.core.enclaves[enclave.id].bank)
+    params = Map.open(Path(enclave.path, f"policy_{bank}", "params"))
+    array = MmapArray(params, *policy.params_type)
+    return array, array[0]

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Status words: the state of each task right now, read in place where the core writes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from .layout import column
+from .shared import Agents
+from .task import ON_CPU, WAITING, StatusWord, Task, word_struct
+
+
+class StatusWords:
+    """The status words of an enclave, by number."""
+
+    def __init__(self, agents: Agents) -> None:
+        self._agents, self._struct = agents, word_struct()
+        self._memory = memory = agents.status_words.view()
+        self._gtids, self._states, self._cpus, self._since, self._runtimes = (
+            column(memory, "status_word", member) for member in ("gtid", "state", "cpu", "since_ns", "runtime_ns")
+        )
+
+    def __getitem__(self, number: int) -> StatusWord:
+        return StatusWord._make(self._struct.unpack_from(self._memory, number * self._struct.size))
+
+    def waits(self, task: Task) -> bool:
+        """Whether ``task`` waits for a CPU right now."""
+        return bool(self._gtids[task.word] == task.gtid and self._states[task.word] == WAITING)
+
+    def on_cpu(self, task: Task) -> tuple[int, int] | None:
+        """The CPU that runs ``task`` right now, and since when; None where none does."""
+        word = task.word
+        if self._gtids[word] != task.gtid or self._states[word] != ON_CPU:
+            return None
+        return self._cpus[word], self._since[word]
+
+    def runtime_ns(self, task: Task) -> int:
+        """The CPU time of ``task`` up to now, which includes what no message has told yet."""
+        if self._gtids[task.word] != task.gtid:
+            return task.runtime_ns
+        running = self.on_cpu(task)
+        return int(self._runtimes[task.word]) + (time.monotonic_ns() - running[1] if running else 0)
+
+    def in_use(self) -> Iterator[tuple[int, StatusWord]]:
+        """The number and a copy of each word that belongs to a task."""
+        records = self._struct.iter_unpack(bytes(self._memory[: self._agents.words_used * self._struct.size]))
+        for number, record in enumerate(records):
+            word = StatusWord._make(record)
+            if word.gtid:
+                yield number, word

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of options that policies have besides durations; see ``duration_ns`` in schedulers/policy.py."""
+
+from __future__ import annotations
+
+from ..policy import Option, duration_ns
+
+
+def slice_ns(text: str) -> int:
+    """Nanoseconds of a slice; 0 for "inf". Raises ValueError."""
+    return 0 if text == "inf" else duration_ns(text)
+
+
+def flag(name: str, field: str, help: str, default: str = "no") -> Option:
+    """An option that is "yes" or "no"."""
+    return Option(name, field, lambda text: _choice(text, "no", "yes"), default, help)
+
+
+def agent_options(*, fastpath: bool, per_cpu: bool) -> tuple[Option, ...]:
+    """The options that every policy with an agent has."""
+    options = (
+        Option(
+            "fastpath",
+            "fastpath",
+            lambda text: _choice(text, "off", "idle"),
+            "idle" if fastpath else "off",
+            "idle: BPF decides where no tasks compete; off: the agent decides everything",
+        ),
+        Option(
+            "agent-timeout",
+            "timeout_ns",
+            duration_ns,
+            "200ms",
+            "how long the core waits for a decision of the agent",
+        ),
+        Option("agent-cpu", "agent_cpu", _cpu, "any", "the agent's CPU; if the agent spins there, it runs no tasks"),
+    )
+    if per_cpu:
+        return options
+    return (*options, flag("spin", "spin", "yes: the agent never sleeps, and reserves a CPU for itself"))
+
+
+def _choice(text: str, zero: str, one: str) -> int:
+    if text not in (zero, one):
+        raise ValueError(f'"{text}": write {one} or {zero}')
+    return int(text == one)
+
+
+def _cpu(text: str) -> int:
+    if text == "any":
+        return -1
+    if not text.isdecimal():
+        raise ValueError(f'bad CPU "{text}": write a number, or any')
+    return int(text)

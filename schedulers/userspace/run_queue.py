@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A FIFO queue of tasks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from ..agents.task import Task
+
+#: How many tasks pop_near() looks at.
+_SEARCH = 32
+
+
+class RunQueue:
+    """A FIFO of tasks, each at most once. add(), discard() and taking the first task are O(1)."""
+
+    def __init__(self) -> None:
+        self._tasks: OrderedDict[Task, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    def add(self, task: Task) -> None:
+        """Append ``task``, or put it first if it is boosted."""
+        self._tasks[task] = None
+        self._tasks.move_to_end(task, last=not task.boosted)
+
+    def add_first(self, task: Task) -> None:
+        """Put ``task`` first."""
+        self._tasks[task] = None
+        self._tasks.move_to_end(task, last=False)
+
+    def discard(self, task: Task) -> None:
+        """Remove ``task`` if it is in the queue."""
+        self._tasks.pop(task, None)
+
+    def discard_if(self, condition: Callable[[Task], bool]) -> None:
+        """Remove the tasks that meet ``condition``."""
+        for task in [task for task in self._tasks if condition(task)]:
+            self.discard(task)
+
+    def pop(self, cpu: int) -> Task | None:
+        """Remove and return the first task that may run on ``cpu``."""
+        for task in self._tasks:
+            if task.may_run_on(cpu):
+                del self._tasks[task]
+                return task
+        return None
+
+    def pop_near(self, cpu: int, near: int) -> Task | None:
+        """Like pop(), but prefer, among the first tasks, one that last ran on ``cpu``, or else on a CPU of ``near``.
+
+        ``near`` is a mask of CPUs.
+        """
+        best: Task | None = None
+        for count, task in enumerate(self._tasks):
+            if not task.may_run_on(cpu):
+                continue
+            if task.boosted or task.cpu == cpu or count >= _SEARCH:
+                best = best if count >= _SEARCH and best else task
+                break
+            if best is None or (not near >> best.cpu & 1 and near >> task.cpu & 1):
+                best = task
+        if best is not None:
+            del self._tasks[best]
+        return best
