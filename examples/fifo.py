@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Attach fifo.bpf.c as the scheduler of the whole machine for a few seconds: python3 fifo.py [SECONDS]"""
+"""Run fifo.bpf.c as the scheduler of the whole machine for a few seconds: python3 fifo.py [SECONDS]"""
 
 import sys
 import time
