@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDF's queue and estimates: the order of deadlines and QoS, whatever comes."""
+"""EDF's queue and estimates: the order of deadlines and QoS for any sequence of tasks."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def jobs(draw: st.DrawFn, equal: bool = False) -> list[EdfTask]:
 
 
 def drained(queue: DeadlineQueue, cpu: int = 0) -> list[EdfTask]:
-    found = []
+    tasks = []
     while (task := queue.pop(cpu)) is not None:
-        found.append(task)
-    return found
+        tasks.append(task)
+    return tasks
 
 
 def queue_of(waiting: list[EdfTask]) -> DeadlineQueue:
@@ -64,8 +64,8 @@ def test_order_is_boost_then_qos_then_latest_start(waiting: list[EdfTask]) -> No
 
 
 @given(st.lists(st.tuples(st.integers(1, 200), st.booleans()), min_size=1, max_size=12))
-def test_equal_pieces_meet_every_deadline_that_can_be_met(sets: list[tuple[int, bool]]) -> None:
-    """All there at once, on one CPU: if any order meets all deadlines, then this one does."""
+def test_equal_pieces_meet_all_deadlines_if_any_order_does(sets: list[tuple[int, bool]]) -> None:
+    """All wait from the start, for one CPU: if any order meets all deadlines, then this order does."""
     waiting = [job(gtid, due * MS, takes_ns=5 * MS) for gtid, (due, _) in enumerate(sets, 1)]
     feasible = all(5 * (done + 1) <= due for done, due in enumerate(sorted(due for due, _ in sets)))
     ends = {task: 5 * MS * (done + 1) for done, task in enumerate(drained(queue_of(waiting)))}
@@ -73,29 +73,27 @@ def test_equal_pieces_meet_every_deadline_that_can_be_met(sets: list[tuple[int, 
 
 
 @given(jobs(), st.data())
-def test_whatever_leaves_and_comes_again_each_is_there_once(waiting: list[EdfTask], data: st.DataObject) -> None:
-    queue, there = queue_of(waiting), set(waiting)
+def test_after_any_adds_and_discards_each_task_is_queued_once(waiting: list[EdfTask], data: st.DataObject) -> None:
+    queue, expected = queue_of(waiting), set(waiting)
     for task in data.draw(st.lists(st.sampled_from(waiting), max_size=20)) if waiting else ():
         if data.draw(st.booleans()):
             queue.discard(task)
-            there.discard(task)
+            expected.discard(task)
         else:
             task.due_ns = data.draw(st.integers(1, 500 * MS))
             queue.add(task)
-            there.add(task)
-        assert len(queue) == len(there)
-        assert all(task in queue for task in there)
+            expected.add(task)
+        assert len(queue) == len(expected)
+        assert all(task in queue for task in expected)
     order = drained(queue)
-    assert set(order) == there
+    assert set(order) == expected
     assert [(not t.boosted, -t.qos, t.start_by_ns) for t in order] == sorted(
-        (not t.boosted, -t.qos, t.start_by_ns) for t in there
+        (not t.boosted, -t.qos, t.start_by_ns) for t in expected
     )
 
 
 @given(jobs(), st.integers(0, 3), st.data())
-def test_affinity_is_respected_and_costs_nobody_the_place(
-    waiting: list[EdfTask], cpu: int, data: st.DataObject
-) -> None:
+def test_affinity_is_respected_and_changes_no_order(waiting: list[EdfTask], cpu: int, data: st.DataObject) -> None:
     for task in waiting:
         task.allowed = data.draw(st.integers(0, 15))
     whole = drained(queue_of([job_like(task) for task in waiting]))
@@ -114,7 +112,7 @@ def _tids(waiting: list[EdfTask], cpu: int) -> set[int]:
 
 
 @given(st.lists(st.integers(0, 10**10)), st.integers(0, 10**10), st.integers(0, 10**10))
-def test_estimate_is_a_mean_and_always_leaves_something_to_do(pieces: list[int], guess: int, elapsed: int) -> None:
+def test_estimate_is_a_mean_and_always_leaves_work_to_do(pieces: list[int], guess: int, elapsed: int) -> None:
     estimate = Estimate(guess)
     for ns in pieces:
         estimate.learn(ns)
@@ -126,7 +124,7 @@ def test_estimate_is_a_mean_and_always_leaves_something_to_do(pieces: list[int],
 
 
 @given(jobs(), st.integers(0, 10**9))
-def test_who_has_done_more_of_equal_work_starts_later(waiting: list[EdfTask], done: int) -> None:
+def test_task_that_has_done_more_of_equal_work_starts_later(waiting: list[EdfTask], done: int) -> None:
     for task in waiting:
         fresh = task.start_by_ns
         task.runtime_ns = done % task.work_class.exectime_ns

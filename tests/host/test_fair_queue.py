@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue of cfs, and its accounts, without a kernel: whatever comes and goes, the order and the shares are right."""
+"""The queue of cfs, and its accounts, without a kernel: order and shares for any sequence of tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ weights = st.sampled_from([1, 9, 33, 100, 305, 1024, 8668])
 
 
 class Model(Account):
-    """A task as far as the queue sees one."""
+    """A task as the queue knows it."""
 
     def __init__(self, vruntime: int = 0) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Model(Account):
 
 
 @given(st.lists(vruntimes))
-def test_least_vruntime_goes_first_and_equals_in_the_order_of_their_coming(given: list[int]) -> None:
+def test_least_vruntime_goes_first_and_equals_in_the_order_of_arrival(given: list[int]) -> None:
     queue: FairQueue[Model] = FairQueue()
     tasks = [Model(vruntime) for vruntime in given]
     for task in tasks:
@@ -41,38 +41,38 @@ operations = st.lists(
 
 
 @given(operations)
-def test_whatever_comes_and_goes_the_least_and_the_oldest_are_known(done: list[tuple[str, int, int]]) -> None:
-    """Against a plain list; a task may be added with another vruntime while it is in."""
+def test_after_any_operations_the_least_and_the_oldest_are_known(done: list[tuple[str, int, int]]) -> None:
+    """Against a plain list; a task may be added with another vruntime while it is in the queue."""
     queue: FairQueue[Model] = FairQueue()
     pool = [Model() for _ in range(6)]
-    there: list[Model] = []  # in the order of their coming
+    model: list[Model] = []  # in the order of arrival
     for what, index, vruntime in done:
         task, clock = pool[index], queue.clock
         if what == "add":
             task.vruntime = vruntime
             queue.add(task)
-            there = [other for other in there if other is not task] + [task]
+            model = [other for other in model if other is not task] + [task]
             assert task.vruntime == max(vruntime, clock)
         elif what == "discard":
             queue.discard(task)
-            there = [other for other in there if other is not task]
+            model = [other for other in model if other is not task]
         elif what == "pop" and (first := queue.pop()) is not None:
-            there.remove(first)
-            assert all(first.vruntime <= other.vruntime for other in there)
+            model.remove(first)
+            assert all(first.vruntime <= other.vruntime for other in model)
         elif what == "advance":
             queue.advance(Model(vruntime))
         assert queue.clock >= clock
-        assert len(queue) == len(there)
-        assert all((other in queue) == (other in there) for other in pool)
-        assert queue.oldest() is (there[0] if there else None)
+        assert len(queue) == len(model)
+        assert all((other in queue) == (other in model) for other in pool)
+        assert queue.oldest() is (model[0] if model else None)
         least = queue.first()
-        assert (least is None) == (not there)
-        assert least is None or least.vruntime == min(other.vruntime for other in there)
+        assert (least is None) == (not model)
+        assert least is None or least.vruntime == min(other.vruntime for other in model)
 
 
 @given(st.lists(weights, min_size=2, max_size=6), st.lists(st.integers(1, 20 * MS), min_size=50, max_size=200))
 def test_hogs_share_by_weight_within_one_turn_each(given: list[int], turns: list[int]) -> None:
-    """Turns may be of any length, as on a machine whose ticks come late: what one had too much, it waits for."""
+    """Turns may be of any length, as on a machine with late ticks: after a longer turn, a task waits longer."""
     queue: FairQueue[Model] = FairQueue()
     tasks = [Model() for _ in given]
     weight_of = dict(zip(tasks, given, strict=True))
@@ -89,8 +89,8 @@ def test_hogs_share_by_weight_within_one_turn_each(given: list[int], turns: list
         queue.add(task)
     for task in tasks:
         for other in tasks:
-            mine, its = (100 * ran[one] / weight_of[one] for one in (task, other))
-            assert mine - its <= 100 * max(turns) / weight_of[task] + 2 * len(turns)
+            share, other_share = (100 * ran[each] / weight_of[each] for each in (task, other))
+            assert share - other_share <= 100 * max(turns) / weight_of[task] + 2 * len(turns)
 
 
 @given(st.lists(st.tuples(st.integers(0, 50 * MS), weights), min_size=1, max_size=50))
@@ -108,7 +108,7 @@ def test_each_piece_of_run_time_counts_once_and_by_the_weight_of_its_time(pieces
 
 
 @given(st.integers(1, 10 * MS))
-def test_what_ran_before_the_first_charge_does_not_count(before: int) -> None:
+def test_cpu_time_before_the_first_charge_does_not_count(before: int) -> None:
     task = Model()
     task.charge(before, 100)
     assert task.vruntime == 0
@@ -117,7 +117,7 @@ def test_what_ran_before_the_first_charge_does_not_count(before: int) -> None:
 
 
 @given(vruntimes, vruntimes)
-def test_who_slept_begins_at_the_clock_and_not_with_all_it_missed(slept: int, running: int) -> None:
+def test_task_that_slept_starts_at_the_clock(slept: int, running: int) -> None:
     queue: FairQueue[Model] = FairQueue()
     queue.advance(Model(running))
     sleeper = Model(slept)

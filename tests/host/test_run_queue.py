@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FIFO of the centralized and the per-CPU policies: a list with a task in it once, whatever comes."""
+"""The FIFO of the centralized and the per-CPU policies: a list that holds each task at most once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def queue_of(tasks: list[Task]) -> RunQueue:
 
 
 @given(masks, steps)
-def test_it_is_a_list_with_each_task_once(allowed: list[int], steps: list[tuple[str, int, int, bool]]) -> None:
+def test_queue_is_a_list_with_each_task_once(allowed: list[int], steps: list[tuple[str, int, int, bool]]) -> None:
     tasks = [Task(gtid) for gtid in range(8)]
     for task, mask in zip(tasks, allowed, strict=True):
         task.allowed = mask
@@ -63,13 +63,13 @@ def test_it_is_a_list_with_each_task_once(allowed: list[int], steps: list[tuple[
 
 
 @given(waiting(), st.sampled_from(CPUS), st.integers(0, 15))
-def test_near_it_takes_the_nearest_that_may_run_there_and_of_those_the_first(
+def test_pop_near_takes_the_nearest_allowed_task_and_of_equals_the_first(
     tasks: list[Task], cpu: int, near: int
 ) -> None:
-    may = [task for task in tasks if task.may_run_on(cpu)]
-    at_home = [task for task in may if task.cpu == cpu]
-    close = [task for task in may if near >> task.cpu & 1]
-    expected = next(iter([*at_home, *close, *may]), None)
+    allowed = [task for task in tasks if task.may_run_on(cpu)]
+    same_cpu = [task for task in allowed if task.cpu == cpu]
+    close = [task for task in allowed if near >> task.cpu & 1]
+    expected = next(iter([*same_cpu, *close, *allowed]), None)
     queue = queue_of(tasks)
     assert queue.pop_near(cpu, near) is expected
     rest = [task for task in tasks if task is not expected]
@@ -79,7 +79,7 @@ def test_near_it_takes_the_nearest_that_may_run_there_and_of_those_the_first(
 
 
 @given(waiting(), st.sampled_from(CPUS))
-def test_near_or_not_one_that_was_interrupted_goes_first(tasks: list[Task], cpu: int) -> None:
+def test_pop_near_takes_an_interrupted_task_first(tasks: list[Task], cpu: int) -> None:
     interrupted = Task(100)
     interrupted.allowed, interrupted.boosted, interrupted.cpu = 15, True, 0
     queue = queue_of(tasks)
@@ -87,7 +87,7 @@ def test_near_or_not_one_that_was_interrupted_goes_first(tasks: list[Task], cpu:
     assert queue.pop_near(cpu, 15) is interrupted
 
 
-def test_near_it_looks_no_further_than_the_first_few() -> None:
+def test_pop_near_looks_at_the_first_tasks_only() -> None:
     tasks = [Task(gtid) for gtid in range(1, 101)]
     for task in tasks:
         task.allowed, task.cpu = 1, 1

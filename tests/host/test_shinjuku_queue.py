@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shinjuku's queue and slices: a FIFO per QoS, and who makes way for whom, whatever comes."""
+"""Shinjuku's queue and slices: a FIFO per QoS, and which task preempts which."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ steps = st.lists(st.tuples(st.sampled_from(["tail", "head", "leave", "run"]), st
 
 
 @given(st.lists(st.integers(0, 2), min_size=10, max_size=10), steps)
-def test_it_is_a_deque_for_each_qos(classes: list[int], steps: list[tuple[str, int]]) -> None:
+def test_queue_is_a_deque_for_each_qos(classes: list[int], steps: list[tuple[str, int]]) -> None:
     tasks = [request(gtid, qos) for gtid, qos in enumerate(classes, 1)]
     queue, model = QosQueue(), {qos: deque[ShinjukuTask]() for qos in (2, 1, 0)}
     for turn, (what, number) in enumerate(steps, 1):
         task = tasks[number]
         own = model[task.qos]
         if what == "run":
-            expected = next((there.popleft() for there in model.values() if there), None)
+            expected = next((fifo.popleft() for fifo in model.values() if fifo), None)
             assert queue.pop(0) is expected
             continue
         if task in own:
@@ -44,12 +44,12 @@ def test_it_is_a_deque_for_each_qos(classes: list[int], steps: list[tuple[str, i
         task.position = -turn if what == "head" else turn
         queue.add(task)
         (own.appendleft if what == "head" else own.append)(task)
-        assert queue.first(0) is next(there[0] for there in model.values() if there)
+        assert queue.first(0) is next(fifo[0] for fifo in model.values() if fifo)
     assert len(queue) == sum(map(len, model.values()))
 
 
 @given(requests, requests, st.booleans())
-def test_lower_qos_never_takes_a_cpu_and_higher_always_does(
+def test_lower_qos_never_preempts_and_higher_always_does(
     runs: ShinjukuTask, first: ShinjukuTask, renewed: bool
 ) -> None:
     end = slice_end_ns(Running(runs, 0, 1_000_000), first, SLICE, renewed)
@@ -75,7 +75,7 @@ def test_equals_take_turns_by_the_slice(
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 30))
 def test_short_request_waits_for_no_more_than_the_slice_that_runs(long: list[int], comes_at: int) -> None:
-    """One CPU, in units of slices: requests that are long, and one of a single slice that wakes in between."""
+    """One CPU, in units of slices: long requests, and one of a single slice that wakes in between."""
     queue, left = QosQueue(), {request(gtid): work for gtid, work in enumerate(long, 1)}
     short = request(1000)
     for task in left:
@@ -100,11 +100,11 @@ def test_short_request_waits_for_no_more_than_the_slice_that_runs(long: list[int
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2 * WAIT_TIMEOUT_NS), st.booleans()), max_size=12))
-def test_who_has_waited_for_too_long_is_first_of_its_qos_and_of_those_the_first_to_come(
-    coming: list[tuple[int, int, bool]],
+def test_tasks_that_waited_for_too_long_are_first_of_their_qos_in_the_order_of_arrival(
+    arrivals: list[tuple[int, int, bool]],
 ) -> None:
     queue, tasks, now_ns = QosQueue(), list[ShinjukuTask](), 2 * WAIT_TIMEOUT_NS
-    for turn, (qos, came_ns, woke) in enumerate(sorted(coming, key=lambda one: one[1]), 1):
+    for turn, (qos, came_ns, woke) in enumerate(sorted(arrivals, key=lambda arrival: arrival[1]), 1):
         task = request(turn, qos)
         task.position, task.queued_ns = -turn if woke else turn, came_ns
         queue.add(task)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SOL's queue: first come, first served, and everybody where it ran last, whatever comes."""
+"""SOL's queue: first come, first served, and each task on the CPU that it last ran on, if possible."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ free_cpus = st.lists(st.sampled_from(CPUS), unique=True)
 
 @st.composite
 def tasks(draw: st.DrawFn, allowed: st.SearchStrategy[int] = masks) -> list[Task]:
-    made = []
+    drawn = []
     for gtid in range(1, 1 + draw(st.integers(0, 20))):
         task = Task(gtid)
         task.cpu, task.allowed = draw(st.sampled_from((-1, *CPUS))), draw(allowed)
-        made.append(task)
-    return made
+        drawn.append(task)
+    return drawn
 
 
 def queue_of(waiting: list[Task]) -> StickyQueue:
@@ -51,7 +51,7 @@ def test_no_cpu_stays_free_for_which_a_task_waits(waiting: list[Task], cpus: lis
 
 
 @given(tasks(), free_cpus)
-def test_nobody_is_passed_over_by_one_that_came_later(waiting: list[Task], cpus: list[int]) -> None:
+def test_no_task_gets_a_cpu_that_an_earlier_task_could_use(waiting: list[Task], cpus: list[int]) -> None:
     given_cpus = dict(queue_of(waiting).match(list(cpus)))
     for place, task in enumerate(waiting):
         if task not in given_cpus:
@@ -66,7 +66,7 @@ def test_without_affinities_it_is_a_fifo(waiting: list[Task], cpus: list[int]) -
 
 
 @given(tasks(), free_cpus)
-def test_what_was_left_keeps_its_order(waiting: list[Task], cpus: list[int]) -> None:
+def test_tasks_without_a_cpu_keep_their_order(waiting: list[Task], cpus: list[int]) -> None:
     queue = queue_of(waiting)
     taken = dict(queue.match(list(cpus)))
     left = [task for task in waiting if task not in taken]
@@ -78,7 +78,7 @@ def test_what_was_left_keeps_its_order(waiting: list[Task], cpus: list[int]) -> 
 @given(tasks(), free_cpus)
 def test_last_cpu_goes_before_its_sibling_and_that_before_any_other(waiting: list[Task], cpus: list[int]) -> None:
     for task in waiting:
-        able = [cpu for cpu in cpus if task.may_run_on(cpu)]
+        allowed = [cpu for cpu in cpus if task.may_run_on(cpu)]
         chosen = nearest(task, cpus, SIBLINGS)
-        best = [cpu for cpu in able if cpu == task.cpu] or [cpu for cpu in able if cpu ^ 1 == task.cpu] or able[:1]
-        assert [chosen] == (best or [None])
+        last, sibling = ([cpu for cpu in allowed if cpu == other] for other in (task.cpu, task.cpu ^ 1))
+        assert [chosen] == (last or sibling or allowed[:1] or [None])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel side of one enclave with agents: tasks, CPUs, queues, messages, and the programs that agents call.
+"""The core's part of one enclave with agents: tasks, CPUs, queues, messages, and the programs that agents call.
 
-Everything that takes time is a generator, and another CPU may do anything at each ``yield``. Names and order are those
-of the C, so that a change there has one place here. What the model leaves out: slices, groups, spinning agents,
-PATIENCE (so a task that an agent forgets is stranded here, where the kernel would have it wait for 5 s).
+Everything that takes time is a generator: at each ``yield``, another CPU may do anything. Names and order are those of
+the C code, so that a change there has one place here. The model leaves out slices, groups, spinning agents, and the
+rescue of tasks that an agent forgets: such a task never runs here, while the core runs it after 5 s.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ Steps = Iterator[None]
 
 
 @dataclass(frozen=True)
-class Build:
-    """Which mends the kernel side has."""
+class Fixes:
+    """Which bugs of earlier versions of the core are fixed; tests switch off one fix to see the model find the bug."""
 
-    #: A commit makes its iterator before it checks task and CPU, each of the two times that it tries: what changes a
-    #: task takes it off its queue for that, and an iterator moves no task that was put there after it was made.
+    #: Both tries of a commit make the iterator before they check task and CPU: whatever changes a task takes it off its
+    #: queue meanwhile, and an iterator moves no task that was inserted after the iterator was made.
     checks_each_try: bool = True
-    #: A commit finds the queue that a task waits on by looking at the task, and not by what was noted of it.
+    #: A commit finds the queue that a task waits on by reading the task, and not what was noted of it.
     looks_for_queue: bool = True
-    #: Whether a task waits on a CPU's own queue is asked of that queue; cpu.latched only tells agents.
+    #: The core reads a CPU's own queue to learn whether a task waits there; cpu.latched only informs agents.
     asks_queue: bool = True
-    #: A task whose pid is another than its gtid says departs, and is new.
+    #: A task whose pid differs from that in its gtid departs, and is new.
     follows_exec: bool = True
-    #: post() looks at the agent's state after its place in the ring can be seen.
+    #: post() reads the agent's state after its reserved place in the ring is visible.
     posts_in_order: bool = True
-    #: An agent is asked for a decision until it has read what asks for it, and not until it begins its next turn.
+    #: A decision is pending until the agent has read the message that asks for it, not until it begins its next turn.
     counts_questions: bool = True
-    #: Words are reused last of all, and tell() writes to none that is another task's by now.
+    #: The status word freed last is reused last, and tell() does not write to one that belongs to another task by now.
     words_stay: bool = True
-    #: What waits on the runqueue of a CPU that goes offline leaves every queue, also that of another CPU.
+    #: Tasks of the runqueue of a CPU that goes offline leave every queue, even that of another CPU.
     hotplug_empties_all: bool = True
-    #: Taking stock takes no task for one that runs because it is on no queue just now.
+    #: Registering the waiting tasks does not take a task for running because it is on no queue right now.
     stock_does_not_guess: bool = True
 
 
-MENDED = Build()
+ALL_FIXES = Fixes()
 
 
 class Queue:
-    """A dispatch queue; ``seq`` counts insertions, as of struct scx_dispatch_q."""
+    """A dispatch queue; ``seq`` counts insertions, as in struct scx_dispatch_q."""
 
     def __init__(self, name: str) -> None:
         self.name, self.seq = name, 0
@@ -92,7 +92,7 @@ class AgentTask:
 
 @dataclass(eq=False)
 class Task:
-    """A task; ``locked`` while an op holds its runqueue's lock. ``runnable``: it waits or runs."""
+    """A task; ``locked`` while an op holds the lock of its runqueue, ``runnable`` while it waits or runs."""
 
     tid: int
     tgid: int
@@ -114,7 +114,7 @@ class Task:
 
 
 class Cpu:
-    """What of a CPU user space does not see."""
+    """The state of a CPU that user space does not see."""
 
     def __init__(self, number: int) -> None:
         self.current: Task | None = None
@@ -127,10 +127,10 @@ class Cpu:
 
 
 class Kernel:
-    """The kernel side of enclave 1 with ``cpus`` CPUs; ``point`` is called where an agent's step ends."""
+    """The core with enclave 1 of ``cpus`` CPUs; ``point`` is called at the end of each step of an agent."""
 
-    def __init__(self, cpus: int, build: Build, point: Callable[[], None], first_cpu: int = 0) -> None:
-        self.build, self.point = build, point
+    def __init__(self, cpus: int, fixes: Fixes, point: Callable[[], None], first_cpu: int = 0) -> None:
+        self.fixes, self.point = fixes, point
         self.numbers = range(first_cpu, first_cpu + cpus)
         end = first_cpu + cpus
         self.now_ns = 1_000_000
@@ -141,8 +141,8 @@ class Kernel:
         self.txns = PlainRecords("struct txn", (1 + end) * constant("TXNS"), point)
         self.core = ffi().new("struct core *")
         self.rings: dict[int, Ring] = {}
-        self.sleepers: dict[int, Callable[[], None]] = {}  # by channel: wake what sleeps on the ring there
-        self.readers_now: set[object] = set()  # the agents' programs that hold the RCU read lock
+        self.sleepers: dict[int, Callable[[], None]] = {}  # by channel: wakes the agent
+        self.readers_now: set[object] = set()  # programs of agents that hold the RCU read lock
         self.known: dict[int, int] = {}
         self.cpus = {number: Cpu(number) for number in self.numbers}
         self.pending, self.fallback = Queue("pending"), Queue("fallback")
@@ -151,7 +151,7 @@ class Kernel:
         self.free_words: list[int] = []
         self.words_ever = 0
         self.gtids = 0
-        self.told: dict[int, list[int]] = {}  # the sequence numbers that messages had, lost or not, by gtid
+        self.told: dict[int, list[int]] = {}  # the sequence numbers of all messages, lost or not, by gtid
         for number in self.numbers:
             self.set_online(number, True)
             self.cpu_records.raw[number].enclave = ENCLAVE
@@ -175,8 +175,8 @@ class Kernel:
         return next((cpu for cpu in self.numbers if self.is_usable(task, cpu)), None)
 
     def idles(self, cpu: int) -> bool:
-        there = self.cpus[cpu]
-        return there.current is None and not there.switching and not there.kicked and not self.is_taken(cpu)
+        state = self.cpus[cpu]
+        return state.current is None and not state.switching and not state.kicked and not self.is_taken(cpu)
 
     def is_taken(self, cpu: int) -> bool:
         return bool(self.cpu_records.raw[cpu].preempted_by_class)
@@ -185,7 +185,7 @@ class Kernel:
         return not self.is_online(cpu) or (self.is_taken(cpu) and not self.channels.raw[1 + cpu].tid)
 
     def kick(self, cpu: int, preempt: bool = False) -> None:
-        """A CPU that runs a task looks up if it is preempted; one on its way to idle looks once more."""
+        """An idle CPU dispatches once more; a busy one is interrupted only by ``preempt``."""
         if self.cpus[cpu].current is None:
             self.cpus[cpu].kicked = True
         elif preempt:
@@ -202,7 +202,7 @@ class Kernel:
 
     def is_timed_out(self, number: int) -> bool:
         ch = self.channels.raw[number]
-        if not self.build.counts_questions:
+        if not self.fixes.counts_questions:
             asked = ch.oldest_pending_ns > ch.heartbeat_ns and self.now_ns - ch.oldest_pending_ns > ch.timeout_ns
         else:
             asked = ch.asked != ch.answered and self.now_ns - max(ch.oldest_pending_ns, ch.heartbeat_ns) > ch.timeout_ns
@@ -227,11 +227,11 @@ class Kernel:
         ch, ring, kind = self.channels.raw[number], self.rings.get(number), message[6]
         if not ch.tid:
             return
-        if not self.build.counts_questions and self.asks(number, kind) and ch.oldest_pending_ns <= ch.heartbeat_ns:
+        if not self.fixes.counts_questions and self.asks(number, kind) and ch.oldest_pending_ns <= ch.heartbeat_ns:
             ch.oldest_pending_ns = message[3]
         yield
         rests = ch.state == RESTS
-        if not self.build.posts_in_order:
+        if not self.fixes.posts_in_order:
             yield
         place = ring.reserve() if ring is not None else None
         if place is None:
@@ -239,12 +239,12 @@ class Kernel:
             ch.overflowed = 1
             return
         yield
-        if self.build.counts_questions and self.asks(number, kind):
+        if self.fixes.counts_questions and self.asks(number, kind):
             if ch.asked == ch.answered:
                 ch.oldest_pending_ns = message[3]
             ch.asked += 1
             yield
-        if self.build.posts_in_order:
+        if self.fixes.posts_in_order:
             rests = ch.state == RESTS
         wakes = False
         if self.asks(number, kind) and not ch.spins and rests and ch.state == RESTS:
@@ -256,10 +256,10 @@ class Kernel:
             self.sleepers[number]()
 
     def tell(self, task: Task, number: int, kind: int, flags: int = 0) -> Steps:
-        """To the task's agent; ``number`` is that of the word that the task had when the caller looked."""
+        """Send a message to the task's agent; ``number`` is the word that the task had when the caller read it."""
         a, w = task.agent, self.status_words.raw[number]
         gtid = w.gtid
-        if not gtid or (self.build.words_stay and gtid != a.gtid):
+        if not gtid or (self.fixes.words_stay and gtid != a.gtid):
             return
         a.seq += 1
         w.seq = seq = a.seq
@@ -293,7 +293,7 @@ class Kernel:
 
     def take_word(self) -> int:
         if self.free_words:
-            return self.free_words.pop(0 if self.build.words_stay else -1)
+            return self.free_words.pop(0 if self.fixes.words_stay else -1)
         if self.words_ever >= WORDS - 1:
             return 0
         self.words_ever += 1
@@ -354,7 +354,7 @@ class Kernel:
         w.state, w.gtid = BLOCKED, 0
         self.free_words.append(number)
 
-    # Ops; the caller holds the lock of the task's runqueue
+    # Ops; their callers hold the lock of the task's runqueue
 
     def lock(self, task: Task) -> Steps:
         while task.locked:
@@ -362,7 +362,7 @@ class Kernel:
         task.locked = True
 
     def enqueue(self, task: Task, wakeup: bool = False, boosted: bool = False, last: bool = False) -> Steps:
-        """agent_enqueue(), and core_enqueue() for a task that may run on no CPU; the insert takes effect at its end."""
+        """agent_enqueue(), and core_enqueue() for a task that no CPU may run; inserts take effect when it returns."""
         task.runnable = True
         home = self.home_cpu(task)
         target, kicks = self.pending, list[int]()
@@ -370,7 +370,7 @@ class Kernel:
             self.fallback.insert(task)
             self.kick_any_idle()
             return
-        if self.build.follows_exec and task.agent.gtid and task.agent.gtid & 0xFFFFFFFF != task.tid:
+        if self.fixes.follows_exec and task.agent.gtid and task.agent.gtid & 0xFFFFFFFF != task.tid:
             yield from self.tell_gone(task, MessageType.TASK_DEPARTED)
         if task.exiting or (not task.agent.word and not self.free_words and self.words_ever >= WORDS - 1):
             target = self.cpus[home].own
@@ -406,13 +406,13 @@ class Kernel:
         yield
         # open_for_next()
         if record.latched:
-            if self.build.asks_queue:
+            if self.fixes.asks_queue:
                 record.latched = 0
                 yield
                 if cpu.own.tasks:
                     record.latched = 1
             else:
-                # The processor may do the look before the store, for nothing orders them.
+                # Without a barrier, the processor may read the queue before it stores.
                 waits = bool(cpu.own.tasks)
                 yield
                 record.latched = waits
@@ -434,7 +434,7 @@ class Kernel:
             yield from self.tell_blocked(task)
 
     def consume(self, number: int, queue: Queue) -> Iterator[Any]:
-        """scx_bpf_dsq_move_to_local(); the kernel takes a task of the CPU's own runqueue whatever its affinity."""
+        """scx_bpf_dsq_move_to_local(); the kernel ignores the affinity of tasks of the CPU's own runqueue."""
         while True:
             fits = (task for task in queue.tasks if task.cpu == number or task.allowed >> number & 1)
             task = next(fits, None)
@@ -450,7 +450,7 @@ class Kernel:
     def rescue(self, here: int, any: bool) -> Iterator[None]:
         for number in self.numbers:
             record, own = self.cpu_records.raw[number], self.cpus[number].own
-            looks = record.latched or (self.build.asks_queue and record.preempted_by_class)
+            looks = record.latched or (self.fixes.asks_queue and record.preempted_by_class)
             if looks and (any or number == here or self.is_lost(number)) and (yield from self.consume(here, own)):
                 return
             yield
@@ -460,7 +460,7 @@ class Kernel:
         cpu, record = self.cpus[here], self.cpu_records.raw[here]
         if (yield from self.consume(here, self.fallback)):
             return
-        if record.latched or (self.build.asks_queue and cpu.own.tasks):
+        if record.latched or (self.fixes.asks_queue and cpu.own.tasks):
             record.latched = 0
             yield
             if (yield from self.consume(here, cpu.own)):
@@ -478,10 +478,10 @@ class Kernel:
         yield
         yield from self.tell_cpu(here, MessageType.CPU_IDLE)
 
-    # What happens
+    # Events
 
     def switch(self, number: int, why: str) -> Steps:
-        """The CPU's task leaves it (``why``: block, preempt, yield, exit; look: there is none); another runs next."""
+        """The CPU's task, if any, leaves it, and another runs; ``why``: block, preempt, yield, exit, taken or look."""
         cpu = self.cpus[number]
         cpu.switching, cpu.preempted = True, False
         task = cpu.current
@@ -503,9 +503,9 @@ class Kernel:
                 task.gone, task.enabled = True, False
                 yield from self.tell_gone(task, MessageType.TASK_DEAD)
             task.locked = False
-        yield from self.look_for_work(number)
+        yield from self.pick_next(number)
 
-    def look_for_work(self, number: int) -> Steps:
+    def pick_next(self, number: int) -> Steps:
         cpu = self.cpus[number]
         while True:
             cpu.kicked = False
@@ -535,10 +535,10 @@ class Kernel:
         task.locked = False
 
     def set_affinity(self, task: Task, allowed: int) -> Steps:
-        """__set_cpus_allowed_ptr(): a task that waits leaves its queue meanwhile, and goes to a CPU that it may use."""
+        """__set_cpus_allowed_ptr(): a waiting task leaves its queue meanwhile, and moves to a CPU that it may use."""
         yield from self.lock(task)
-        there = [cpu for cpu in self.numbers if allowed >> cpu & 1 and self.is_online(cpu)]
-        if there and task.enabled and not task.gone and allowed != task.allowed:
+        usable = [cpu for cpu in self.numbers if allowed >> cpu & 1 and self.is_online(cpu)]
+        if usable and task.enabled and not task.gone and allowed != task.allowed:
             number, waits = task.cpu, task.queue is not None
             runs = self.cpus[number].current is task
             if waits and task.queue is not None:
@@ -560,7 +560,7 @@ class Kernel:
                     yield
                     if task.queue is not None:
                         task.queue.remove(task)
-                    task.cpu = there[0]
+                    task.cpu = usable[0]
                     yield from self.enqueue(task)
         task.locked = False
 
@@ -573,7 +573,7 @@ class Kernel:
         task.locked = False
 
     def depart(self, task: Task) -> Steps:
-        """It leaves the class while it waits or sleeps."""
+        """The task leaves the class while it waits or sleeps."""
         yield from self.lock(task)
         if task.enabled and self.cpus[task.cpu].current is not task:
             if task.queue is not None:
@@ -583,7 +583,7 @@ class Kernel:
         task.locked = False
 
     def join(self, task: Task) -> Steps:
-        """It comes back, and waits at once."""
+        """The task comes back to the class, and waits at once."""
         yield from self.lock(task)
         if not task.enabled and not task.gone:
             task.enabled = True
@@ -592,17 +592,17 @@ class Kernel:
         task.locked = False
 
     def exec(self, task: Task, tid: int) -> None:
-        """By a thread that is no leader, while it runs: from now on ``tid`` is its pid."""
+        """A running thread that is not the leader of its process execs: from now on ``tid`` is its pid."""
         del self.by_tid[task.tid]
         task.tid = task.tgid = tid
         self.by_tid[tid] = task
 
     def take_cpu(self, number: int) -> Steps:
-        """A higher class has the CPU; the task there, and those that were to follow, go back to their policy."""
+        """A higher class takes the CPU; its task, and those on its local queue, are enqueued again."""
         cpu = self.cpus[number]
         cpu.switching = True
         self.cpu_records.raw[number].preempted_by_class = 1
-        if self.cpu_records.raw[number].latched or (self.build.asks_queue and cpu.own.tasks):
+        if self.cpu_records.raw[number].latched or (self.fixes.asks_queue and cpu.own.tasks):
             self.kick_any_idle()
         yield
         while cpu.local.tasks:
@@ -621,7 +621,7 @@ class Kernel:
         self.kick(number)
 
     def take_offline(self, number: int) -> Steps:
-        """Its tasks leave it; what was committed to it waits on the enclave's queue again."""
+        """The CPU goes offline: its tasks leave it, and tasks committed to it wait on the enclave's queue again."""
         cpu = self.cpus[number]
         cpu.switching = True
         self.set_online(number, False)
@@ -637,15 +637,15 @@ class Kernel:
                 continue
             cpu.local.remove(task)
             task.locked = True
-            yield from self._push_out(task)
+            yield from self._requeue(task)
         if cpu.current is not None:
             task = cpu.current
             yield from self.lock(task)
             yield from self.stopping(task, number, sleeps=False)
             cpu.current = None
-            yield from self._push_out(task)
+            yield from self._requeue(task)
         left = [self.pending, self.fallback, cpu.own]
-        if self.build.hotplug_empties_all:
+        if self.fixes.hotplug_empties_all:
             left += [other.own for other in self.cpus.values()]
         for task in self.tasks:
             while task.cpu == number and task.locked:
@@ -653,7 +653,7 @@ class Kernel:
             if task.cpu == number and task.queue in left:
                 task.queue.remove(task)  # type: ignore[union-attr]
                 task.locked = True
-                yield from self._push_out(task)
+                yield from self._requeue(task)
         self.cpu_records.raw[number].latched = 0
         yield
         for task in reversed(list(cpu.own.tasks)):
@@ -665,7 +665,7 @@ class Kernel:
                 self.kick(other, preempt=True)
 
     def place(self, task: Task) -> Steps:
-        """A CPU for the task; the kernel widens the affinity of one that may run nowhere else."""
+        """Choose a CPU for the task; the kernel widens the affinity of a task that no online CPU may run."""
         if self.home_cpu(task) is None:
             task.allowed = sum(1 << cpu for cpu in self.numbers)
             if task.agent.word:
@@ -676,7 +676,7 @@ class Kernel:
         task.cpu = home
         yield
 
-    def _push_out(self, task: Task) -> Steps:
+    def _requeue(self, task: Task) -> Steps:
         yield from self.place(task)
         yield from self.enqueue(task)
         task.locked = False
@@ -694,7 +694,7 @@ class Kernel:
     # Programs that agents call
 
     def wait_for_rcu(self) -> Steps:
-        """Until each program that runs now has ended."""
+        """Return when each program that runs now has ended."""
         readers, locked = set(self.readers_now), [task for task in self.tasks if task.locked]
         while readers & self.readers_now or any(task.locked for task in locked):
             locked = [task for task in locked if task.locked]
@@ -719,7 +719,7 @@ class Kernel:
         return TxnState.INVALID_CPU if task and not self.is_usable(task, cpu) else TxnState.COMPLETE
 
     def move(self, task: Task, source: Queue, cursor: int, target: Queue, head: bool) -> Iterator[Any]:
-        """scx_bpf_dsq_move() with an iterator over ``source`` that was made when ``source.seq`` was ``cursor``."""
+        """scx_bpf_dsq_move() with an iterator over ``source`` made when ``source.seq`` was ``cursor``."""
         while task.locked:
             yield
         if task.queue is not source or task.place > cursor:
@@ -729,13 +729,13 @@ class Kernel:
         return True
 
     def queue_of(self, task: Task) -> Queue:
-        if self.build.looks_for_queue:
+        if self.fixes.looks_for_queue:
             own = [cpu.own for cpu in self.cpus.values()]
             return task.queue if task.queue is not None and task.queue in own else self.pending
         return self.cpus[task.agent.latched - 1].own if task.agent.latched else self.pending
 
     def latch(self, task: Task, txn: Any) -> Iterator[Any]:
-        if not self.build.checks_each_try:
+        if not self.fixes.checks_each_try:
             return (yield from self.latch_checked_once(task, txn))
         target, moved, state = self.cpus.get(txn.cpu), False, TxnState.COMPLETE
         if target is None:
@@ -775,7 +775,7 @@ class Kernel:
             yield from self.move(task, source, source.seq, self.pending, True)
 
     def latch_checked_once(self, task: Task, txn: Any) -> Iterator[Any]:
-        """The same without checks_each_try."""
+        """latch() without the fix checks_each_try."""
         state = self.check_task(task, txn)
         if state != TxnState.COMPLETE:
             return state
@@ -825,7 +825,7 @@ class Kernel:
         return 0
 
     def call_take_stock(self) -> Steps:
-        marked = [n for n in self.numbers if self.build.asks_queue or self.cpu_records.raw[n].latched]
+        marked = [n for n in self.numbers if self.fixes.asks_queue or self.cpu_records.raw[n].latched]
         queues = [self.pending, *(self.cpus[number].own for number in marked)]
         for task in [task for queue in queues for task in queue.tasks]:
             if not task.enabled or not self.word_of(task):
@@ -833,7 +833,7 @@ class Kernel:
             task.agent.knows = WAITING
             self.count_load(task, self.status_words.raw[task.agent.word])
             yield
-            if not self.build.stock_does_not_guess and task.queue is None and task.agent.word:
+            if not self.fixes.stock_does_not_guess and task.queue is None and task.agent.word:
                 self.status_words.raw[task.agent.word].state = ON_CPU
             yield
 
@@ -877,7 +877,7 @@ class Kernel:
             self.channels.raw[number].tid = 0
             self.kick_cpus()
 
-    # For those who look at it
+    # State, for tests
 
     def waiting(self) -> Iterable[Task]:
         """The tasks that wait for a CPU."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that kernel and agent share: arrays of abi.h structs in which each access of the agent's is a point."""
+"""Memory that core and agent share: arrays of abi.h structs, where each access by the agent is a point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ghostbpf.schedulers.core import ffi
 
 
 class Records:
-    """An array as ``loaders.maps.MmapArray`` shows it to an agent; the model itself uses ``raw``, which is no point."""
+    """An array like ``loaders.maps.MmapArray`` for agents; the model accesses ``raw``, which is no point."""
 
     def __init__(self, struct: str, count: int, point: Callable[[], None]) -> None:
         self._size, self._count, self._point = ffi().sizeof(struct), count, point
@@ -37,7 +37,7 @@ class Records:
 
 
 class PlainRecords(Records):
-    """The same, for what the agent alone writes, or reads in one piece: no access is a point."""
+    """An array that only the agent writes, or that it reads in one piece: no access is a point."""
 
     view = Records.bytes  # type: ignore[assignment]
 
@@ -83,14 +83,14 @@ class View:
 
 
 class Ring:
-    """A BPF ring buffer of ``capacity`` records; one that is reserved and not yet submitted holds up those after it."""
+    """A BPF ring buffer of ``capacity`` records; a reserved record delays those after it until it is submitted."""
 
     def __init__(self, capacity: int, point: Callable[[], None]) -> None:
         self.capacity, self._point = capacity, point
         self.records: deque[list[Any]] = deque()
 
     def reserve(self) -> list[Any] | None:
-        """A place; None where there is none."""
+        """A place for a record; None where the ring is full."""
         if len(self.records) >= self.capacity:
             return None
         self.records.append([None])
@@ -98,15 +98,15 @@ class Ring:
 
     @property
     def empty(self) -> bool:
-        """As ``loaders.ring.Ring.empty``."""
+        """See ``loaders.ring.Ring.empty``."""
         self._point()
         return not self.records
 
     def read(self) -> list[tuple[Any, ...]]:
-        """As ``loaders.ring.Ring.read``."""
+        """See ``loaders.ring.Ring.read``."""
         self._point()
-        found = []
+        records = []
         while self.records and self.records[0][0] is not None:
-            found.append(self.records.popleft()[0])
+            records.append(self.records.popleft()[0])
         self._point()
-        return found
+        return records

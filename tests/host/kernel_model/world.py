@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A world of tasks, CPUs and agents, in which a schedule of bytes says what happens at each point."""
+"""Tasks, CPUs and agents, and a schedule of bytes that says what happens at each point."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ghostbpf.schedulers.userspace import agent as agent_module
 from ghostbpf.schedulers.userspace import central, cfs, edf, shinjuku
 from ghostbpf.schedulers.userspace.task_assigner import TaskAssigner
 
-from .kernel import MENDED, Build, Kernel, Task
-from .side import Side
+from .interface import ModelInterface
+from .kernel import ALL_FIXES, Fixes, Kernel, Task
 
 _CLOCKED = (agent_module, central, cfs, edf, channel, shinjuku, status_words)
-#: From here on a byte at a point of an agent's has something else happen there first.
+#: At a point of an agent, a byte from this value on makes another event happen first.
 _ACTS = 168
 _ROUND_NS = 50_000_000
-_LOOK_UP_ROUNDS = 5  # an agent that waits looks after a quarter of a second
+_LOOK_UP_ROUNDS = 5  # an agent that sleeps makes a turn every quarter of a second
 _ROUNDS, _TURNS = 40, 400
 
 
-class Broken(AssertionError):
-    """Something that must hold does not."""
+class Violation(AssertionError):
+    """An invariant does not hold."""
 
 
 class Runner:
-    """An agent with its loop: it has a turn when its ring can be read, and otherwise sleeps."""
+    """An agent with its loop: it makes a turn when its ring can be read, and otherwise sleeps."""
 
-    def __init__(self, world: World, half: AgentPolicySpec, cpu: int | None) -> None:
+    def __init__(self, world: World, spec: AgentPolicySpec, cpu: int | None) -> None:
         self.world = world
-        # An agent that is silent would have the core decide, and hide what the agent does wrong.
-        options = {option.field: option.parse(option.default) for option in half.options}
+        # If the agent timed out, the core would decide, and hide an error of the agent.
+        options = {option.field: option.parse(option.default) for option in spec.options}
         values = options | {"timeout_ns": 10**12} | world.values
-        self.agent = world.side.agent(half, values, cpu)
+        self.agent = world.interface.agent(spec, values, cpu)
         self.channel: Any = self.agent._channel
         self.in_turn, self.due = True, True  # its loop begins with a turn
         self.slept_rounds = 0
@@ -48,32 +48,32 @@ class Runner:
         return self.channel._ring
 
     def is_due(self) -> bool:
-        """Whether its loop would go on: it was woken, or the ring could be read when it began to wait."""
+        """Whether its loop makes a turn: the core woke it, or the ring was not empty when it began to wait."""
         return self.due or self.channel.woken
 
     def turn(self) -> None:
         if self.in_turn or not self.channel.is_ours:
             return
         self.in_turn, self.due, self.channel.woken = True, False, False
-        goes_on = self.agent.turn()
+        is_due = self.agent.turn()
         self.world.point()
-        self.due = goes_on or bool(self.ring.records)
+        self.due = is_due or bool(self.ring.records)
         self.in_turn, self.slept_rounds = False, 0
 
     def asked_and_asleep(self) -> bool:
-        """Whether a message that is to wake it waits, and it sleeps on."""
+        """Whether the agent sleeps though the ring has a message that must wake it."""
         kinds = [record[0][6] for record in self.ring.records if record[0] is not None]
         asked = any(self.world.kernel.asks(self.channel.number, kind) for kind in kinds)
         return asked and not self.is_due() and not self.in_turn
 
 
 class World:
-    """One enclave under policy ``half`` on the kernel ``build``; ``play`` has it live through a schedule."""
+    """One enclave under the policy ``spec`` on a core with ``fixes``; play() runs a schedule."""
 
     def __init__(
         self,
-        half: AgentPolicySpec,
-        build: Build = MENDED,
+        spec: AgentPolicySpec,
+        fixes: Fixes = ALL_FIXES,
         *,
         cpus: int = 3,
         tasks: int = 4,
@@ -87,9 +87,9 @@ class World:
         self._schedule = b""
         self._at = 0
         self._clock = _Clock(self)
-        self.kernel = Kernel(cpus, build, self.point, first_cpu)
-        self.side = Side(self.kernel, self.run, ring_records)
-        self.half = half
+        self.kernel = Kernel(cpus, fixes, self.point, first_cpu)
+        self.interface = ModelInterface(self.kernel, self.run, ring_records)
+        self.spec = spec
         self._next_tid = 100
         self._depth = 0
         self._is_replacing = False
@@ -101,11 +101,11 @@ class World:
         with self.clocked():
             self._start_agents()
 
-    # Time
+    # The clock
 
     @contextlib.contextmanager
     def clocked(self) -> Iterator[None]:
-        """The agents' clock is the world's."""
+        """For the block, agents read the model's clock."""
         before = [(module, module.time) for module in _CLOCKED]  # type: ignore[attr-defined]
         current_cpu = libc.current_cpu
         try:
@@ -118,7 +118,7 @@ class World:
                 module.time = time  # type: ignore[attr-defined]
             libc.current_cpu = current_cpu
 
-    # Making it
+    # Setup
 
     def _make(self, allowed: int, cpu: int) -> Task:
         self._next_tid += 1
@@ -127,15 +127,15 @@ class World:
         return task
 
     def _start_agents(self) -> None:
-        half = self.half
-        if not half.agent.per_cpu:
-            self.runners = [Runner(self, half, None)]
+        spec = self.spec
+        if not spec.agent.per_cpu:
+            self.runners = [Runner(self, spec, None)]
             return
-        self.runners = [Runner(self, TaskAssigner.spec_for(half), None)]
+        self.runners = [Runner(self, TaskAssigner.spec_for(spec), None)]
         for cpu in self.kernel.numbers:
-            self.runners.append(Runner(self, half, cpu))
+            self.runners.append(Runner(self, spec, cpu))
 
-    # What happens when
+    # The schedule
 
     def _byte(self) -> int:
         if self._at >= len(self._schedule):
@@ -144,7 +144,7 @@ class World:
         return self._schedule[self._at - 1]
 
     def point(self) -> None:
-        """Between two steps of an agent: whatever the schedule says happens now."""
+        """Between two steps of an agent: run the events that the schedule says."""
         if self._depth > 6:
             return
         while (byte := self._byte()) >= _ACTS:
@@ -177,7 +177,7 @@ class World:
                 self._step(self.flows.index(flow))
 
     def run(self, program: Iterator[Any]) -> Any:
-        """A program that an agent calls, to its end; others go on meanwhile, as it may have to wait for them."""
+        """Run a program of an agent to its end; other CPUs go on meanwhile, for it may have to wait for them."""
         self.kernel.readers_now.add(program)
         for _ in range(10_000):
             try:
@@ -188,7 +188,7 @@ class World:
             self.point()
             if self._at >= len(self._schedule):
                 self._step_all()
-        raise Broken("a program of the agent's does not end")
+        raise Violation("a program of an agent does not end")
 
     def _start_due(self) -> None:
         for number in self.kernel.numbers:
@@ -209,7 +209,7 @@ class World:
         self.flows.append(flow)
 
     def play(self, schedule: bytes) -> None:
-        """Live through ``schedule``, then come to rest, twice; raises Broken."""
+        """Run ``schedule``, then settle twice, the second time after all tasks woke; raises Violation."""
         with self.clocked():
             self._schedule, self._at = schedule, 0
             while self._at < len(self._schedule):
@@ -243,10 +243,10 @@ class World:
         """Another agent of the same policy takes over."""
         index = byte % len(self.runners)
         before = self.runners[index]
-        if before.in_turn or self.half.agent.per_cpu or self._is_replacing:
+        if before.in_turn or self.spec.agent.per_cpu or self._is_replacing:
             return
         self._is_replacing = True
-        self.runners[index] = Runner(self, self.half, None)
+        self.runners[index] = Runner(self, self.spec, None)
         self._is_replacing = False
 
     def _wake(self, byte: int) -> None:
@@ -270,11 +270,11 @@ class World:
         self._leave_cpu(byte, "yield")
 
     def _exit(self, byte: int) -> None:
-        """A task begins to exit, or ends; at most half of them do."""
+        """A task begins to exit, or ends; at most spec of the tasks do."""
         task = self.kernel.cpus[self._cpu(byte)].current
         if task is not None and task.exiting:
             self._leave_cpu(byte, "exit")
-        elif task is not None and sum(one.exiting for one in self.kernel.tasks) < len(self.kernel.tasks) // 2:
+        elif task is not None and sum(task.exiting for task in self.kernel.tasks) < len(self.kernel.tasks) // 2:
             task.exiting = True
             self.kernel.by_tid.pop(task.tid, None)
 
@@ -315,7 +315,7 @@ class World:
             self.kernel.release_cpu(self._cpu(byte))
 
     def _offline(self, byte: int) -> None:
-        """The first CPU stays."""
+        """The first CPU never goes offline."""
         number = self._cpu(byte)
         cpu = self.kernel.cpus[number]
         free = not cpu.switching and not (cpu.current and cpu.current.locked)
@@ -334,10 +334,10 @@ class World:
             self._next_tid += 1
             self.kernel.exec(task, self._next_tid)
 
-    # At rest
+    # The end
 
     def settle(self) -> None:
-        """Nothing happens from outside any more, and a task that gets a CPU sleeps: every task gets one."""
+        """Without further events, and with tasks that sleep once they have run, check that every task gets a CPU."""
         self._finish_flows()
         for number in self.kernel.numbers:
             if self.kernel.is_taken(number):
@@ -358,12 +358,12 @@ class World:
                 if not due and not busy and not self._has_due():
                     break
                 if turns > _TURNS:
-                    raise Broken(f"{turns} turns of agents, and these wait: {self.kernel.waiting()}")
+                    raise Violation(f"{turns} turns of agents, and these wait: {self.kernel.waiting()}")
             if not self.kernel.waiting():
                 self._check_told()
                 return
             self._pass_time()
-        raise Broken(f"these get no CPU: {self._describe()}")
+        raise Violation(f"these get no CPU: {self._describe()}")
 
     def _has_due(self) -> bool:
         self._start_due()
@@ -375,7 +375,7 @@ class World:
             if not self.flows:
                 return
             self._step_all()
-        raise Broken("the kernel does not come to rest")
+        raise Violation("the kernel does not come to rest")
 
     def _pass_time(self) -> None:
         self.kernel.now_ns += _ROUND_NS
@@ -386,22 +386,22 @@ class World:
             runner.due = runner.due or runner.slept_rounds >= _LOOK_UP_ROUNDS
 
     def _check(self) -> None:
-        """What holds whenever no program of the kernel's runs."""
+        """Check the invariants between steps of the core."""
         for runner in self.runners:
             if runner.channel.is_ours and runner.asked_and_asleep():
-                raise Broken(f"the agent of channel {runner.channel.number} sleeps, and has been asked")
+                raise Violation(f"the agent of channel {runner.channel.number} sleeps, and has been asked")
         for task in self.kernel.waiting():
             if task.queue is None:
-                raise Broken(f"{task} waits, and is on no queue")
+                raise Violation(f"{task} waits, and is on no queue")
         for number, cpu in self.kernel.cpus.items():
             for task in cpu.own.tasks:
                 if not task.allowed >> number & 1 and task.cpu != number:
-                    raise Broken(f"{task} is on the queue of CPU {number}, where it may not run")
+                    raise Violation(f"{task} is on the queue of CPU {number}, where it may not run")
 
     def _check_told(self) -> None:
         for gtid, numbers in self.kernel.told.items():
             if numbers != list(range(1, 1 + len(numbers))):
-                raise Broken(f"gtid {gtid:#x} was told of with the sequence numbers {numbers}")
+                raise Violation(f"gtid {gtid:#x} was told of with the sequence numbers {numbers}")
 
     def _describe(self) -> str:
         known = {gtid: task for runner in self.runners for gtid, task in runner.agent.tasks.items()}
@@ -415,7 +415,7 @@ class World:
 
 
 class _Clock:
-    """Stands for the module ``time``."""
+    """Replaces the module ``time``."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent gets in place of the kernel: the real Channel, with the model's programs, ring and arrays behind it."""
+"""The kernel interface of an agent on the model: the real Channel, with the model's programs, ring and arrays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _tids = itertools.count(1_000_000)
 
 
 class Program:
-    """A prepared syscall program: ``body`` gets the fields of its argument, and gives the result and new fields."""
+    """A prepared syscall program: ``body`` takes its argument's members, and returns its result and the new members."""
 
     def __init__(self, format: Any, body: Callable[..., tuple[int, tuple[int, ...]]]) -> None:
         self._format, self._body = format, body
@@ -38,14 +38,14 @@ class Program:
 
 
 class ModelChannel(Channel):
-    """A Channel whose programs are the model's."""
+    """A Channel that calls the model's programs."""
 
-    def __init__(self, side: Side, number: int) -> None:
-        self._side = side
-        super().__init__(side.enclave, side.agents, None, number, 0)  # type: ignore[arg-type]
+    def __init__(self, interface: ModelInterface, number: int) -> None:
+        self._interface = interface
+        super().__init__(interface.enclave, interface.agents, None, number, 0)  # type: ignore[arg-type]
 
     def _load(self, *_: Any) -> None:
-        kernel, run = self._side.kernel, self._side.run
+        kernel, run = self._interface.kernel, self._interface.run
         self.tid, number = next(_tids), self.number
 
         def commit(channel: int, count: int, group: int, _: int) -> tuple[int, tuple[int, ...]]:
@@ -63,25 +63,25 @@ class ModelChannel(Channel):
         self._register_waiting = SimpleNamespace(run=lambda: run(kernel.call_take_stock()))  # type: ignore[assignment]
         self._leave = SimpleNamespace(run=lambda _: kernel.call_leave(self.tid, number))  # type: ignore[assignment]
         self._spin = SimpleNamespace(run=lambda _: None)  # type: ignore[assignment]
-        self._ring = Ring(self._side.ring_records, kernel.point)  # type: ignore[assignment]
+        self._ring = Ring(self._interface.ring_records, kernel.point)  # type: ignore[assignment]
         self._txn_records, self._known = kernel.txns, kernel.known  # type: ignore[assignment]
 
     def _offer_ring(self) -> None:
-        self._side.kernel.rings[self.number] = self._ring  # type: ignore[assignment]
-        self._side.kernel.sleepers[self.number] = self.wake
+        self._interface.kernel.rings[self.number] = self._ring  # type: ignore[assignment]
+        self._interface.kernel.sleepers[self.number] = self.wake
         self.woken = False
 
     def wake(self) -> None:
-        """The core has the agent look at its ring."""
+        """The core wakes the agent."""
         self.woken = True
 
 
 class ModelWords(StatusWords):
-    """Each look at a word is a point."""
+    """Status words, each read of which is a point."""
 
-    def __init__(self, side: Side) -> None:
-        super().__init__(side.agents)
-        self._point = side.kernel.point
+    def __init__(self, interface: ModelInterface) -> None:
+        super().__init__(interface.agents)
+        self._point = interface.kernel.point
 
     def __getitem__(self, number: int) -> Any:
         self._point()
@@ -101,7 +101,7 @@ class ModelWords(StatusWords):
 
 
 class NoHints:
-    """A table of hints in which there are none."""
+    """An empty table of hints."""
 
     def updates(self) -> list[Any]:
         return []
@@ -110,7 +110,7 @@ class NoHints:
         return BARE
 
 
-class Side:
+class ModelInterface:
     """The model as a ``KernelInterface``; ``run`` drives a program of the kernel to its end."""
 
     def __init__(self, kernel: Kernel, run: Callable[[Iterator[Any]], Any], ring_records: int) -> None:
@@ -148,9 +148,9 @@ class Side:
     def stay_on(self, cpu: int) -> None:
         pass
 
-    def agent(self, half: AgentPolicySpec, values: dict[str, int], cpu: int | None = None) -> Agent:
+    def agent(self, spec: AgentPolicySpec, values: dict[str, int], cpu: int | None = None) -> Agent:
         """An agent that has not taken over yet."""
-        return Agent(self.enclave, half, values, cpu, kernel=self)  # type: ignore[arg-type]
+        return Agent(self.enclave, spec, values, cpu, kernel=self)  # type: ignore[arg-type]
 
 
 class _Agents:
