@@ -36,7 +36,8 @@ from ..enclave import Counters, Enclave
 from .garbage import Garbage
 
 _RING_BYTES = 1 << 20
-_LOOK_UP_S = 0.25
+#: How often run() does the upkeep, and how long an idle agent sleeps at most.
+_UPKEEP_S = 0.25
 _HINTS_S = 0.001  # a new hint does not wake the agent
 #: With the fast path no task waits for the agent. So it lets messages gather, for _GATHER times as long as its last
 #: turn took, within these limits.
@@ -98,7 +99,7 @@ class Agent:
         self._recall_ns = 0
         self._params_map, self.params = kernel.params()
         self._hints = kernel.hints() if spec.agent.hinted else None
-        self._pause_s = _LOOK_UP_S if self._hints is None else _HINTS_S
+        self._pause_s = _UPKEEP_S if self._hints is None else _HINTS_S
         self._seen_switches = 0
         self._spin_cpu: int | None = None
         self._sleep_cpu: int | None = None  # None: any
@@ -137,7 +138,7 @@ class Agent:
         return self._flags.idle()
 
     def idle_enclave_cpus(self) -> list[int]:
-        """The same of the whole enclave."""
+        """CPUs of the enclave that run no task, have nothing committed, and that no other class holds."""
         return self._enclave_flags.idle()
 
     def busy_cpus(self) -> list[int]:
@@ -191,7 +192,7 @@ class Agent:
         return results
 
     def associate(self, task: Task, cpu: int) -> bool:
-        """Hand ``task`` to the agent of ``cpu``, or the enclave's if ``cpu`` has none; False where the task is gone."""
+        """Give ``task`` to the agent of ``cpu``, or the enclave's if ``cpu`` has none; False where the task is gone."""
         self.tasks.pop(task.gtid, None)
         self._forgive(task)
         return self._is_rehearsing or self._channel.associate(task.gtid, 1 + cpu)
@@ -255,7 +256,7 @@ class Agent:
     def take_over(self, *, per_cpu: bool = False) -> None:
         """Become the agent that the core sends messages to. Raises what the policy raises.
 
-        With ``per_cpu`` it hands tasks out to the agents of CPUs.
+        With ``per_cpu`` it assigns tasks to the agents of CPUs.
         """
         if not self._has_chosen_cpu:
             self._choose_cpu()
@@ -279,26 +280,26 @@ class Agent:
         It returns within a quarter of a second after that. It calls ``upkeep`` four times a second.
         """
         garbage = Garbage()
-        upkept = time.monotonic()
+        last_upkeep = time.monotonic()
         for turns in itertools.count():
             if not self._channel.is_ours:
                 return
             if self.spins and turns % _MOVE_TURNS == 0:
                 self._move_if_needed()
             began = time.monotonic()
-            if began >= upkept + _LOOK_UP_S:
-                upkept = began
+            if began >= last_upkeep + _UPKEEP_S:
+                last_upkeep = began
                 self._follow_hotplug()
                 garbage.collect(idle=False)
                 if upkeep is not None:
                     upkeep()
-            goes_on = self.turn()
+            is_due = self.turn()
             if self.spins:
                 continue
             if self.fastpath:
                 took = time.monotonic() - began
                 time.sleep(min(max(_GATHER * took, _GATHER_LEAST_S), _GATHER_MOST_S))
-            elif goes_on:
+            elif is_due:
                 continue
             if not self._channel.wait(self._pause()):
                 garbage.collect(idle=True)
@@ -462,7 +463,7 @@ class Agent:
         now, cpu = time.monotonic_ns(), transaction.cpu
         self._refused_tasks.add(task)
         if state == TxnState.INVALID_CPU and cpu > 63 and task.may_run_on(cpu):
-            self._shunned = self._shunned or now + int(_LOOK_UP_S * 1e9)
+            self._shunned = self._shunned or now + int(_UPKEEP_S * 1e9)
             task.refused |= 1 << cpu
         else:
             task.refusals += 1

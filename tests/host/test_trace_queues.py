@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queues of spinners on one CPU: runqlen, and runqslower with whom it blames."""
+"""Queues of spinners on one CPU: the lengths that runqlen shows, and the tasks that runqslower blames for waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def crowd(task: Callable[..., Task], cpus: list[int]) -> list[Task]:
 
 
 def sampled_while_crowded(task: Callable[..., Task], cpu: int, *arguments: object) -> Traced:
-    """What runqlen shows of a CPU that SPINNERS spin on from before it starts until after it ends."""
+    """The output of runqlen for a CPU on which SPINNERS tasks spin from before it starts until after it ends."""
     stop = mmap.mmap(-1, 1)
     spinners = [task(lambda: spin_until(lambda: stop[0]), cpu=cpu) for _ in range(SPINNERS)]
     for spinner in spinners:
@@ -35,7 +35,7 @@ def sampled_while_crowded(task: Callable[..., Task], cpu: int, *arguments: objec
     return traced
 
 
-def test_queue_behind_spinners_is_as_long_as_there_are_others(task: Callable[..., Task], cpus: list[int]) -> None:
+def test_queue_is_as_long_as_spinners_wait(task: Callable[..., Task], cpus: list[int]) -> None:
     traced = sampled_while_crowded(task, cpus[-1], "--per-cpu")
     queue = traced.histogram("runqlen", cpu=cpus[-1])
     assert queue["count"] >= 10
@@ -48,7 +48,7 @@ def test_crowded_cpu_is_occupied_all_the_time(task: Callable[..., Task], cpus: l
     assert [row["percent"] for row in only(traced, cpu=cpus[-1])] == [100.0]
 
 
-def test_samples_of_one_cpu_are_its_own(task: Callable[..., Task], cpus: list[int]) -> None:
+def test_samples_of_one_cpu_count_no_other_cpu(task: Callable[..., Task], cpus: list[int]) -> None:
     traced = sampled_while_crowded(task, cpus[-1], "-C", cpus[-1], "-F", 49)
     queue = traced.histogram()
     assert queue["by"] == {}
@@ -60,59 +60,57 @@ def longest(histogram: Mapping[str, Any]) -> int:
     return max(bucket["from"] for bucket in histogram["buckets"] if bucket["count"])
 
 
-def test_queue_of_some_tasks_is_of_them_alone(task: Callable[..., Task], cpus: list[int]) -> None:
-    crowd = [task(spin_for(0.5), cpu=cpus[-1], name=name) for name in ("wanted", "wanted", "other", "other")]
+def test_filtered_queue_counts_only_matching_tasks(task: Callable[..., Task], cpus: list[int]) -> None:
+    crowd = [task(spin_for(0.5), cpu=cpus[-1], name=name) for name in ("watched", "watched", "other", "other")]
     with (
         tracing("runqlen", "-C", cpus[-1]) as all_tasks,
-        tracing("runqlen", "-C", cpus[-1], "-c", "wanted") as wanted,
-        tracing("runqlen", "-C", cpus[-1], "-t", crowd[0].pid) as one,
-        tracing("runqlen", "-C", cpus[-1], "-c", "nobody") as nobody,
+        tracing("runqlen", "-C", cpus[-1], "-c", "watched") as watched,
+        tracing("runqlen", "-C", cpus[-1], "-t", crowd[0].pid) as single,
+        tracing("runqlen", "-C", cpus[-1], "-c", "absent") as absent,
     ):
         run_together(crowd)
-    found = [traced.histogram() for traced in (all_tasks, wanted, one, nobody)]
-    assert longest(found[0]) >= 3
-    assert [longest(histogram) for histogram in found[1:]] == [2, 1, 0]
-    # While two others are on the CPU's queue, one of the wanted waits at any time, but for the time before and after.
-    waited = sum(bucket["count"] for bucket in found[1]["buckets"][1:])
+    histograms = [traced.histogram() for traced in (all_tasks, watched, single, absent)]
+    assert longest(histograms[0]) >= 3
+    assert [longest(histogram) for histogram in histograms[1:]] == [2, 1, 0]
+    # While the two other tasks are on the CPU's queue, a watched task always waits, except at the start and the end.
+    waited = sum(bucket["count"] for bucket in histograms[1]["buckets"][1:])
     assert waited >= 10
 
 
-def test_nobody_is_left_in_a_queue_by_tasks_that_move_from_cpu_to_cpu(
-    task: Callable[..., Task], cpus: list[int]
-) -> None:
+def test_tasks_that_move_from_cpu_to_cpu_leave_no_length_behind(task: Callable[..., Task], cpus: list[int]) -> None:
     crowd = [task(spin_for(0.5), cpu=cpus[0], name="mover") for _ in range(3)]
     with tracing("runqlen", "-c", "mover", 0.2) as traced:
-        for one in crowd:
-            one.go()
+        for mover in crowd:
+            mover.go()
         for number in range(200):
             os.sched_setaffinity(crowd[number % 3].pid, {cpus[number // 3 % 2]})
             time.sleep(0.001)
-        for one in crowd:
-            one.finish()
+        for mover in crowd:
+            mover.finish()
         time.sleep(1)
     *before, last = map(longest, traced.named("runqlen"))
     assert max(before) >= 1
     assert last == 0
 
 
-def test_waits_that_are_shown_are_as_long_as_the_kernels_and_blame_the_others(crowd: list[Task]) -> None:
+def test_waits_match_the_kernels_figures_and_blame_the_other_tasks(crowd: list[Task]) -> None:
     victim = crowd[0]
     with tracing("runqslower", "--min", 1000, "-n", 16, "-t", victim.pid) as traced:
         before = victim.figures()
         run_together(crowd)
-        found = victim.figures() - before
-    assert traced.lines[:-1], "a wait of 1 ms there must be, with three on a CPU"
+        figures = victim.figures() - before
+    assert traced.lines[:-1], "with three tasks on a CPU, some wait is longer than 1 ms"
     for wait in traced:
         assert (wait["tid"], wait["pid"], wait["comm"]) == (victim.pid, victim.pid, "crowd0")
         assert wait["usecs"] >= 1000
         blamed = [culprit["usecs"] for culprit in wait["culprits"]]
         assert blamed == sorted(blamed, reverse=True)
-        # Nobody ran on that CPU for longer than the wait took.
+        # No task ran on that CPU for longer than the wait took.
         assert sum(blamed) <= wait["usecs"] + 1
-    # It is to blame itself only where it was not seen to run.
-    assert sum(bool(only(wait["culprits"], tid=victim.pid)) for wait in traced) <= found.hidden
+    # The task itself is blamed only where the tracer missed that it ran.
+    assert sum(bool(only(wait["culprits"], tid=victim.pid)) for wait in traced) <= figures.hidden
     waited = sum(wait["usecs"] for wait in traced) / 1e6
-    assert waited <= found.waited * 1.05 + found.slack
+    assert waited <= figures.waited * 1.05 + figures.slack
     blamed_for = {
         culprit["comm"]: sum(c["usecs"] for wait in traced for c in wait["culprits"] if c["comm"] == culprit["comm"])
         for wait in traced
@@ -128,14 +126,14 @@ def test_shorter_waits_are_not_shown(crowd: list[Task]) -> None:
     assert "nothing matched" in traced.stderr
 
 
-def test_as_many_are_blamed_as_are_asked_for(crowd: list[Task]) -> None:
+def test_option_n_limits_the_blamed_tasks(crowd: list[Task]) -> None:
     with tracing("runqslower", "--min", 1000, "-n", 0, "-t", crowd[0].pid) as traced:
         run_together(crowd)
     assert list(traced)
     assert all(wait["culprits"] == [] for wait in traced)
 
 
-def test_slow_waits_are_printed_as_they_end_under_one_head(cpus: list[int]) -> None:
+def test_slow_waits_are_printed_as_they_end_under_one_heading(cpus: list[int]) -> None:
     loop = "i=0; while [ $i -lt 30000 ]; do i=$((i + 1)); done"
     done = run_trace(
         "runqslower", "--min", 500, "--", "taskset", "-c", cpus[-1], "sh", "-c", f"({loop}) & " * 4 + "wait"
@@ -145,5 +143,5 @@ def test_slow_waits_are_printed_as_they_end_under_one_head(cpus: list[int]) -> N
     waits = [row.split() for row in rows if not row.startswith(" ")]
     assert "sh" in {wait[1] for wait in waits}
     assert all(int(wait[4]) >= 500 for wait in waits)
-    assert len(waits) < len(rows), "whom one line does not hold is on the next"
+    assert len(waits) < len(rows), "tasks that do not fit on one line are on the next"
     assert all(len(row) < 80 for row in rows)
