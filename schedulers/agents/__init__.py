@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel interface of agents: all that an agent shares with the core, and all by which it calls the core.
+"""The kernel interface of agents: what agents and the core share, and the programs of the core that agents call.
 
-``shared``        the pinned maps of an enclave's agents, and what anybody can read of an agent there
+``shared``        the pinned maps of an enclave's agents, and the state of each agent in them
 ``spec``          a policy whose decisions an agent makes, as the registry, the loader and the agent know it
 ``task``          tasks, messages, status words and transactions, as Python has the structs of bpf/abi.h
 ``channel``       what one agent has: its ring of messages, its transactions, the programs that it calls

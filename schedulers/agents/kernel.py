@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that an agent of one enclave reaches the kernel by."""
+"""The kernel interface of one agent, in one object."""
 
 from __future__ import annotations
 

@@ -7,10 +7,7 @@ while its ring is empty or, with a CPU of its own, spins. If it hangs or dies, t
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -33,6 +30,7 @@ from ..agents.task import (
 )
 from ..cpuset import CpuSet
 from ..enclave import Counters, Enclave
+from .agent_cpu import AgentCpu
 from .garbage import Garbage
 
 _RING_BYTES = 1 << 20
@@ -92,7 +90,6 @@ class Agent:
         self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
         self._channel = kernel.channel(0 if cpu is None else 1 + cpu, values.get("ring_bytes", _RING_BYTES))
         self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
-        self._cpu_record = enclave.core.cpus
         self._rounds = range(1 + len(self._cpus))
         self._flags = kernel.cpu_flags(tuple(self._cpus))
         self._enclave_flags = kernel.cpu_flags(tuple(enclave.cpus))
@@ -100,11 +97,9 @@ class Agent:
         self._params_map, self.params = kernel.params()
         self._hints = kernel.hints() if spec.agent.hinted else None
         self._pause_s = _UPKEEP_S if self._hints is None else _HINTS_S
-        self._seen_switches = 0
-        self._spin_cpu: int | None = None
-        self._sleep_cpu: int | None = None  # None: any
-        self._has_chosen_cpu = self._is_rehearsing = False
-        self.stopped = False
+        own_cpu = values.get("agent_cpu", -1) if cpu is None else cpu
+        self._own_cpu = AgentCpu(enclave, kernel, self.topology, self.is_online, cpu=own_cpu, spins=self.spins)
+        self._is_rehearsing = self.stopped = False
         self._spec = spec
         self._make_policy()
 
@@ -233,7 +228,7 @@ class Agent:
 
         Raises what the policy raises.
         """
-        self._choose_cpu()
+        self._own_cpu.bind()
         self._rehearse()
 
     def _rehearse(self) -> None:
@@ -258,8 +253,7 @@ class Agent:
 
         With ``per_cpu`` it assigns tasks to the agents of CPUs.
         """
-        if not self._has_chosen_cpu:
-            self._choose_cpu()
+        self._own_cpu.bind()
         self._channel.take_over(
             timeout_ns=self._values["timeout_ns"],
             fastpath=self.fastpath,
@@ -268,7 +262,7 @@ class Agent:
             per_cpu=per_cpu,
         )
         if self.cpu is None:
-            self._channel.spin_on(self._spin_cpu)
+            self._channel.spin_on(self._own_cpu.spin_cpu)
         self._channel.register_waiting()
         self.resync()
         self._decide()
@@ -284,12 +278,13 @@ class Agent:
         for turns in itertools.count():
             if not self._channel.is_ours:
                 return
-            if self.spins and turns % _MOVE_TURNS == 0:
-                self._move_if_needed()
+            if self.spins and turns % _MOVE_TURNS == 0 and self._own_cpu.move_if_needed():
+                self._channel.spin_on(self._own_cpu.spin_cpu)
             began = time.monotonic()
             if began >= last_upkeep + _UPKEEP_S:
                 last_upkeep = began
-                self._follow_hotplug()
+                self._channel.keep_pulse()
+                self._own_cpu.rebind()
                 garbage.collect(idle=False)
                 if upkeep is not None:
                     upkeep()
@@ -303,14 +298,6 @@ class Agent:
                 continue
             if not self._channel.wait(self._pause()):
                 garbage.collect(idle=True)
-
-    def _follow_hotplug(self) -> None:
-        """Restart the pulse and bind this thread again: the kernel undid both if their CPU went offline."""
-        self._channel.keep_pulse()
-        cpu = self._sleep_cpu
-        if cpu is not None and self.is_online(cpu) and os.sched_getaffinity(0) != {cpu}:
-            with contextlib.suppress(OSError):  # the CPU went offline again
-                os.sched_setaffinity(0, {cpu})
 
     def _pause(self) -> float:
         """For how many seconds the agent may sleep if no message comes."""
@@ -510,31 +497,3 @@ class Agent:
             return False
         task.allowed = word.allowed
         return True
-
-    def _choose_cpu(self) -> None:
-        """Move to the agent's CPU."""
-        cpu = self._values.get("agent_cpu", -1) if self.cpu is None else self.cpu
-        if self.spins and cpu < 0:
-            cpu = next(filter(self.is_online, self.enclave.cpus))
-        if cpu >= 0:
-            self._kernel.stay_on(cpu)
-            self._sleep_cpu = None if self.spins else cpu
-        self._has_chosen_cpu = True
-        if self.spins:
-            self._spin_cpu = cpu
-            self._seen_switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-
-    def _move_if_needed(self) -> None:
-        """Spin on another CPU, the nearest first, if another task needs this one, or it goes offline."""
-        assert self._spin_cpu is not None
-        here, switches = self._spin_cpu, resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-        is_needed = switches != self._seen_switches or self._cpu_record[here].agent_must_move
-        if self.is_online(here) and not is_needed:
-            return
-        near: Sequence[CpuSet] = self.topology.neighbours(here)
-        others = (cpu for ring in near for cpu in ring & self.enclave.cpus if cpu != here)
-        if (choice := next(filter(self.is_online, others), None)) is None:
-            return
-        self._kernel.stay_on(choice)
-        self._spin_cpu, self._seen_switches = choice, switches
-        self._channel.spin_on(choice)

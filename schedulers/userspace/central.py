@@ -49,7 +49,7 @@ class Central(AgentPolicy, Generic[T]):
     schedule() goes over the CPUs twice. First, each idle CPU gets the first waiting task. Then each running task that
     has no work, or that should_preempt() names, the least urgent first, leaves its CPU to the first waiting task.
 
-    A task whose hint says that it has no work is parked: it waits for a CPU, but is not in the queue. A task of a
+    A task with a hint that says that it has no work is parked: it waits for a CPU, but is not in the queue. A task of a
     repeating class gets work again by a timer, any other by its next hint.
     """
 

@@ -16,7 +16,7 @@ class FifoPerCpu(AgentPolicy):
     """A FIFO queue and an agent for each CPU.
 
     New tasks are assigned to the CPUs in turn, and stay there. A task runs until it blocks or yields; then the head of
-    its CPU's queue is next. A task whose slice another class interrupted goes to the head. With --steal yes, a CPU with
+    its CPU's queue is next. A task that another class interrupted goes to the head. With --steal yes, a CPU with
     an empty queue takes the task that has waited longest for another CPU.
 
     Good for tasks that profit from a warm cache, on many CPUs: agents share nothing. Not good where tasks differ much

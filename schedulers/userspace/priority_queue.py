@@ -50,7 +50,7 @@ class PriorityQueue(Generic[T]):
         return self._order[0][::2] if self._order else None
 
     def oldest(self) -> T | None:
-        """The task whose last add() or put() is longest ago."""
+        """The task that has been at its rank longest."""
         return next(iter(self._entries), None)
 
     def first(self, cpu: int) -> T | None:

@@ -37,7 +37,7 @@ class Fixes:
     looks_for_queue: bool = True
     #: The core reads a CPU's own queue to learn whether a task waits there; cpu.latched only informs agents.
     asks_queue: bool = True
-    #: A task whose pid differs from that in its gtid departs, and is new.
+    #: If the pid of a task differs from that in its gtid, the task departs, and is new.
     follows_exec: bool = True
     #: post() reads the agent's state after its reserved place in the ring is visible.
     posts_in_order: bool = True
