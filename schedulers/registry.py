@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .agents import AgentPolicySpec
-from .biff import BIFF, CFS_BPF, RR
+from .biff import BIFF
+from .cfs_bpf import CFS_BPF
 from .errors import NoPolicyInFile
 from .policy import Policy
+from .rr import RR
 from .userspace import CFS, EDF, FIFO_CENTRALIZED, FIFO_PER_CPU, SHINJUKU, SOL, AgentPolicy, spec_of
 
 GROUP = "ghostbpf.policies"
