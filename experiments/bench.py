@@ -25,6 +25,7 @@ from ..loaders.errors import GhostError
 from ..loaders.source import BPF_DIR
 from ..schedulers import core
 from ..schedulers.cpuset import CpuSet
+from ..schedulers.enclave import Enclaves
 from ..schedulers.registry import POLICIES
 from ..schedulers.tasks import SCHED_EXT
 from ..schedulers.topology import Topology, nr_cpu_words
@@ -32,7 +33,7 @@ from ..vm.errors import KILLED_BY_EMULATION
 from .bench_agents import agent_gaps, agents, messages, transactions
 from .bench_policies import policies, scaling, sizes
 from .bench_tracers import tracers
-from .measure import MESSAGING, PIPE, Row, bpf_stats, enclave_under, in_child, perf, programs, summary, timed
+from .measure import MESSAGING, PIPE, Row, bpf_stats, in_child, perf, programs, summary, timed
 from .wakelat import WakeLatency
 
 _GHOSTBPF = (sys.executable, "-m", "ghostbpf.tools.cli")
@@ -107,7 +108,7 @@ def start_up(runs: int) -> list[Row]:
 def throughput(runs: int) -> list[Row]:
     """perf bench under EEVDF and under Biff, in turn."""
     rows = []
-    with enclave_under(POLICIES["biff"]) as enclave:
+    with Enclaves.temporary(POLICIES["biff"]) as enclave:
         for name, workload in _WORKLOADS.items():
             eevdf, biff = [], []
             for _ in range(runs):
@@ -119,7 +120,7 @@ def throughput(runs: int) -> list[Row]:
 
 def ops(runs: int) -> list[Row]:
     """Nanoseconds of BPF per call of each op and tracepoint, core and Biff together, by the kernel's own statistics."""
-    with enclave_under(POLICIES["biff"]) as enclave, bpf_stats():
+    with Enclaves.temporary(POLICIES["biff"]) as enclave, bpf_stats():
         for workload in _WORKLOADS.values():
             perf(workload, enclave.add)
         shown = programs()
@@ -141,7 +142,7 @@ def slots(runs: int) -> list[Row]:
         for _ in range(runs):
             with _direct():
                 direct.append(perf(workload, _to_ext))
-            with enclave_under(POLICIES["biff"]) as enclave:
+            with Enclaves.temporary(POLICIES["biff"]) as enclave:
                 in_core.append(perf(workload, enclave.add))
         rows += [summary(f"{name}, direct", direct, "s"), summary(f"{name}, in the core", in_core, "s", direct)]
     return rows
@@ -153,7 +154,7 @@ def swap(runs: int) -> list[Row]:
     quiet: list[float] = []
     cost: list[float] = []
     POLICIES["rr"].compile()
-    with enclave_under(POLICIES["biff"]) as enclave:
+    with Enclaves.temporary(POLICIES["biff"]) as enclave:
         for _ in range(runs):
             for gaps, swaps in ((quiet, 0), (swapping, 20)):
                 with WakeLatency() as latency:
@@ -165,7 +166,7 @@ def swap(runs: int) -> list[Row]:
                     for n in range(20):
                         began = time.monotonic()
                         if swaps:
-                            enclave.swap(POLICIES["rr" if n % 2 == 0 else "biff"])
+                            enclave.set_policy(POLICIES["rr" if n % 2 == 0 else "biff"])
                             cost.append(time.monotonic() - began)
                         time.sleep(0.02)
                     gaps.append(latency.longest_gap / 1e6)
@@ -231,7 +232,7 @@ def _attach_in_child(cache: str) -> float:
     def attach() -> float:
         os.environ["XDG_CACHE_HOME"] = cache
         began = time.monotonic()
-        with enclave_under(POLICIES["biff"]):
+        with Enclaves.temporary(POLICIES["biff"]):
             return time.monotonic() - began
 
     return float(in_child(attach))

@@ -21,7 +21,8 @@ from ..loaders.errors import GhostError
 from ..schedulers.agents import AgentPolicySpec
 from ..schedulers.agents.task import HEAD, WAITING
 from ..schedulers.cpuset import CpuSet
-from ..schedulers.enclave import Enclave
+from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.policy import PolicyOptions
 from ..schedulers.registry import POLICIES
 from ..schedulers.topology import Topology
 from ..schedulers.userspace import (
@@ -34,8 +35,8 @@ from ..schedulers.userspace import (
     TxnState,
     spec_of,
 )
-from .comparison import BIG_RING, EEVDF, Candidate, compare, decisions, ready, scheduled
-from .measure import Row, enclave_under, in_child, perf, summary
+from .comparison import BIG_RING, EEVDF, Candidate, compare, decisions
+from .measure import Row, in_child, perf, summary
 from .sleeper_pool import SleeperPool, Spinner
 from .wakelat import WakeLatency
 
@@ -93,11 +94,11 @@ def transactions(runs: int) -> list[Row]:
     python: list[float] = []
     costs: dict[tuple[int, str], list[float]] = {}
     states: Counter[str] = Counter()
-    half = spec_of(_KeepBusy)
+    options = spec_of(_KeepBusy).parse({"fastpath": "off", "agent-timeout": "10s"})
     for _ in range(runs):
         for backlog in _BACKLOGS:
-            with enclave_under(half, {"fastpath": "off", "agent-timeout": "10s"}, _others()) as enclave:
-                found = in_child(partial(_commit_costs, enclave, half, backlog))
+            with Enclaves.temporary(options, _others(), start_agent=False) as enclave:
+                found = in_child(partial(_commit_costs, enclave, options, backlog))
             null[backlog].append(found["null"])
             states.update(found["states"])
             for batch, cost in found["ns"].items():
@@ -128,7 +129,7 @@ def _python_syscall() -> float:
     return (time.perf_counter_ns() - began) / count
 
 
-def _commit_costs(enclave: Enclave, half: AgentPolicySpec, backlog: int) -> dict[str, Any]:
+def _commit_costs(enclave: Enclave, options: PolicyOptions[AgentPolicySpec], backlog: int) -> dict[str, Any]:
     """Median nanoseconds of a transaction by kind of its batch, while ``backlog`` tasks wait; and each one's state.
 
     The tasks go from the queue where all wait to that of a CPU that is busy, so that none runs; and back, unmeasured,
@@ -137,7 +138,7 @@ def _commit_costs(enclave: Enclave, half: AgentPolicySpec, backlog: int) -> dict
     """
     os.sched_setaffinity(0, {_HOME})
     *_, target = enclave.cpus
-    agent = Agent(enclave, half, half.values({"fastpath": "off", "agent-timeout": "10s"}))
+    agent = Agent(enclave, options.policy, options.values)
     policy: Any = agent.policy
     states: Counter[str] = Counter()
     costs = {}
@@ -185,14 +186,14 @@ def _timed_batch(agent: Agent, tasks: list[Task], size: int, group: bool, cpu: i
 
 def messages(runs: int) -> list[Row]:
     """How fast messages are read, and decisions made; and the agent's CPU time for each."""
-    half = spec_of(_Empty)
+    options = spec_of(_Empty).parse({"agent-timeout": "10s"}).replace(**BIG_RING)
     read: list[float] = []
     told: list[float] = []
     figures: dict[str, list[float]] = {}
     for _ in range(runs):
-        with enclave_under(half, {"agent-timeout": "10s"}, _others()) as enclave:
+        with Enclaves.temporary(options, _others(), start_agent=False) as enclave:
             for rates, through_policy in ((read, False), (told, True)):
-                rates.append(in_child(partial(_drain_rate, enclave, half, through_policy)))
+                rates.append(in_child(partial(_drain_rate, enclave, options, through_policy)))
         for name, value in decisions(FIFO_CENTRALIZED).items():
             figures.setdefault(name, []).append(value)
     return [
@@ -202,10 +203,10 @@ def messages(runs: int) -> list[Row]:
     ]
 
 
-def _drain_rate(enclave: Enclave, half: AgentPolicySpec, through_policy: bool) -> float:
+def _drain_rate(enclave: Enclave, options: PolicyOptions[AgentPolicySpec], through_policy: bool) -> float:
     """Messages per second: those of a whole workload, which nobody has read meanwhile."""
     os.sched_setaffinity(0, {_HOME})
-    agent = Agent(enclave, half, half.values({"agent-timeout": "10s"}) | BIG_RING)
+    agent = Agent(enclave, options.policy, options.values)
     agent.take_over()
     agent.turn()
     before = _messages(enclave)
@@ -227,10 +228,10 @@ def agents(runs: int) -> list[Row]:
     centralized = POLICIES["fifo_centralized"]
     under: dict[str, Candidate] = {
         EEVDF: None,
-        "Biff": (POLICIES["biff"], {}),
-        "fifo_centralized": (centralized, {}),
-        "fifo_centralized, fast path off": (centralized, {"fastpath": "off"}),
-        "fifo_per_cpu": (POLICIES["fifo_per_cpu"], {}),
+        "Biff": POLICIES["biff"].parse(),
+        "fifo_centralized": centralized.parse(),
+        "fifo_centralized, fast path off": centralized.parse({"fastpath": "off"}),
+        "fifo_per_cpu": POLICIES["fifo_per_cpu"].parse(),
     }
     goals = {("messaging", "fifo_centralized"): 0.84, ("pipe", "fifo_centralized"): 1.0}
     goals |= {("messaging", "fifo_centralized, fast path off"): 0.88, ("pipe", "fifo_centralized, fast path off"): 1.9}
@@ -242,7 +243,7 @@ def agent_gaps(runs: int) -> list[Row]:
     gaps: dict[str, list[float]] = {"undisturbed": [], "upgrade": [], "SIGKILL": []}
     memory: dict[str, list[float]] = {}
     for _ in range(runs):
-        with scheduled(FIFO_CENTRALIZED, {}) as (enclave, _):
+        with Enclaves.temporary(FIFO_CENTRALIZED) as enclave:
             _hand_over(enclave, gaps)
         for name, value in _memory().items():
             memory.setdefault(name, []).append(value)
@@ -264,7 +265,8 @@ def _hand_over(enclave: Enclave, gaps: dict[str, list[float]]) -> None:
             return latency.longest_gap / 1e6
 
         for _ in range(_HAND_OVERS):
-            with ready(FIFO_CENTRALIZED) as first, ready(FIFO_CENTRALIZED) as second:
+            options = FIFO_CENTRALIZED.parse()
+            with AgentProcess(options) as first, AgentProcess(options) as second:
                 began = time.monotonic()
                 gaps["upgrade"].append(gap(_upgrade, enclave, first))
                 quiet = time.monotonic() - began - _SETTLE_S
@@ -275,7 +277,7 @@ def _hand_over(enclave: Enclave, gaps: dict[str, list[float]]) -> None:
 
 def _upgrade(enclave: Enclave, agent_process: AgentProcess) -> None:
     """As ``ghostbpf run --enclave`` does it."""
-    enclave.swap(agent_process.spec, None, agent_process)
+    enclave.set_policy(agent_process.options, agent_process)
 
 
 def _memory() -> dict[str, float]:
@@ -283,13 +285,14 @@ def _memory() -> dict[str, float]:
     cpus = Topology.from_sysfs().all_cpus
     with (
         SleeperPool(_SLEEPERS, cpus) as pool,
-        scheduled(FIFO_CENTRALIZED, {"fastpath": "off"}) as (enclave, agent_process),
+        Enclaves.temporary(FIFO_CENTRALIZED.parse({"fastpath": "off"})) as enclave,
     ):
         enclave.add_process(pool.pid)
         pool.wake()
         while sum(1 for row in enclave.task_states() if row["state"] == "blocked") < _SLEEPERS:
             time.sleep(0.05)
-        status = Path(f"/proc/{agent_process.pid}/status").read_text()
+        assert enclave.agent_process is not None
+        status = Path(f"/proc/{enclave.agent_process.pid}/status").read_text()
     return {name: int(status.split(f"{name}:")[1].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")}
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ..schedulers.agents import AgentPolicySpec
 from ..schedulers.cpuset import CpuSet
+from ..schedulers.enclave import Enclaves
 from ..schedulers.policy import Policy
 from ..schedulers.registry import POLICIES
 from ..schedulers.topology import Topology
 from ..schedulers.userspace import central, fair, priority_queue
-from .comparison import BIG_RING, EEVDF, Candidate, Work, compare, decisions, scheduled
+from .comparison import BIG_RING, EEVDF, Candidate, Work, compare, decisions
 from .measure import Row, summary
 from .sleeper_pool import SleeperPool
 
@@ -39,7 +40,7 @@ _PARTS = {"edf": (central, priority_queue), "shinjuku": (central, priority_queue
 
 def policies(runs: int) -> list[Row]:
     """perf bench and wake-to-run latencies under every policy there is; then what the agents do for each decision."""
-    under: dict[str, Candidate] = {EEVDF: None} | {name: (policy, {}) for name, policy in POLICIES.items()}
+    under: dict[str, Candidate] = {EEVDF: None} | {name: policy.parse() for name, policy in POLICIES.items()}
     figures: dict[str, list[float]] = {}
     for _ in range(runs):
         for half in _halves():
@@ -100,12 +101,13 @@ def _halves() -> Iterator[AgentPolicySpec]:
 
 def _cost(half: AgentPolicySpec, tasks: int, cpus: CpuSet) -> float:
     """Microseconds of the agents' CPU time per decision, while ``tasks`` wake at once, and again when all have run."""
-    options = {"fastpath": "off", "agent-timeout": "10s"}  # a turn with the messages of thousands may take seconds
-    with SleeperPool(tasks, cpus) as pool, scheduled(half, options, cpus, **BIG_RING) as (enclave, agent_process):
+    # A turn with the messages of thousands of tasks may take seconds.
+    options = half.parse({"fastpath": "off", "agent-timeout": "10s"}).replace(**BIG_RING)
+    with SleeperPool(tasks, cpus) as pool, Enclaves.temporary(options, cpus) as enclave:
         enclave.add_process(pool.pid)
         _stampede(pool)  # from now on the agents know each of them
-        before = Work.of(enclave, agent_process)
-        while (did := Work.of(enclave, agent_process) - before).committed < _DECISIONS:
+        before = Work.of(enclave)
+        while (did := Work.of(enclave) - before).committed < _DECISIONS:
             _stampede(pool)
     return did.cpu_ns / did.committed / 1e3
 

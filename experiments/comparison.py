@@ -11,16 +11,14 @@ from typing import Self
 
 from ..loaders.errors import GhostError
 from ..schedulers.agents import AgentPolicySpec, Agents
-from ..schedulers.cpuset import CpuSet
-from ..schedulers.enclave import Enclave
-from ..schedulers.policy import Policy
-from ..schedulers.userspace import AgentProcess
-from .measure import MESSAGING, PIPE, Row, enclave_under, perf, summary
+from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.policy import Policy, PolicyOptions
+from .measure import MESSAGING, PIPE, Row, perf, summary
 from .wakelat import Latencies, WakeLatency
 
 EEVDF = "EEVDF"
-#: A policy and its options; None is the kernel's own fair class.
-Candidate = tuple[Policy, dict[str, str]] | None
+#: A policy, with its options; None is the kernel's own fair class.
+Candidate = PolicyOptions[Policy] | None
 #: A ring with room for the messages of thousands of tasks that wake at once.
 BIG_RING = {"ring_bytes": 16 << 20}
 
@@ -31,8 +29,8 @@ def compare(under: Mapping[str, Candidate], runs: int) -> list[Row]:
     """perf bench and wake-to-run latencies under each of ``under``, in turn; ratios are to the one called EEVDF."""
     took: dict[tuple[str, str], list[float]] = {}
     for _ in range(runs):
-        for name, chosen in under.items():
-            with joining(chosen) as join:
+        for name, candidate in under.items():
+            with joining(candidate) as join:
                 for workload, command in (("messaging", MESSAGING), ("pipe", PIPE)):
                     took.setdefault((workload, name), []).append(perf(command, join))
                 seen = latencies(MESSAGING, join)
@@ -56,10 +54,10 @@ class Work:
     cpu_ns: int
 
     @classmethod
-    def of(cls, enclave: Enclave, agent_process: AgentProcess) -> Self:
-        """Until now; raises GhostError where messages were lost, for then the rest is no measure of anything."""
-        agents = Agents.open(enclave.id)
-        if agents is None or not agent_process.alive:
+    def of(cls, enclave: Enclave) -> Self:
+        """Until now; raises GhostError if messages were lost: the other numbers are then meaningless."""
+        agents, agent_process = Agents.open(enclave.id), enclave.agent_process
+        if agents is None or agent_process is None or not agent_process.check():
             raise GhostError("the agent ended", hint="run it again")
         channels = list(agents.channels)
         if any(channel.lost for channel in channels):
@@ -77,10 +75,10 @@ class Work:
 
 def decisions(half: AgentPolicySpec) -> dict[str, float]:
     """What the agents did, and used, while they decided everything for a workload."""
-    with scheduled(half, {"fastpath": "off"}) as (enclave, agent_process):
-        before = Work.of(enclave, agent_process)
+    with Enclaves.temporary(half.parse({"fastpath": "off"})) as enclave:
+        before = Work.of(enclave)
         seconds = perf(MESSAGING, enclave.add)
-        did = Work.of(enclave, agent_process) - before
+        did = Work.of(enclave) - before
     return {
         "decisions/s": did.committed / seconds,
         "us of agent's CPU time per decision": did.cpu_ns / did.committed / 1e3,
@@ -90,37 +88,13 @@ def decisions(half: AgentPolicySpec) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def ready(half: AgentPolicySpec, options: dict[str, str] | None = None, **values: int) -> Iterator[AgentProcess]:
-    """A crew that can take an enclave over, with ``values`` that are no options; it ends with the block."""
-    agent_process = AgentProcess(half, half.values(options) | values)
-    try:
-        yield agent_process
-    finally:
-        agent_process.end()
-
-
-@contextlib.contextmanager
-def scheduled(
-    half: AgentPolicySpec, options: dict[str, str], cpus: CpuSet | None = None, **values: int
-) -> Iterator[tuple[Enclave, AgentProcess]]:
-    """An enclave with agents in charge for the block."""
-    with ready(half, options, **values) as agent_process, enclave_under(half, options, cpus) as enclave:
-        yield enclave, agent_process.take_over(enclave)
-
-
-@contextlib.contextmanager
-def joining(chosen: Candidate) -> Iterator[Callable[[int], object] | None]:
-    """What puts a process under the ``chosen`` policy and its options; None where that is EEVDF."""
-    if chosen is None:
+def joining(candidate: Candidate) -> Iterator[Callable[[int], object] | None]:
+    """The function that puts a task under ``candidate``; None for EEVDF."""
+    if candidate is None:
         yield None
         return
-    policy, options = chosen
-    if isinstance(policy, AgentPolicySpec):
-        with scheduled(policy, options) as (enclave, _):
-            yield enclave.add
-    else:
-        with enclave_under(policy, options) as enclave:
-            yield enclave.add
+    with Enclaves.temporary(candidate) as enclave:
+        yield enclave.add
 
 
 def latencies(workload: str, join: Callable[[int], object] | None) -> Latencies:

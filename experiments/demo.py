@@ -6,14 +6,13 @@ On a machine whose kernel has sched_ext this runs where it is; elsewhere, in a g
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from tabulate import tabulate
 
@@ -61,7 +60,7 @@ def _demo() -> int:
         pass
     say("compiling and attaching Biff")
     before = time.monotonic()
-    with _enclave("biff") as enclave:
+    with Enclaves.temporary(POLICIES["biff"]) as enclave:
         took = time.monotonic() - before
         say(f"enclave {enclave.id}: {enclave.policy} schedules CPU {enclave.cpus} ({took:.1f} s to get there)")
         _compare(enclave)
@@ -70,16 +69,6 @@ def _demo() -> int:
     back = sched_ext.status().state == "disabled"
     say(f"sched_ext is {sched_ext.status().state}: the kernel is back on its own scheduler")
     return 0 if lost == 0 and still_ran and back else 1
-
-
-@contextlib.contextmanager
-def _enclave(policy: str) -> Iterator[Enclave]:
-    with Enclaves.create(ahead=POLICIES[policy]) as enclaves:
-        enclave = enclaves.new(enclaves.free_cpus(), POLICIES[policy])
-    try:
-        yield enclave
-    finally:
-        _destroy(enclave.id)
 
 
 def _destroy(id: int) -> None:
@@ -136,7 +125,7 @@ def _swap_live(enclave: Enclave) -> int:
         latency.reset_gap()
         swaps = 0
         while swaps < _SWAPS and child.wait(0.05) is None:
-            enclave.swap(POLICIES["rr" if swaps % 2 == 0 else "biff"])
+            enclave.set_policy(POLICIES["rr" if swaps % 2 == 0 else "biff"])
             swaps += 1
         gap = latency.longest_gap
         _finish(child)

@@ -11,14 +11,11 @@ import statistics
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..loaders.errors import GhostError
-from ..schedulers.cpuset import CpuSet
-from ..schedulers.enclave import Enclave, Enclaves
-from ..schedulers.policy import Policy
 
 MESSAGING = "perf bench sched messaging -g 4 -l 100"
 PIPE = "perf bench sched pipe -l 5000"
@@ -55,21 +52,6 @@ def perf(workload: str, join: Callable[[int], object] | None = None) -> float:
     if match is None:
         raise GhostError(f"{workload} said no time: {said[-200:]}")
     return float(match[1])
-
-
-@contextlib.contextmanager
-def enclave_under(
-    policy: Policy, options: Mapping[str, str] | None = None, cpus: CpuSet | None = None
-) -> Iterator[Enclave]:
-    """An enclave of ``cpus`` (default: all that are free) for the block."""
-    with Enclaves.create(ahead=policy) as enclaves:
-        enclave = enclaves.new(cpus or enclaves.free_cpus(), policy, options)
-    try:
-        yield enclave
-    finally:
-        with Enclaves.change() as now:
-            if now is not None:
-                now.get(enclave.id).destroy()
 
 
 def in_child(body: Callable[[], Any]) -> Any:

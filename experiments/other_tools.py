@@ -65,20 +65,16 @@ def _rows() -> int:
 
 @contextlib.contextmanager
 def _spinners(number: int) -> Iterator[list[int]]:
-    with Enclaves.create() as enclaves:
-        enclave = enclaves.new(CpuSet([1]), POLICIES["biff"], {})
-    children = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(number)]
-    try:
-        for child in children:
-            enclave.add_process(child.pid)
-        yield [child.pid for child in children]
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-        with Enclaves.change() as there:
-            for one in there or ():
-                one.destroy()
+    with Enclaves.temporary(POLICIES["biff"], CpuSet([1])) as enclave:
+        children = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(number)]
+        try:
+            for child in children:
+                enclave.add_process(child.pid)
+            yield [child.pid for child in children]
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
 
 
 def _answer(command: str) -> str:

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Enclaves: sets of CPUs with tasks and a policy, each a directory in bpffs (ghOSt's ghostfs).
 
-    with Enclaves.create() as enclaves:
-        enclave = enclaves.new(CpuSet.parse("2-3"), POLICIES["biff"])
+    with Enclaves.temporary(POLICIES["biff"], CpuSet.parse("2-3")) as enclave:
         enclave.add_process(1234)
-        enclave.swap(POLICIES["rr"])
-        enclave.destroy()
+        enclave.set_policy(POLICIES["rr"])
 
-What is done is done in the kernel and survives this process. Every change is made so that one store commits
-it (``state`` for an enclave's life, ``bank`` for its policy): a loader killed at any instant leaves the
-state before or the state after, and the next one clears away what it had begun.
+Changes are made in the kernel and outlive this process. One store commits each change (``state`` for an enclave's
+life, ``bank`` for its policy): a loader killed at any instant leaves the state before or the state after, and the next
+loader removes what the killed one had begun.
 """
 
 from __future__ import annotations
@@ -18,51 +16,26 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Collection, Iterator
+from typing import Self
 
-from ..hints import Hints
 from ..loaders import sched_ext
 from ..loaders.errors import GhostError
-from ..loaders.maps import Map, possible_cpus
+from ..loaders.maps import possible_cpus
 from . import agents, pids, tasks
 from . import core as _core
-from .core import ROOT, Core, Task, constant, locked
+from .core import DEFAULT_ENCLAVE, ROOT, Core, Task, constant, locked
 from .cpuset import CpuSet
-from .errors import Ejected, EnclaveBusy, NoSuchEnclave, NotRestored, TaskError
-from .policy import LoadedPolicy, Policy
+from .enclave_view import EnclaveView
+from .errors import AgentError, Ejected, EnclaveBusy, NoSuchEnclave, NotRestored, TaskError, UpgradeError
+from .policy import AgentHandle, LoadedPolicy, Policy, PolicyOptions
+from .policy_banks import PolicyBanks
 from .topology import Topology
 
-#: How often to look whether a task's making has come to its end.
-_BIRTH_S = 0.0001
-
-
-@dataclass(frozen=True)
-class Counters:
-    """Sums over all CPUs since the enclave was made; see ``struct counters`` in bpf/abi.h."""
-
-    idle: int
-    queued: int
-    switches: int
-    preempted: int
-    affinity_misses: int
-    runtime_ns: int
-
-
-@dataclass(frozen=True)
-class Departures:
-    """How many tasks left an enclave by themselves since it was made; the last ones by tid and name, oldest first."""
-
-    count: int
-    last: tuple[tuple[int, str], ...]
-
-    def since(self, count: int) -> Self:
-        """Those after the first ``count``."""
-        more = self.count - count
-        return type(self)(more, self.last[-more:] if more else ())
+#: How long to wait before asking again whether a fork has made its child ready.
+_FORK_POLL_S = 0.0001
 
 
 class Enclaves:
@@ -73,11 +46,72 @@ class Enclaves:
 
     @classmethod
     @contextlib.contextmanager
-    def create(cls, *, full: bool = False, ahead: Policy | None = None) -> Iterator[Self]:
-        """The enclaves, with the core attached if it is not; locked against other changes for the block.
+    def temporary(
+        cls,
+        policy: Policy | PolicyOptions[Policy],
+        cpus: CpuSet | None = None,
+        *,
+        id: int | None = None,
+        full: bool = False,
+        keep: bool = False,
+        start_agent: bool = True,
+        block: Collection[signal.Signals] = (),
+    ) -> Iterator[Enclave]:
+        """An enclave of ``cpus`` (default: all that are free) under ``policy`` for the block, with its agent in charge.
 
-        A policy to be used in the block can be compiled ``ahead``, beside the core.
-        The core becomes permanent when the block has made an enclave; else it goes again. Raises KernelUnsupported.
+        An enclave ``id`` that exists gets the policy instead, and stays after the block. With ``keep``, a new enclave
+        and its agent stay too, unless the agent cannot start; if the block raises, the agent ends. With
+        ``start_agent=False`` the caller starts the agent. ``block``: signals that are blocked, for the caller to
+        unblock, from before the enclave is made; until then they end this process, and the core with it.
+
+        Raises EnclaveBusy, AgentError, UpgradeError, and what create() and loading raise.
+        """
+        options = PolicyOptions.of(policy)
+        # Forked before anything is locked or attached, for the agent would inherit the lock.
+        agent = options.start_agent(stay=keep) if start_agent else None
+        with _ending(agent, keep):
+            with cls.create(full=full, ahead=options.policy) as enclaves:
+                signal.pthread_sigmask(signal.SIG_BLOCK, block)
+                existing = None if id is None else enclaves._active(id)
+                if existing is not None:
+                    if cpus is not None and cpus != existing.cpus:
+                        raise EnclaveBusy(existing.id, str(existing.cpus))
+                    existing.set_policy(options, agent)
+                    enclave = existing
+                else:
+                    new_id = DEFAULT_ENCLAVE if full else id
+                    enclave = enclaves.new(enclaves._free_cpus() if cpus is None else cpus, options, id=new_id)
+            try:
+                if agent is not None and existing is None:
+                    try:
+                        agent.take_over(enclave)
+                    except AgentError:
+                        keep = False
+                        raise
+                    enclave.agent_process = agent
+                yield enclave
+            finally:
+                if existing is None and not keep and enclave.core.attached:
+                    cls._destroy(enclave)
+
+    @classmethod
+    def _destroy(cls, enclave: Enclave) -> None:
+        """Destroy ``enclave`` unless it is gone; a later enclave with its id is left alone."""
+        with cls.change() as enclaves:
+            if enclaves is not None and enclave in enclaves:
+                current = enclaves.get(enclave.id)
+                try:
+                    current.destroy()
+                finally:
+                    enclave.not_restored += current.not_restored
+
+    @classmethod
+    @contextlib.contextmanager
+    def create(cls, *, full: bool = False, ahead: Policy | None = None) -> Iterator[Self]:
+        """The enclaves, with the core attached if it was not; locked against other changes for the block.
+
+        A policy that the block will load can be compiled ``ahead``, in parallel to the core.
+        A core attached here stays only if the block made an enclave. Raises KernelUnsupported.
         """
         sched_ext.status()
         with locked():
@@ -106,13 +140,13 @@ class Enclaves:
 
     @classmethod
     def open(cls) -> Self | None:
-        """The enclaves there are, to look at; None where no core is attached. Raises Ejected."""
+        """The enclaves, to read; None if no core is attached. Raises Ejected."""
         core = Core.open()
         return None if core is None else cls(core)
 
     @classmethod
     def find(cls, id: int) -> Enclave:
-        """Enclave ``id``, to look at or to give tasks; raises NoSuchEnclave, Ejected."""
+        """Enclave ``id``, to read or to add tasks; raises NoSuchEnclave, Ejected."""
         enclaves = cls.open()
         if enclaves is None:
             raise NoSuchEnclave(id)
@@ -121,7 +155,7 @@ class Enclaves:
     @classmethod
     @contextlib.contextmanager
     def change(cls) -> Iterator[Self | None]:
-        """The enclaves there are, locked for a change; None where no core is attached. Raises Ejected."""
+        """The enclaves, locked for a change; None if no core is attached. Raises Ejected."""
         with locked():
             enclaves = cls.open()
             if enclaves is None:
@@ -135,40 +169,47 @@ class Enclaves:
                     enclaves.core.detach()
 
     def ids(self) -> list[int]:
-        """The ids of the enclaves there are."""
+        """The ids in use."""
         return [i for i in range(1, len(self.core.enclaves)) if self._state(i) != constant("ENCLAVE_FREE")]
 
     def __iter__(self) -> Iterator[Enclave]:
         return (Enclave(self.core, id) for id in self.ids())
 
     def __contains__(self, enclave: Enclave) -> bool:
-        """Whether ``enclave`` is still there; another one with its id is not it."""
-        there = self.core.enclaves[enclave.id]
-        active = there.state == constant("ENCLAVE_ACTIVE") and there.created_ns == enclave.created_ns
+        """Whether ``enclave`` still exists; a later enclave with its id is not the same."""
+        record = self.core.enclaves[enclave.id]
+        active = record.state == constant("ENCLAVE_ACTIVE") and record.created_ns == enclave.created_ns
         return bool(active) and self.core.attached
 
     def get(self, id: int) -> Enclave:
         """Enclave ``id``; raises NoSuchEnclave."""
-        if not 0 < id < len(self.core.enclaves) or self._state(id) != constant("ENCLAVE_ACTIVE"):
+        if (enclave := self._active(id)) is None:
             raise NoSuchEnclave(id)
-        return Enclave(self.core, id)
+        return enclave
 
     def free_cpus(self) -> CpuSet:
-        """Online CPUs that no enclave holds."""
+        """Online CPUs that belong to no enclave."""
         return Topology.from_sysfs().all_cpus - CpuSet(cpu for enclave in self for cpu in enclave.cpus)
 
-    def new(
-        self, cpus: CpuSet, policy: Policy, options: Mapping[str, str] | None = None, *, id: int | None = None
-    ) -> Enclave:
+    def new(self, cpus: CpuSet, policy: Policy | PolicyOptions[Policy], *, id: int | None = None) -> Enclave:
         """Make an enclave of ``cpus`` scheduled by ``policy``; raises EnclaveBusy and what loading raises."""
-        values = policy.values(options)
+        options = PolicyOptions.of(policy)
         self._check_cpus(cpus)
-        policy.check(values, cpus)
-        if id is None:
-            id = self._free_id()
-        enclave = Enclave(self.core, id)
-        enclave._start(cpus, enclave._load(policy, values))
+        options.policy.check(options.values, cpus)
+        enclave = Enclave(self.core, self._free_id() if id is None else id)
+        enclave._start(cpus, enclave._banks.load(options))
         return enclave
+
+    def _active(self, id: int) -> Enclave | None:
+        if not 0 < id < len(self.core.enclaves) or self._state(id) != constant("ENCLAVE_ACTIVE"):
+            return None
+        return Enclave(self.core, id)
+
+    def _free_cpus(self) -> CpuSet:
+        if free := self.free_cpus():
+            return free
+        owner = next(iter(self))
+        raise EnclaveBusy(owner.id, str(owner.cpus))
 
     def _check_cpus(self, cpus: CpuSet) -> None:
         check_cpus(cpus)
@@ -187,129 +228,34 @@ class Enclaves:
         return int(self.core.enclaves[id].state)
 
     def _reconcile(self) -> None:
-        """Finish or undo what a loader that died had begun."""
+        """Finish or undo what a killed loader had begun."""
         for enclave in list(self):
             if self._state(enclave.id) == constant("ENCLAVE_DYING"):
                 if not enclave._hidden_tasks():
                     enclave._finish_destroy()
             else:
-                enclave._tidy()
-                enclave._depart_strangers()
+                enclave._banks.tidy()
+                enclave._report_missed_departures()
         if ROOT.exists():
             known = {enclave.path for enclave in self} | {_core.CORE}
             for path in set(ROOT.iterdir()) - known:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-class NextAgent(Protocol):
-    """The agent of a policy that is to replace another; see AgentProcess in userspace/agent_process.py."""
-
-    def prepare(self, enclave: Enclave, bank: int) -> None:
-        """Do all that may fail, while the policy in the other bank is live still."""
-
-    def take_over(self, enclave: Enclave) -> object:
-        """Be the agent, now that the policy is live."""
-
-
-class Enclave:
-    """One enclave, by ``id``; what it says is read from the kernel each time."""
+class Enclave(EnclaveView):
+    """One enclave, by ``id``, and the changes to it."""
 
     def __init__(self, core: Core, id: int) -> None:
-        self.core, self.id = core, id
-        self._record: Any = core.enclaves[id]
-        #: When it was made, by CLOCK_BOOTTIME; no two enclaves have the same.
-        self.created_ns = int(self._record.created_ns)
-        #: The tasks that this object handed back and that did not get the policy that they had when they joined.
+        super().__init__(core, id)
+        self._banks = PolicyBanks(core, id, self._record, self.path)
+        #: The agent that temporary() or set_policy() put in charge through this object.
+        self.agent_process: AgentHandle | None = None
+        #: The tasks that this object removed and that did not get back the policy that they had before they joined.
         self.not_restored: list[NotRestored] = []
 
-    @property
-    def path(self) -> Path:
-        """Its directory in bpffs."""
-        return ROOT / f"enclave_{self.id}"
-
-    @property
-    def hints_path(self) -> Path:
-        """Where its table of hints is, once it has had a policy that reads them."""
-        return self.path / "hints"
-
-    @property
-    def cpus(self) -> CpuSet:
-        """The CPUs it owns, online or not."""
-        return CpuSet.from_words(self._record.cpus)
-
-    @property
-    def spun_cpu(self) -> int | None:
-        """The one of them that runs no tasks, since an agent spins there."""
-        spun = self._record.spinner >> 32
-        return int(spun) - 1 if spun else None
-
-    @property
-    def policy(self) -> str:
-        """The name of the policy that schedules it now."""
-        return _core.text(self._record.policy[self._record.bank])
-
-    @property
-    def agent(self) -> agents.AgentState | None:
-        """Its agent; None where its policy has none."""
-        there = self._agents()
-        return None if there is None else there.state
-
-    def task_states(self) -> list[dict[str, Any]]:
-        """What its agents know of its tasks: tid, state, seconds in it, sequence number; empty without agents."""
-        there = self._agents()
-        return [] if there is None else list(there.task_states())
-
-    def _agents(self) -> agents.Agents | None:
-        return agents.Agents.open(self.id) if self._record.agents[self._record.bank] else None
-
-    @property
-    def nr_tasks(self) -> int:
-        """How many tasks are in it and in the ext class."""
-        return len(self.tasks())
-
-    @property
-    def swaps(self) -> int:
-        """How many times its policy was replaced."""
-        return int(self._record.swaps)
-
-    @property
-    def uid(self) -> int:
-        """The user who made it."""
-        return int(self._record.uid)
-
-    @property
-    def age(self) -> float:
-        """Seconds since it was made."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - float(self._record.created_ns) / 1e9
-
-    def per_cpu(self) -> dict[int, Counters]:
-        """Its counters by CPU, for each CPU that has any."""
-        found = {}
-        for cpu, values in enumerate(self.core.counters[self.id]):
-            counters = Counters(*(int(getattr(values, name)) for name in Counters.__dataclass_fields__))
-            if any(vars(counters).values()):
-                found[cpu] = counters
-        return found
-
-    def counters(self) -> Counters:
-        """Its counters, all CPUs together."""
-        rows = [list(vars(row).values()) for row in self.per_cpu().values()]
-        return Counters(*map(sum, zip(*rows, strict=True))) if rows else Counters(0, 0, 0, 0, 0, 0)
-
-    def departures(self) -> Departures:
-        """The tasks that left the ext class, and so the enclave, by themselves, or by a program that is no loader."""
-        record = self.core.departures[self.id]
-        count, kept = int(record.count), len(record.last)
-        last = (record.last[number % kept] for number in range(max(count - kept, 0), count))
-        return Departures(count, tuple((int(one.tid), _core.text(one.comm)) for one in last))
-
-    def tasks(self) -> list[Task]:
-        """Its tasks that are in the ext class, or out of it only while they hold a real-time task's lock."""
-        return [task for task in self.core.tasks() if task.enclave == self.id]
-
     def add(self, tid: int) -> None:
-        """Move one task in, from wherever it is; raises TaskError and NoSuchEnclave."""
-        if not self._is_there:
+        """Move one task in, also out of another enclave; raises TaskError and NoSuchEnclave."""
+        if not self.is_active:
             raise NoSuchEnclave(self.id)
         original = tasks.original_of(tid)
         before = self._join(tid, self.id, self._record.generation)
@@ -320,101 +266,73 @@ class Enclave:
             raise
         if before[0] not in (0, self.id) and (others := agents.Agents.open(before[0])) is not None:
             others.depart(tid)
-        if not self._is_there:
-            # Its destroyer may have looked for its tasks before this one was there to be seen.
+        if not self.is_active:
+            # A concurrent destroy() may have listed the enclave's tasks before this one was in the list.
             if tasks.policy_of(tid) == tasks.SCHED_EXT:
                 tasks.restore(tid, original)
             raise NoSuchEnclave(self.id)
 
-    @property
-    def _is_there(self) -> bool:
-        return bool(self._record.state == constant("ENCLAVE_ACTIVE") and self._record.created_ns == self.created_ns)
-
     def add_process(self, pid: int) -> int:
-        """Move every thread of process ``pid`` in; how many there were. Raises TaskError."""
+        """Move every thread of process ``pid`` in; returns how many. Raises TaskError."""
         return tasks.each_thread(pid, self.add, self.core.forking)
 
     def remove(self, tid: int) -> None:
-        """Hand one task back, with the policy that it had before; raises TaskError where it is not in here."""
-        found = next((task for task in self.tasks() if task.tid == tid), None)
-        if found is None:
-            raise self._not_in_here(tid)
-        self._hand_back(found)
+        """Move one task out, with the policy that it had before; raises TaskError if it is not in this enclave."""
+        task = next((task for task in self.tasks() if task.tid == tid), None)
+        if task is None:
+            raise self._not_a_member(tid)
+        self._hand_back(task)
 
     def remove_process(self, pid: int) -> int:
-        """Hand every thread of process ``pid`` that is in here back, as remove() does; how many there were.
+        """Move every thread of process ``pid`` out, as remove() does; returns how many.
 
-        Raises TaskError where none is.
+        Raises TaskError if none is in this enclave.
         """
-        seen = self._hand_back_all(lambda task: task.pid == pid)
-        if not seen:
-            raise self._not_in_here(pid)
-        return len(seen)
+        removed = self._hand_back_all(lambda task: task.pid == pid)
+        if not removed:
+            raise self._not_a_member(pid)
+        return len(removed)
 
-    def swap(
-        self, policy: Policy, options: Mapping[str, str] | None = None, next_agent: NextAgent | None = None
-    ) -> None:
-        """Replace its policy: the new one is loaded beside the old one, and one store puts it in charge.
+    def set_policy(self, policy: Policy | PolicyOptions[Policy], agent: AgentHandle | None = None) -> None:
+        """Replace its policy: the new one is loaded beside the old one, and one store makes it live.
 
-        Where that has an agent, ``next_agent`` does all that may fail before that store, and takes over after it.
-        Where anything fails, the old policy is in charge, with the agent that it had. Where both have an agent, the old
-        agent stays until a new one takes over; where the new one has none, it leaves.
+        ``agent``, started by ``policy.start_agent()``, prepares before that store and takes over after it. If both
+        policies have agents, the old agent stays until a new one takes over; if the new policy has none, the old agent
+        leaves. The caller holds the lock of Enclaves.change() or create(), and ends ``agent`` if this raises.
+
+        On any failure the old policy is live, with its agent. Raises UpgradeError (AgentError if the old agent is
+        gone, too) and what loading raises.
         """
-        values = policy.values(options)
-        policy.check(values, self.cpus)
-        new = 1 - int(self._record.bank)
+        options = PolicyOptions.of(policy)
+        options.policy.check(options.values, self.cpus)
+        before, old = self.policy, self._banks.live
         try:
-            loaded = self._load(policy, values)
-            self._fill(new, loaded)
+            loaded = self._banks.load(options)
+            self._banks.fill(1 - old, loaded)
             loaded.close()
-            if next_agent is not None:
-                next_agent.prepare(self, new)
-            self._switch_to(new, next_agent)
-        except BaseException:
-            self._empty(new)
-            self._tidy()
+            if agent is not None:
+                agent.prepare(self, 1 - old)
+            self._banks.make_live(1 - old)
+            try:
+                if agent is not None:
+                    agent.take_over(self)
+            except BaseException:
+                self._banks.make_live(old)
+                raise
+        except BaseException as error:
+            self._banks.empty(1 - old)
+            self._banks.tidy()
+            if isinstance(error, AgentError) and not self._has_lost_agent():
+                raise UpgradeError(self.id, error.reason, before) from None
             raise
         self._record.swaps += 1
-        self._tidy()
-
-    def _switch_to(self, bank: int, next_agent: NextAgent | None) -> None:
-        old = 1 - bank
-        self._make_live(bank)
-        try:
-            if next_agent is not None:
-                next_agent.take_over(self)
-        except BaseException:
-            self._make_live(old)
-            raise
-
-    def _make_live(self, bank: int) -> None:
-        if self._record.queues[1 - bank] and not all(self._record.agents):
-            self._record.draining = 1
-        self._record.bank = bank
-
-    def _tidy(self) -> None:
-        """Clear away what the live policy has no use for, and what those before it left, or a loader that died."""
-        bank = int(self._record.bank)
-        if self._bank_path(1 - bank).exists():
-            self._empty(1 - bank)
-        if not self._record.agents[bank] and agents.has_pins(self.id):
-            self._forget_agents()
-        if self._record.draining:
-            self._hand_over()
-
-    def _depart_strangers(self) -> None:
-        """Tell its agent of tasks that are another enclave's: the loader that moved them died before it could."""
-        if (there := self._agents()) is None or not (known := there.tids()):
-            return
-        for task in self.core.tasks():
-            if task.enclave != self.id and task.tid in known:
-                with contextlib.suppress(GhostError):
-                    there.depart(task.tid)
+        self._banks.tidy()
+        self.agent_process = agent
 
     def destroy(self) -> None:
-        """Hand its tasks back, each with the policy that it had before, and free its CPUs.
+        """Move its tasks out, each with the policy that it had before, and free its CPUs.
 
-        Raises NamespaceError where it has tasks outside of this process's pid namespace, for it cannot move those.
+        Raises NamespaceError if it has tasks outside of this process's pid namespace, which cannot be moved from here.
         """
         if hidden := self._hidden_tasks():
             raise pids.NamespaceError(
@@ -424,22 +342,23 @@ class Enclave:
         self._record.state = constant("ENCLAVE_DYING")
         self._finish_destroy()
 
-    def _load(self, policy: Policy, values: Mapping[str, int]) -> LoadedPolicy:
-        compiled = policy.compile()
-        if not policy.is_hinted(compiled):
-            return policy.load(compiled, self.id, self.core.maps, values)
-        # It stays through all swaps: applications have it mapped.
-        if not self.hints_path.exists():
-            _core.make_private(self.path)
-            Hints.create(self.hints_path).close()
-        with Map.open(self.hints_path) as table:
-            return policy.load(compiled, self.id, {**self.core.maps, "hints": table}, values)
+    def _has_lost_agent(self) -> bool:
+        return (agent := self.agent) is not None and agent.state == "gone"
+
+    def _report_missed_departures(self) -> None:
+        """Tell the agent of tasks that joined another enclave: the loader that moved them was killed before it did."""
+        if (shared := self._agents()) is None or not (known := shared.tids()):
+            return
+        for task in self.core.tasks():
+            if task.enclave != self.id and task.tid in known:
+                with contextlib.suppress(GhostError):
+                    shared.depart(task.tid)
 
     def _start(self, cpus: CpuSet, loaded: LoadedPolicy) -> None:
         record = self._record
-        self._empty(0)
-        self._empty(1)
-        self._fill(0, loaded)
+        self._banks.empty(0)
+        self._banks.empty(1)
+        self._banks.fill(0, loaded)
         self.core.counters.clear(self.id)
         self.core.departures[self.id].count = 0
         record.generation += 1
@@ -456,12 +375,12 @@ class Enclave:
 
     def _finish_destroy(self) -> None:
         self.core.set_stray(self.id, True)
-        self._forget_agents()
+        self._banks.forget_agents()
         self._disown_cpus()
         if self.id != int(self.core.state.default_enclave):
             self._hand_back_all(lambda task: True)
-        self._empty(0)
-        self._empty(1)
+        self._banks.empty(0)
+        self._banks.empty(1)
         shutil.rmtree(self.path, ignore_errors=True)
         quiet = _core.synchronize_rcu()
         self.core.drain(self.id)
@@ -469,26 +388,20 @@ class Enclave:
             self.core.set_stray(self.id, False)
         self._record.state = constant("ENCLAVE_FREE")
 
-    def _hand_over(self) -> None:
-        # Where there is no telling when the programs of the policy before are done, the core goes on looking.
-        if _core.synchronize_rcu():
-            self.core.drain(self.id)
-            self._record.draining = 0
-
-    def _hand_back_all(self, wanted: Callable[[Task], bool]) -> set[int]:
-        # Each round finds the children that tasks of the last one had forked meanwhile; a fork that was under way when
-        # its task was handed back shows its child only when it is done.
+    def _hand_back_all(self, selected: Callable[[Task], bool]) -> set[int]:
+        # Each round finds the children that tasks of the last round forked meanwhile. A fork that was under way when
+        # its task left shows its child only when it is done.
         seen: set[int] = set()
         forking: set[int] = set()
-        deadline = time.monotonic() + tasks.PATIENCE_S
-        while (found := [task for task in self.tasks() if wanted(task)]) or forking:
-            for task in found:
+        deadline = time.monotonic() + tasks.FORK_TIMEOUT_S
+        while (members := [task for task in self.tasks() if selected(task)]) or forking:
+            for task in members:
                 try:
                     self._hand_back(task)
                 except TaskError:
                     if tasks.policy_of(task.tid) is not None:
                         raise
-            tids = {task.tid for task in found}
+            tids = {task.tid for task in members}
             seen |= tids
             forking = self.core.forking() & (forking | tids)
             if time.monotonic() > deadline:
@@ -497,12 +410,8 @@ class Enclave:
 
     def _hidden_tasks(self) -> int:
         if self.id == int(self.core.state.default_enclave):
-            return 0  # they are the fair class's, and stay where they are
+            return 0  # its tasks are the fair class's, and need not be moved
         return pids.hidden_tasks(self.core.maps["tasks"], self.id, int(self._record.generation))
-
-    def _forget_agents(self) -> None:
-        agents.forget(self.id)
-        self._record.spinner = 0
 
     def _disown_cpus(self) -> None:
         for number in range(possible_cpus()):
@@ -519,44 +428,20 @@ class Enclave:
 
     def _join(self, tid: int, enclave: int, generation: int) -> tuple[int, int]:
         while (answer := self.core.join(tid, enclave, generation))[0] == -errno.EAGAIN:
-            time.sleep(_BIRTH_S)
+            time.sleep(_FORK_POLL_S)
         error, *before = answer
         if error:
             raise tasks.task_error(tid, -error)
         return before[0], before[1]
 
-    def _not_in_here(self, tid: int) -> TaskError:
+    def _not_a_member(self, tid: int) -> TaskError:
         if tasks.policy_of(tid) is None:
             return tasks.task_error(tid, errno.ESRCH)
         return TaskError(tid, f"it is not in enclave {self.id}", hint=f"ghostbpf enclave show {self.id} --tasks")
 
-    def _bank_path(self, bank: int) -> Path:
-        return self.path / f"policy_{bank}"
-
-    def _slot(self, bank: int) -> int:
-        return self.id + bank * constant("MAX_ENCLAVES")
-
-    def _fill(self, bank: int, loaded: LoadedPolicy) -> None:
-        self._empty(bank)
-        self._record.policy[bank] = loaded.policy.name.encode()
-        self._record.queues[bank] = loaded.policy.queues
-        self._record.agents[bank] = isinstance(loaded.policy, agents.AgentPolicySpec)
-        for op, program in loaded.programs.items():
-            self.core.slots[op][self._slot(bank)] = program.fd
-        directory = self._bank_path(bank)
-        _core.make_private(directory)
-        for name, held in loaded.maps.items():
-            held.pin(directory / name)
-
-    def _empty(self, bank: int) -> None:
-        for slot in self.core.slots.values():
-            with contextlib.suppress(KeyError):
-                del slot[self._slot(bank)]
-        shutil.rmtree(self._bank_path(bank), ignore_errors=True)
-
 
 def check_cpus(cpus: CpuSet) -> None:
-    """Raise GhostError unless there are some, and all of them online."""
+    """Raise GhostError unless there is at least one CPU and all are online."""
     if not cpus:
         raise GhostError("an enclave needs at least one CPU", hint="for example --cpus 0-3")
     online = Topology.from_sysfs().all_cpus
@@ -564,8 +449,21 @@ def check_cpus(cpus: CpuSet) -> None:
         raise GhostError(f"CPU {missing} is not there or not online", hint=f"online are {online}")
 
 
+@contextlib.contextmanager
+def _ending(agent: AgentHandle | None, keep: bool) -> Iterator[None]:
+    """End ``agent`` after the block; with ``keep`` only if the block raises."""
+    try:
+        yield
+    except BaseException:
+        if agent is not None:
+            agent.end()
+        raise
+    if agent is not None and not keep:
+        agent.end()
+
+
 def _open_or_clear() -> Core | None:
-    """The attached core; where the kernel had thrown the last one out, its pins are cleared away."""
+    """The attached core; the pins of a core that the kernel has ejected are removed."""
     try:
         return Core.open()
     except Ejected:

@@ -111,3 +111,23 @@ class Ejected(GhostError):
             hint="run starts anew; to clear what is left, and no more: ghostbpf enclave destroy --all",
         )
         self.reason, self.message, self.dump = reason, message, dump
+
+
+class AgentError(GhostError):
+    """The agent of ``enclave`` could not start, or ended, for ``reason``."""
+
+    def __init__(self, enclave: int, reason: str):
+        super().__init__(
+            f"the agent of enclave {enclave} is gone: {reason}",
+            hint=f"its tasks go on in one FIFO queue; for a new agent: ghostbpf run POLICY --enclave {enclave}",
+        )
+        self.enclave, self.reason = enclave, reason
+
+
+class UpgradeError(AgentError):
+    """The new agent of ``enclave`` could not take over, for ``reason``; ``policy`` still schedules the enclave."""
+
+    def __init__(self, enclave: int, reason: str, policy: str):
+        super().__init__(enclave, reason)
+        self.args = (f"the new agent of enclave {enclave} could not start: {reason}",)
+        self.hint, self.policy = f"enclave {enclave} goes on under {policy}, as before", policy

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies written in BPF: what each is called, takes and compiles from, and loading one for an enclave."""
+"""BPF policies: their names, their options, and how one is compiled and loaded for an enclave."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from ..loaders import abi, compiler
 from ..loaders.link import Module, Program, Target, close_all
@@ -19,11 +19,22 @@ from .cpuset import CpuSet
 from .errors import NoSuchPolicy
 from .topology import nr_cpu_words
 
+if TYPE_CHECKING:
+    from .enclave import Enclave
+
 #: The ops of struct sched_ext_ops that a policy may define; the core has a slot for each.
 OPS = (
     *("select_cpu", "enqueue", "dispatch", "tick", "running", "stopping"),
     *("disable", "exit_task", "set_cpumask", "set_weight", "yield"),
 )
+
+
+class OptionError(ValueError):
+    """The text for ``option`` of a policy is not valid; ``option`` is None if the policy has no option of that name."""
+
+    def __init__(self, message: str, option: str | None = None):
+        super().__init__(message)
+        self.option = option
 
 
 @dataclass(frozen=True)
@@ -40,12 +51,30 @@ class Option:
     help: str
 
 
+class AgentHandle(Protocol):
+    """An agent that has been started for one policy; AgentProcess in userspace/agent_process.py is one."""
+
+    pid: int
+
+    def prepare(self, enclave: Enclave, bank: int) -> None:
+        """Do everything that may fail, while the policy in the other bank is still live. Raises AgentError."""
+
+    def take_over(self, enclave: Enclave) -> object:
+        """Become the agent of ``enclave``, whose live policy is this one's. Raises AgentError."""
+
+    def check(self) -> bool:
+        """Whether it is still the agent; False where another has taken over. Raises AgentError where it failed."""
+
+    def end(self) -> None:
+        """Make it leave, and wait until it has."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """A policy in BPF: ``<program>.bpf.c`` with functions ``<program>_<op>`` and a struct ``<program>_params``.
 
-    ``program`` is ``name`` unless given. With ``queues`` it has tasks wait on CPUs' own queues too, and not only on
-    the enclave's.
+    ``program`` is ``name`` unless given. A policy with ``queues`` also uses the per-CPU queues, not only the
+    enclave's queue.
     """
 
     name: str
@@ -69,31 +98,47 @@ class Policy:
         """The FFI that knows the parameter struct, and the struct's name."""
         return abi.load(self.directory / f"{self.program}.h"), f"struct {self.program}_params"
 
-    def values(self, given: Mapping[str, str] | None = None) -> dict[str, int]:
-        """Field values from option texts; options left out have their defaults. Raises ValueError."""
-        given = dict(given or {})
-        values = {o.field: o.parse(given.pop(o.name, o.default)) for o in self.options}
-        if given:
-            raise ValueError(f"{self.name} has no option {', '.join(sorted(given))}")
-        return values
+    def parse(self, texts: Mapping[str, str] | None = None) -> PolicyOptions[Self]:
+        """The policy with its option values, from texts by option name; an option left out has its default.
+
+        Raises OptionError.
+        """
+        texts = dict(texts or {})
+        values = {}
+        for option in self.options:
+            try:
+                values[option.field] = option.parse(texts.pop(option.name, option.default))
+            except ValueError as error:
+                raise OptionError(str(error), option.name) from None
+        if texts:
+            raise OptionError(f"{self.name} has no option {', '.join(sorted(texts))}")
+        return PolicyOptions(self, values)
 
     def check(self, values: Mapping[str, int], cpus: CpuSet) -> None:
-        """Raise GhostError where the policy cannot schedule ``cpus`` with these values of its options."""
+        """Raise GhostError if the policy cannot schedule ``cpus`` with these option values."""
+
+    def start_agent(self, options: PolicyOptions[Any], *, stay: bool = False) -> AgentHandle | None:
+        """Start the policy's agent, not yet in charge; None for a policy without agents.
+
+        ``stay``: the agent outlives the process that starts it. Call it before any file is locked or any enclave
+        is opened: the agent is forked, and would inherit them.
+        """
+        return None
 
     def compile_ahead(self) -> AbstractContextManager[None]:
-        """Compile it on another CPU while the block runs, for a load() after that."""
+        """Compile on another CPU while the block runs, for a later load()."""
         return compiler.ahead(self.source, _defines())
 
     def compile(self) -> Object:
-        """Compile it, or take it from the cache."""
+        """Compile the policy, or take the object from the cache."""
         return compiler.compile(self.source, _defines())
 
     def is_hinted(self, compiled: Object) -> bool:
-        """Whether it reads hints: the enclave then has a table of them."""
+        """Whether the policy reads hints, so that its enclave needs a hint table."""
         return "hints" in compiled.maps
 
     def load(self, compiled: Object, enclave: int, maps: Mapping[str, Map], values: Mapping[str, int]) -> LoadedPolicy:
-        """Link what compile() gave for ``enclave`` against ``maps``, the core's and the enclave's, and load."""
+        """Link the object from compile() for ``enclave`` against ``maps`` (the core's and the enclave's), and load."""
         return self._load(Module(compiled, maps=maps, constants={"enclave": enclave}), values)
 
     def _load(self, module: Module, values: Mapping[str, int]) -> LoadedPolicy:
@@ -103,14 +148,38 @@ class Policy:
                 for name in values.keys() & dict(ffi.typeof(struct).fields or ()).keys():
                     setattr(params[0], name, values[name])
         functions = {op: f"{self.program}_{op}" for op in OPS if f"{self.program}_{op}" in module.object.functions}
-        # One after another: a busy enclave is not to lose all its CPUs to the verifier at once.
+        # Sequential: loading in parallel would take all CPUs of a busy enclave for the verifier at once.
         programs = {op: module.load(f, Target.struct_ops("sched_ext_ops", op)) for op, f in functions.items()}
         return LoadedPolicy(self, programs, module.own_maps, module)
 
 
+_P = TypeVar("_P", bound=Policy, covariant=True)
+
+
+@dataclass(frozen=True)
+class PolicyOptions(Generic[_P]):
+    """A policy with a value for each of its options, by field; parsed once, by Policy.parse(), and handed down."""
+
+    policy: _P
+    values: Mapping[str, int]
+
+    @classmethod
+    def of(cls, policy: Policy | PolicyOptions[Policy]) -> PolicyOptions[Policy]:
+        """``policy`` itself, or, for a Policy alone, the policy with the defaults of its options."""
+        return policy.parse() if isinstance(policy, Policy) else policy
+
+    def replace(self, **values: int) -> Self:
+        """The same with other ``values``, which need not be options, such as an agent's ``ring_bytes``."""
+        return replace(self, values={**self.values, **values})
+
+    def start_agent(self, *, stay: bool = False) -> AgentHandle | None:
+        """Start the policy's agent with these options; see Policy.start_agent()."""
+        return self.policy.start_agent(self, stay=stay)
+
+
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy's programs, in the kernel but not yet in any slot, and the maps that are this policy's alone."""
+    """A policy's programs, loaded but not yet in any slot, and the maps that only this policy uses."""
 
     policy: Policy
     programs: dict[str, Program]
@@ -118,7 +187,7 @@ class LoadedPolicy:
     module: Module
 
     def close(self) -> None:
-        """Drop this process's references; slots and pins keep what they hold."""
+        """Drop this process's references; slots and pins keep theirs."""
         close_all(self.programs.values())
         self.module.close()
 

@@ -15,8 +15,8 @@ from .errors import NotRestored, TaskError
 
 # Not in the os module.
 SCHED_DEADLINE, SCHED_EXT = 6, 7
-#: How many seconds to go on after tasks that fork all the time.
-PATIENCE_S = 60.0
+#: How many seconds to follow tasks that fork all the time.
+FORK_TIMEOUT_S = 60.0
 _NAMES = {
     os.SCHED_BATCH: "batch",
     os.SCHED_IDLE: "idle",
@@ -129,10 +129,10 @@ def each_thread(pid: int, move: Callable[[int], None], forking: Callable[[], set
     pids.need_own_proc()
     seen: set[int] = set()
     unsettled: set[int] = set()
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + FORK_TIMEOUT_S
     while (new := threads(pid) - seen) or unsettled:
         if time.monotonic() > deadline:
-            raise TaskError(pid, f"it makes threads, or tries to, and has not come to an end in {PATIENCE_S:.0f} s")
+            raise TaskError(pid, f"it makes threads, or tries to, and has not come to an end in {FORK_TIMEOUT_S:.0f} s")
         for tid in new:
             try:
                 move(tid)

@@ -11,7 +11,8 @@ import click
 from ..loaders.errors import GhostError
 from ..schedulers import affinity, limits
 from ..schedulers.cgroups import mount_point
-from ..schedulers.enclave import Departures, Enclave
+from ..schedulers.enclave import Enclave
+from ..schedulers.enclave_view import Departures
 from ..schedulers.limits import Limit
 from ..schedulers.processes import ProcTask
 from .output import printable, warn

@@ -17,7 +17,7 @@ from ..schedulers.agents import AgentPolicySpec, AgentState
 from ..schedulers.auto_join import AutoJoin
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.errors import Ejected, NoSuchEnclave, StalePins
-from ..schedulers.policy import find
+from ..schedulers.policy import OptionError, find
 from ..schedulers.processes import Rule
 from ..schedulers.registry import POLICIES
 from ..schedulers.tasks import check, threads
@@ -179,13 +179,13 @@ def swap(id: int, policy: str, settings: tuple[str, ...]) -> None:
     chosen = find(policy, POLICIES)
     if isinstance(chosen, AgentPolicySpec):
         raise GhostError(f"{policy} has an agent, a process that stays", hint=f"ghostbpf run {policy} --enclave {id}")
-    options = dict(setting.partition("=")[::2] for setting in settings)
+    try:
+        options = chosen.parse(dict(setting.partition("=")[::2] for setting in settings))
+    except OptionError as error:
+        raise click.UsageError(str(error)) from None
     with _changing(id) as enclave:
         before = enclave.policy
-        try:
-            enclave.swap(chosen, options)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+        enclave.set_policy(options)
         click.echo(f"enclave {id}: {before} -> {policy}")
 
 

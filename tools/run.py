@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf run POLICY``: an enclave for the life of a command, or until Ctrl-C."""
+"""``ghostbpf run POLICY``: an enclave for as long as a command runs, or until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ import click
 from .. import hints
 from ..loaders.errors import GhostError
 from ..schedulers import affinity
-from ..schedulers.agents import AgentPolicySpec
 from ..schedulers.core import DEFAULT_ENCLAVE
 from ..schedulers.cpuset import CpuListError, CpuSet
-from ..schedulers.enclave import Counters, Enclave, Enclaves, check_cpus
-from ..schedulers.errors import EnclaveBusy, NoSuchEnclave
+from ..schedulers.enclave import Enclave, Enclaves, check_cpus
+from ..schedulers.enclave_view import Counters
+from ..schedulers.errors import AgentError, NoSuchEnclave
 from ..schedulers.launch import Command, termination_signals
-from ..schedulers.policy import Policy, find
+from ..schedulers.policy import OptionError, Policy, PolicyOptions, find
 from ..schedulers.registry import POLICIES, from_file, is_file
-from ..schedulers.userspace import AgentError, AgentProcess, UpgradeError
 from .caveats import Caveats, tell_departures
 from .output import printable_lines, warn
 
@@ -62,7 +61,7 @@ def command() -> None:
 
 def _command_for(policy: Policy) -> click.Command:
     params: list[click.Parameter] = [
-        click.Option(["--cpus"], metavar="LIST", help="The enclave's CPUs, like 0-3,6.  [default: all that are free]"),
+        click.Option(["--cpus"], metavar="LIST", help="The enclave's CPUs, like 0-3,6.  [default: all free CPUs]"),
         click.Option(
             ["--enclave"], type=click.IntRange(1, 63), metavar="ID", help="Take over this enclave, or make it."
         ),
@@ -80,38 +79,32 @@ def _command_for(policy: Policy) -> click.Command:
         keep: bool,
         as_json: bool,
         cmd: tuple[str, ...],
-        **given: str,
+        **texts: str,
     ) -> int:
-        options = {name.replace("_", "-"): value for name, value in given.items()}
-        _check_options(policy, options)
-        wanted = _parse_cpus(cpus) if cpus is not None else None
-        if everything and wanted is not None:
+        options = _parse_options(policy, texts)
+        cpu_set = _parse_cpus(cpus) if cpus is not None else None
+        if everything and cpu_set is not None:
             raise click.UsageError("--all takes every CPU: leave --cpus out")
         if everything and enclave not in (None, DEFAULT_ENCLAVE):
             raise click.UsageError(f"--all is enclave {DEFAULT_ENCLAVE}: leave --enclave out")
-        with (
-            _signals(),
-            _agent_process(policy, options, keep) as agent_process,
-            _enclave(policy, options, wanted, enclave, everything, keep, agent_process) as target,
-        ):
-            guard, caveats = _Guard(target, agent_process), Caveats(target)
+        with _signals(), _enclave(options, cpu_set, enclave, everything, keep) as target:
+            guard, caveats = _Guard(target), Caveats(target)
             if everything:
                 caveats.everything_joined()
-            left = target.departures().count
+            departed = target.departures().count
             status = _run_command(target, cmd, guard, caveats) if cmd else _watch(target, as_json, guard)
             if target in Enclaves(target.core):
-                tell_departures(target.departures().since(left))
+                tell_departures(target.departures().since(departed))
             return status or guard.status
 
     return click.Command(policy.name, params=params, callback=callback, help=policy.summary, epilog=_EXAMPLES)
 
 
-def _check_options(policy: Policy, options: dict[str, str]) -> None:
-    for option in policy.options:
-        try:
-            option.parse(options[option.name])
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint=f"--{option.name}") from None
+def _parse_options(policy: Policy, texts: dict[str, str]) -> PolicyOptions[Policy]:
+    try:
+        return policy.parse({name.replace("_", "-"): text for name, text in texts.items()})
+    except OptionError as error:
+        raise click.BadParameter(str(error), param_hint=f"--{error.option}") from None
 
 
 def _parse_cpus(text: str) -> CpuSet:
@@ -126,105 +119,40 @@ def _parse_cpus(text: str) -> CpuSet:
 
 
 @contextlib.contextmanager
-def _agent_process(policy: Policy, options: dict[str, str], keep: bool) -> Iterator[AgentProcess | None]:
-    """The agent processes of a policy that has any; with ``keep`` they stay unless something fails."""
-    if not isinstance(policy, AgentPolicySpec):
-        yield None
-        return
-    agent_process = AgentProcess(policy, policy.values(options), stay=keep)
-    try:
-        yield agent_process
-    except BaseException:
-        agent_process.end()
-        raise
-    if not keep:
-        agent_process.end()
-
-
-@contextlib.contextmanager
 def _enclave(
-    policy: Policy,
-    options: dict[str, str],
-    cpus: CpuSet | None,
-    id: int | None,
-    everything: bool,
-    keep: bool,
-    agent_process: AgentProcess | None,
+    options: PolicyOptions[Policy], cpus: CpuSet | None, id: int | None, everything: bool, keep: bool
 ) -> Iterator[Enclave]:
-    """The enclave to run in; one made here is destroyed at the end unless it is to be kept."""
-    with Enclaves.create(full=everything, ahead=policy) as enclaves:
-        # Until here a signal ends us and the core with us. Now they wait for whoever asks for them next.
-        signal.pthread_sigmask(signal.SIG_BLOCK, termination_signals())
-        existing = None
-        if id is not None:
-            with contextlib.suppress(NoSuchEnclave):
-                existing = enclaves.get(id)
-        if existing is not None:
-            if cpus is not None and cpus != existing.cpus:
-                raise EnclaveBusy(existing.id, str(existing.cpus))
-            _upgrade(existing, policy, options, agent_process)
-            enclave = existing
-        else:
-            enclave = enclaves.new(
-                _choose_cpus(enclaves, cpus), policy, options, id=DEFAULT_ENCLAVE if everything else id
-            )
-    try:
-        if agent_process is not None and existing is None:
-            try:
-                agent_process.take_over(enclave)
-            except AgentError:
-                keep = False
-                if status := _told_to_end():
-                    raise SystemExit(status) from None
-                raise
-        yield enclave
-    finally:
-        if existing is None and not keep and enclave.core.attached:
-            with Enclaves.change() as now:
-                if now is not None and enclave in now:
-                    ending = now.get(enclave.id)
-                    ending.destroy()
-                    warn(ending.not_restored)
-
-
-def _upgrade(enclave: Enclave, policy: Policy, options: dict[str, str], agent_process: AgentProcess | None) -> None:
-    before = enclave.policy
-    try:
-        enclave.swap(policy, options, agent_process)
-    except AgentError as error:
-        if status := _told_to_end():
-            raise SystemExit(status) from None
-        if (agent := enclave.agent) is not None and agent.state == "gone":
+    """The enclave for the block; afterwards, warn of its tasks that did not get their old policy back."""
+    temporary = Enclaves.temporary(options, cpus, id=id, full=everything, keep=keep, block=termination_signals())
+    with contextlib.ExitStack() as at_end:
+        try:
+            enclave = temporary.__enter__()
+        except AgentError:
+            if status := _pending_exit_status():
+                raise SystemExit(status) from None
             raise
-        raise UpgradeError(enclave.id, error.reason, before) from None
-
-
-def _choose_cpus(enclaves: Enclaves, cpus: CpuSet | None) -> CpuSet:
-    if cpus is not None:
-        return cpus
-    if free := enclaves.free_cpus():
-        return free
-    owner = next(iter(enclaves))
-    raise EnclaveBusy(owner.id, str(owner.cpus))
+        at_end.callback(lambda: warn(enclave.not_restored))
+        at_end.push(temporary)
+        yield enclave
 
 
 class _Guard:
-    """Tells, once each, what a user must know who only waits: the kernel's end of the scheduler, and the agent's."""
+    """Reports, once each, that the kernel has ejected the core, and that the agent has ended."""
 
-    def __init__(self, enclave: Enclave, agent_process: AgentProcess | None) -> None:
-        self._enclave, self._agent_process = enclave, agent_process
+    def __init__(self, enclave: Enclave) -> None:
+        self._enclave, self._agent_process = enclave, enclave.agent_process
         self.ejected, self.status, self._is_warned = False, 0, False
 
-    def look(self) -> None:
-        """Look around, and tell. Where that is not possible, this is told once: it is no reason to leave a command."""
+    def check(self) -> None:
+        """Check both. A check that fails is reported once and ends nothing: the command goes on."""
         try:
-            self._look()
+            self._check()
         except GhostError as error:
             if not self._is_warned:
                 warn([error])
             self._is_warned = True
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if not self.ejected and (ejected := self._enclave.core.exited()) is not None:
             click.echo(printable_lines(f"{ejected}"), err=True)
             self.ejected = True
@@ -240,14 +168,14 @@ class _Guard:
         self._agent_process = None
 
 
-def _told_to_end() -> int:
-    """The exit status where a signal has asked us to end meanwhile, else 0."""
+def _pending_exit_status() -> int:
+    """The exit status for a pending termination signal; 0 if none is pending."""
     early = signal.sigpending() & termination_signals()
     return 128 + int(min(early)) if early else 0
 
 
 def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard, caveats: Caveats) -> int:
-    if early := _told_to_end():
+    if early := _pending_exit_status():
         return early
     if enclave.hints_path.exists():
         os.environ[hints.ENVIRONMENT] = str(enclave.hints_path)
@@ -260,13 +188,13 @@ def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard, ca
 
     child.start(join)
     while (status := child.wait(0.5)) is None:
-        guard.look()
-    guard.look()
+        guard.check()
+    guard.check()
     return status
 
 
 def _join(enclave: Enclave, pid: int) -> None:
-    """Put process ``pid`` into ``enclave``, which is not to be destroyed, or made anew, just then."""
+    """Move process ``pid`` into ``enclave``, under the lock: the enclave is not destroyed meanwhile."""
     with Enclaves.change() as enclaves:
         if enclaves is None or enclave not in enclaves:
             raise NoSuchEnclave(enclave.id)
@@ -274,7 +202,7 @@ def _join(enclave: Enclave, pid: int) -> None:
 
 
 def _watch(enclave: Enclave, as_json: bool, guard: _Guard) -> int:
-    """A line of stats a second until Ctrl-C, SIGTERM, the enclave's end or the kernel's."""
+    """Print a line of stats a second until Ctrl-C, SIGTERM, or the end of the enclave or the core."""
     click.echo(
         f"enclave {enclave.id} is scheduled by {enclave.policy} on CPU {enclave.cpus}; "
         f"add tasks: ghostbpf enclave add {enclave.id} PID; Ctrl-C ends",
@@ -282,7 +210,7 @@ def _watch(enclave: Enclave, as_json: bool, guard: _Guard) -> int:
     )
     before, since = enclave.counters(), time.monotonic()
     while signal.sigtimedwait(termination_signals(), 1.0) is None:
-        guard.look()
+        guard.check()
         if guard.ejected:
             return 1
         if enclave not in Enclaves(enclave.core):
@@ -309,7 +237,7 @@ def _print_stats(enclave: Enclave, before: Counters, now: Counters, seconds: flo
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """For the block, SIGCHLD waits to be asked for; at its end whoever asked us too late to end is forgotten."""
+    """Block SIGCHLD for the block, for sigtimedwait(); afterwards, drop termination signals that came too late."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         yield

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 from ..agents.status_words import StatusWords
 from ..agents.task import HEAD, PREEMPT, Message, MessageType, StatusWord, Task, Transaction, TxnState
+from ..errors import AgentError, UpgradeError
 from ..policy import Option, duration_ns
 from .agent import Agent
-from .agent_process import AgentError, AgentProcess, UpgradeError
+from .agent_process import AgentProcess
 from .cfs import Cfs
 from .edf import Edf
 from .fifo_centralized import FifoCentralized
 from .fifo_per_cpu import FifoPerCpu
 from .options import flag, slice_ns
-from .policy import AgentPolicy, spec_of
+from .policy import AgentPolicy
 from .run_queue import RunQueue
 from .shinjuku import Shinjuku
 from .sol import Sol
+from .spec import spec_of
 
 CFS = spec_of(Cfs)
 EDF = spec_of(Edf)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...hints import Hints
@@ -29,7 +29,8 @@ from ..agents.task import (
     TxnState,
 )
 from ..cpuset import CpuSet
-from ..enclave import Counters, Enclave
+from ..enclave import Enclave
+from ..enclave_view import Counters
 from .agent_cpu import AgentCpu
 from .garbage import Garbage
 
@@ -74,7 +75,7 @@ class Agent:
         self,
         enclave: Enclave,
         spec: AgentPolicySpec,
-        values: dict[str, int],
+        values: Mapping[str, int],
         cpu: int | None = None,
         bank: int | None = None,
         kernel: KernelInterface | None = None,

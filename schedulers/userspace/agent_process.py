@@ -16,14 +16,16 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, Self
 
 from ...loaders.errors import GhostError
 from .. import libc
 from ..agents import AgentPolicySpec, Agents, set_agent_class
 from ..enclave import Enclave, Enclaves
+from ..errors import AgentError
 from ..launch import termination_signals
+from ..policy import PolicyOptions
 from .agent import Agent
 from .task_assigner import TaskAssigner
 
@@ -38,26 +40,6 @@ _TOLD, _TOLD_REASON = 3, "it was told to end"
 _CPU_READY, _CPU_GO, _CPU_IN_CHARGE = b"r", b"g", b"!"
 
 
-class AgentError(GhostError):
-    """The agent of ``enclave`` could not start, or ended, for ``reason``."""
-
-    def __init__(self, enclave: int, reason: str):
-        super().__init__(
-            f"the agent of enclave {enclave} is gone: {reason}",
-            hint=f"its tasks run by the built-in FIFO; for a new agent: ghostbpf run POLICY --enclave {enclave}",
-        )
-        self.enclave, self.reason = enclave, reason
-
-
-class UpgradeError(AgentError):
-    """A new agent of ``enclave`` could not take over, for ``reason``: ``policy`` stays in charge."""
-
-    def __init__(self, enclave: int, reason: str, policy: str):
-        super().__init__(enclave, reason)
-        self.args = (f"the new agent of enclave {enclave} could not start: {reason}",)
-        self.hint, self.policy = f"enclave {enclave} goes on under {policy}, as before", policy
-
-
 class AgentProcess:
     """The agent processes of one enclave, as the loader that started them sees them.
 
@@ -65,8 +47,8 @@ class AgentProcess:
     With ``stay``, they may outlive the loader, and close its standard streams once they are in charge.
     """
 
-    def __init__(self, spec: AgentPolicySpec, values: Mapping[str, int], *, stay: bool = False) -> None:
-        self.spec, self._id, self._is_ready = spec, 0, False
+    def __init__(self, options: PolicyOptions[AgentPolicySpec], *, stay: bool = False) -> None:
+        self.options, self._id, self._is_ready = options, 0, False
         gate, self._gate = os.pipe()
         self._reports, reports = os.pipe()
         sys.stdout.flush()
@@ -76,10 +58,16 @@ class AgentProcess:
         if self.pid == 0:
             os.close(self._gate)
             os.close(self._reports)
-            _run(lambda: _lead(spec, dict(values), gate, reports, stay, parent))
+            _run(lambda: _lead(options.policy, dict(options.values), gate, reports, stay, parent))
         os.close(gate)
         os.close(reports)
         self._status: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def prepare(self, enclave: Enclave, bank: int) -> None:
         """Make it load and try all that it needs to take ``enclave`` over once the policy in ``bank`` is live.

@@ -27,11 +27,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from ..agents import AgentPolicySpec
 from ..agents.task import Task, Transaction, TxnState
 from ..policy import Option
 from .agent import Agent
-from .options import agent_options
 
 
 class AgentPolicy:
@@ -130,10 +128,3 @@ class AgentPolicy:
         """
         self._turn = getattr(self, "_turn", -1) + 1
         return cpus[self._turn % len(cpus)]
-
-
-def spec_of(policy: type[AgentPolicy]) -> AgentPolicySpec:
-    """``policy`` as the registry and the command know it, with the options that every agent has."""
-    options = (*policy.options, *agent_options(fastpath=policy.fastpath, per_cpu=policy.per_cpu))
-    summary = (policy.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-    return AgentPolicySpec(policy.name, summary, options, agent=policy)

@@ -161,19 +161,13 @@ def workload(watched: None) -> Iterator[Workload]:
 @pytest.fixture
 def enclave(watched: None) -> Iterator[MakeEnclave]:
     """``enclave("1-2", "biff", slice="20ms")`` makes an enclave; it is destroyed with the test."""
-    made: list[Enclave] = []
+    with contextlib.ExitStack() as made:
 
-    def make(cpus: str, policy: str | Policy = "biff", **options: str) -> Enclave:
-        with Enclaves.create() as enclaves:
-            chosen = POLICIES[policy] if isinstance(policy, str) else policy
-            made.append(enclaves.new(CpuSet.parse(cpus), chosen, options))
-        return made[-1]
+        def make(cpus: str, policy: str | Policy = "biff", **texts: str) -> Enclave:
+            options = (POLICIES[policy] if isinstance(policy, str) else policy).parse(texts)
+            return made.enter_context(Enclaves.temporary(options, CpuSet.parse(cpus), start_agent=False))
 
-    yield make
-    with Enclaves.change() as enclaves:
-        for one in made:
-            if enclaves is not None and one.id in enclaves.ids():
-                enclaves.get(one.id).destroy()
+        yield make
 
 
 @pytest.fixture
@@ -182,9 +176,10 @@ def agent(enclave: MakeEnclave, quiet: None) -> Iterator[MakeAgent]:
     made: list[Agent] = []
 
     def make(cpus: str, policy: type[AgentPolicy] = Manual, ring_bytes: int = 1 << 20, **options: str) -> Agent:
-        half = spec_of(policy)
+        spec = spec_of(policy)
         options = {"agent-timeout": "10s"} | {name.replace("_", "-"): value for name, value in options.items()}
-        made.append(Agent(enclave(cpus, half, **options), half, half.values(options) | {"ring_bytes": ring_bytes}))
+        values = spec.parse(options).replace(ring_bytes=ring_bytes).values
+        made.append(Agent(enclave(cpus, spec, **options), spec, values))
         made[-1].take_over()
         return made[-1]
 
@@ -194,29 +189,27 @@ def agent(enclave: MakeEnclave, quiet: None) -> Iterator[MakeAgent]:
 
 
 @pytest.fixture
-def agent_process(enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeAgentProcess]:
+def agent_process(watched: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeAgentProcess]:
     """``agent_process("1-3", "fifo_centralized")`` makes an enclave with an agent process, or gives it a new one."""
     # A machine that stands still for seconds makes no agent one that does not listen.
     monkeypatch.setattr("ghostbpf.schedulers.userspace.agent_process._END_TIMEOUT_S", DEADLINE)
-    made: list[AgentProcess] = []
+    with contextlib.ExitStack() as made:
 
-    def make(where: str | Enclave, policy: str | type[AgentPolicy], **options: str) -> tuple[Enclave, AgentProcess]:
-        half = POLICIES[policy] if isinstance(policy, str) else spec_of(policy)
-        assert isinstance(half, AgentPolicySpec)
-        options = {name.replace("_", "-"): value for name, value in options.items()}
-        one = AgentProcess(half, half.values(options))
-        made.append(one)
-        if isinstance(where, Enclave):
-            with Enclaves.change() as enclaves:
-                assert enclaves is not None
-                enclaves.get(where.id).swap(half, options)
-        else:
-            where = enclave(where, half, **options)
-        return where, one.take_over(where)
+        def make(where: str | Enclave, policy: str | type[AgentPolicy], **texts: str) -> tuple[Enclave, AgentProcess]:
+            spec = POLICIES[policy] if isinstance(policy, str) else spec_of(policy)
+            assert isinstance(spec, AgentPolicySpec)
+            options = spec.parse({name.replace("_", "-"): text for name, text in texts.items()})
+            if isinstance(where, Enclave):
+                agent = made.enter_context(AgentProcess(options))
+                with Enclaves.change() as enclaves:
+                    assert enclaves is not None
+                    enclaves.get(where.id).set_policy(options, agent)
+                return where, agent
+            one = made.enter_context(Enclaves.temporary(options, CpuSet.parse(where)))
+            assert isinstance(one.agent_process, AgentProcess)
+            return one, one.agent_process
 
-    yield make
-    for one in made:
-        one.end()
+        yield make
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def spinner(workload: Workload, agent: Agent, cpu: int) -> tuple[Child, Task]:
 def agent_of(one: Agent, cpu: int) -> Agent:
     """The test as the agent of ``cpu`` alone, too, which decides nothing."""
     half = spec_of(Manual)
-    made = Agent(one.enclave, half, half.values({"agent-timeout": "10s"}), cpu=cpu)
+    made = Agent(one.enclave, half, half.parse({"agent-timeout": "10s"}).values, cpu=cpu)
     manual(made)
     home = os.sched_getaffinity(0)
     made.take_over()

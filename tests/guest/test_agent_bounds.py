@@ -154,7 +154,7 @@ def test_gtids_are_not_used_again_by_the_agents_after(workload: Workload, agent_
     before = gtids(one)
     with Enclaves.change() as enclaves:
         assert enclaves is not None
-        enclaves.get(one.id).swap(POLICIES["biff"])
+        enclaves.get(one.id).set_policy(POLICIES["biff"])
     agent_process(one, "fifo_centralized", fastpath="off")
     until(lambda: len(gtids(one)) == len(children), "the next one does")
     assert not before & gtids(one)

@@ -270,7 +270,7 @@ def test_upgrades_under_load_lose_no_task(
         else:
             with Enclaves.change() as enclaves:
                 assert enclaves is not None
-                enclaves.get(one.id).swap(POLICIES[policy])
+                enclaves.get(one.id).set_policy(POLICIES[policy])
             assert one.agent is None
         if before is not None:
             until(lambda agents=before: not agents.check(), "the old agent leaves, and leaves well")

@@ -13,6 +13,7 @@ from command import read_sources_once
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
+from ghostbpf.schedulers.policy_banks import PolicyBanks
 from ghostbpf.schedulers.registry import POLICIES
 from shares import MS, expect_shares, renice, spinners, stopwatch
 from workload import (
@@ -287,7 +288,7 @@ def test_swaps_under_load_lose_no_task(
     print(f"seed {seed}")
     chance = random.Random(seed)
     for number in range(rounds):
-        one.swap(POLICIES[("biff", "cfs_bpf", "rr", "cfs_bpf", "cfs_bpf")[number % 5]])
+        one.set_policy(POLICIES[("biff", "cfs_bpf", "rr", "cfs_bpf", "cfs_bpf")[number % 5]])
         time.sleep(chance.random() * 0.02)
         if number % 5 == 0 or rounds == 2:
             _all_there(one, children)
@@ -303,7 +304,7 @@ def test_upgrades_from_and_to_agents_lose_no_task(workload: Workload, agent_proc
         _all_there(one, children)
         with Enclaves.change() as enclaves:
             assert enclaves is not None
-            enclaves.get(one.id).swap(POLICIES["cfs_bpf"])
+            enclaves.get(one.id).set_policy(POLICIES["cfs_bpf"])
         until(lambda agents=agents: not agents.check(), "the agent leaves, and leaves well")
         _all_there(one, children)
         _, agents = agent_process(one, policy, **options)
@@ -321,8 +322,8 @@ def test_who_waits_when_the_loader_dies_in_a_swap_goes_on(
     for child in children:
         child.progress()
     with monkeypatch.context() as patch:
-        patch.setattr(Enclave, "_hand_over", lambda enclave: None)
-        one.swap(POLICIES[policy])
+        patch.setattr(PolicyBanks, "_finish_draining", lambda banks: None)
+        one.set_policy(POLICIES[policy])
     assert one._record.draining
     _all_there(one, children)
     with Enclaves.change():

@@ -89,7 +89,7 @@ def _life(cpus: str, pids: list[int]) -> None:
         made.add(pid)
     with Enclaves.change() as now:
         assert now is not None
-        now.get(made.id).swap(POLICIES["rr"])
+        now.get(made.id).set_policy(POLICIES["rr"])
     with Enclaves.change() as now:
         assert now is not None
         now.get(made.id).destroy()
@@ -113,7 +113,7 @@ def _use_up(cpus: str, workload: Workload) -> str:
             child = workload.spinner(e)
             child.progress()
             assert child.pid in {task.tid for task in e.tasks()}
-            e.swap(POLICIES["biff" if e.policy == "rr" else "rr"])
+            e.set_policy(POLICIES["biff" if e.policy == "rr" else "rr"])
             child.progress()
             e.destroy()
             assert not in_ext(child.pid)

@@ -19,7 +19,8 @@ from ghostbpf.loaders import libc
 from ghostbpf.schedulers.agents.task import BLOCKED
 from ghostbpf.schedulers.classes import Pusher, SchedulingClass
 from ghostbpf.schedulers.core import constant
-from ghostbpf.schedulers.enclave import Departures, Enclaves
+from ghostbpf.schedulers.enclave import Enclaves
+from ghostbpf.schedulers.enclave_view import Departures
 from ghostbpf.schedulers.tasks import SCHED_EXT
 from ghostbpf.schedulers.userspace import PREEMPT, Transaction, TxnState
 from workload import Child, MakeEnclave, Me, Workload, in_ext, runtime_ns, sched_field, until

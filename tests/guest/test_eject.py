@@ -176,7 +176,7 @@ def test_policy_that_errs_is_thrown_out_with_a_dump_that_names_it(
     (tmp_path / "wrong.bpf.c").write_text(_WRONG)
     e = enclave("1")
     children = [workload.spinner(e) for _ in range(2)]
-    e.swap(Policy("wrong", "queues tasks where there is no queue", directory=tmp_path))
+    e.set_policy(Policy("wrong", "queues tasks where there is no queue", directory=tmp_path))
     ejected = until(e.core.exited)
     assert "0xbad" in str(ejected)
     assert "enclave 1: policy wrong, " in ejected.dump

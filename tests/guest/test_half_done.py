@@ -47,7 +47,7 @@ def test_loader_killed_before_it_could_dismiss_the_agent_of_the_policy_before(
         monkeypatch.setattr(agents_module, "forget", die)
         with Enclaves.change() as enclaves:
             assert enclaves is not None
-            enclaves.get(one.id).swap(POLICIES["rr"])
+            enclaves.get(one.id).set_policy(POLICIES["rr"])
 
     assert fork(swap).wait().status == 137
     assert (one.policy, one.agent, one.task_states()) == ("rr", None, [])
@@ -179,7 +179,7 @@ def test_readers_see_agents_or_none_however_often_they_come_and_go(
             for policy in (half, POLICIES["rr"]):
                 with Enclaves.change() as enclaves:
                     assert enclaves is not None
-                    enclaves.get(one.id).swap(policy)
+                    enclaves.get(one.id).set_policy(policy)
     finally:
         ended.set()
         thread.join()

@@ -101,7 +101,7 @@ def test_table_stays_as_long_as_the_enclave(
     with Hints.open(e.hints_path) as hints:
         hints.set_item(3, tid=1)
     assert e.hints_path.stat().st_mode & 0o777 == 0o600
-    e.swap(POLICIES["biff"])
+    e.set_policy(POLICIES["biff"])
     agent_process(e, earliest)
     with Hints.open(e.hints_path) as hints:
         assert [index for index, _ in hints.updates()] == [3]
@@ -113,7 +113,7 @@ def test_policy_without_hints_has_none(agent_process: MakeAgentProcess) -> None:
     one, _ = agent_process("1", "fifo_centralized")
     assert not one.hints_path.exists()
     half = POLICIES["fifo_centralized"]
-    agent = Agent(one, half, half.values())  # type: ignore[arg-type]
+    agent = Agent(one, half, half.parse().values)  # type: ignore[arg-type]
     with pytest.raises(GhostError, match="fifo_centralized has no hints"):
         agent.hints  # noqa: B018
 

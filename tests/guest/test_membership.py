@@ -66,7 +66,7 @@ def test_children_forked_during_a_swap_follow(workload: Workload, enclave: MakeE
         loops = parents[0].loops
         with Enclaves.change() as enclaves:
             assert enclaves is not None
-            enclaves.get(one.id).swap(POLICIES[("rr", "biff")[turn % 2]])
+            enclaves.get(one.id).set_policy(POLICIES[("rr", "biff")[turn % 2]])
         until(lambda loops=loops: parents[0].loops > loops or not parents[0].alive, "forks go on")
     heads = [workload.spawn(family, one) for _ in range(2)]
     until(lambda: sum(task.comm == "sleep" for task in one.tasks()) == 2, "both families are there")

@@ -60,7 +60,7 @@ def test_slice_is_what_the_option_says(workload: Workload, enclave: MakeEnclave)
     short = loops_per_switch(rr, spinners, 500)  # and not time, which goes on when a virtual CPU is taken away
     with Enclaves.change() as enclaves:
         assert enclaves is not None
-        enclaves.get(rr.id).swap(POLICIES["rr"], {"slice": "200ms"})
+        enclaves.get(rr.id).set_policy(POLICIES["rr"].parse({"slice": "200ms"}))
     assert loops_per_switch(rr, spinners, 1500) > 3 * short
 
 

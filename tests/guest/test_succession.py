@@ -26,7 +26,7 @@ def test_agents_that_ended_leave_room_for_more_than_there_are_cpus(
     e = enclave("1-2", "fifo_centralized")
     child = workload.spinner(e)
     for _ in range(possible_cpus() + 3):
-        agent_process = AgentProcess(FIFO_CENTRALIZED, FIFO_CENTRALIZED.values()).take_over(e)
+        agent_process = AgentProcess(FIFO_CENTRALIZED.parse()).take_over(e)
         assert e.agent.tid == agent_process.pid  # type: ignore[union-attr]
         child.progress()
         end(agent_process)  # type: ignore[operator]

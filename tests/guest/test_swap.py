@@ -75,7 +75,7 @@ def test_200_swaps_under_load_lose_no_task(
     pause = random.Random(seed)
     seq = (sched_ext.SYSFS / "enable_seq").read_text()
     for number in range(_SWAPS):
-        e.swap(BIFF if number % 2 else RR, {"slice": "5ms"})
+        e.set_policy((BIFF if number % 2 else RR).parse({"slice": "5ms"}))
         assert sched_ext.status().state == "enabled"
         time.sleep(pause.random() * 0.01)
     assert (e.swaps, e.policy) == (_SWAPS, "biff")
@@ -106,13 +106,13 @@ def test_waiting_tasks_keep_their_order_across_a_swap(
         hog.progress()
         for index in order:
             sleepers[index].wake()
-        e.swap(after, {"slice": "10s"})
+        e.set_policy(after.parse({"slice": "10s"}))
         assert not workload.said()
         hog.stop()
         said: list[object] = []
         until(lambda said=said: said.extend(workload.said()) or len(said) >= 8)
         assert said == [(index, "ran") for index in order]
-        e.swap(before, {"slice": "10s"})
+        e.set_policy(before.parse({"slice": "10s"}))
 
 
 @_SWAP
@@ -123,13 +123,13 @@ def test_task_that_never_blocks_obeys_the_policy_swapped_in(
     hogs = [workload.spinner(e) for _ in range(2)]
     until(lambda: any(hog.loops for hog in hogs))
     for _ in range(4):
-        e.swap(after, {"slice": "5ms"})
+        e.set_policy(after.parse({"slice": "5ms"}))
         ran = sum(runtime_ns(hog.pid) for hog in hogs)
         for hog in hogs:
             hog.progress()
         # One slice and one tick, of 15 ms together, and not the 10 s of before; the rest is for us to notice.
         assert sum(runtime_ns(hog.pid) for hog in hogs) - ran < 2 * 10**9
-        e.swap(before, {"slice": "10s"})
+        e.set_policy(before.parse({"slice": "10s"}))
     assert sched_ext.status().state == "enabled"
 
 
@@ -137,7 +137,7 @@ def test_task_that_never_blocks_obeys_the_policy_swapped_in(
 def test_swap_pins_the_new_parameters_and_unpins_the_old(enclave: MakeEnclave) -> None:
     e = enclave("1", "biff")
     for number, (policy, bank) in enumerate(((RR, 1), (BIFF, 0), (BIFF, 1)), start=1):
-        e.swap(policy, {"slice": f"{number}ms"})
+        e.set_policy(policy.parse({"slice": f"{number}ms"}))
         assert {path.name for path in e.path.iterdir()} == {f"policy_{bank}"}
         with MmapArray(Map.open(e.path / f"policy_{bank}" / "params"), *policy.params_type) as pinned:
             assert pinned[0].slice_ns == number * 10**6
@@ -148,7 +148,7 @@ def test_swap_pins_the_new_parameters_and_unpins_the_old(enclave: MakeEnclave) -
 def test_swap_of_one_enclave_leaves_the_others_policy_alone(workload: Workload, enclave: MakeEnclave) -> None:
     changed, other = enclave("1", "biff"), enclave("2", "biff")
     children = [workload.spinner(e) for e in (changed, other)]
-    changed.swap(RR)
+    changed.set_policy(RR)
     assert (changed.policy, other.policy, other.swaps) == ("rr", "biff", 0)
     for child in children:
         child.progress()
@@ -239,7 +239,7 @@ def test_policy_with_a_fault_changes_nothing(
     e = enclave("1", "biff")
     child = workload.spinner(e)
     with pytest.raises(kind, match=culprit) as swapped:
-        e.swap(policy)
+        e.set_policy(policy)
     if isinstance(swapped.value, CompileError):
         first = swapped.value.diagnostics[0]
         text = policy.source.read_text().splitlines()

@@ -87,12 +87,12 @@ def naps(me: Me) -> None:
 
 
 def upgrade(enclave: Enclave, policy: type[Fifo], **options: str) -> AgentProcess:
-    half = spec_of(policy)
-    agent_process = AgentProcess(half, half.values(options))
+    parsed = spec_of(policy).parse(options)
+    agent_process = AgentProcess(parsed)
     try:
         with Enclaves.change() as enclaves:
             assert enclaves is not None
-            enclaves.get(enclave.id).swap(half, options, agent_process)
+            enclaves.get(enclave.id).set_policy(parsed, agent_process)
     except BaseException:
         agent_process.end()
         raise
@@ -195,11 +195,11 @@ def test_loader_killed_beside_the_store_that_makes_a_policy_live_leaves_the_old_
             return self
 
     def load() -> None:
-        half = POLICIES["fifo_per_cpu"]
-        dies = Dies(half, half.values({}))  # type: ignore[arg-type]
+        options = POLICIES["fifo_per_cpu"].parse()
+        dies = Dies(options)  # type: ignore[arg-type]
         with Enclaves.change() as enclaves:
             assert enclaves is not None
-            enclaves.get(one.id).swap(half, {}, dies)
+            enclaves.get(one.id).set_policy(options, dies)
 
     assert fork(load).wait().status == 137
     agent = until(lambda: (now := one.agent) and now.tid != (before if moment == "after" else 0) and now, "an agent")

@@ -319,7 +319,7 @@ def test_agents_are_not_enrolled_in_what_they_schedule(
     # One that was in an enclave before it was an agent leaves it.
     half = POLICIES["fifo_centralized"]
     assert isinstance(half, AgentPolicySpec)
-    second = AgentProcess(half, half.values())
+    second = AgentProcess(half.parse())
     try:
         e.add(second.pid)
         second.take_over(e)

@@ -25,7 +25,7 @@ def agent_process() -> Iterator[MakeAgentProcess]:
     with contextlib.ExitStack() as ends:
 
         def make() -> AgentProcess:
-            made = AgentProcess(FIFO_CENTRALIZED, FIFO_CENTRALIZED.values())
+            made = AgentProcess(FIFO_CENTRALIZED.parse())
             ends.callback(made.end)
             return made
 
@@ -46,7 +46,7 @@ def test_upgrade_leaves_the_enclave_without_an_agent_for_no_time(
     with running("enclave", "watch", e.id, "--count", 2, "--json") as watch:
         watch.until(lambda: f"agent {first.pid} is in charge" in watch.err)
         for n, successor in enumerate((second, third), 1):
-            e.swap(FIFO_CENTRALIZED)
+            e.set_policy(FIFO_CENTRALIZED)
             successor.take_over(e)
             watch.until(lambda n=n: watch.out.count("\n") == n)  # type: ignore[misc]
         done = watch.wait()
@@ -73,7 +73,7 @@ def test_ends_the_agent_and_times_the_blackout_until_the_next(
         before = e.counters().switches
         until(lambda: e.counters().switches > before + 3, "the core lets both have turns")
         assert watch.out == ""
-        e.swap(FIFO_CENTRALIZED)
+        e.set_policy(FIFO_CENTRALIZED)
         second.take_over(e)
         done = watch.wait()
     (row,) = map(json.loads, done.out.splitlines())

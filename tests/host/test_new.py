@@ -39,8 +39,8 @@ def test_package_is_a_short_policy_with_an_entry_point(package: Path) -> None:
     assert len(code.splitlines()) <= 60
     assert not any("${" in file.read_text() for file in package.iterdir())
     half = from_file(str(package / "my_policy.py"))
-    assert (half.name, half.values()["slice_ns"]) == ("my_policy", 10_000_000)
-    assert half.values({"slice": "inf"})["slice_ns"] == 0
+    assert (half.name, half.parse().values["slice_ns"]) == ("my_policy", 10_000_000)
+    assert half.parse({"slice": "inf"}).values["slice_ns"] == 0
 
 
 def test_package_is_well_typed_and_formatted(package: Path) -> None:

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel reports about one enclave; nothing here changes it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from . import agents
+from .core import ROOT, Core, Task, constant, text
+from .cpuset import CpuSet
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Sums over all CPUs since the enclave was made; see ``struct counters`` in bpf/abi.h."""
+
+    idle: int
+    queued: int
+    switches: int
+    preempted: int
+    affinity_misses: int
+    runtime_ns: int
+
+
+@dataclass(frozen=True)
+class Departures:
+    """How many tasks left an enclave on their own since it was made; the last ones by tid and name, oldest first."""
+
+    count: int
+    last: tuple[tuple[int, str], ...]
+
+    def since(self, count: int) -> Self:
+        """The departures after the first ``count``."""
+        more = self.count - count
+        return type(self)(more, self.last[-more:] if more else ())
+
+
+class EnclaveView:
+    """One enclave, by ``id``; each property is read from the kernel when it is used."""
+
+    def __init__(self, core: Core, id: int) -> None:
+        self.core, self.id = core, id
+        self._record: Any = core.enclaves[id]
+        #: When the enclave was made, by CLOCK_BOOTTIME; no two enclaves have the same.
+        self.created_ns = int(self._record.created_ns)
+
+    @property
+    def path(self) -> Path:
+        """Its directory in bpffs."""
+        return ROOT / f"enclave_{self.id}"
+
+    @property
+    def hints_path(self) -> Path:
+        """The pin of its hint table, which is made with the first policy that reads hints."""
+        return self.path / "hints"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it still exists; a later enclave with the same id is another one."""
+        return bool(self._record.state == constant("ENCLAVE_ACTIVE") and self._record.created_ns == self.created_ns)
+
+    @property
+    def cpus(self) -> CpuSet:
+        """The CPUs it owns, online or not."""
+        return CpuSet.from_words(self._record.cpus)
+
+    @property
+    def spun_cpu(self) -> int | None:
+        """The CPU on which its agent spins, and which therefore runs no tasks."""
+        spun = self._record.spinner >> 32
+        return int(spun) - 1 if spun else None
+
+    @property
+    def policy(self) -> str:
+        """The name of its live policy."""
+        return text(self._record.policy[self._record.bank])
+
+    @property
+    def agent(self) -> agents.AgentState | None:
+        """Its agent; None if its policy has none."""
+        shared = self._agents()
+        return None if shared is None else shared.state
+
+    def task_states(self) -> list[dict[str, Any]]:
+        """What its agents know of its tasks: tid, state, seconds in it, sequence number; empty without agents."""
+        shared = self._agents()
+        return [] if shared is None else list(shared.task_states())
+
+    def _agents(self) -> agents.Agents | None:
+        return agents.Agents.open(self.id) if self._record.agents[self._record.bank] else None
+
+    @property
+    def nr_tasks(self) -> int:
+        """How many tasks it has."""
+        return len(self.tasks())
+
+    @property
+    def swaps(self) -> int:
+        """How many times its policy was replaced."""
+        return int(self._record.swaps)
+
+    @property
+    def uid(self) -> int:
+        """The user who made it."""
+        return int(self._record.uid)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was made."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - float(self._record.created_ns) / 1e9
+
+    def per_cpu(self) -> dict[int, Counters]:
+        """Its counters by CPU, for each CPU where one is not 0."""
+        rows = {}
+        for cpu, values in enumerate(self.core.counters[self.id]):
+            counters = Counters(*(int(getattr(values, name)) for name in Counters.__dataclass_fields__))
+            if any(vars(counters).values()):
+                rows[cpu] = counters
+        return rows
+
+    def counters(self) -> Counters:
+        """Its counters, all CPUs together."""
+        rows = [list(vars(row).values()) for row in self.per_cpu().values()]
+        return Counters(*map(sum, zip(*rows, strict=True))) if rows else Counters(0, 0, 0, 0, 0, 0)
+
+    def departures(self) -> Departures:
+        """The tasks that left the ext class, and so the enclave, without this program moving them."""
+        record = self.core.departures[self.id]
+        count, kept = int(record.count), len(record.last)
+        last = (record.last[number % kept] for number in range(max(count - kept, 0), count))
+        return Departures(count, tuple((int(task.tid), text(task.comm)) for task in last))
+
+    def tasks(self) -> list[Task]:
+        """Its tasks: in the ext class, or out of it only while priority inheritance lends them another class."""
+        return [task for task in self.core.tasks() if task.enclave == self.id]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two banks of an enclave's policies: one is live, and its successor is loaded into the other beside it.
+
+One store to the enclave's ``bank`` makes the other policy live: there is no instant without a policy, and a loader
+killed before that store leaves the old policy in charge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..hints import Hints
+from ..loaders.maps import Map
+from . import agents
+from .core import Core, constant, make_private, synchronize_rcu
+from .policy import LoadedPolicy, Policy, PolicyOptions
+
+
+class PolicyBanks:
+    """The policy banks of enclave ``id``; ``record`` is its ``struct enclave``, ``path`` its directory in bpffs."""
+
+    def __init__(self, core: Core, id: int, record: Any, path: Path) -> None:
+        self._core, self._id, self._record, self._path = core, id, record, path
+
+    @property
+    def live(self) -> int:
+        """The bank whose policy schedules the enclave."""
+        return int(self._record.bank)
+
+    def load(self, options: PolicyOptions[Policy]) -> LoadedPolicy:
+        """Load a policy for this enclave, into no bank yet."""
+        policy, values = options.policy, options.values
+        compiled = policy.compile()
+        if not policy.is_hinted(compiled):
+            return policy.load(compiled, self._id, self._core.maps, values)
+        # The hint table outlives its policy: applications have it mapped.
+        hints = self._path / "hints"
+        if not hints.exists():
+            make_private(self._path)
+            Hints.create(hints).close()
+        with Map.open(hints) as table:
+            return policy.load(compiled, self._id, {**self._core.maps, "hints": table}, values)
+
+    def fill(self, bank: int, loaded: LoadedPolicy) -> None:
+        """Put a loaded policy into ``bank`` and pin its maps."""
+        self.empty(bank)
+        self._record.policy[bank] = loaded.policy.name.encode()
+        self._record.queues[bank] = loaded.policy.queues
+        self._record.agents[bank] = isinstance(loaded.policy, agents.AgentPolicySpec)
+        for op, program in loaded.programs.items():
+            self._core.slots[op][self._slot(bank)] = program.fd
+        make_private(self._directory(bank))
+        for name, held in loaded.maps.items():
+            held.pin(self._directory(bank) / name)
+
+    def empty(self, bank: int) -> None:
+        """Remove the policy of ``bank``."""
+        for slot in self._core.slots.values():
+            with contextlib.suppress(KeyError):
+                del slot[self._slot(bank)]
+        shutil.rmtree(self._directory(bank), ignore_errors=True)
+
+    def make_live(self, bank: int) -> None:
+        """Replace the live policy by that of ``bank``."""
+        if self._record.queues[1 - bank] and not all(self._record.agents):
+            self._record.draining = 1
+        self._record.bank = bank
+
+    def tidy(self) -> None:
+        """Remove what the live policy does not use: rests of its predecessors, or of a loader that was killed."""
+        if self._directory(1 - self.live).exists():
+            self.empty(1 - self.live)
+        if not self._record.agents[self.live] and agents.has_pins(self._id):
+            self.forget_agents()
+        if self._record.draining:
+            self._finish_draining()
+
+    def forget_agents(self) -> None:
+        """Dismiss the enclave's agents and remove what they share."""
+        agents.forget(self._id)
+        self._record.spinner = 0
+
+    def _finish_draining(self) -> None:
+        # Without a grace period, programs of the previous policy may still queue tasks: the core goes on draining.
+        if synchronize_rcu():
+            self._core.drain(self._id)
+            self._record.draining = 0
+
+    def _directory(self, bank: int) -> Path:
+        return self._path / f"policy_{bank}"
+
+    def _slot(self, bank: int) -> int:
+        return self._id + bank * constant("MAX_ENCLAVES")
