@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make bench``: what the README quotes, measured side by side in one run; medians, and ratios.
+"""``make bench``: the measurements that the README quotes, side by side in one run: medians and ratios.
 
-Each part prints a table, and with --json one object a line. Runs in a guest where the kernel has no sched_ext.
+Each part prints a table, or with --json one object a line. Without sched_ext in the kernel it runs in a guest.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _WORKLOADS = {"messaging": MESSAGING, "pipe": PIPE}
 
 
 def main() -> int:
-    """Run the parts asked for, all by default."""
+    """Run the parts given, by default all."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[[], *_PARTS], help="which parts (default: all)")
-    parser.add_argument("--runs", type=int, default=5, help="measured runs of each (default: 5)")
-    parser.add_argument("--cpus", type=int, default=4, help="CPUs of the guest, where one is needed (default: 4)")
+    parser.add_argument("parts", nargs="*", choices=[[], *_PARTS], help="parts to run (default: all)")
+    parser.add_argument("--runs", type=int, default=5, help="measured runs of each part (default: 5)")
+    parser.add_argument("--cpus", type=int, default=4, help="CPUs of the guest, if one is needed (default: 4)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     arguments = parser.parse_args()
     run = _here if _has_sched_ext() else _in_guest
@@ -64,12 +64,12 @@ def _has_sched_ext() -> bool:
 
 
 def _in_guest(name: str, arguments: argparse.Namespace) -> int:
-    """Each part has a guest of its own, and another where QEMU kills it: only that part is lost."""
+    """Run each part in its own guest, and again if QEMU kills the guest, so that only that part is repeated."""
     options = ["--runs", str(arguments.runs), *(["--json"] if arguments.json else [])]
     bench = ["python3", "-m", "ghostbpf.experiments.bench", *options, name]
     guest = [*_GHOSTBPF, "vm", "--cpus", str(arguments.cpus), "--with-headers", "--", *bench]
     while (status := subprocess.call(guest)) == KILLED_BY_EMULATION:
-        print(f"QEMU killed the guest: {name} begins again in another", file=sys.stderr, flush=True)
+        print(f"QEMU killed the guest: {name} starts again in a new guest", file=sys.stderr, flush=True)
     return status
 
 
@@ -85,13 +85,13 @@ def _here(name: str, arguments: argparse.Namespace) -> int:
 
 
 def start_up(runs: int) -> list[Row]:
-    """From nothing to attached: cold, warm, the whole command, and stock bcc compiling the same policy."""
+    """Time until attached: cold, warm, the whole command, and stock bcc compiling the same policy."""
     columns: tuple[list[float], ...] = ([], [], [], [])
     for run in range(runs + 1):
         with tempfile.TemporaryDirectory() as cache:
             row = in_child(_stock_compile), _attach_in_child(cache), _attach_in_child(cache)
         took = timed([*_GHOSTBPF, "run", "biff", "--", "true"])
-        # The first round pays for the page cache, and under emulation for the translation of the compiler's code.
+        # The first round fills the page cache and, under emulation, translates the compiler's code: not measured.
         if run:
             for column, value in zip(columns, (*row, took), strict=True):
                 column.append(value)
@@ -134,7 +134,7 @@ def ops(runs: int) -> list[Row]:
 def slots(runs: int) -> list[Row]:
     """Biff in the core against the same Biff attached as a struct_ops of its own, in turn.
 
-    The pipe's two tasks stay on one CPU: whether they share one is chance, and weighs more than any slot.
+    The pipe's two tasks are bound to one CPU: whether they share a CPU by chance costs more than a slot.
     """
     rows = []
     for name, workload in (_WORKLOADS | {"pipe": f"taskset -c 1 {_WORKLOADS['pipe']}"}).items():
@@ -149,7 +149,7 @@ def slots(runs: int) -> list[Row]:
 
 
 def swap(runs: int) -> list[Row]:
-    """The longest time in which no task of a busy enclave came on any CPU: with swaps, and without any."""
+    """The longest time without a switch to a task of a busy enclave: with swaps, and without."""
     swapping: list[float] = []
     quiet: list[float] = []
     cost: list[float] = []
@@ -212,8 +212,8 @@ def _direct() -> Iterator[None]:
     params_ffi, struct = POLICIES["biff"].params_type
     MmapArray(module.maps["params"], params_ffi, struct)[0].slice_ns = 50_000_000
     flags = Btf.kernel().enum("scx_ops_flags")
-    wanted = flags["SCX_OPS_SWITCH_PARTIAL"] | flags["SCX_OPS_ENQ_LAST"] | flags["SCX_OPS_ALLOW_QUEUED_WAKEUP"]
-    with sched_ext.attach(module, "biff_", name="biff_direct", fields={"flags": wanted}):
+    ops_flags = flags["SCX_OPS_SWITCH_PARTIAL"] | flags["SCX_OPS_ENQ_LAST"] | flags["SCX_OPS_ALLOW_QUEUED_WAKEUP"]
+    with sched_ext.attach(module, "biff_", name="biff_direct", fields={"flags": ops_flags}):
         yield
     sched_ext.wait_disabled()
 
@@ -227,7 +227,7 @@ def _silent(workload: str) -> list[str]:
 
 
 def _attach_in_child(cache: str) -> float:
-    """Seconds from the first call to attached, with an enclave under Biff, in a process of its own."""
+    """Seconds until the core is attached with an enclave under Biff, in a child process."""
 
     def attach() -> float:
         os.environ["XDG_CACHE_HOME"] = cache
@@ -239,7 +239,7 @@ def _attach_in_child(cache: str) -> float:
 
 
 def _peak_memory() -> float:
-    """MB at most, of the loader alone: its command is this script's own measure of its parent."""
+    """Peak memory in MB of the loader alone, read by the command that it starts."""
     script = "grep VmHWM /proc/$PPID/status"
     done = subprocess.run(
         [*_GHOSTBPF, "run", "biff", "--", "sh", "-c", script], capture_output=True, text=True, check=True
@@ -248,7 +248,7 @@ def _peak_memory() -> float:
 
 
 def _stock_compile() -> float:
-    """Seconds in which the distribution's bcc, as it is, compiles Biff's C with the kernel's headers package."""
+    """Seconds for the distribution's bcc to compile Biff's C with the kernel's headers package."""
     text = _for_stock(source.read(BPF_DIR / "policies" / "biff.bpf.c"))
     script = (
         "import sys, time; from bcc import BPF; began = time.monotonic();"
@@ -261,12 +261,12 @@ def _stock_compile() -> float:
 
 
 def _for_stock(unit: source.Source) -> str:
-    """What bcc lacks of its own, before the same C text: kfunc pointers and sched_ext's constants."""
+    """The same C text, after the kfunc pointers and constants of sched_ext that stock bcc lacks."""
     generated = headers.generate(unit.code, Btf.kernel()).vmlinux_h
     ours = re.compile(r"typedef .*__t\(|static \w+__t \*|#define (HAVE_|SCX_|LINK_)")
-    kept = [line for line in generated.splitlines() if ours.match(line)]
+    declarations = [line for line in generated.splitlines() if ours.match(line)]
     includes = ["#include <linux/sched.h>", "#include <linux/sched/ext.h>", "#define NR_CPU_WORDS 1"]
-    return "\n".join([*includes, *kept, unit.text])
+    return "\n".join([*includes, *declarations, unit.text])
 
 
 if __name__ == "__main__":

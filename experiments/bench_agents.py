@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's parts on agents: what commits and messages cost, policies in Python, and upgrades."""
+"""The benchmark's parts on agents: the cost of commits and messages, policies in Python, and upgrades."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from .measure import Row, in_child, perf, summary
 from .sleeper_pool import SleeperPool, Spinner
 from .wakelat import WakeLatency
 
-#: The CPU of the agent that is measured; the enclave has the others.
+#: The CPU of the measured agent; the enclave has the others.
 _HOME = 0
 _NULL = f"taskset -c {_HOME} perf bench syscall basic -l 500000"
 _NULL_CALLS = 500_000
 _BACKLOGS = (10, 1_000, 10_000)
-#: How many transactions are committed at once, whether as a group, and how often that is timed.
+#: Transactions per commit, whether they are a group, and how often each is timed.
 _BATCHES = {
     "batch of 1": (1, False, 100),
     "batch of 10": (10, False, 40),
@@ -66,17 +66,17 @@ class _Empty(AgentPolicy):
     name = "empty"
 
     def enqueue(self, task: Task) -> None:
-        """Nobody asks it to remember."""
+        """Does nothing."""
 
     def dequeue(self, task: Task) -> None:
-        """There is nothing to forget."""
+        """Does nothing."""
 
     def schedule(self) -> Iterable[Transaction]:
         return ()
 
 
 class _KeepBusy(_Empty):
-    """Lets nothing run but the task ``busy``, by tid, on its CPU; what else is committed is the benchmark's affair."""
+    """Runs only the task ``busy`` (tid, CPU); the benchmark commits all other transactions itself."""
 
     name = "keep_busy"
     busy = 0, 0
@@ -89,7 +89,7 @@ class _KeepBusy(_Empty):
 
 
 def transactions(runs: int) -> list[Row]:
-    """A commit from Python in multiples of a null syscall, by size of the batch and number of tasks that wait."""
+    """The cost of a commit from Python in null syscalls, by size of the batch and number of waiting tasks."""
     null: dict[int, list[float]] = {backlog: [] for backlog in _BACKLOGS}
     python: list[float] = []
     costs: dict[tuple[int, str], list[float]] = {}
@@ -98,12 +98,12 @@ def transactions(runs: int) -> list[Row]:
     for _ in range(runs):
         for backlog in _BACKLOGS:
             with Enclaves.temporary(options, _others(), start_agent=False) as enclave:
-                found = in_child(partial(_commit_costs, enclave, options, backlog))
-            null[backlog].append(found["null"])
-            states.update(found["states"])
-            for batch, cost in found["ns"].items():
+                result = in_child(partial(_commit_costs, enclave, options, backlog))
+            null[backlog].append(result["null"])
+            states.update(result["states"])
+            for batch, cost in result["ns"].items():
                 costs.setdefault((backlog, batch), []).append(cost)
-        python.append(found["python"])
+        python.append(result["python"])
     few = _BACKLOGS[0]
     rows = [summary("null syscall", null[few], "ns"), summary("os.getppid() in Python", python, "ns", null[backlog])]
     rows += [
@@ -130,11 +130,11 @@ def _python_syscall() -> float:
 
 
 def _commit_costs(enclave: Enclave, options: PolicyOptions[AgentPolicySpec], backlog: int) -> dict[str, Any]:
-    """Median nanoseconds of a transaction by kind of its batch, while ``backlog`` tasks wait; and each one's state.
+    """Median nanoseconds per transaction by kind of batch, while ``backlog`` tasks wait, and the transactions' states.
 
-    The tasks go from the queue where all wait to that of a CPU that is busy, so that none runs; and back, unmeasured,
-    by groups that fail. They are the same few each time, or the memory of those that wait would count, and not just
-    their number. The null syscall is timed in the same process's place, beside the same load.
+    The tasks move from the common queue to that of a busy CPU, so that none runs, and back, unmeasured, by groups that
+    fail. The same few tasks are used each time: otherwise cache misses on the waiting tasks would be measured, not
+    their number. The null syscall is timed on the same CPU under the same load.
     """
     os.sched_setaffinity(0, {_HOME})
     *_, target = enclave.cpus
@@ -171,40 +171,40 @@ def _all_waiting(agent: Agent, pid: int, count: int) -> list[Task]:
 
 
 def _timed_batch(agent: Agent, tasks: list[Task], size: int, group: bool, cpu: int, states: Counter[str]) -> float:
-    """Nanoseconds per transaction; whoever was committed waits in the common queue again afterwards."""
+    """Nanoseconds per transaction; afterwards the committed tasks are back in the common queue."""
     batch = [task for task in random.sample(tasks, size) if task.state == WAITING]
-    wanted = [Transaction(task, cpu) for task in batch]
+    transactions = [Transaction(task, cpu) for task in batch]
     began = time.perf_counter_ns()
-    found = agent.commit(wanted, group=group)
+    results = agent.commit(transactions, group=group)
     took = time.perf_counter_ns() - began
-    states.update(state.name for state in found)
-    for half in (batch[::2], batch[1::2]):
-        agent.commit([*(Transaction(task, cpu - 1) for task in half), Transaction(None, -1)], group=True)
+    states.update(state.name for state in results)
+    for group_tasks in (batch[::2], batch[1::2]):
+        agent.commit([*(Transaction(task, cpu - 1) for task in group_tasks), Transaction(None, -1)], group=True)
     agent.turn()
     return took / max(1, len(batch))
 
 
 def messages(runs: int) -> list[Row]:
-    """How fast messages are read, and decisions made; and the agent's CPU time for each."""
+    """Rates of messages read and decisions made, and the agent's CPU time for each."""
     options = spec_of(_Empty).parse({"agent-timeout": "10s"}).replace(**BIG_RING)
     read: list[float] = []
-    told: list[float] = []
+    handled: list[float] = []
     figures: dict[str, list[float]] = {}
     for _ in range(runs):
         with Enclaves.temporary(options, _others(), start_agent=False) as enclave:
-            for rates, through_policy in ((read, False), (told, True)):
+            for rates, through_policy in ((read, False), (handled, True)):
                 rates.append(in_child(partial(_drain_rate, enclave, options, through_policy)))
         for name, value in decisions(FIFO_CENTRALIZED).items():
             figures.setdefault(name, []).append(value)
     return [
         summary("messages read from a ring", read, "/s"),
-        summary("messages read and told to an empty policy", told, "/s", read),
+        summary("messages read and told to an empty policy", handled, "/s", read),
         *(summary(f"fifo_centralized, fast path off: {name}", values, "") for name, values in figures.items()),
     ]
 
 
 def _drain_rate(enclave: Enclave, options: PolicyOptions[AgentPolicySpec], through_policy: bool) -> float:
-    """Messages per second: those of a whole workload, which nobody has read meanwhile."""
+    """Messages per second, for the messages of a whole workload that are read at once afterwards."""
     os.sched_setaffinity(0, {_HOME})
     agent = Agent(enclave, options.policy, options.values)
     agent.take_over()
@@ -224,7 +224,7 @@ def _drain_rate(enclave: Enclave, options: PolicyOptions[AgentPolicySpec], throu
 
 
 def agents(runs: int) -> list[Row]:
-    """perf bench, and wake-to-run latencies, under policies in BPF and in Python against EEVDF, in turn."""
+    """perf bench and wake-to-run latencies under policies in BPF and in Python, against EEVDF, in turn."""
     centralized = POLICIES["fifo_centralized"]
     under: dict[str, Candidate] = {
         EEVDF: None,
@@ -239,7 +239,7 @@ def agents(runs: int) -> list[Row]:
 
 
 def agent_gaps(runs: int) -> list[Row]:
-    """The longest time in which no task of a busy enclave came on a CPU, at hand-overs and not; the agent's memory."""
+    """The longest time without a switch to a task of a busy enclave, also at hand-overs; the agent's memory."""
     gaps: dict[str, list[float]] = {"undisturbed": [], "upgrade": [], "SIGKILL": []}
     memory: dict[str, list[float]] = {}
     for _ in range(runs):
@@ -276,12 +276,12 @@ def _hand_over(enclave: Enclave, gaps: dict[str, list[float]]) -> None:
 
 
 def _upgrade(enclave: Enclave, agent_process: AgentProcess) -> None:
-    """As ``ghostbpf run --enclave`` does it."""
+    """Upgrade as ``ghostbpf run --enclave`` does."""
     enclave.set_policy(agent_process.options, agent_process)
 
 
 def _memory() -> dict[str, float]:
-    """MB of an agent that knows _SLEEPERS tasks."""
+    """Memory in MB of an agent that knows _SLEEPERS tasks."""
     cpus = Topology.from_sysfs().all_cpus
     with (
         SleeperPool(_SLEEPERS, cpus) as pool,
@@ -318,7 +318,7 @@ def _others() -> CpuSet:
 
 
 def _messages(enclave: Enclave) -> int:
-    """How many its agent has read; raises GhostError where some were lost."""
+    """How many messages the agent has read; raises GhostError if messages were lost."""
     if (agent := enclave.agent) is None or agent.lost:
         raise GhostError("the agent ended, or lost messages", hint="run it again")
     return agent.messages

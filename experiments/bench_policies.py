@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's parts on policies: each beside all others, and how an agent's cost grows with tasks and CPUs."""
+"""The benchmark's parts on policies: all side by side, and an agent's cost by number of tasks and CPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .sleeper_pool import SleeperPool
 
 _TASKS = (10, 1_000, 10_000)
 _CPUS = (2, 4, 8)
-#: Decisions that are timed, at least, whatever the number of tasks.
+#: The least number of decisions that are timed.
 _DECISIONS = 2_000
 #: Lines of ghOSt's policy of that name, its headers and its BPF part with it (google/ghost-userspace, 9ca0a1f).
 _GHOST_LINES = {
@@ -34,24 +34,24 @@ _GHOST_LINES = {
     "shinjuku": 1770,
     "sol": 1110,
 }
-#: Files that hold a policy's own logic besides its own; edf and shinjuku have theirs in common.
+#: Modules with logic of a policy besides its own file; edf and shinjuku share theirs.
 _PARTS = {"edf": (central, priority_queue), "shinjuku": (central, priority_queue), "cfs": (fair,)}
 
 
 def policies(runs: int) -> list[Row]:
-    """perf bench and wake-to-run latencies under every policy there is; then what the agents do for each decision."""
+    """perf bench and wake-to-run latencies under every policy; then the agents' work for each decision."""
     under: dict[str, Candidate] = {EEVDF: None} | {name: policy.parse() for name, policy in POLICIES.items()}
     figures: dict[str, list[float]] = {}
     for _ in range(runs):
-        for half in _halves():
-            for name, value in decisions(half).items():
-                figures.setdefault(f"{half.name}, fast path off: {name}", []).append(value)
+        for policy in _agent_policies():
+            for name, value in decisions(policy).items():
+                figures.setdefault(f"{policy.name}, fast path off: {name}", []).append(value)
     rows = compare(under, runs)
     return [*rows, *_delegation(rows), *(summary(name, values, "") for name, values in figures.items())]
 
 
 def _delegation(rows: list[Row]) -> list[Row]:
-    """What it costs that agents decide: cfs against cfs_bpf, which does the same in BPF; ratios of the medians."""
+    """The cost of decisions by agents: cfs against cfs_bpf, the same policy in BPF; ratios of the medians."""
     medians = {row["what"]: row["median"] for row in rows}
     whats = [what.removesuffix(", cfs") for what in medians if what.endswith(", cfs")]
     return [
@@ -61,27 +61,27 @@ def _delegation(rows: list[Row]) -> list[Row]:
 
 
 def scaling(runs: int) -> list[Row]:
-    """An agent's CPU time for a decision, by the number of tasks that wake at once, and of the enclave's CPUs."""
+    """An agent's CPU time per decision, by the number of tasks that wake at once, and of the enclave's CPUs."""
     everything = list(Topology.from_sysfs().all_cpus)
     few, most = _TASKS[0], min(_CPUS[-1], len(everything))
     sizes = [(tasks, most) for tasks in _TASKS] + [(_TASKS[1], cpus) for cpus in _CPUS if cpus < most]
     rows = []
-    for half in _halves():
+    for policy in _agent_policies():
         costs: dict[tuple[int, int], list[float]] = {size: [] for size in sizes}
         for _ in range(runs):
             for tasks, cpus in sizes:
-                cost = _cost(half, tasks, CpuSet(everything[:cpus]))
-                print(f"  {half.name}: {tasks:,} tasks on {cpus} CPUs: {cost:.0f} us", file=sys.stderr, flush=True)
+                cost = _cost(policy, tasks, CpuSet(everything[:cpus]))
+                print(f"  {policy.name}: {tasks:,} tasks on {cpus} CPUs: {cost:.0f} us", file=sys.stderr, flush=True)
                 costs[tasks, cpus].append(cost)
         rows += [
-            summary(f"{half.name}: a decision, {tasks:,} tasks on {cpus} CPUs", cost, "us", costs[few, most])
+            summary(f"{policy.name}: a decision, {tasks:,} tasks on {cpus} CPUs", cost, "us", costs[few, most])
             for (tasks, cpus), cost in costs.items()
         ]
     return rows
 
 
 def sizes(runs: int) -> list[Row]:
-    """Lines of each policy, comments and all: its file, what else is its own logic, and ghOSt's; it takes no runs."""
+    """Lines of each policy, including comments: its file, its other modules, and ghOSt's policy; ``runs`` is unused."""
     rows = []
     for name, policy in POLICIES.items():
         own, parts = _lines(_file(policy)), sum(_lines(Path(part.__file__ or "")) for part in _PARTS.get(name, ()))
@@ -95,24 +95,24 @@ def _lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
-def _halves() -> Iterator[AgentPolicySpec]:
+def _agent_policies() -> Iterator[AgentPolicySpec]:
     return (policy for policy in POLICIES.values() if isinstance(policy, AgentPolicySpec))
 
 
-def _cost(half: AgentPolicySpec, tasks: int, cpus: CpuSet) -> float:
-    """Microseconds of the agents' CPU time per decision, while ``tasks`` wake at once, and again when all have run."""
+def _cost(policy: AgentPolicySpec, tasks: int, cpus: CpuSet) -> float:
+    """The agents' CPU time per decision, in microseconds, while ``tasks`` wake at once, again and again."""
     # A turn with the messages of thousands of tasks may take seconds.
-    options = half.parse({"fastpath": "off", "agent-timeout": "10s"}).replace(**BIG_RING)
+    options = policy.parse({"fastpath": "off", "agent-timeout": "10s"}).replace(**BIG_RING)
     with SleeperPool(tasks, cpus) as pool, Enclaves.temporary(options, cpus) as enclave:
         enclave.add_process(pool.pid)
-        _stampede(pool)  # from now on the agents know each of them
+        _wake_all(pool)  # from now on the agents know every task
         before = Work.of(enclave)
         while (did := Work.of(enclave) - before).committed < _DECISIONS:
-            _stampede(pool)
+            _wake_all(pool)
     return did.cpu_ns / did.committed / 1e3
 
 
-def _stampede(pool: SleeperPool) -> None:
+def _wake_all(pool: SleeperPool) -> None:
     pool.wake()
     pool.all_passed()
 

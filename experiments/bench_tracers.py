@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's part on tracers: each beside the distribution's own tool of the same name, under the same load."""
+"""The benchmark's part on tracers: each against the distribution's tool of the same name, under the same load."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ _FIGURES = {
 
 
 class _DoesNotStart(GhostError):
-    """A tool ended before it traced."""
+    """A tool ended before it began to trace."""
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A tool that traces: what it took to get there, and its programs' ids."""
+    """A tool that is tracing: its start-up time, and its programs' ids."""
 
     seconds: float
     pid: int
     programs: frozenset[int]
 
     def peak_mb(self) -> float:
-        """Its greatest memory so far."""
+        """Its peak memory so far."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def tracers(runs: int) -> list[Row]:
-    """Start-up, memory, time per event and the load's slow-down: no tracer, ours and the distribution's in turn."""
+    """Start-up, memory, time per event and the load's slow-down: no tracer, ours and the distribution's, in turn."""
     rows = []
-    # The first round pays for the page cache, and under emulation for the translation of the compilers' code.
+    # The first round fills the page cache and, under emulation, translates the compilers' code: not measured.
     warm_up = 1
     for tool in _TOOLS:
         theirs = shutil.which(f"{tool}-bpfcc") or shutil.which(f"{tool}-bpfcc", path="/usr/sbin")
@@ -66,7 +66,7 @@ def tracers(runs: int) -> list[Row]:
 def _beside(tool: str, theirs: str, runs: int, warm_up: int) -> list[Row]:
     alone: list[float] = []
     cold: list[float] = []
-    figures: dict[str, dict[str, list[float]]] = {who: {name: [] for name in _FIGURES} for who in ("ours", "theirs")}
+    figures: dict[str, dict[str, list[float]]] = {side: {name: [] for name in _FIGURES} for side in ("ours", "theirs")}
     reason = ""
     for run in range(-warm_up, runs):
         with tempfile.TemporaryDirectory() as cache:
@@ -81,9 +81,9 @@ def _beside(tool: str, theirs: str, runs: int, warm_up: int) -> list[Row]:
         if run >= 0:
             alone.append(base)
             cold.append(started)
-            for who, found in measured:
-                for name, value in found.items():
-                    figures[who][name].append(value)
+            for side, result in measured:
+                for name, value in result.items():
+                    figures[side][name].append(value)
     ours, stock = figures["ours"], figures["theirs"]
     rows = [summary("messaging, no tracer", alone, "s")]
     for name, (what, unit) in _FIGURES.items():
@@ -98,7 +98,7 @@ def _beside(tool: str, theirs: str, runs: int, warm_up: int) -> list[Row]:
 
 
 def _measure(tool: contextlib.AbstractContextManager[_Running]) -> dict[str, float]:
-    """What _FIGURES names, of one run of a tool, while the load runs twice: as it is, and with BPF's statistics."""
+    """The _FIGURES of one run of a tool, while the load runs twice: without, and with BPF's statistics."""
     with tool as running:
         load = perf(_LOAD)
         with bpf_stats():
@@ -122,20 +122,20 @@ def _ours(tool: str, cache: str | None = None) -> contextlib.AbstractContextMana
 
 @contextlib.contextmanager
 def _running(command: list[str], environment: dict[str, str] | None = None) -> Iterator[_Running]:
-    """``command`` for the block, from when it says that it traces until Ctrl-C."""
+    """``command`` for the block, from the moment it begins to trace until Ctrl-C."""
     before = {p["id"] for p in programs()}
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         began = time.monotonic()
         child = subprocess.Popen(
             command,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         )
         try:
-            while _STARTED not in os.pread(said.fileno(), 1 << 16, 0):
+            while _STARTED not in os.pread(output.fileno(), 1 << 16, 0):
                 if child.poll() is not None:
-                    last = os.pread(said.fileno(), 1 << 20, 0).decode(errors="replace").strip().splitlines()
+                    last = os.pread(output.fileno(), 1 << 20, 0).decode(errors="replace").strip().splitlines()
                     raise _DoesNotStart(f"does not start ({next(iter(last[-1:]), 'no reason given')[:60]})")
                 time.sleep(0.005)
             seconds = time.monotonic() - began

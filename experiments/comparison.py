@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedulers side by side, in one run: perf's benchmarks, wake-to-run latencies, and what an agent does meanwhile."""
+"""Schedulers side by side, in one run: perf's benchmarks, wake-to-run latencies, and the work of agents."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .wakelat import Latencies, WakeLatency
 EEVDF = "EEVDF"
 #: A policy, with its options; None is the kernel's own fair class.
 Candidate = PolicyOptions[Policy] | None
-#: A ring with room for the messages of thousands of tasks that wake at once.
+#: Room in the ring for the messages of thousands of tasks that wake at once.
 BIG_RING = {"ring_bytes": 16 << 20}
 
 _PERCENTILES = {"wake-to-run p50": "p50", "wake-to-run p99": "p99", "wake-to-run p99.9": "p999"}
 
 
 def compare(under: Mapping[str, Candidate], runs: int) -> list[Row]:
-    """perf bench and wake-to-run latencies under each of ``under``, in turn; ratios are to the one called EEVDF."""
+    """perf bench and wake-to-run latencies under each of ``under``, in turn; ratios are to EEVDF."""
     took: dict[tuple[str, str], list[float]] = {}
     for _ in range(runs):
         for name, candidate in under.items():
             with joining(candidate) as join:
                 for workload, command in (("messaging", MESSAGING), ("pipe", PIPE)):
                     took.setdefault((workload, name), []).append(perf(command, join))
-                seen = latencies(MESSAGING, join)
+                measured = latencies(MESSAGING, join)
             for what, field in _PERCENTILES.items():
-                took.setdefault((what, name), []).append(getattr(seen, field) / 1e6)
+                took.setdefault((what, name), []).append(getattr(measured, field) / 1e6)
     units = {"messaging": "s", "pipe": "s"} | dict.fromkeys(_PERCENTILES, "ms")
     return [
         summary(f"{what}, {name}", took[what, name], unit, took[what, EEVDF])
@@ -46,7 +46,7 @@ def compare(under: Mapping[str, Candidate], runs: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class Work:
-    """What the agents of an enclave have done since they took over, all together."""
+    """What all agents of an enclave together have done since they took over."""
 
     messages: int
     committed: int
@@ -73,9 +73,9 @@ class Work:
         return Work(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
 
 
-def decisions(half: AgentPolicySpec) -> dict[str, float]:
-    """What the agents did, and used, while they decided everything for a workload."""
-    with Enclaves.temporary(half.parse({"fastpath": "off"})) as enclave:
+def decisions(policy: AgentPolicySpec) -> dict[str, float]:
+    """The agents' work and CPU time while they make every decision for a workload."""
+    with Enclaves.temporary(policy.parse({"fastpath": "off"})) as enclave:
         before = Work.of(enclave)
         seconds = perf(MESSAGING, enclave.add)
         did = Work.of(enclave) - before
@@ -98,6 +98,7 @@ def joining(candidate: Candidate) -> Iterator[Callable[[int], object] | None]:
 
 
 def latencies(workload: str, join: Callable[[int], object] | None) -> Latencies:
+    """The wake-to-run latencies of ``workload``, whose process is given to ``join`` first."""
     with WakeLatency() as latency:
 
         def mark(pid: int) -> None:
@@ -110,5 +111,5 @@ def latencies(workload: str, join: Callable[[int], object] | None) -> Latencies:
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time of a process of one thread."""
+    """The CPU time of a process with one thread."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])

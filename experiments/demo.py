@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make demo``: a real workload under the kernel's own scheduler and under Biff, a live swap, a killed loader.
 
-On a machine whose kernel has sched_ext this runs where it is; elsewhere, in a guest.
+It runs on this machine if the kernel has sched_ext, and in a guest otherwise.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _STARTED = time.monotonic()
 
 
 def main() -> int:
-    """Run the whole demo; 0 if every part of it went as it should."""
+    """Run the demo; 0 if every part succeeded."""
     try:
         sched_ext.status()
     except KernelUnsupported as error:
-        say(f"{error}: booting a guest that has it")
+        say(f"{error}: booting a guest with sched_ext")
         return subprocess.call([*_GHOSTBPF, "vm", "--cpus", "4", "--", "python3", "-m", __spec__.name])
     try:
         return _demo()
@@ -62,7 +62,7 @@ def _demo() -> int:
     before = time.monotonic()
     with Enclaves.temporary(POLICIES["biff"]) as enclave:
         took = time.monotonic() - before
-        say(f"enclave {enclave.id}: {enclave.policy} schedules CPU {enclave.cpus} ({took:.1f} s to get there)")
+        say(f"enclave {enclave.id}: {enclave.policy} schedules CPU {enclave.cpus} (attached in {took:.1f} s)")
         _compare(enclave)
         lost = _swap_live(enclave)
     still_ran = _kill_loader()
@@ -119,7 +119,7 @@ def _swap_live(enclave: Enclave) -> int:
     say(f"replacing the policy {_SWAPS} times while messaging runs")
     with WakeLatency() as latency:
         child = _start(_STEADY, latency, enclave.add_process)
-        # All 160 tasks are there before the first swap.
+        # Wait until all 160 tasks exist before the first swap.
         while latency.read().forks < 160:
             time.sleep(0.01)
         latency.reset_gap()
@@ -160,7 +160,7 @@ def _wait_for_tasks(count: int, loader: subprocess.Popen[bytes]) -> Enclave:
             if most >= count:
                 return enclave
         time.sleep(0.02)
-    raise GhostError(f"the loader ended with status {loader.returncode}, and had {most} tasks of {count} at most")
+    raise GhostError(f"the loader ended with status {loader.returncode}, with at most {most} of {count} tasks")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of the benchmark share: medians and ratios, enclaves, perf's workloads, the kernel's statistics."""
+"""Common parts of the benchmark: medians and ratios, perf's workloads, the kernel's statistics."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Row = dict[str, Any]
 
 
 def summary(what: str, values: list[float], unit: str, against: list[float] | None = None) -> Row:
-    """Median, minimum and maximum; with ``against``, also the median of the ratios, taken pair by pair.
+    """Median, minimum and maximum; with ``against``, also the median of the ratios of each pair.
 
-    Pair by pair, for the machine's speed drifts, and both of a pair drift with it.
+    The machine's speed drifts, and the values of one pair were measured next to each other.
     """
     ratio = statistics.median(a / b for a, b in zip(values, against, strict=True)) if against is not None else None
     return {
@@ -41,21 +41,21 @@ def summary(what: str, values: list[float], unit: str, against: list[float] | No
 
 
 def perf(workload: str, join: Callable[[int], object] | None = None) -> float:
-    """Run a perf benchmark, after ``join`` was given its process; the seconds that it says it took."""
+    """Run a perf benchmark, after ``join`` was called with its pid; returns the seconds that it reports."""
     child = subprocess.Popen(
         ["sh", "-c", f"read go; exec {workload} 2>&1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     if join is not None:
         join(child.pid)
-    said = child.communicate(b"go\n")[0].decode()
-    match = re.search(r"Total time: ([\d.]+)", said)
+    output = child.communicate(b"go\n")[0].decode()
+    match = re.search(r"Total time: ([\d.]+)", output)
     if match is None:
-        raise GhostError(f"{workload} said no time: {said[-200:]}")
+        raise GhostError(f"{workload} reported no time: {output[-200:]}")
     return float(match[1])
 
 
 def in_child(body: Callable[[], Any]) -> Any:
-    """What ``body`` gives, as JSON has it, in a process of its own; raises GhostError where it fails there."""
+    """Call ``body`` in a child process; returns its result, passed as JSON. Raises GhostError if it fails."""
     receiver, sender = os.pipe()
     if not (child := os.fork()):
         status = 1
@@ -68,10 +68,10 @@ def in_child(body: Callable[[], Any]) -> Any:
             os._exit(status)
     os.close(sender)
     with open(receiver) as result:
-        said = result.read()
+        text = result.read()
     if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
         raise GhostError(f"a part of the benchmark ended with status {status}")
-    return json.loads(said)
+    return json.loads(text)
 
 
 def timed(command: list[str]) -> float:
@@ -83,7 +83,7 @@ def timed(command: list[str]) -> float:
 
 @contextlib.contextmanager
 def bpf_stats() -> Iterator[None]:
-    """For the block, the kernel counts each BPF program's runs and their time."""
+    """Let the kernel count the runs of each BPF program and their time, for the block."""
     knob = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = knob.read_text()
     knob.write_text("1")
@@ -94,7 +94,7 @@ def bpf_stats() -> Iterator[None]:
 
 
 def programs() -> list[dict[str, Any]]:
-    """The kernel's BPF programs, as ``bpftool -j prog show`` tells of them."""
+    """The kernel's BPF programs, as ``bpftool -j prog show`` prints them."""
     shown = subprocess.run(["bpftool", "-j", "prog", "show"], capture_output=True, check=True).stdout
-    found: list[dict[str, Any]] = json.loads(shown)
-    return found
+    rows: list[dict[str, Any]] = json.loads(shown)
+    return rows

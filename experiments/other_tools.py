@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the rows of docs/other-tools.md that need more Debian packages than a guest has: a guest of its own gets them.
+"""Checks the rows of docs/other-tools.md whose tools need more Debian packages, in a guest that has them.
 
     python -m ghostbpf.experiments.other_tools [KERNEL]
 
-Three spinners share CPU 1 under Biff, and each tool is asked about them. A row that does not come out as the page
-says is marked, and the exit status is 1. It is not part of the tests: it downloads some 200 MB.
+Three spinners share CPU 1 under Biff, and each tool runs on them. A row that differs from the page is marked, and the
+exit status is 1. This is not part of the tests: it downloads some 200 MB.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGES = ("schedtool", "tuna", "bpftrace")
 _LIMIT_S = 240
 _GUEST_S = 900
 
-#: Tool, how to ask its version, how to ask it ({pid}: a task in an enclave), and the pattern of its answer.
+#: Tool, command for its version, command ({pid}: a task in an enclave), and pattern of the output.
 ROWS = (
     ("schedtool", "dpkg-query -W schedtool", "schedtool {pid}", r"POLICY 7\s+<UNKNOWN>"),
     ("tuna", "tuna --version", "tuna show_threads -t {pid}", r"(?m)^\s*{pid}\s+N\s"),
@@ -38,7 +38,7 @@ ROWS = (
 
 
 def main() -> int:
-    """Boot a guest that has the tools, and run the rows in it; or run them, in there."""
+    """Boot a guest with the tools, and run this there; in that guest, run the rows."""
     if os.environ.get("GHOSTBPF_OTHER_TOOLS"):
         return _rows()
     guest = Guest(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks for the benchmark's parts on agents: thousands that sleep and wake at once, and some that never stop."""
+"""Tasks for the benchmark's parts on agents: thousands that sleep and wake at once, and some that spin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..loaders.errors import GhostError
 from ..schedulers.enclave import Enclave
 
 _STACK_BYTES = 64 << 10
-_PATIENCE_S = 60
+_TIMEOUT_S = 60
 
 
 class _Child:
@@ -39,7 +39,7 @@ class _Child:
 
 
 class Spinner(_Child):
-    """A process of ``enclave`` that uses up CPU ``cpu``; killed at the end of a with block."""
+    """A process of ``enclave`` that spins on CPU ``cpu``; killed at the end of a with block."""
 
     def __init__(self, enclave: Enclave, cpu: int) -> None:
         self.pid = _start([cpu], _spin, enclave.add)
@@ -48,32 +48,32 @@ class Spinner(_Child):
 class SleeperPool(_Child):
     """A process with ``count`` threads on ``cpus``, all asleep until wake(); killed at the end of a with block.
 
-    It is in no enclave: add_process() is for whoever wants that. Raises GhostError where there cannot be so many.
+    It is in no enclave until the caller adds it. Raises GhostError if so many threads cannot be made.
     """
 
     def __init__(self, count: int, cpus: Iterable[int]) -> None:
         self._count = count
-        # In turn, so that nobody passes twice where another has not passed once.
+        # Used in turn, so that no thread passes twice before every thread has passed once.
         self._gates = deque(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE) for _ in range(2))
         self._passed = os.eventfd(0, os.EFD_CLOEXEC)
-        told, tell = os.pipe()
-        self.pid = _start(cpus, lambda: _worker(count, tuple(self._gates), self._passed, tell))
-        os.close(tell)
-        with open(told, "rb") as ready:
+        ready_out, ready_in = os.pipe()
+        self.pid = _start(cpus, lambda: _worker(count, tuple(self._gates), self._passed, ready_in))
+        os.close(ready_in)
+        with open(ready_out, "rb") as ready:
             if not ready.read(1):
-                raise GhostError(f"there cannot be {count} threads")
+                raise GhostError(f"cannot start {count} threads")
 
     def wake(self) -> None:
-        """Have every thread wait for a CPU, all at once; what each does then is to sleep again."""
+        """Wake every thread at once; each then sleeps again."""
         os.eventfd_write(self._gates[0], self._count)
         self._gates.rotate()
 
     def all_passed(self) -> None:
-        """Wait until each has come on a CPU since wake(); raises GhostError where for a minute none does."""
+        """Wait until every thread has run since wake(); raises GhostError if for a minute none does."""
         left = self._count
         while left:
-            if not select.select([self._passed], [], [], _PATIENCE_S)[0]:
-                raise GhostError(f"{left} of {self._count} threads do not come on a CPU")
+            if not select.select([self._passed], [], [], _TIMEOUT_S)[0]:
+                raise GhostError(f"{left} of {self._count} threads do not get a CPU")
             left -= os.eventfd_read(self._passed)
 
     def __exit__(self, *details: Any) -> None:
@@ -83,28 +83,28 @@ class SleeperPool(_Child):
 
 
 def _start(cpus: Iterable[int], body: Callable[[], object], join: Callable[[int], object] | None = None) -> int:
-    """A process that runs ``body`` on ``cpus`` once ``join`` was given its pid, and ends with this one."""
-    go, let_go = os.pipe()
+    """A process that runs ``body`` on ``cpus``, after ``join`` was called with its pid; it ends with this process."""
+    gate_out, gate_in = os.pipe()
     if not (pid := os.fork()):
-        _run(go, cpus, body)
-    os.close(go)
+        _run(gate_out, cpus, body)
+    os.close(gate_out)
     try:
         if join is not None:
             join(pid)
-        os.write(let_go, b"!")
+        os.write(gate_in, b"!")
     except BaseException:
         _kill(pid)
         raise
     finally:
-        os.close(let_go)
+        os.close(gate_in)
     return pid
 
 
-def _run(go: int, cpus: Iterable[int], body: Callable[[], object]) -> NoReturn:
+def _run(gate: int, cpus: Iterable[int], body: Callable[[], object]) -> NoReturn:
     try:
         libc.set_death_signal(signal.SIGKILL)
         os.sched_setaffinity(0, cpus)
-        os.read(go, 1)
+        os.read(gate, 1)
         body()
     finally:
         os._exit(1)
@@ -120,21 +120,21 @@ def _spin() -> None:
         pass
 
 
-def _worker(count: int, gates: tuple[int, ...], passed: int, tell: int) -> None:
+def _worker(count: int, gates: tuple[int, ...], passed: int, ready: int) -> None:
     threading.stack_size(_STACK_BYTES)
-    # Those that wait for the interpreter sleep until it is free; by default each of them would wake every 5 ms.
-    sys.setswitchinterval(_PATIENCE_S)
-    there: list[None] = []
+    # Threads that wait for the interpreter lock wake every switch interval, 5 ms by default: avoid that.
+    sys.setswitchinterval(_TIMEOUT_S)
+    started: list[None] = []
 
-    def one() -> None:
-        there.append(None)
+    def thread() -> None:
+        started.append(None)
         for gate in itertools.cycle(gates):
             os.eventfd_read(gate)
             os.eventfd_write(passed, 1)
 
     for _ in range(count - 1):
-        _thread.start_new_thread(one, ())
-    while len(there) < count - 1:
+        _thread.start_new_thread(thread, ())
+    while len(started) < count - 1:
         time.sleep(0.01)
-    os.write(tell, b"!")
-    one()
+    os.write(ready, b"!")
+    thread()

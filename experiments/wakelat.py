@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wake-to-run latency of one process tree, under whatever scheduler runs it; see bpf/tracers/wakelat.bpf.c."""
+"""Wake-to-run latency of one process tree under any scheduler; see bpf/tracers/wakelat.bpf.c."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TRACEPOINTS = {
 
 @dataclass(frozen=True)
 class Latencies:
-    """What one measurement saw; times in ns."""
+    """The result of one measurement; times in ns."""
 
     switches: int
     forks: int
@@ -60,7 +60,7 @@ class WakeLatency:
         self._module.close()
 
     def mark(self, pid: int) -> None:
-        """Watch task ``pid`` and all that it will fork."""
+        """Measure task ``pid`` and its future descendants."""
         pidfd = os.pidfd_open(pid)
         try:
             self._marks[pidfd] = {}
@@ -74,11 +74,11 @@ class WakeLatency:
 
     @property
     def longest_gap(self) -> int:
-        """The longest time, in ns, in which no marked task came on a CPU."""
+        """The longest time, in ns, without a switch to a marked task."""
         return int(self._totals[0].longest_gap_ns)
 
     def read(self) -> Latencies:
-        """What was seen so far."""
+        """The result so far."""
         counts = [sum(self._waits[bucket]) for bucket in range(len(self._waits))]
         total = self._totals[0]
         return Latencies(
@@ -95,11 +95,11 @@ class WakeLatency:
 
 
 def _percentile(counts: list[int], share: float) -> int:
-    """The upper edge, in ns, of the bucket in which the percentile falls; 0 where nothing was counted."""
-    wanted, seen = share * sum(counts), 0
+    """The upper edge, in ns, of the percentile's bucket; 0 without counts."""
+    target, seen = share * sum(counts), 0
     for bucket, count in enumerate(counts):
         seen += count
-        if count and seen >= wanted:
+        if count and seen >= target:
             return _upper_edge(bucket)
     return 0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that may use none of their enclave's CPUs: the core runs them elsewhere, by its built-in FIFO."""
+"""Tasks that may use none of their enclave's CPUs; the core's built-in FIFO runs them outside the enclave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .processes import ProcTask
 
 
 def allowed(tid: int) -> CpuSet | None:
-    """The online CPUs that task ``tid`` may use; None where it is gone."""
+    """The online CPUs that task ``tid`` may use; None if it has ended."""
     try:
         return CpuSet(os.sched_getaffinity(tid))
     except ProcessLookupError:
@@ -23,19 +23,19 @@ def allowed(tid: int) -> CpuSet | None:
 
 
 def excludes(tid: int, cpus: CpuSet) -> CpuSet | None:
-    """The CPUs that task ``tid`` may use, where none of ``cpus`` is among them; else None."""
+    """The CPUs that task ``tid`` may use, if ``cpus`` has none of them; else None."""
     own = allowed(tid)
     return own if own is not None and not own & cpus else None
 
 
 def check(tid: int, enclave: Enclave) -> None:
-    """Raise NoUsableCpu where task ``tid`` may use none of the CPUs of ``enclave``."""
+    """Raise NoUsableCpu if task ``tid`` may use none of the CPUs of ``enclave``."""
     if (own := excludes(tid, enclave.cpus)) is not None:
         raise NoUsableCpu(enclave.id, str(enclave.cpus), str(own), cpuset_that_excludes(tid, enclave.cpus))
 
 
 def cpuset_that_excludes(tid: int, cpus: CpuSet) -> str | None:
-    """The cgroup whose cpuset takes all of ``cpus`` from task ``tid``; None where its affinity alone does."""
+    """The cgroup whose cpuset excludes all of ``cpus`` for task ``tid``; None if its affinity alone does."""
     try:
         cgroup, root = ProcTask(tid).cgroup, mount_point()
     except (OSError, GhostError):

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Putting tasks into an enclave by rule: those there are, and those to come.
+"""Moving tasks into an enclave by rule: existing tasks and new ones.
 
     with ProcessEvents() as events:
         for outcome in AutoJoin(enclave, Rule(comms=("nginx*",)), events).follow(stop):
             print(outcome)
 
-The kernel's process events say when to look at a task; whether it is meant is then read from /proc, so an event that
-comes late does no harm. Where events were lost, all tasks are looked at again. There is no event for a move to another
-cgroup: the cgroups of a rule are looked at once in a while; and so is everything, where there are no events at all.
+The kernel's process events say when to check a task; /proc then says whether it matches, so a late event does no harm.
+After lost events all tasks are scanned. No event reports a move between cgroups: a rule's cgroups are scanned
+periodically. Without any events all tasks are.
 
-Left alone is this process, and whoever is an enclave's agent: an agent must not wait for the tasks that it schedules.
+This process and the agents of enclaves never join: an agent must not wait for the tasks that it schedules.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Task ``tid`` joined, or could not for ``error``; ``cause`` is the event that had us look at it, or a scan."""
+    """Task ``tid`` joined, or could not for ``error``; ``cause`` is the event, or "scan", that led to it."""
 
     tid: int
     pid: int
@@ -46,18 +46,18 @@ class Outcome:
 
 
 class AutoJoin:
-    """Enrols in ``enclave`` what fits ``rule``, told by ``events``; each ``period`` of seconds, what no event tells."""
+    """Moves tasks that match ``rule`` into ``enclave``, on ``events`` and by a scan every ``period`` seconds."""
 
     def __init__(self, enclave: Enclave, rule: Rule, events: ProcessEvents | None = None, *, period: float = 1.0):
         self.enclave, self.rule, self._events, self._period = enclave, rule, events, period
-        #: How often events were lost, and all tasks looked at again for that.
+        #: How often events were lost, and all tasks were scanned for that.
         self.resyncs = 0
-        # Since when each task is in the enclave, or ought to be, for that is where its children then belong.
+        # When each task joined, or should have: its later children are in the enclave as well.
         self._since: dict[int, int] = {}
         self._refused: set[int] = set()
 
     def once(self) -> Iterator[Outcome]:
-        """Enrol what there is, until no more of it shows: a fork that is under way has a child later."""
+        """Move the tasks that match now, until a scan finds no new one: a fork under way shows its child later."""
         seen: set[int] = set()
         forking: set[int] = set()
         while (new := [outcome for outcome in self.scan() if outcome.tid not in seen]) or forking:
@@ -67,11 +67,11 @@ class AutoJoin:
             forking = self.enclave.core.forking() & (forking | tids)
 
     def follow(self, stop: int) -> Iterator[Outcome]:
-        """Enrol until ``stop`` is readable, what is there at first; raises NoSuchEnclave when that goes."""
-        waits_for = [stop] if self._events is None else [stop, self._events.fileno()]
+        """Move existing and new tasks until ``stop`` is readable; raises NoSuchEnclave when the enclave is gone."""
+        fds = [stop] if self._events is None else [stop, self._events.fileno()]
         yield from self.scan()
         scanned = time.monotonic()
-        while stop not in (ready := select.select(waits_for, [], [], self._period)[0]):
+        while stop not in (ready := select.select(fds, [], [], self._period)[0]):
             if ready:
                 yield from self.handle()
             if time.monotonic() - scanned >= self._period:
@@ -81,16 +81,16 @@ class AutoJoin:
                 scanned = time.monotonic()
 
     def scan(self, cause: str = "scan") -> Iterator[Outcome]:
-        """Look at every task that there is."""
+        """Check every task."""
         now = time.monotonic_ns()
         inside = self._inside()
         self._since = dict.fromkeys(inside, now)
         candidates = self.rule.candidates()
         self._refused &= candidates
-        yield from self._enrol({tid: cause for tid in candidates - inside if self.rule.fits_now(tid, candidates)})
+        yield from self._join({tid: cause for tid in candidates - inside if self.rule.fits_now(tid, candidates)})
 
     def handle(self) -> Iterator[Outcome]:
-        """Look at the tasks that events have come of."""
+        """Check the tasks for which events have come."""
         assert self._events is not None
         events, lost = self._events.read()
         inside = self._inside()
@@ -100,17 +100,17 @@ class AutoJoin:
                 self._forget(event.tid)
             elif self._inherits(event):
                 children.add(event.tid)
-        causes = {tid: why for tid, why in _causes(events).items() if tid not in inside}
-        # One walk over the cgroups for all these tasks, if any of them has to be looked at.
+        causes = {tid: cause for tid, cause in _causes(events).items() if tid not in inside}
+        # One walk over the cgroups for all these tasks, and none if only children of members are new.
         members = self.rule.candidates() if self.rule.cgroups and causes.keys() - children else None
         fits = {tid for tid in causes if tid in children or self.rule.fits_now(tid, members)}
-        yield from self._enrol({tid: why for tid, why in causes.items() if tid in fits})
+        yield from self._join({tid: cause for tid, cause in causes.items() if tid in fits})
         if lost:
             self.resyncs += 1
             yield from self.scan("resync")
 
     def _inherits(self, event: ProcessEvent) -> bool:
-        """Whether it is a fork by a task of the enclave; where it had begun when that joined, its child is outside."""
+        """Whether it is a fork by a member; a fork that began before its task joined leaves the child outside."""
         since = self._since.get(event.parent)
         if since is None or since > event.at_ns or policy_of(event.parent) not in (SCHED_EXT, None):
             return False
@@ -121,21 +121,21 @@ class AutoJoin:
         self._since.pop(tid, None)
         self._refused.discard(tid)
 
-    def _enrol(self, causes: dict[int, str]) -> Iterator[Outcome]:
+    def _join(self, causes: dict[int, str]) -> Iterator[Outcome]:
         if not causes:
             return
         outcomes = []
         with locked():
             self._check()
-            apart = {os.getpid()} | _agents(self.enclave)
+            excluded = {os.getpid()} | _agents(self.enclave)
             for tid, cause in causes.items():
                 try:
                     task = ProcTask(tid)
-                    if task.pid not in apart:
+                    if task.pid not in excluded:
                         outcomes.append(self._add(task, cause))
                 except OSError:
-                    self._since.pop(tid, None)  # it is gone
-            # One that became an agent meanwhile left the enclave for that, but perhaps before it was put there.
+                    self._since.pop(tid, None)  # it has ended
+            # A task that became an agent meanwhile left the class, but perhaps before it was moved in here.
             for tid in _agents(self.enclave) & causes.keys():
                 with contextlib.suppress(TaskError):
                     set_agent_class(tid, self.enclave.core)
@@ -155,18 +155,17 @@ class AutoJoin:
         return Outcome(task.tid, pid, comm, cause, error)
 
     def left_out(self) -> dict[int, str]:
-        """The processes that fit and are not in the enclave, by pid, and their names; agents are none of them.
+        """The names of the processes that match and are not in the enclave, by pid.
 
-        Nor are this process and those that it descends from: they are not meant to be scheduled. Of a process its first
-        thread is looked at, for there may be many.
+        Agents, this process and its ancestors are excluded. Only the first thread of a process is checked.
         """
-        apart = {os.getpid(), *ProcTask(os.getpid()).ancestors} | _agents(self.enclave) | self._inside()
-        found = {}
+        excluded = {os.getpid(), *ProcTask(os.getpid()).ancestors} | _agents(self.enclave) | self._inside()
+        names = {}
         for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdecimal()):
-            if pid not in apart and self.rule.fits_now(pid):
+            if pid not in excluded and self.rule.fits_now(pid):
                 with contextlib.suppress(OSError):
-                    found[pid] = ProcTask(pid).comm
-        return found
+                    names[pid] = ProcTask(pid).comm
+        return names
 
     def _inside(self) -> set[int]:
         return {task.tid for task in self.enclave.tasks()}
@@ -177,7 +176,7 @@ class AutoJoin:
 
 
 def _causes(events: Iterable[ProcessEvent]) -> dict[int, str]:
-    """The tasks to look at, and why; what a process does goes for all its threads."""
+    """The tasks to check, each with its event; an event of a process counts for all its threads."""
     causes: dict[int, str] = {}
     for event in events:
         if event.kind == "exit":
@@ -189,7 +188,9 @@ def _causes(events: Iterable[ProcessEvent]) -> dict[int, str]:
 
 
 def _agents(enclave: Enclave) -> set[int]:
-    """Every agent of every enclave, as far as it is in this process's pid namespace."""
-    there = (Agents.open(one.id) for one in Enclaves(enclave.core))
-    tids = (int(channel.tid) for agents in there if agents is not None for channel in agents.channels if channel.tid)
+    """The agents of all enclaves that are in this process's pid namespace."""
+    all_agents = (Agents.open(other.id) for other in Enclaves(enclave.core))
+    tids = (
+        int(channel.tid) for agents in all_agents if agents is not None for channel in agents.channels if channel.tid
+    )
     return set(pids.to_local(tids).values())

@@ -29,7 +29,7 @@ _REAL_TIME = ("fifo", "rr")
 
 @dataclass(frozen=True)
 class SchedulingClass:
-    """A scheduling policy by ``name``, with the ``priority`` that fifo and rr have."""
+    """A scheduling policy by ``name``; fifo and rr have a ``priority``."""
 
     name: str
     priority: int = 0
@@ -41,7 +41,7 @@ class SchedulingClass:
         if name == "deadline":
             raise ValueError("deadline takes a budget that suits each task: chrt --deadline, one task at a time")
         if name not in _POLICIES:
-            raise ValueError(f'there is no class "{name}": ext, other, batch, idle, fifo:PRIO and rr:PRIO there are')
+            raise ValueError(f'there is no class "{name}": choose ext, other, batch, idle, fifo:PRIO or rr:PRIO')
         if name not in _REAL_TIME:
             if colon:
                 raise ValueError(f"{name} has no priority")
@@ -53,7 +53,7 @@ class SchedulingClass:
 
     @classmethod
     def of(cls, tid: int) -> Self | None:
-        """The class that a task is set to; None where it is gone."""
+        """The class that is set for a task; None if it has ended."""
         if (policy := policy_of(tid)) is None:
             return None
         name = _NAMES.get(policy, f"policy {policy}")
@@ -67,17 +67,17 @@ class SchedulingClass:
 
 
 class Pusher:
-    """Moves tasks to class ``target``, into ``enclave`` where that is ext."""
+    """Moves tasks to class ``target``; for ext, into ``enclave``."""
 
     def __init__(self, target: SchedulingClass, enclave: Enclave | None = None) -> None:
         self.target, self.enclave, self._core = target, enclave, None
-        # Without the right to open the core there is no part in an enclave that schedules everything.
+        # A process that may not open the core does without the bookkeeping of enclaves.
         with contextlib.suppress(GhostError):
             if enclave is None and (enclaves := Enclaves.open()) is not None:
                 self._core = enclaves.core
 
     def push(self, tid: int) -> bool:
-        """Move task ``tid``; False where it was there already. Raises TaskError, and NoSuchEnclave when that goes."""
+        """Move task ``tid``; False if it was there already. Raises TaskError, and NoSuchEnclave if that is gone."""
         if self.enclave is not None:
             return self._push_into(self.enclave, tid)
         if SchedulingClass.of(tid) == self.target:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The core in the kernel: attaching it, finding it again through its pins, detaching it.
+"""The core in the kernel: attaching it, opening it through its pins, detaching it.
 
-``/sys/fs/bpf/ghostbpf/core`` holds its maps, two programs, and, pinned last, its link. No link pin, no core:
-whatever else is there is then the rest of a loader that died, and the next one clears it away. There is no
-daemon; the pins are the state, and one lock on bpffs makes changes to them one at a time.
+``/sys/fs/bpf/ghostbpf/core`` holds its maps, its programs and, pinned last, its link. Without the link's pin there is
+no core, and the other pins are the rest of a killed loader, which the next loader removes. There is no daemon: the pins
+are the state, and one lock on bpffs serializes changes to them.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _CALLS = ("call_join", "call_set_stray", "call_hand_over", "call_release")
 
 @functools.cache
 def ffi() -> Any:
-    """An FFI that knows bpf/abi.h."""
+    """An FFI with the types of bpf/abi.h."""
     return abi.load(BPF_DIR / "abi.h")
 
 
 def text(chars: Any) -> str:
-    """A char array of the kernel's as str."""
+    """A char array of the kernel as str."""
     return bytes(ffi().string(chars)).decode(errors="replace")
 
 
@@ -71,9 +71,9 @@ def constant(name: str) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """A task in the ext class; ``enclave`` is 0 where it is in none, ``cpu`` where it ran last.
+    """A task in the ext class; ``enclave`` is 0 if it is in none, ``cpu`` is the one it ran on last.
 
-    ``elsewhere``: none of its enclave's CPUs may run it now, so the core's built-in FIFO runs it outside them.
+    ``elsewhere``: it may use none of its enclave's CPUs now, so the core's built-in FIFO runs it outside them.
     ``original`` is the policy, with its real-time priority, that it had before it joined.
     """
 
@@ -89,7 +89,7 @@ class Task:
 
 
 class Core:
-    """The attached core. Its maps are views of kernel memory; ``link`` keeps it attached until it is pinned."""
+    """The attached core. Its maps are views of kernel memory; until pin(), ``link`` keeps it attached."""
 
     def __init__(self, maps: dict[str, Map], programs: dict[str, Program], tasks: TaskIterator, link: StructOps):
         self.maps, self.link = maps, link
@@ -100,13 +100,13 @@ class Core:
         self.counters = PerCpuArray(maps["counters"], ffi(), "struct counters")
         self.departures = MmapArray(maps["departures"], ffi(), "struct departures")
         self.slots = {op: Hash(maps[f"slot_{op}"], ffi(), "u32", "u32") for op in OPS}
-        self._watches: dict[str, Handle] = {}
+        self._tracepoints: dict[str, Handle] = {}
 
     @classmethod
     def attach(cls, *, full: bool = False) -> Self:
-        """Attach a new core, in full mode with every task of the fair class in it, or else in partial mode.
+        """Attach a new core: in full mode it has every task of the fair class, in partial mode those of SCHED_EXT.
 
-        It is gone with this process until pin(). Raises SchedulerBusy, AttachError, KernelUnsupported.
+        Without pin(), it ends with this process. Raises SchedulerBusy, AttachError, KernelUnsupported.
         """
         before = sched_ext.status()
         if before.state == "disabling" and sched_ext.wait_disabled():
@@ -117,29 +117,29 @@ class Core:
         module = Module(obj, constants={"full_mode": int(full)})
         _prepare(module, full)
         flags = Btf.kernel().enum("scx_ops_flags")
-        # Without ENQ_EXITING and ENQ_MIGRATION_DISABLED the kernel puts such tasks straight on their CPU's local queue:
-        # no policy knows of them, and re-enqueueing the local queue returns them to it until the kernel ends the core.
-        wanted = ["SCX_OPS_ENQ_LAST", "SCX_OPS_ENQ_EXITING", "SCX_OPS_ENQ_MIGRATION_DISABLED"]
-        wanted += ["SCX_OPS_ALLOW_QUEUED_WAKEUP"]
-        wanted += [] if full else ["SCX_OPS_SWITCH_PARTIAL"]
+        # Without ENQ_EXITING and ENQ_MIGRATION_DISABLED the kernel inserts such tasks into their CPU's local queue
+        # itself, unknown to the policy; re-enqueueing that queue returns them to it until the kernel ejects the core.
+        names = ["SCX_OPS_ENQ_LAST", "SCX_OPS_ENQ_EXITING", "SCX_OPS_ENQ_MIGRATION_DISABLED"]
+        names += ["SCX_OPS_ALLOW_QUEUED_WAKEUP"]
+        names += [] if full else ["SCX_OPS_SWITCH_PARTIAL"]
         try:
             link = sched_ext.attach(
                 module,
                 "core_",
                 name=NAME,
                 fields={
-                    "flags": sum(flags.get(flag, 0) for flag in wanted),
+                    "flags": sum(flags.get(flag, 0) for flag in names),
                     "timeout_ms": TIMEOUT_MS,
                     "exit_dump_len": DUMP_BYTES,
                 },
             )
         except AttachError as error:
             raise _exit_record(module.maps["exit_info"]) or error from None
-        watches = [name for name in obj.functions if name.startswith("tp_")]
+        tracepoints = [name for name in obj.functions if name.startswith("tp_")]
         targets = {
             **dict.fromkeys(_CALLS, Target.syscall()),
             "iter_tasks": Target.iterator("task"),
-            **{name: Target.tracepoint(name.removeprefix("tp_")) for name in watches},
+            **{name: Target.tracepoint(name.removeprefix("tp_")) for name in tracepoints},
         }
         programs = module.load_all({name: (name, target) for name, target in targets.items()})
         core = cls(
@@ -148,28 +148,27 @@ class Core:
             TaskIterator.attach(programs["iter_tasks"]),
             link,
         )
-        core._watches = {name: Link.tracepoint(programs[name]) for name in watches}
+        core._tracepoints = {name: Link.tracepoint(programs[name]) for name in tracepoints}
         return core
 
     def pin(self) -> None:
-        """Make it outlive this process; the link's pin comes last, and is what counts."""
+        """Make it outlive this process; the link is pinned last, which commits the rest."""
         make_private(CORE)
         for name, held in self.maps.items():
             held.pin(CORE / name)
         for name, program in self._programs.items():
             program.pin(CORE / name)
         self._tasks.pin(CORE / "iter_tasks")
-        for name, link in self._watches.items():
+        for name, link in self._tracepoints.items():
             link.pin(CORE / name)
         self.link.pin(CORE / "link")
-        self._stop_watching()
+        self._close_tracepoints()
 
     @classmethod
     def open(cls) -> Self | None:
-        """The core that is attached and pinned; None where there is none.
+        """The core that is attached and pinned; None if there is none.
 
-        Raises Ejected where the kernel has thrown it out and its pins still tell why, StalePins where the pins
-        are those of another version, and PermissionMissing.
+        Raises Ejected if the kernel has ejected it, StalePins if another version made the pins, and PermissionMissing.
         """
         while (pinned := _pinned_link()) is not None:
             try:
@@ -178,7 +177,7 @@ class Core:
                 if _pinned_link() == pinned:
                     raise
             else:
-                # Else another core was pinned meanwhile, and some of the maps may be that one's.
+                # If the pin changed, another core was pinned meanwhile, and some of the maps may be its.
                 if _pinned_link() == pinned:
                     return core
         return None
@@ -191,7 +190,7 @@ class Core:
             if (ejected := _exit_record(maps["exit_info"])) is not None:
                 raise ejected
             if _has_exited(maps["exit_info"]):
-                return None  # by a loader that died before it could clear the pins, too
+                return None  # detached by a loader that was killed before it removed the pins
             core = cls(
                 maps,
                 {name: Program(open_pinned(CORE / name)) for name in _CALLS},
@@ -209,38 +208,38 @@ class Core:
 
     @property
     def full(self) -> bool:
-        """Whether every task of the fair class is in it."""
+        """Whether it is in full mode: every task of the fair class is in it."""
         return bool(self.state.default_enclave)
 
     def join(self, tid: int, enclave: int, generation: int) -> tuple[int, int, int]:
-        """Mark task ``tid`` as one of ``enclave`` (0: of none).
+        """Record task ``tid`` as a member of ``enclave`` (0: of none).
 
-        Gives 0 or a negative errno, and the enclave and generation that it had before.
+        Returns 0 or a negative errno, and the enclave and generation that it had before.
         """
         arguments = {"tid": pids.to_initial(tid), "enclave": enclave, "generation": generation}
         record = ffi().new("struct join_args *", arguments)
-        result, left = self._programs["call_join"].run(bytes(ffi().buffer(record)))
-        before = ffi().from_buffer("struct join_args *", left)
+        result, output = self._programs["call_join"].run(bytes(ffi().buffer(record)))
+        before = ffi().from_buffer("struct join_args *", output)
         return result, before.enclave, before.generation
 
     def release(self, tid: int) -> None:
-        """Announce that this process takes task ``tid`` out of the class: it does not leave by itself."""
+        """Announce that this process moves task ``tid`` out of the class, so that it is not counted as a departure."""
         record = ffi().new("struct join_args *", {"tid": pids.to_initial(tid)})
         self._programs["call_release"].run(bytes(ffi().buffer(record)))
 
     def set_stray(self, enclave: int, on: bool) -> int:
-        """Have every CPU serve ``enclave``'s queue, or only its own again; how many tasks wait there."""
+        """Let every CPU serve ``enclave``'s queue, or only its own CPUs again; returns how many tasks wait there."""
         record = ffi().new("struct join_args *", {"tid": int(on), "enclave": enclave})
         return self._programs["call_set_stray"].run(bytes(ffi().buffer(record)))[0]
 
     def drain(self, enclave: int) -> None:
-        """Have who waits on the own queues of ``enclave``'s CPUs wait on its one queue."""
+        """Move the tasks on the per-CPU queues of ``enclave`` to its common queue."""
         record = ffi().new("struct join_args *", {"enclave": enclave})
         self._programs["call_hand_over"].run(bytes(ffi().buffer(record)))
 
     def tasks(self) -> list[Task]:
-        """Every task in the class, whatever its enclave, that is in this process's pid namespace."""
-        data = self._task_records()  # records are in its memory, and do not keep that
+        """Every task in the class, of every enclave, that is in this process's pid namespace."""
+        data = self._task_records()  # the records do not keep their memory alive
         records = [r for r in data if r.enabled]
         local = pids.to_local(number for r in records for number in (r.tid, r.tgid))
         return [
@@ -260,7 +259,7 @@ class Core:
         ]
 
     def forking(self) -> set[int]:
-        """The tasks, in the class or having been there, that may have a child which nobody can see yet."""
+        """The tasks, now or formerly in the class, that may have a child that is not visible yet."""
         return set(pids.to_local(int(r.tid) for r in self._task_records() if r.forking).values())
 
     def _task_records(self) -> Any:
@@ -268,34 +267,34 @@ class Core:
         return ffi().from_buffer("struct task_record[]", bytearray(data)) if data else ()
 
     def exited(self) -> Ejected | None:
-        """Why the kernel threw the core out; None while it runs, and where it was detached as it should be."""
+        """Why the kernel ejected the core; None while it runs, and after a regular detach."""
         if sched_ext.status().state == "disabling":
-            sched_ext.wait_disabled()  # only towards the end of that does the kernel tell why
+            sched_ext.wait_disabled()  # the kernel gives the reason only late while it disables
         return _exit_record(self.maps["exit_info"])
 
     @property
     def attached(self) -> bool:
-        """Whether it schedules."""
+        """Whether it is still attached."""
         return not _has_exited(self.maps["exit_info"])
 
     def detach(self) -> None:
-        """Hand every task back to the fair class and clear the pins away."""
-        self._stop_watching()
+        """Return every task to the fair class, and remove the pins."""
+        self._close_tracepoints()
         with contextlib.suppress(BpfError):
             self.link.detach()
         clear_pins()
         self.link.close()
         sched_ext.wait_disabled()
 
-    def _stop_watching(self) -> None:
-        """Let go of the tracepoints: from now on pins hold them, or nothing does."""
-        for link in self._watches.values():
+    def _close_tracepoints(self) -> None:
+        """Close this process's links of the tracepoints; pins may still hold them."""
+        for link in self._tracepoints.values():
             link.close()
-        self._watches.clear()
+        self._tracepoints.clear()
 
 
 def _pinned_link() -> int | None:
-    """What tells the pin of the core's link from those before and after it; None where there is none."""
+    """The inode of the pin of the core's link, which no other pin of a link has; None without a pin."""
     with _private(), contextlib.suppress(FileNotFoundError):
         return (CORE / "link").stat().st_ino
     return None
@@ -303,7 +302,7 @@ def _pinned_link() -> int | None:
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Hold the one lock on changes to enclaves; it goes with the process. Mounts bpffs where it is not.
+    """Hold the lock on changes to enclaves, which ends with the process. Mounts bpffs if it is not mounted.
 
     Raises PermissionMissing.
     """
@@ -320,7 +319,7 @@ def locked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _private() -> Iterator[None]:
-    """Turns the refusal of bpffs, whose directories are their owner's alone, into PermissionMissing."""
+    """Turn a PermissionError of bpffs, whose directories only their owner may open, into PermissionMissing."""
     try:
         yield
     except PermissionError as error:
@@ -328,7 +327,7 @@ def _private() -> Iterator[None]:
 
 
 def mount_bpffs() -> None:
-    """Mount bpffs at its usual place unless it is; raises GhostError."""
+    """Mount bpffs at its usual place if it is not mounted; raises GhostError."""
     mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
     if any(fields[1] == str(BPFFS) and fields[2] == "bpf" for fields in mounts):
         return
@@ -341,22 +340,22 @@ def mount_bpffs() -> None:
 
 
 def make_private(directory: Path) -> None:
-    """Make ``directory`` and what is missing above it, for nobody but this user."""
+    """Make ``directory`` and its missing parents, accessible to this user only."""
     if directory != ROOT:
         make_private(directory.parent)
     directory.mkdir(mode=0o700, exist_ok=True)
 
 
 def clear_pins() -> None:
-    """Detach what is pinned, and remove everything of ours from bpffs: the link first, for nothing counts without."""
+    """Detach the pinned core and remove all pins: that of the link first, without which the rest is ignored."""
     with contextlib.suppress(BpfError), StructOps.open(CORE / "link") as link:
-        link.detach()  # the pin may not be all that holds it
+        link.detach()  # other references may still hold it
     (CORE / "link").unlink(missing_ok=True)
     shutil.rmtree(ROOT, ignore_errors=True)
 
 
 def synchronize_rcu() -> bool:
-    """Wait until no CPU runs a program that was live before the call; False where the kernel cannot (nohz_full)."""
+    """Wait until no CPU runs a program that was live before the call; False if the kernel cannot (nohz_full)."""
     return membarrier(GLOBAL)
 
 

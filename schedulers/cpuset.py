@@ -19,7 +19,7 @@ from typing import SupportsIndex
 
 from ..loaders.errors import GhostError
 
-# More than any machine has, and few enough that a mistyped number cannot become a giant bitmap.
+# More than any machine has, and few enough that a mistyped number does not become a huge bitmap.
 MAX_CPUS = 4096
 
 _NUMBERS = f"CPU numbers go from 0 to {MAX_CPUS - 1}"
@@ -29,10 +29,10 @@ _WORDS = "pass unsigned 64-bit words, CPU 0 in the lowest bit of the first"
 
 
 class CpuListError(GhostError, ValueError):
-    """``text`` names no set of CPUs, for ``reason``."""
+    """``text`` is not a set of CPUs, for ``reason``."""
 
     def __init__(self, what: str, text: str, reason: str, hint: str) -> None:
-        # The cure is in the message, not beside it: many a caller knows this only as a ValueError.
+        # The hint is part of the message: callers may catch this as a ValueError.
         super().__init__(f'bad {what} "{text}": {reason}\n{hint}')
         self.text = text
         self.reason = reason

@@ -104,7 +104,7 @@ class EnclaveView:
 
     @property
     def uid(self) -> int:
-        """The user who made it."""
+        """The id of the user that made it."""
         return int(self._record.uid)
 
     @property

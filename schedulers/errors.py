@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong with enclaves and their tasks; the tree goes on from ``loaders.errors``."""
+"""Errors of enclaves, tasks and agents; they extend the tree of ``loaders.errors``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..loaders.errors import GhostError
 
 
 class EnclaveBusy(GhostError):
-    """CPUs asked for belong to enclave ``owner``."""
+    """The CPUs requested belong to enclave ``owner``."""
 
     def __init__(self, owner: int, cpus: str):
         super().__init__(
@@ -24,12 +24,12 @@ class NoSuchEnclave(GhostError):
     """There is no enclave ``id``."""
 
     def __init__(self, id: int):
-        super().__init__(f"there is no enclave {id}", hint="ghostbpf enclave ls shows those there are")
+        super().__init__(f"there is no enclave {id}", hint="ghostbpf enclave ls lists the enclaves")
         self.id = id
 
 
 class NoSuchPolicy(GhostError):
-    """There is no policy ``name``; ``suggestion`` is the nearest one there is, or None."""
+    """There is no policy ``name``; ``suggestion`` is the policy with the nearest name, or None."""
 
     exit_status = 2
 
@@ -37,17 +37,17 @@ class NoSuchPolicy(GhostError):
         known = sorted(known)
         self.name = name
         self.suggestion = next(iter(difflib.get_close_matches(name, known, n=1)), None)
-        hint = f"did you mean {self.suggestion}?" if self.suggestion else f"there are: {', '.join(known)}"
+        hint = f"did you mean {self.suggestion}?" if self.suggestion else f"choose from: {', '.join(known)}"
         super().__init__(f'there is no policy "{name}"', hint=hint)
 
 
 class NoPolicyInFile(GhostError):
-    """File ``path`` cannot be run as a policy, for ``reason``."""
+    """File ``path`` holds no policy that can be run, for ``reason``."""
 
     exit_status = 2
 
     def __init__(self, path: str, reason: str, hint: str | None = None):
-        super().__init__(f"no policy to be had from {path}: {reason}", hint=hint)
+        super().__init__(f"cannot load a policy from {path}: {reason}", hint=hint)
         self.path, self.reason = path, reason
 
 
@@ -60,20 +60,20 @@ class TaskError(GhostError):
 
 
 class NoUsableCpu(GhostError):
-    """A task may use the CPUs ``allowed``, none of them enclave ``id``'s; ``cpuset`` names the cgroup at fault."""
+    """A task may use only the CPUs ``allowed``, none of enclave ``id``; ``cpuset`` is the cgroup that limits it."""
 
     def __init__(self, id: int, cpus: str, allowed: str, cpuset: str | None):
         by = "by its affinity" if cpuset is None else f"by the cpuset of cgroup {cpuset}"
         other = f"taskset -c {cpus} …" if cpuset is None else f"a cgroup that has CPU {cpus}"
         super().__init__(
-            f"the command may use CPU {allowed} {by}, and enclave {id} has CPU {cpus}: it could run nowhere in there",
-            hint=f"an enclave of other CPUs, --cpus {allowed}, or {other}",
+            f"the command may use CPU {allowed} {by}, and enclave {id} has CPU {cpus}: it could not run there",
+            hint=f"use an enclave of its CPUs, --cpus {allowed}, or {other}",
         )
         self.id, self.allowed, self.cpuset = id, allowed, cpuset
 
 
 class NotRestored(GhostError):
-    """Task ``pid`` left its enclave as SCHED_OTHER, and not with the ``policy`` that it had before, for ``reason``."""
+    """Task ``pid`` left its enclave as SCHED_OTHER instead of its previous ``policy``, for ``reason``."""
 
     def __init__(self, pid: int, policy: str, reason: str):
         super().__init__(
@@ -84,7 +84,7 @@ class NotRestored(GhostError):
 
 
 class SchedulerBusy(GhostError):
-    """Another sched_ext scheduler, ``ops``, runs; the kernel allows one."""
+    """Another sched_ext scheduler, ``ops``, is attached; the kernel allows only one."""
 
     def __init__(self, ops: str):
         super().__init__(f"the sched_ext scheduler {ops} is running", hint="stop it first; the kernel allows one")
@@ -92,7 +92,7 @@ class SchedulerBusy(GhostError):
 
 
 class StalePins(GhostError):
-    """What is pinned is not what this version pins, since ``why``."""
+    """The pins are not those of this version, since ``why``."""
 
     def __init__(self, path: str, why: str):
         super().__init__(
@@ -103,12 +103,12 @@ class StalePins(GhostError):
 
 
 class Ejected(GhostError):
-    """The kernel threw the core out: ``reason`` and ``message`` are its words, ``dump`` its state then."""
+    """The kernel ejected the core, with its ``reason``, ``message`` and ``dump`` of the scheduler's state."""
 
     def __init__(self, reason: str, message: str, dump: str):
         super().__init__(
             f"EXIT: {reason}" + (f" ({message})" if message else ""),
-            hint="run starts anew; to clear what is left, and no more: ghostbpf enclave destroy --all",
+            hint="ghostbpf run attaches anew; to remove the pins only: ghostbpf enclave destroy --all",
         )
         self.reason, self.message, self.dump = reason, message, dump
 

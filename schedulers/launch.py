@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting a command inside an enclave, from its first instruction on."""
+"""Starting a command that is inside an enclave from its first instruction on."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-#: What a shell says of a command it cannot find, and of one it may not run.
+#: A shell's exit status for a command that it cannot find, and for one that it may not execute.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
 def termination_signals() -> set[signal.Signals]:
-    """The signals that ask us to end; one that whoever started us has us ignore (nohup, a shell's &) is none."""
+    """The signals that ask this process to end, except those that it ignores (nohup, a shell's &)."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
 
 
 class Command:
-    """A child process that waits to be let go, so that whatever is done to it is done before it runs."""
+    """A child process that waits for start() before it executes the command."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         gate, self._gate = os.pipe()
@@ -30,7 +30,7 @@ class Command:
         os.close(gate)
 
     def start(self, prepare: Callable[[int], object]) -> None:
-        """Call ``prepare`` with its pid, then let it run; where that raises, it never runs at all."""
+        """Call ``prepare`` with its pid, then let it run; if ``prepare`` raises, it never runs."""
         try:
             prepare(self.pid)
             os.write(self._gate, b"!")
@@ -43,24 +43,24 @@ class Command:
     def wait(self, timeout: float) -> int | None:
         """Its exit status as a shell has it (128 + n for signal n), or None after ``timeout`` seconds.
 
-        SIGCHLD and endings() must be blocked. Its end cuts the wait short. A signal that asks us to end is passed
-        on to it, but SIGINT: that the terminal sends to both of us.
+        SIGCHLD and termination_signals() must be blocked. The wait ends early when the child ends. Termination signals
+        are passed on to it, except SIGINT, which the terminal sends to both.
         """
         if (status := self._poll()) is None:
-            came = signal.sigtimedwait({signal.SIGCHLD, *termination_signals()}, timeout)
-            if came is not None and came.si_signo not in (signal.SIGCHLD, signal.SIGINT):
-                os.kill(self.pid, came.si_signo)
+            info = signal.sigtimedwait({signal.SIGCHLD, *termination_signals()}, timeout)
+            if info is not None and info.si_signo not in (signal.SIGCHLD, signal.SIGINT):
+                os.kill(self.pid, info.si_signo)
             status = self._poll()
         return status
 
     def status(self) -> int:
-        """Wait for its end, whatever that takes, and give its exit status."""
+        """Wait for its end without a limit, and return its exit status."""
         while (status := self.wait(60)) is None:
             pass
         return status
 
     def abandon(self) -> None:
-        """End it, whether it has been let go or not."""
+        """Kill it, whether it was started or not."""
         if self._status is None:
             os.kill(self.pid, signal.SIGKILL)
             self._status = 128 + signal.SIGKILL
@@ -79,7 +79,7 @@ def _wait_and_exec(gate: int, arguments: Sequence[str]) -> None:
     try:
         if not os.read(gate, 1):
             os._exit(status)
-        # What Python has changed for itself.
+        # Undo what Python has changed for itself.
         for number in (signal.SIGPIPE, signal.SIGXFSZ, *(termination_signals() & {signal.SIGINT})):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPU limits of control groups (version 2): ``cpu.max``, ``cpu.weight`` and ``cpu.idle``.
 
-The kernel applies them to tasks of the fair class alone, and leaves those of SCHED_EXT to the scheduler. Here no
-policy has any part of them: a task in an enclave has neither the limits of its cgroup nor those of the cgroups above.
+The kernel applies them to tasks of the fair class only, and leaves those of SCHED_EXT to the scheduler. No policy here
+implements them: the limits of a task's cgroup, and of the cgroups above it, do not hold in an enclave.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..loaders.errors import GhostError
 from .cgroups import mount_point
 from .processes import ProcTask
 
-#: What says of each file that there is no limit.
+#: The value of each file that means no limit.
 _UNLIMITED = {"cpu.max": "max", "cpu.weight": "100", "cpu.idle": "0"}
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The ``settings`` of one cgroup that are limits, each as in its file: "cpu.max 10000 100000"."""
+    """The ``settings`` of one cgroup that limit it, each as in its file: "cpu.max 10000 100000"."""
 
     cgroup: str
     settings: tuple[str, ...]
@@ -33,7 +33,7 @@ class Limit:
 
 
 def of_task(tid: int) -> list[Limit]:
-    """The limits that task ``tid`` has in the fair class, its own cgroup's first; none where it is gone."""
+    """The limits of task ``tid`` in the fair class, those of its own cgroup first; none if it has ended."""
     try:
         cgroup = ProcTask(tid).cgroup
         return list(at_and_above(cgroup, mount_point())) if cgroup else []
@@ -42,9 +42,9 @@ def of_task(tid: int) -> list[Limit]:
 
 
 def at_and_above(cgroup: str, root: Path) -> Iterator[Limit]:
-    """The limits of ``cgroup`` and of those above it, below the mount point ``root``.
+    """The limits of ``cgroup`` and of the cgroups above it, below the mount point ``root``.
 
-    In a cgroup namespace the root has files of its own, which are the limits of the namespace's first cgroup.
+    In a cgroup namespace the root has these files too: the limits of the namespace's root cgroup.
     """
     for name, directory in lineage(cgroup, root):
         if settings := _settings(directory):
@@ -52,7 +52,7 @@ def at_and_above(cgroup: str, root: Path) -> Iterator[Limit]:
 
 
 def lineage(cgroup: str, root: Path) -> Iterator[tuple[str, Path]]:
-    """The names and directories of ``cgroup`` and of those above it, up to the mount point ``root``."""
+    """The names and directories of ``cgroup`` and of the cgroups above it, up to the mount point ``root``."""
     parts = [part for part in cgroup.split("/") if part]
     if ".." in parts:
         parts = []  # a cgroup outside the reader's cgroup namespace has no directory here
@@ -69,13 +69,13 @@ def everywhere(root: Path) -> Iterator[Limit]:
 
 
 def _settings(directory: Path) -> tuple[str, ...]:
-    found = {}
+    settings = {}
     for name, unlimited in _UNLIMITED.items():
-        # Without the cpu controller, and at the root, there is no such file.
+        # Without the cpu controller, and at the root, the file does not exist.
         with contextlib.suppress(OSError):
             value = (directory / name).read_text().strip()
             if value.split()[:1] != [unlimited]:
-                found[name] = value
-    if "cpu.idle" in found:
-        found.pop("cpu.weight", None)  # the weight of an idle cgroup is 0 and cannot be set
-    return tuple(f"{name} {value}" for name, value in found.items())
+                settings[name] = value
+    if "cpu.idle" in settings:
+        settings.pop("cpu.weight", None)  # the weight of an idle cgroup is 0 and cannot be set
+    return tuple(f"{name} {value}" for name, value in settings.items())

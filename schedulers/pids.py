@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pid namespaces: which numbers this process gives to tasks, and which the kernel's BPF programs give to them.
+"""Pid namespaces: translating a task's number between this process and the kernel's BPF programs.
 
-BPF programs, and so the core, its maps and an agent's messages, name a task by its number in the initial namespace.
-System calls and /proc go by the namespace of the process that uses them. Everything outside of this module has numbers
-of this process's own namespace, but for what is written to, or read from, a map or a BPF program's arguments:
+BPF programs, and so the core, its maps and an agent's messages, use a task's number in the initial namespace. System
+calls and /proc use the namespace of the calling process. All Python code has the numbers of its own namespace, except
+for values written to, or read from, a map or a BPF program's arguments:
 
     core.join(pids.to_initial(tid), …)          # the number that bpf_task_from_pid() looks up
-    found = pids.to_local(record.tid for …)     # what they are called here; those of no number here are not in it
+    local = pids.to_local(record.tid for …)     # the numbers here, without tasks that have none here
 
-In the initial namespace both are the same number, and nothing is asked of the kernel.
+In the initial namespace both numbers are the same, and the kernel is not asked.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _ON_THE_HOST = "run it in the initial pid namespace: on the host, not in a conta
 
 
 class NamespaceError(GhostError):
-    """What was asked for cannot be done from this pid namespace."""
+    """The action is not possible in this pid namespace."""
 
 
 def is_initial(process: Path = _SELF) -> bool:
-    """Whether ``process``, of /proc, by default this one, is in the initial pid namespace.
+    """Whether ``process``, a directory of /proc (default: this process), is in the initial pid namespace.
 
-    Raises NamespaceError where /proc does not tell.
+    Raises NamespaceError if /proc does not say.
     """
     try:
         return (process / "ns/pid").stat().st_ino == _INITIAL
@@ -49,7 +49,7 @@ def is_initial(process: Path = _SELF) -> bool:
 
 
 def need_own_proc() -> None:
-    """Raise NamespaceError where /proc shows the tasks of another pid namespace than this process's."""
+    """Raise NamespaceError if /proc shows the tasks of another pid namespace than this process's."""
     try:
         lines = (_SELF / "status").read_text(errors="replace").splitlines()
     except OSError:
@@ -61,28 +61,28 @@ def need_own_proc() -> None:
 
 
 def need_initial(action: str) -> None:
-    """Raise NamespaceError, for ``action`` cannot be done, unless this is the initial pid namespace."""
+    """Raise NamespaceError, saying that ``action`` is impossible, unless this is the initial pid namespace."""
     if not is_initial():
         raise NamespaceError(f"cannot {action} from within a pid namespace", hint=_ON_THE_HOST)
 
 
 def note() -> str:
-    """What to say where tasks are shown by the numbers that BPF has of them; nothing in the initial namespace."""
+    """The note for output with numbers of the initial namespace; empty in that namespace."""
     return "" if is_initial() else "tids and pids are those of the initial pid namespace"
 
 
 def to_initial(tid: int) -> int:
-    """The number in the initial namespace of the task that is ``tid`` here; 0 where there is none."""
+    """The number in the initial namespace of the task that is ``tid`` here; 0 if there is none."""
     if is_initial():
         return tid
     if (call := _call_initial()) is None:
         return next((initial for initial, local in _numbers().items() if local == tid), 0)
-    _, left = call.run(bytes(_ffi().buffer(_ffi().new("struct task_number *", {"local": tid}))))
-    return int(_ffi().from_buffer("struct task_number *", left).initial)
+    _, output = call.run(bytes(_ffi().buffer(_ffi().new("struct task_number *", {"local": tid}))))
+    return int(_ffi().from_buffer("struct task_number *", output).initial)
 
 
 def to_local(tids: Iterable[int]) -> Mapping[int, int]:
-    """What tasks that are ``tids`` in the initial namespace are called here, but for those without a number here."""
+    """The numbers here of tasks that are ``tids`` in the initial namespace, without tasks that have none here."""
     if is_initial():
         return {tid: tid for tid in tids}
     numbers = _numbers()
@@ -90,18 +90,18 @@ def to_local(tids: Iterable[int]) -> Mapping[int, int]:
 
 
 def hidden_tasks(tasks: Map, enclave: int, generation: int) -> int:
-    """How many tasks of an enclave, by the core's map ``tasks``, have no number here: nothing here can move them."""
+    """How many tasks of an enclave, by the core's map ``tasks``, have no number here, and so cannot be moved."""
     if is_initial():
         return 0
     module = Module(compile(_source()), maps={"tasks": tasks})
     argument = _ffi().new("struct count_args *", {"enclave": enclave, "generation": generation})
     with module.load("call_count_hidden", Target.syscall()) as program:
-        _, left = program.run(bytes(_ffi().buffer(argument)))
-    return int(_ffi().from_buffer("struct count_args *", left).tasks)
+        _, output = program.run(bytes(_ffi().buffer(argument)))
+    return int(_ffi().from_buffer("struct count_args *", output).tasks)
 
 
 def _numbers() -> dict[int, int]:
-    """Each task that has a number here: its number in the initial namespace, and that."""
+    """For each task that has a number here: that number by its number in the initial namespace."""
     data = _iterator().read()
     records = _ffi().from_buffer("struct task_number[]", bytearray(data)) if data else ()
     return {record.initial: record.local for record in records}
@@ -109,7 +109,7 @@ def _numbers() -> dict[int, int]:
 
 @functools.cache
 def _call_initial() -> Program | None:
-    """The program that looks up one task; None where the kernel has no bpf_task_from_vpid()."""
+    """The program that looks up one task; None if the kernel has no bpf_task_from_vpid()."""
     module = Module(compile(_source()))
     return module.load("call_initial", Target.syscall()) if "call_initial" in module.object.functions else None
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel tells of processes as it happens: forks, programs, names, users, ends (its process connector).
+"""The kernel's process events (process connector): fork, exec, change of name or user, exit.
 
-The numbers are pyroute2's. Its socket cannot be used: where events were lost it raises struct.error, and with it
-throws away what had come; so it does, with UnicodeDecodeError, for a name that is not UTF-8, and any user may give
-a process such a name.
+The constants are pyroute2's. Its socket cannot be used: after lost events it raises struct.error, and for a name that
+is not UTF-8, which any user can set, UnicodeDecodeError; both lose the events received so far.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pyroute2.netlink.connector import cn_proc
 from ..loaders.errors import KernelUnsupported, PermissionMissing
 from ..loaders.netlink import BUFFER_BYTES, NetlinkEvents
 
-#: So many are read at once, lest a storm of them keep us from doing anything about them.
+#: The most events that one read() returns, so that a storm of events does not delay their handling.
 _BATCH = 4096
 
 _KINDS = {
@@ -40,9 +39,9 @@ _EVENT_AT = _HEADER.size + _CN_MSG.size
 
 @dataclass(frozen=True)
 class ProcessEvent:
-    """Thread ``tid`` of process ``pid`` did ``kind``, by CLOCK_MONOTONIC at ``at_ns``.
+    """Event ``kind`` of thread ``tid`` of process ``pid``, at ``at_ns`` by CLOCK_MONOTONIC.
 
-    Of a fork it is the child, and ``parent`` the thread it is from; of a new thread the kernel tells the process only.
+    For a fork, ``tid`` is the child and ``parent`` the forking thread, or, for a new thread, its process.
     """
 
     kind: str
@@ -53,7 +52,7 @@ class ProcessEvent:
 
 
 class ProcessEvents(NetlinkEvents):
-    """The events from now on. Raises KernelUnsupported and PermissionMissing."""
+    """All events from now on. Raises KernelUnsupported and PermissionMissing."""
 
     def __init__(self, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._next: dict[int, int] = {}
@@ -65,7 +64,7 @@ class ProcessEvents(NetlinkEvents):
             raise _unsupported("it has no CONFIG_CONNECTOR") from None
 
     def read(self) -> tuple[list[ProcessEvent], bool]:
-        """The events that have come, oldest first (perhaps not yet all), and whether others got lost."""
+        """Received events, oldest first (at most a batch), and whether others were lost."""
         events = []
         for _ in range(_BATCH):
             if (message := self._receive()) is None:
@@ -76,24 +75,24 @@ class ProcessEvents(NetlinkEvents):
         return events, lost
 
     def close(self) -> None:
-        """No more of them."""
+        """Unsubscribe."""
         if self._socket.fileno() >= 0:
-            # Older kernels count listeners, and would go on for one that is gone.
+            # Older kernels count listeners, and would keep sending for one that is gone.
             self._ask(cn_proc.PROC_CN_MCAST_IGNORE)
             super().close()
 
     def _subscribe(self) -> None:
         try:
             self._socket.bind((0, cn_proc.CN_IDX_PROC))
-            asked = self._ask(cn_proc.PROC_CN_MCAST_LISTEN)
+            request = self._ask(cn_proc.PROC_CN_MCAST_LISTEN)
         except PermissionError:
             raise _not_permitted() from None
-        # The kernel answers before the question is through, so the answer is there; and it answers only in the
-        # initial namespaces of users and pids. Where so much came meanwhile that it got lost, there are events.
+        # The kernel answers before send() returns, and only in the initial namespaces of users and pids. If the answer
+        # itself was lost among events, there are events.
         while (message := self._receive()) is not None:
             _, _, _, answered, _, _ = _CN_MSG.unpack_from(message, _HEADER.size)
             number, _, _ = _EVENT.unpack_from(message, _EVENT_AT)
-            if number == cn_proc.PROC_EVENT_NONE and answered == asked + 1:
+            if number == cn_proc.PROC_EVENT_NONE and answered == request + 1:
                 if _MODE.unpack_from(message, _EVENT_AT + _EVENT.size)[0]:
                     raise _not_permitted()
                 return
@@ -101,30 +100,30 @@ class ProcessEvents(NetlinkEvents):
             raise _unsupported("it has no CONFIG_PROC_EVENTS, or this is a container")
 
     def _ask(self, mode: int) -> int:
-        asked = secrets.randbits(31)
-        body = _CN_MSG.pack(cn_proc.CN_IDX_PROC, cn_proc.CN_VAL_PROC, 0, asked, _MODE.size, 0) + _MODE.pack(mode)
+        request = secrets.randbits(31)
+        body = _CN_MSG.pack(cn_proc.CN_IDX_PROC, cn_proc.CN_VAL_PROC, 0, request, _MODE.size, 0) + _MODE.pack(mode)
         header = _HEADER.pack(_HEADER.size + len(body), NLMSG_DONE, 0, 0, os.getpid())
         self._socket.send(header + body)
-        return asked
+        return request
 
     def _parse(self, message: bytes) -> ProcessEvent | None:
         _, _, sequence, _, _, _ = _CN_MSG.unpack_from(message, _HEADER.size)
         number, cpu, at_ns = _EVENT.unpack_from(message, _EVENT_AT)
-        # Each CPU counts its events: one that the kernel had no memory for leaves a gap, and nothing else.
+        # Each CPU numbers its events: an event for which the kernel had no memory leaves only a gap.
         self.lost |= self._next.get(cpu, sequence) != sequence
         self._next[cpu] = (sequence + 1) & 0xFFFFFFFF
         if (kind := _KINDS.get(number)) is None:
             return None
         tid, pid, child_tid, child_pid = _TASKS.unpack_from(message, _EVENT_AT + _EVENT.size)
         if kind == "fork":
-            # The parent that the kernel names is the child's: of a thread, that of its process.
+            # The kernel names the child's parent, which for a new thread is the parent of its process.
             parent = tid if child_tid == child_pid else child_pid
             return ProcessEvent(kind, child_pid, child_tid, at_ns, parent)
         return ProcessEvent(kind, pid, tid, at_ns)
 
 
 def _unsupported(why: str) -> KernelUnsupported:
-    return KernelUnsupported("process events", f"this kernel tells no process events: {why}")
+    return KernelUnsupported("process events", f"this kernel reports no process events: {why}")
 
 
 def _not_permitted() -> PermissionMissing:

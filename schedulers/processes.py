@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks as /proc shows them, and rules that say which are meant."""
+"""Tasks in /proc, and rules that select tasks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from . import cgroups, pids
 from .tasks import is_movable, threads
 
-#: What the kernel keeps of a process's name.
+#: The characters that the kernel keeps of a process's name.
 COMM_CHARS = 15
 
 
 class ProcTask:
-    """Thread ``tid``; what there is to know of it is read when it is first asked for, OSError where it is gone then."""
+    """Thread ``tid``; each property is read from /proc on first use, and raises OSError if the task has ended."""
 
     def __init__(self, tid: int) -> None:
         self.tid = tid
@@ -41,13 +41,13 @@ class ProcTask:
 
     @cached_property
     def cgroup(self) -> str:
-        """Its control group, of version 2; "" where it has none."""
+        """Its control group, of version 2; "" if it has none."""
         lines = Path(f"/proc/{self.tid}/cgroup").read_text(errors="backslashreplace").splitlines()
         return next((line[3:] for line in lines if line.startswith("0::")), "")
 
     @property
     def ancestors(self) -> Iterator[int]:
-        """Its process's parent, and on to the first process, as far as they live."""
+        """The parent of its process, the parent's parent, and so on, as far as they are alive."""
         parent = int(self._status["PPid"])
         with contextlib.suppress(OSError):
             while parent:
@@ -62,10 +62,10 @@ class ProcTask:
 
 @dataclass(frozen=True)
 class Rule:
-    """Which tasks are meant: those that fit one of each kind that is given.
+    """A rule that selects tasks: for each kind that is given, a task must match one of the values.
 
-    ``comms`` are globs of process names; of ``cgroups``, which are directories, those below are meant, too, and of
-    ``parents`` all descendants; ``uids`` are effective.
+    ``comms`` are globs of process names; ``cgroups`` are directories and include the cgroups below; ``uids`` are
+    effective; ``parents`` select all descendants.
     """
 
     comms: tuple[str, ...] = ()
@@ -74,9 +74,9 @@ class Rule:
     parents: frozenset[int] = frozenset()
 
     def fits(self, task: ProcTask, candidates: Container[int] | None = None) -> bool:
-        """Whether ``task`` is meant; OSError where it is gone.
+        """Whether ``task`` matches; OSError if it has ended.
 
-        To look at many tasks, ``candidates()`` is asked once, and given.
+        For many tasks, call ``candidates()`` once and pass the result.
         """
         if self.cgroups and candidates is None:
             candidates = self.candidates()
@@ -89,18 +89,18 @@ class Rule:
         )
 
     def candidates(self) -> set[int]:
-        """The tasks there are now, without most of those that are not meant."""
+        """The tasks to check: all tasks now, or those of the cgroups."""
         if self.cgroups:
             return set().union(*map(cgroups.tasks, self.cgroups))
         return all_tasks()
 
     def matching(self) -> set[int]:
-        """The tasks there are now that are meant."""
+        """The tasks that match now."""
         candidates = self.candidates()
         return {tid for tid in candidates if self.fits_now(tid, candidates)}
 
     def fits_now(self, tid: int, candidates: Container[int] | None = None) -> bool:
-        """Whether there is a task ``tid`` that is meant, like fits()."""
+        """Whether task ``tid`` exists and matches, like fits()."""
         try:
             return self.fits(ProcTask(tid), candidates)
         except OSError:
@@ -108,6 +108,6 @@ class Rule:
 
 
 def all_tasks() -> set[int]:
-    """Every thread of every process now; raises NamespaceError where /proc is not ours."""
+    """Every thread of every process now; raises NamespaceError if /proc is another namespace's."""
     pids.need_own_proc()
     return {tid for entry in os.listdir("/proc") if entry.isdecimal() for tid in threads(int(entry))}

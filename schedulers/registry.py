@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every policy there is, by name: those that come with ghostbpf, and those of installed packages.
+"""All policies by name: those of ghostbpf, and those of installed packages.
 
-A package offers its own by an entry point of the group ``ghostbpf.policies`` that is a ``Policy``, or a class of
-``schedulers.userspace.AgentPolicy``. A class of the latter kind may also be in any file.
+A package offers a policy by an entry point of the group ``ghostbpf.policies`` that is a ``Policy``, or a subclass of
+``schedulers.userspace.AgentPolicy``. Such a subclass can also be in any Python file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GROUP = "ghostbpf.policies"
 
 
 def _installed() -> dict[str, Policy]:
-    found = {}
+    policies = {}
     for entry in entry_points(group=GROUP):
         try:
             policy = entry.load()
@@ -37,8 +37,8 @@ def _installed() -> dict[str, Policy]:
         except Exception as error:
             warnings.warn(f"policy {entry.name} of {entry.value} cannot be imported: {error}", stacklevel=2)
             continue
-        found[policy.name] = policy
-    return found
+        policies[policy.name] = policy
+    return policies
 
 
 _OWN = (BIFF, RR, CFS_BPF, FIFO_CENTRALIZED, FIFO_PER_CPU, SOL, SHINJUKU, EDF, CFS)
@@ -46,25 +46,26 @@ POLICIES: dict[str, Policy] = _installed() | {policy.name: policy for policy in 
 
 
 def is_file(name: str) -> bool:
-    """Whether ``name`` is that of a file with a policy, FILE.py or FILE.py:CLASS, and not a policy's."""
+    """Whether ``name`` is FILE.py or FILE.py:CLASS, and not the name of a policy."""
     return Path(name.partition(":")[0]).suffix == ".py"
 
 
 def from_file(name: str) -> AgentPolicySpec:
     """The policy that ``name``, FILE.py or FILE.py:CLASS, defines; raises NoPolicyInFile."""
-    path, _, wanted = name.partition(":")
-    found = {
+    path, _, class_name = name.partition(":")
+    classes = {
         value.__name__: value
         for value in _run(path).values()
         if isinstance(value, type) and issubclass(value, AgentPolicy)
         if value.__module__ == Path(path).stem and hasattr(value, "name")
     }
-    if wanted in found:
-        return spec_of(found[wanted])
-    choice = " or ".join(f"{path}:{known}" for known in found) or "a class of AgentPolicy with a name; see ghostbpf new"
-    if wanted or len(found) != 1:
-        raise NoPolicyInFile(path, f"it defines no {wanted}" if wanted else f"it defines {len(found)} policies", choice)
-    return spec_of(*found.values())
+    if class_name in classes:
+        return spec_of(classes[class_name])
+    if class_name or len(classes) != 1:
+        choice = " or ".join(f"{path}:{known}" for known in classes)
+        reason = f"it defines no {class_name}" if class_name else f"it defines {len(classes)} policies"
+        raise NoPolicyInFile(path, reason, choice or "a class of AgentPolicy with a name; see ghostbpf new")
+    return spec_of(*classes.values())
 
 
 def _run(path: str) -> dict[str, Any]:

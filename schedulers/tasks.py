@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving tasks in and out of the ext class, one thread or a whole process at a time."""
+"""Moving tasks into and out of the ext class, single threads or whole processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REASONS = {
 
 
 def policy_of(tid: int) -> int | None:
-    """The task's scheduling policy as set, not as it runs; None where it is gone."""
+    """The scheduling policy that is set for a task, which priority inheritance can override; None if it has ended."""
     try:
         return os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK
     except ProcessLookupError:
@@ -43,7 +43,7 @@ def policy_of(tid: int) -> int | None:
 
 
 def check(tid: int) -> None:
-    """Raise TaskError unless there is a task ``tid`` that is a user's; NamespaceError where /proc is not ours."""
+    """Raise TaskError unless ``tid`` is a user's task; NamespaceError if /proc is another namespace's."""
     pids.need_own_proc()
     try:
         kernel = _flags(tid) & _PF_KTHREAD
@@ -54,7 +54,7 @@ def check(tid: int) -> None:
 
 
 def is_movable(tid: int) -> bool:
-    """Whether task ``tid`` is a user's and has not begun to end; OSError where it is gone."""
+    """Whether task ``tid`` is a user's and is not exiting; OSError if it has ended."""
     return not _flags(tid) & (_PF_KTHREAD | _PF_EXITING)
 
 
@@ -67,7 +67,7 @@ def set_policy(tid: int, policy: int, priority: int = 0) -> None:
 
 
 def original_of(tid: int) -> tuple[int, int]:
-    """What restore() is to give a task that is about to enter the ext class. Raises TaskError."""
+    """The policy and priority for restore(), of a task that is about to enter the ext class. Raises TaskError."""
     try:
         policy = os.sched_getscheduler(tid) & ~os.SCHED_RESET_ON_FORK
         return (os.SCHED_OTHER, 0) if policy == SCHED_EXT else (policy, os.sched_getparam(tid).sched_priority)
@@ -76,7 +76,7 @@ def original_of(tid: int) -> tuple[int, int]:
 
 
 def enter_ext(tid: int) -> None:
-    """Move one task into the ext class; SCHED_RESET_ON_FORK stays set, for its children. Raises TaskError."""
+    """Move one task into the ext class; its SCHED_RESET_ON_FORK stays as it is. Raises TaskError."""
     try:
         flag = os.sched_getscheduler(tid) & os.SCHED_RESET_ON_FORK
     except OSError as error:
@@ -87,8 +87,8 @@ def enter_ext(tid: int) -> None:
 def restore(tid: int, original: tuple[int, int]) -> NotRestored | None:
     """Give one task its ``original`` policy and priority back; its nice value and SCHED_RESET_ON_FORK stay.
 
-    Where the kernel refuses that, the task gets SCHED_OTHER, and the result says so. Raises TaskError where it cannot
-    even have that.
+    If the kernel refuses, the task gets SCHED_OTHER, and the result says so. Raises TaskError if it cannot have that
+    either.
     """
     try:
         flag = os.sched_getscheduler(tid) & os.SCHED_RESET_ON_FORK
@@ -113,18 +113,18 @@ def task_error(tid: int, number: int) -> TaskError:
 
 
 def threads(pid: int) -> set[int]:
-    """The thread ids of process ``pid`` now; empty where it is gone."""
+    """The thread ids of process ``pid`` now; empty if it has ended."""
     with contextlib.suppress(OSError):
         return {int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()}
     return set()
 
 
 def each_thread(pid: int, move: Callable[[int], None], forking: Callable[[], set[int]]) -> int:
-    """Call ``move`` with each thread of process ``pid`` until no new one shows; how many there were.
+    """Call ``move`` with each thread of process ``pid`` until there is no new one; returns how many there were.
 
-    A thread that ends meanwhile is no error, as long as the process had one. One of those that ``forking`` names
-    after it was moved may be about to show another that has not moved with it. Raises TaskError, and NamespaceError
-    where /proc is not ours.
+    A thread that ends meanwhile is no error, unless no thread was seen. A thread that ``forking`` names after it moved
+    may show a new thread that did not move with it. Raises TaskError, and NamespaceError if /proc is another
+    namespace's.
     """
     pids.need_own_proc()
     seen: set[int] = set()
@@ -132,7 +132,7 @@ def each_thread(pid: int, move: Callable[[int], None], forking: Callable[[], set
     deadline = time.monotonic() + FORK_TIMEOUT_S
     while (new := threads(pid) - seen) or unsettled:
         if time.monotonic() > deadline:
-            raise TaskError(pid, f"it makes threads, or tries to, and has not come to an end in {FORK_TIMEOUT_S:.0f} s")
+            raise TaskError(pid, f"it has not stopped making threads for {FORK_TIMEOUT_S:.0f} s")
         for tid in new:
             try:
                 move(tid)

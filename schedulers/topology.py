@@ -4,8 +4,8 @@
     >>> topology = Topology.from_sysfs()
     >>> smt, l3, node, rest = topology.neighbours(0)
 
-The shape is ghOSt's (lib/topology.h), with two differences: only online CPUs are in it, so their numbers
-may have holes, and a machine whose sysfs leaves something out is described, not refused.
+The interface is ghOSt's (lib/topology.h), with two differences: it has online CPUs only, so their numbers may have
+gaps, and a sysfs with missing files is accepted.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .cpuset import CpuSet
 
 
 class TopologyError(GhostError, ValueError):
-    """The CPUs described cannot exist, or the one asked for is not among them."""
+    """The CPUs described cannot exist, or the CPU requested is not among them."""
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(f"{message}\n{hint}")  # in the message for the same reason as in CpuListError
+        super().__init__(f"{message}\n{hint}")  # part of the message, as in CpuListError
 
 
 class CpuRow(TypedDict):
-    """A Cpu as plain data, fit for JSON; the two sets are cpulists such as ``0,56``."""
+    """A Cpu as plain data for JSON; the two sets are cpulists such as ``0,56``."""
 
     id: int
     core: int
@@ -41,10 +41,10 @@ class CpuRow(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """One logical CPU; usable wherever its number is (``cpu in cpus``, ``topology.cpu(cpu)``).
+    """One logical CPU; it can be used in place of its number (``cpu in cpus``, ``topology.cpu(cpu)``).
 
-    ``siblings`` are the hardware threads of its core, itself among them, and ``smt_idx`` its place there.
-    ``core`` names that core; read from sysfs, it is the first sibling. ``l3_siblings`` is empty without L3.
+    ``siblings`` are the hardware threads of its core, including itself, and ``smt_idx`` is its index among them.
+    ``core`` identifies the core: from sysfs, it is the first sibling. ``l3_siblings`` is empty without L3.
     """
 
     id: int
@@ -65,7 +65,7 @@ class Cpu:
 class Topology:
     """The CPUs of one machine, in ascending order.
 
-    ``highest_node`` counts nodes without CPUs, too. Raises TopologyError if the CPUs contradict each other.
+    ``highest_node`` includes nodes without CPUs. Raises TopologyError if the CPUs contradict each other.
     """
 
     cpus: tuple[Cpu, ...]
@@ -75,8 +75,8 @@ class Topology:
     def from_sysfs(cls, root: Path = Path("/sys/devices/system")) -> Topology:
         """This machine's online CPUs, or those of a copy of its sysfs.
 
-        Without topology files each CPU is its own core, without cache files there is no L3, and without
-        node files all is node 0. Raises TopologyError if there are no CPUs, CpuListError for a spoilt file.
+        Without topology files each CPU is its own core, without cache files there is no L3, and without node files
+        every CPU is on node 0. Raises TopologyError if there are no CPUs, CpuListError for a malformed file.
         """
         online = CpuSet.parse(_read(root / "cpu/online")) or _cpu_directories(root / "cpu")
         threads = _partition(online, lambda cpu: _thread_siblings(root / f"cpu/cpu{cpu}/topology"))
@@ -96,9 +96,9 @@ class Topology:
 
     @classmethod
     def from_rows(cls, rows: Iterable[CpuRow], highest_node: int | None = None) -> Topology:
-        """The topology that ``rows`` describe, in any order.
+        """The topology that ``rows``, in any order, describe.
 
-        ``highest_node`` is that of the rows unless given. Raises TopologyError and CpuListError.
+        ``highest_node`` defaults to that of the rows. Raises TopologyError and CpuListError.
         """
         cpus = []
         for row in rows:
@@ -128,9 +128,9 @@ class Topology:
 
     def __post_init__(self) -> None:
         if not self.cpus:
-            raise TopologyError("there are no CPUs", "is /sys mounted? mount -t sysfs sysfs /sys")
+            raise TopologyError("there are no CPUs", "mount -t sysfs sysfs /sys")
         if any(before.id >= after.id for before, after in zip(self.cpus, self.cpus[1:], strict=False)):
-            raise TopologyError("a CPU is out of order or there twice", "name each once, in ascending order")
+            raise TopologyError("a CPU is out of order or listed twice", "list each once, in ascending order")
         core_of: dict[int, CpuSet] = {}
         for cpu in self.cpus:
             self._check_group(cpu, "siblings")
@@ -171,21 +171,21 @@ class Topology:
 
     @property
     def num_cpus(self) -> int:
-        """How many CPUs there are; their numbers may go higher, when some are offline."""
+        """The number of CPUs; with offline CPUs, their numbers may go higher."""
         return len(self.cpus)
 
     @cached_property
     def smt_count(self) -> int:
-        """Hardware threads of the widest core: on a hybrid machine not every core has as many."""
+        """Hardware threads of the widest core; on a hybrid machine some cores have fewer."""
         return max(len(cpu.siblings) for cpu in self.cpus)
 
     @cached_property
     def consecutive_smt(self) -> bool:
-        """True when siblings are numbered in a row (0-1, 2-3, ...), False if apart or if there is no SMT."""
+        """True if siblings are numbered consecutively (0-1, 2-3, ...); False otherwise, and without SMT."""
         return self.smt_count > 1 and all("," not in str(cpu.siblings) for cpu in self.cpus)
 
     def cpu(self, number: SupportsIndex) -> Cpu:
-        """The CPU of that number; TopologyError if it is not here."""
+        """The CPU with that number; TopologyError if there is none."""
         try:
             return self._by_id[index(number)]
         except KeyError:
@@ -193,13 +193,13 @@ class Topology:
             raise TopologyError(message, f"choose from {self.all_cpus}") from None
 
     def cpus_on_node(self, node: int) -> CpuSet:
-        """The CPUs of a NUMA node, none where it is only memory; TopologyError if there is no such node."""
+        """The CPUs of a NUMA node, which may have memory only; TopologyError if there is no such node."""
         if not 0 <= node <= self.highest_node:
             raise TopologyError(f"node {node} does not exist", f"nodes go from 0 to {self.highest_node}")
         return CpuSet(cpu for cpu in self.cpus if cpu.numa_node == node)
 
     def order(self, cpus: Iterable[SupportsIndex]) -> tuple[int, ...]:
-        """The same CPUs, those that share an L3 side by side, and among them those that share a core."""
+        """The CPUs sorted by L3, and within an L3 by core."""
         return tuple(sorted(CpuSet(cpus), key=self._position))
 
     def _position(self, number: int) -> tuple[int, int, int, int, int]:
@@ -219,11 +219,11 @@ class Topology:
         return core, cache, node, self.all_cpus - here.siblings - cache - node
 
 
-_ROWS = "describe a machine that exists: Topology.from_sysfs().export() shows the rows of this one"
+_ROWS = "compare with the rows of this machine: Topology.from_sysfs().export()"
 
 
 def _read(path: Path) -> str:
-    # EAFP: what a machine lacks, and what a CPU loses by going offline as we look, reads as empty.
+    # A file that the machine lacks, or that goes with a CPU that goes offline, reads as empty.
     try:
         return path.read_text().strip()
     except OSError:
@@ -242,7 +242,7 @@ def _thread_siblings(path: Path) -> CpuSet:
 
 
 def _l3_siblings(path: Path) -> CpuSet:
-    # An index is only a running number: without a split L1, or with an L4, index3 is not the L3.
+    # The index is not the cache level: without a split L1, or with an L4, index3 is not the L3.
     for cache in path.glob("index[0-9]*"):
         if (_read(cache / "level") or cache.name.removeprefix("index")) == "3":
             return CpuSet.parse(_read(cache / "shared_cpu_list"))
@@ -250,7 +250,7 @@ def _l3_siblings(path: Path) -> CpuSet:
 
 
 def _partition(cpus: CpuSet, group_of: Callable[[int], CpuSet]) -> dict[int, CpuSet]:
-    """Each CPU's group, read from one member only: so no two overlap, though CPUs come and go meanwhile."""
+    """Each CPU's group, read from one member only, so that groups do not overlap while CPUs come and go."""
     groups: dict[int, CpuSet] = {}
     left = cpus
     for cpu in cpus:
@@ -261,6 +261,6 @@ def _partition(cpus: CpuSet, group_of: Callable[[int], CpuSet]) -> dict[int, Cpu
 
 
 def nr_cpu_words() -> int:
-    """How many u64 words hold a bit for each CPU this machine can ever have."""
+    """How many u64 words hold a bit for each possible CPU of this machine."""
     possible = CpuSet.parse(_read(Path("/sys/devices/system/cpu/possible")))
     return max(possible) // 64 + 1

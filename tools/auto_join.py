@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf enclave auto-join``: tasks join an enclave by rule, those there are and those to come."""
+"""``ghostbpf enclave auto-join``: existing and new tasks join an enclave by rule."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, given: str) -> float:
 @click.option(
     "--parent", "parents", type=int, multiple=True, metavar="PID", callback=_parent, help="Descendants of this process."
 )
-@click.option("--once", is_flag=True, help="Enrol what there is, and end.")
+@click.option("--once", is_flag=True, help="Move the tasks that match now, and end.")
 @click.option(
     "--period", default="1s", show_default=True, metavar="TIME", callback=_seconds, help="Time between two scans."
 )
@@ -91,14 +91,14 @@ def auto_join(
     period: float,
     as_json: bool,
 ) -> None:
-    """Put tasks into enclave ID by rule: those there are and, until Ctrl-C, those to come.
+    """Move tasks into enclave ID by rule: existing tasks and, until Ctrl-C, new ones.
 
-    A task is meant that fits every kind of option given, by one of its values. The kernel's process events say when to
-    look. Scans find what no event tells: moves to another cgroup, or everything where the kernel tells no events.
-    Tasks stay when they fit no longer. Agents are never enrolled.
+    A task matches if, for each kind of option given, it matches one of the values. The kernel's process events report
+    new tasks and changes of name and user. Moves between cgroups have no event: a scan finds them, and everything
+    else if the kernel reports no events. A task that no longer matches stays. Agents never join.
     """
     if not (comms or paths or uids or parents):
-        raise click.UsageError("say who is meant: --comm, --cgroup, --uid or --parent")
+        raise click.UsageError("give a rule: --comm, --cgroup, --uid or --parent")
     enclave = Enclaves.find(id)
     directories = tuple(map(cgroups.directory_of, paths))
     for path, directory in zip(paths, directories, strict=True):
@@ -114,26 +114,26 @@ def auto_join(
 def follow(
     enclave: Enclave, rule: Rule, period: float = 1.0, as_json: bool = False, caveats: Caveats | None = None
 ) -> None:
-    """Enrol by ``rule``, and tell of each task, until a signal asks to end."""
-    from ..schedulers.process_events import ProcessEvents  # pyroute2 takes longer than all the rest
+    """Move tasks in by ``rule``, and report each, until a termination signal."""
+    from ..schedulers.process_events import ProcessEvents  # imported late: pyroute2 takes longer than everything else
 
     with _stop() as stop, contextlib.ExitStack() as opened:
         events = None
         try:
             events = opened.enter_context(ProcessEvents())
         except (KernelUnsupported, PermissionMissing) as error:
-            click.echo(f"{error}: looking at all tasks every {period:g} s instead", err=True)
-        click.echo(f"enrolling in enclave {enclave.id}; Ctrl-C ends", err=True)
+            click.echo(f"{error}: scanning all tasks every {period:g} s instead", err=True)
+        click.echo(f"moving tasks into enclave {enclave.id}; Ctrl-C ends", err=True)
         joining = AutoJoin(enclave, rule, events, period=period)
         report(enclave, joining.follow(stop), as_json, caveats)
         if joining.resyncs:
-            click.echo(f"process events got lost {joining.resyncs} times: all tasks were looked at again", err=True)
+            click.echo(f"process events were lost {joining.resyncs} times: all tasks were scanned again", err=True)
 
 
 def report(
     enclave: Enclave, outcomes: Iterable[Outcome], as_json: bool = False, caveats: Caveats | None = None
 ) -> None:
-    """Tell of each task, with what its user must know, and at the end how many joined."""
+    """Print each outcome, with its caveats, and at the end how many tasks joined."""
     joined, caveats = 0, caveats or Caveats(enclave)
     for outcome in outcomes:
         joined += outcome.error is None
@@ -150,7 +150,7 @@ def report(
 
 @contextlib.contextmanager
 def _stop() -> Iterator[int]:
-    """A descriptor that becomes readable when a signal asks us to end: no task is left half moved."""
+    """A descriptor that becomes readable on a termination signal, so that no move is interrupted."""
     stop = os.eventfd(0)
     before = {number: signal.signal(number, lambda *_: os.eventfd_write(stop, 1)) for number in termination_signals()}
     try:

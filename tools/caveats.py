@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands warn of on stderr: tasks whose limits or CPUs an enclave does not fit, and tasks that leave it."""
+"""Warnings on stderr: tasks whose cgroup limits or CPUs conflict with their enclave, and tasks that leave it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..schedulers.limits import Limit
 from ..schedulers.processes import ProcTask
 from .output import printable, warn
 
-#: So many names are enough for a line.
+#: The names that a line shows at most.
 _MOST_NAMES = 8
 
 
 class Caveats:
-    """Warns of tasks that joined ``enclave``: of each cgroup whose CPU limit ends there, once, and of unusable CPUs."""
+    """Warns of tasks in ``enclave``: once of each cgroup whose CPU limit does not hold, and of unusable CPUs."""
 
     def __init__(self, enclave: Enclave) -> None:
         self._enclave = enclave
         self._told: set[str] = set()
 
     def joined(self, tids: Iterable[int]) -> None:
-        """Look at tasks that have just joined."""
+        """Check tasks that have just joined."""
         elsewhere = []
         for tid in sorted(tids):
             for limit in limits.of_task(tid):
@@ -45,7 +45,7 @@ class Caveats:
             )
 
     def everything_joined(self) -> None:
-        """Look at every cgroup."""
+        """Check every cgroup."""
         with contextlib.suppress(GhostError):
             for limit in limits.everywhere(mount_point()):
                 self._tell(limit)
@@ -60,14 +60,14 @@ class Caveats:
 
 
 def tell_departures(left: Departures) -> None:
-    """Say which tasks left the enclave by themselves, if any did."""
+    """Report the tasks that left the enclave on their own, if any."""
     if left.count:
         alone = "by itself" if left.count == 1 else "by themselves"
         click.echo(f"{counted(left.count, 'task')} left the enclave {alone}: {_last_names(left)}", err=True)
 
 
 def left_line(left: Departures) -> str:
-    """How many tasks left by themselves, and the last ones."""
+    """How many tasks left on their own, and the names of the last ones."""
     return f"{left.count} ({_last_names(left)})" if left.count else "0"
 
 
@@ -77,13 +77,13 @@ def named(tid: int, comm: str) -> str:
 
 
 def few(names: Collection[str]) -> str:
-    """All of them, or the first where there are many."""
+    """All names, or the first ones and the number of the rest."""
     more = [f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
     return ", ".join([*list(names)[:_MOST_NAMES], *more])
 
 
 def counted(number: int, noun: str) -> str:
-    """Like "1 task" and "2 tasks"."""
+    """A number with its noun: "1 task", "2 tasks"."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 

@@ -11,34 +11,34 @@ from typing import Any
 
 import click
 
-#: Command name to module (of this package) and help line, in the order that help shows them.
+#: Command name to module (of this package) and help line, in the order of the help text.
 _COMMANDS = {
     "run": ("run", "Schedule a command, or the tasks you add, by a policy."),
-    "enclave": ("enclave", "Look at enclaves, and change them."),
-    "hints": ("hints", "Look at the hints that applications give, and say who may."),
-    "pushtosched": ("pushtosched", "Move tasks, named on stdin, to any scheduling class."),
-    "trace": ("trace.command", "See what the scheduler does: latencies, run lengths, queues, stacks."),
-    "fd": ("fd", "Hand an open descriptor to another process."),
-    "policies": ("policies", "List the policies there are."),
+    "enclave": ("enclave", "Show enclaves, and change them."),
+    "hints": ("hints", "Show applications' hints, and permit applications to give them."),
+    "pushtosched": ("pushtosched", "Move tasks, listed on stdin, to any scheduling class."),
+    "trace": ("trace.command", "Trace the scheduler: latencies, run lengths, queues, stacks."),
+    "fd": ("fd", "Pass an open descriptor to another process."),
+    "policies": ("policies", "List the policies."),
     "new": ("new", "Write a package with a policy of your own, in Python."),
-    "doctor": ("doctor", "Say whether this machine can run ghostbpf, and what to do if not."),
+    "doctor": ("doctor", "Check whether this machine can run ghostbpf."),
     "vm": ("vm_command", "Run a command in a throw-away guest with a sched_ext kernel."),
 }
 
 EXAMPLES = """\b
 Examples:
-  ghostbpf doctor                            can this machine do it?
+  ghostbpf doctor                            check this machine
   sudo ghostbpf run biff -- make -j8         one command under Biff
   sudo ghostbpf run biff --cpus 2-3 --keep   an enclave to add tasks to
   sudo ghostbpf enclave add 1 4711           process 4711 joins enclave 1
   sudo ghostbpf enclave swap 1 rr            another policy, with no gap
   ghostbpf new my_policy                     a policy of your own, in Python
-  ghostbpf vm -- ghostbpf run biff -- ls     no sched_ext here? in a guest
+  ghostbpf vm -- ghostbpf run biff -- ls     in a guest with sched_ext
 """
 
 
 class Lazy(click.Group):
-    """A group that knows its commands' names and help without importing them."""
+    """A group that lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -63,7 +63,7 @@ def ghostbpf() -> None:
 
 
 def main() -> None:
-    """The entry point: exceptions become one message with a cure, and the documented exit status."""
+    """The entry point: an exception becomes one message with a hint, and the documented exit status."""
     try:
         status = ghostbpf.main(prog_name="ghostbpf", standalone_mode=False)
     except click.ClickException as error:
@@ -74,7 +74,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         status = 130
     except BrokenPipeError:
-        # Whoever read us has gone; nothing is left to say, and to nobody.
+        # The reader of stdout has gone. Python flushes stdout at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except Exception as error:
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def report(error: Any) -> int:
-    """Print an error with its cure to stderr; its exit status."""
+    """Print an error with its hint to stderr, and return its exit status."""
     click.echo(_safe(f"error: {error}"), err=True)
     if hint := getattr(error, "hint", None):
         click.echo(_safe(f"  try: {hint}"), err=True)
@@ -93,7 +93,7 @@ def report(error: Any) -> int:
 
 
 def _safe(message: str) -> str:
-    from .output import printable_lines  # it imports what no error needs
+    from .output import printable_lines  # imported late: it imports modules that no error needs
 
     return printable_lines(message)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf doctor``: what this machine has, what it lacks, and the cure for each lack."""
+"""``ghostbpf doctor``: what this machine has, what it lacks, and a hint for each lack."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ..schedulers.core import BPFFS
 from ..schedulers.enclave import Enclaves
 from .output import json_option, printable
 
-_PARTITION = "a cpuset partition instead: CMD has to be in its cgroup before it joins an enclave of its CPUs"
+_PARTITION = "use a cpuset partition instead: CMD must be in its cgroup before it joins an enclave of its CPUs"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One finding: ``verdict`` is ok, warn or fail; a ``cure`` goes with the last two."""
+    """One check: ``verdict`` is ok, warn or fail; the last two have a ``hint``."""
 
     what: str
     verdict: str
@@ -40,7 +40,10 @@ class Row:
 @click.command(epilog="\b\nExamples:\n  ghostbpf doctor\n  ghostbpf doctor --json")
 @json_option
 def command(as_json: bool) -> int:
-    """Say whether this machine can run ghostbpf, and what to do where it cannot. Exit status 0 or 1."""
+    """Check whether this machine can run ghostbpf, with a hint for each failed check.
+
+    The exit status is 0 or 1.
+    """
     rows = list(examine())
     failed = [row for row in rows if row.verdict == "fail"]
     if as_json:
@@ -61,7 +64,7 @@ def command(as_json: bool) -> int:
 
 
 def examine() -> Iterator[Row]:
-    """Every row of the report; a check that cannot be made fails with the reason."""
+    """Every row of the report; a check that raises fails with the reason."""
     for what, check in _CHECKS.items():
         try:
             yield check(what)
@@ -76,7 +79,7 @@ def _kernel(what: str) -> Row:
 def _sched_ext(what: str) -> Row:
     status = sched_ext.status()
     if status.state == "disabled":
-        return Row(what, "ok", "there, no scheduler loaded")
+        return Row(what, "ok", "available, no scheduler loaded")
     found = f"{status.state}: {status.ops}" + (" (all tasks)" if status.switch_all else " (SCHED_EXT tasks)")
     if status.ops == "ghostbpf":
         return Row(what, "ok", found)
@@ -149,15 +152,15 @@ def _isolcpus(what: str) -> Row:
 
 
 def _cgroup_limits(what: str) -> Row:
-    found = {limit.cgroup: limit for limit in limits.of_task(os.getpid())}
-    # Looking into enclaves takes rights that doctor has a row for.
+    without_effect = {limit.cgroup: limit for limit in limits.of_task(os.getpid())}
+    # Reading enclaves needs the capabilities that another row checks.
     with contextlib.suppress(GhostError):
         for task in enclaves.core.tasks() if (enclaves := Enclaves.open()) is not None else ():
-            found |= {limit.cgroup: limit for limit in limits.of_task(task.tid) if task.enclave}
-    if not found:
-        return Row(what, "ok", "none here, or of a task in an enclave")
-    hint = "none: the kernel leaves them to the scheduler; limit tasks by the enclave's CPUs"
-    return Row(what, "warn", f"do not hold in an enclave: {'; '.join(map(str, found.values()))}", hint)
+            without_effect |= {limit.cgroup: limit for limit in limits.of_task(task.tid) if task.enclave}
+    if not without_effect:
+        return Row(what, "ok", "none of this process or of a task in an enclave")
+    hint = "the kernel leaves them to the scheduler: limit tasks by the enclave's CPUs"
+    return Row(what, "warn", f"do not hold in an enclave: {'; '.join(map(str, without_effect.values()))}", hint)
 
 
 def _hz(what: str) -> Row:

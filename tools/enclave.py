@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf enclave``: look at enclaves, and change them."""
+"""``ghostbpf enclave``: show enclaves, and change them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Examples:
 
 @click.group(epilog=_EXAMPLES)
 def command() -> None:
-    """Look at enclaves, and change them."""
+    """Show enclaves, and change them."""
 
 
 command.add_command(watch)
@@ -58,14 +58,14 @@ def _example(line: str) -> str:
 @command.command(epilog=_example("ghostbpf enclave ls --json"))
 @json_option
 def ls(as_json: bool) -> None:
-    """List the enclaves there are."""
+    """List the enclaves."""
     enclaves = Enclaves.open()
     show((_row(e) for e in enclaves or ()), as_json=as_json, empty="no enclaves")
 
 
 @command.command("show", epilog=_example("ghostbpf enclave show 1 --tasks"))
 @click.argument("id", type=int)
-@click.option("--tasks", is_flag=True, help="List its tasks too.")
+@click.option("--tasks", is_flag=True, help="Also list its tasks.")
 @json_option
 def show_one(id: int, tasks: bool, as_json: bool) -> None:
     """Show one enclave: its policy, CPUs, counters by CPU, and tasks."""
@@ -108,13 +108,13 @@ def show_one(id: int, tasks: bool, as_json: bool) -> None:
 @click.argument("pids", type=int, nargs=-1)
 @click.option("--tid", "tids", type=int, multiple=True, help="Move one thread, not its whole process.")
 @click.option("--cgroup", "paths", multiple=True, metavar="PATH", help="Move all tasks of a cgroup (v2) and below.")
-@click.option("--tree", is_flag=True, help="Move all descendants of the processes, too.")
-@click.option("--follow", "stay", is_flag=True, help="Go on with those that come into the cgroup, until Ctrl-C.")
+@click.option("--tree", is_flag=True, help="Also move all descendants of the processes.")
+@click.option("--follow", "stay", is_flag=True, help="Also move tasks that enter the cgroup, until Ctrl-C.")
 def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str, ...], tree: bool, stay: bool) -> None:
-    """Move processes (all their threads), single threads, or cgroups, into enclave ID.
+    """Move processes (all their threads), threads or cgroups into enclave ID.
 
-    Children that a task forks from then on are in the enclave. Those that it has already stay where they are, which is
-    said, unless --tree moves them.
+    Children that a task forks later join the enclave. Existing children stay where they are, with a warning, unless
+    --tree moves them.
     """
     if stay and not paths:
         raise click.UsageError("--follow needs --cgroup")
@@ -134,10 +134,10 @@ def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str,
         if tree:
             report(enclave, descendants.once(), caveats=caveats)
         elif left_out := descendants.left_out():
-            told = (
-                f"{counted(len(left_out), 'descendant')} did not come: {few([named(*one) for one in left_out.items()])}"
+            names = few([named(*process) for process in left_out.items()])
+            click.echo(
+                f"warning: {counted(len(left_out), 'descendant')} did not join: {names}\n  try: --tree", err=True
             )
-            click.echo(f"warning: {told}\n  try: --tree", err=True)
     if stay:
         follow(enclave, rule, caveats=caveats)
     elif paths:
@@ -149,7 +149,10 @@ def add(id: int, pids: tuple[int, ...], tids: tuple[int, ...], paths: tuple[str,
 @click.argument("pids", type=int, nargs=-1)
 @click.option("--tid", "tids", type=int, multiple=True, help="Move one thread, not its whole process.")
 def rm(id: int, pids: tuple[int, ...], tids: tuple[int, ...]) -> None:
-    """Hand processes, or single threads, of enclave ID back, with the policy that each had before."""
+    """Move processes, or threads, out of enclave ID.
+
+    Each task gets the scheduling policy back that it had before.
+    """
     _need_some(pids, tids)
     with _changing(id) as enclave:
         _move(f"left enclave {id}", pids, enclave.remove_process, tids, enclave.remove)
@@ -157,9 +160,12 @@ def rm(id: int, pids: tuple[int, ...], tids: tuple[int, ...]) -> None:
 
 @command.command(epilog=_example("sudo ghostbpf enclave destroy --all"))
 @click.argument("id", type=int, required=False)
-@click.option("--all", "everything", is_flag=True, help="Destroy every enclave, detach, and clear all pins away.")
+@click.option("--all", "everything", is_flag=True, help="Destroy every enclave, detach, and remove all pins.")
 def destroy(id: int | None, everything: bool) -> None:
-    """Hand the tasks of enclave ID back, with the policy that each had before, and free its CPUs."""
+    """Destroy enclave ID: move its tasks out and free its CPUs.
+
+    Each task gets the scheduling policy back that it had before.
+    """
     if everything == (id is not None):
         raise click.UsageError("name one enclave, or --all")
     if everything:
@@ -175,7 +181,7 @@ def destroy(id: int | None, everything: bool) -> None:
 @click.argument("policy")
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="An option of the new policy.")
 def swap(id: int, policy: str, settings: tuple[str, ...]) -> None:
-    """Replace the policy of enclave ID while it runs; no task notices."""
+    """Replace the policy of enclave ID while it runs, without a gap."""
     chosen = find(policy, POLICIES)
     if isinstance(chosen, AgentPolicySpec):
         raise GhostError(f"{policy} has an agent, a process that stays", hint=f"ghostbpf run {policy} --enclave {id}")
@@ -213,7 +219,7 @@ def _move(
     tids: Iterable[int],
     thread: Callable[[int], object],
 ) -> None:
-    """Move processes, then threads, and say how many tasks that were, also where one of them cannot be moved."""
+    """Move processes, then threads, and print the number of tasks, also if one of them cannot be moved."""
     moved = 0
     try:
         for pid in pids:
@@ -229,7 +235,7 @@ def _move(
 
 
 def _destroy_all() -> None:
-    """Works on pins that cannot be understood, too: what is behind the link's pin is detached, whatever it is."""
+    """Destroy everything, also pins of another version: the link behind the pin is detached in any case."""
     try:
         with Enclaves.change() as enclaves:
             for enclave in enclaves or ():
@@ -243,7 +249,7 @@ def _destroy_all() -> None:
 
 
 def _task_rows(enclave: Enclave) -> list[dict[str, Any]]:
-    """Its tasks; with what the agent knows of each, where there is one."""
+    """The tasks of ``enclave``, with what its agent, if it has one, knows of each."""
     known = {row.pop("tid"): row for row in enclave.task_states()}
     rows = [{name: value for name, value in vars(task).items() if name != "original"} for task in enclave.tasks()]
     if not known:
@@ -261,7 +267,7 @@ def _agent_line(agent: AgentState) -> str:
 
 
 def _load_line(agent: AgentState) -> str:
-    """Its rate and capacity; the queue is what messages would wait in, came they at random (M/M/1)."""
+    """The agent's rate and capacity; ``queue`` is the mean queue length of an M/M/1 model."""
     load = min(agent.rate / max(agent.capacity, 1e-9), 1.0)
     queue = f"{load / (1 - load):.2f}" if load < 1 else "endless"
     return (

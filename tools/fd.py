@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf fd``: hand an open file, or a pinned BPF map, to a process that may not open it."""
+"""``ghostbpf fd``: pass an open file, or a pinned BPF map, to a process that may not open it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .output import json_option
 
 _EXAMPLES = """\b
 Examples:
-  ghostbpf fd send notes.txt                 prints what the other must know
-  ghostbpf fd receive @0001f:5e3a07...       prints what is in notes.txt
+  ghostbpf fd send notes.txt                 print an offer of notes.txt
+  ghostbpf fd receive @0001f:5e3a07...       print the contents of notes.txt
   ghostbpf fd send f | ghostbpf fd receive   both at once
-  ghostbpf fd receive @0001f:5e3a07... --fd 5 -- ./app   app has it open as 5
-  ghostbpf fd send --pid 4711 --fd 7         what process 4711 has open
+  ghostbpf fd receive @0001f:5e3a07... --fd 5 -- ./app   ./app gets it as 5
+  ghostbpf fd send --pid 4711 --fd 7         descriptor 7 of process 4711
 \b
-A map in bpffs, to write to, for a user who may not look in there:
+A map in bpffs, for reading and writing, for an unprivileged user:
   sudo ghostbpf fd send --write /sys/fs/bpf/... --timeout 60
 """
 _FIRST_FREE = 3
@@ -33,10 +33,10 @@ _CHUNK = 1 << 16
 
 @click.group(epilog=_EXAMPLES)
 def command() -> None:
-    """Hand an open descriptor to another process, once.
+    """Pass an open descriptor to another process, once.
 
-    The sender prints an offer: an address and a nonce. Whoever shows both in time gets the descriptor. On a command
-    line other users can read them: they are of use to nobody once the descriptor was handed over.
+    The sender prints an offer: an address and a nonce. The first process that presents both in time gets the
+    descriptor. Other users can read them on a command line, but they are useless once the descriptor was passed.
     """
 
 
@@ -50,15 +50,18 @@ def timeout_option(says: str, default: float = TIMEOUT) -> Callable[[Callable[..
 @command.command(epilog=_EXAMPLES)
 @click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option("--write", is_flag=True, help="Open PATH to read and to write.")
-@click.option("--pid", type=int, help="Send what this process has open, not PATH.")
-@click.option("--fd", type=click.IntRange(0), help="As which descriptor process PID has it.")
-@click.option("--to", type=int, metavar="PID", help="Hand it to this process, and to no other.")
+@click.option("--pid", type=int, help="Send a descriptor of process PID, not PATH.")
+@click.option("--fd", type=click.IntRange(0), help="The descriptor of process PID.")
+@click.option("--to", type=int, metavar="PID", help="Pass it to process PID only.")
 @timeout_option("Seconds to wait for a receiver.")
 @json_option
 def send(
     path: Path | None, write: bool, pid: int | None, fd: int | None, to: int | None, timeout: float, as_json: bool
 ) -> None:
-    """Open PATH (a file, or what is pinned in bpffs) and hand it to whoever asks in time."""
+    """Open PATH (a file, or a BPF object pinned in bpffs) and pass it on.
+
+    It goes to the first process that presents the offer in time.
+    """
     if (path is None) == (pid is None) or (pid is None) != (fd is None):
         raise click.UsageError("name a PATH, or --pid and --fd")
     opened = _open(path, write) if path is not None else duplicate(pid or 0, fd or 0)
@@ -67,7 +70,7 @@ def send(
 
 
 def hand_over(offer: Offer, timeout: float, *, as_json: bool = False) -> None:
-    """Print the offer, and wait until it is taken; raises DescriptorError where it is not."""
+    """Print the offer, and wait until a process takes it; raises DescriptorError if none does."""
     click.echo(json.dumps({"offer": str(offer)}) if as_json else str(offer))
     sys.stdout.flush()
     taker = offer.serve(timeout)
@@ -77,12 +80,14 @@ def hand_over(offer: Offer, timeout: float, *, as_json: bool = False) -> None:
 @command.command("receive", epilog=_EXAMPLES)
 @click.argument("offer", default="-")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
-@click.option("--fd", type=click.IntRange(0), default=_FIRST_FREE, show_default=True, help="As which CMD has it open.")
+@click.option(
+    "--fd", type=click.IntRange(0), default=_FIRST_FREE, show_default=True, help="The descriptor's number in CMD."
+)
 @timeout_option("Seconds to wait for the sender.")
 def receive_one(offer: str, cmd: tuple[str, ...], fd: int, timeout: float) -> None:
-    """Take what is offered, and print what is in it, or run CMD with it.
+    """Receive an offered descriptor, and print its contents, or run CMD with it.
 
-    OFFER is what the sender printed; without it, or with -, it is read from standard input.
+    OFFER is the line that the sender printed; without it, or with -, it is read from standard input.
     """
     text = sys.stdin.readline().strip() if offer == "-" else offer
     got = take(text, timeout)
@@ -127,5 +132,5 @@ def _read(fd: int) -> bytes:
         return os.read(fd, _CHUNK)
     except OSError as error:
         raise DescriptorError(
-            f"what was received cannot be read: {error.strerror}", hint="-- CMD runs a program with it, open as 3"
+            f"the received descriptor cannot be read: {error.strerror}", hint="-- CMD runs a program with it, open as 3"
         ) from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf hints``: what applications say of their tasks, and who may say it."""
+"""``ghostbpf hints``: the hints that applications give, and the permission to give them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ from .output import human_ns, json_option, show
 
 _EXAMPLES = """\b
 Examples:
-  sudo ghostbpf hints show 1                what applications say in enclave 1
-  sudo ghostbpf hints admit 1 --user www    user www may say it, too
-  sudo ghostbpf hints admit 1 --pid 4711    process 4711 may, that alone
+  sudo ghostbpf hints show 1                the hints in enclave 1
+  sudo ghostbpf hints admit 1 --user www    user www may give hints
+  sudo ghostbpf hints admit 1 --pid 4711    process 4711 may, once
   cc $(ghostbpf hints cflags) app.c         an application in C
 """
 
 
 @click.group(epilog=_EXAMPLES)
 def command() -> None:
-    """Look at the hints that applications give, and say who may give them."""
+    """Show the hints that applications give, and permit applications to give them."""
 
 
 @command.command("show")
 @click.argument("id", type=int)
 @json_option
 def show_one(id: int, as_json: bool) -> None:
-    """Show the scheduling items in use in enclave ID, each with its work class; times are from now on."""
+    """Show the scheduling items of enclave ID with their work classes.
+
+    Times are relative to now.
+    """
     with Hints.open(_hinted(id).hints_path) as hints:
         rows = [_row(hints, index, item) for index, item in sorted(hints.updates())]
     if not as_json:
@@ -47,14 +50,14 @@ def show_one(id: int, as_json: bool) -> None:
 
 @command.command("admit")
 @click.argument("id", type=int)
-@click.option("--user", metavar="NAME", help="In place of the one before.")
-@click.option("--group", metavar="NAME", help="In place of the one before.")
-@click.option("--pid", type=int, help="This process, once, by an offer that it takes.")
-@timeout_option("Seconds that the process has to take it.", default=60.0)
+@click.option("--user", metavar="NAME", help="The user; replaces the previous one.")
+@click.option("--group", metavar="NAME", help="The group; replaces the previous one.")
+@click.option("--pid", type=int, help="The process; it gets an offer, valid once.")
+@timeout_option("Seconds to wait for the process.", default=60.0)
 def admit_to(id: int, user: str | None, group: str | None, pid: int | None, timeout: float) -> None:
-    """Let a user, a group, or a process open the table of enclave ID and write hints.
+    """Permit a user, a group or a process to write hints in enclave ID.
 
-    With --pid it prints an offer, to be told to the process, which calls Hints.receive(OFFER).
+    With --pid, print an offer; pass it to the process, which calls Hints.receive(OFFER).
     """
     if (user is None and group is None) == (pid is None):
         raise click.UsageError("name a --user, a --group, or both, or a --pid")
@@ -77,14 +80,14 @@ def _check_namespace(pid: int) -> None:
     process = Path(f"/proc/{pid}")
     if process.exists() and not pids.is_initial(process):
         raise pids.NamespaceError(
-            f"process {pid} is in a pid namespace of its own: its tids are others than the scheduler's",
-            hint="have a process outside of it give the hints, by tids of the initial pid namespace",
+            f"process {pid} is in another pid namespace: its tids differ from the scheduler's",
+            hint="let a process of the initial pid namespace give the hints, by its tids",
         )
 
 
 @command.command()
 def cflags() -> None:
-    """Print what a C compiler needs to find ghostbpf_hints.h."""
+    """Print the C compiler flags that find ghostbpf_hints.h."""
     click.echo(f"-I{INCLUDE}")
 
 

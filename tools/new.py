@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf new NAME``: a small package with a policy of one's own, complete and working, to be changed."""
+"""``ghostbpf new NAME``: write a small package with a complete, working policy as a starting point."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..schedulers.core import constant
 from ..schedulers.registry import POLICIES
 
 _TEMPLATES = Path(__file__).with_name("templates")
-#: What Python takes for a module, packaging for a project, and the kernel's half for a policy.
+#: Valid as a Python module, as a project of the packaging tools, and as a policy in the kernel.
 _NAME = re.compile(r"[A-Za-z](\w*[A-Za-z0-9])?", re.ASCII)
 
 _NEXT_STEPS = """\
-{here} is a policy that works. Run it as it is, change it, and run it again:
+{here} holds a working policy. Run it, change it, and run it again:
   sudo {bin}/ghostbpf run {here}/{name}.py -- sleep 1
-Install it, so that ghostbpf knows it by its name; what you change from then on counts at once:
+Install it, so that ghostbpf knows it by its name; later changes take effect at once:
   {bin}/pip install -e {here}
   sudo {bin}/ghostbpf run {name} -- sleep 1"""
 
 
 class BadName(GhostError):
-    """A policy cannot be called ``name``."""
+    """``name`` is not valid as the name of a policy."""
 
     exit_status = 2
 
@@ -40,7 +40,7 @@ class BadName(GhostError):
 
 
 @click.command(
-    epilog="\b\nExamples:\n  ghostbpf new my_policy                 writes ./my_policy\n"
+    epilog="\b\nExamples:\n  ghostbpf new my_policy                 write ./my_policy\n"
     "  sudo ghostbpf run my_policy/my_policy.py -- make -j8"
 )
 @click.argument("name")
@@ -53,9 +53,9 @@ class BadName(GhostError):
     help="Where to make the new directory.",
 )
 def command(name: str, where: Path) -> None:
-    """Write a Python package with a policy of your own called NAME, in a new directory of that name.
+    """Write a Python package with a policy called NAME, in a new directory NAME.
 
-    It schedules as it is, and its comments say where to change what.
+    The policy works as written; its comments say what to change.
     """
     check(name)
     try:
@@ -71,7 +71,7 @@ def command(name: str, where: Path) -> None:
 
 
 def check(name: str) -> None:
-    """Raise BadName unless a new policy, and its module, can be called ``name``."""
+    """Raise BadName unless ``name`` is valid for a new policy and its module."""
     longest = constant("POLICY_NAME_LEN") - 1
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise BadName(name, "it is no name of a Python module", "letters, digits and _, like my_policy")
@@ -84,5 +84,5 @@ def check(name: str) -> None:
 
 
 def _shorter(path: Path) -> Path:
-    """``path`` from here, if it is below."""
+    """``path`` relative to the current directory, if it is below that."""
     return path.relative_to(os.getcwd()) if path.is_relative_to(os.getcwd()) else path

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How commands print data: a table for people, or one JSON object a line.
 
-Any user may give a task a name that moves the terminal's cursor or looks like another line. What is printed for people
-goes through ``printable``; JSON has escapes of its own and is exact.
+Any user can give a task a name with control characters or line breaks. Output for people goes through ``printable``;
+JSON has its own escapes and is exact.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def alias(command: click.Command) -> click.Command:
-    """``command`` once more, not shown in help: for its former name."""
+    """A copy of ``command`` that help does not show, to be added under its former name."""
     hidden = copy.copy(command)
     hidden.hidden = True
     return hidden
 
 
 def show(rows: Iterable[Mapping[str, Any]], *, as_json: bool, empty: str = "") -> None:
-    """Print ``rows``, all with the same keys; ``empty`` is said instead of an empty table."""
+    """Print ``rows``, all with the same keys; ``empty`` is printed instead of an empty table."""
     rows = list(rows)
     if as_json:
         for row in rows:
@@ -40,7 +40,7 @@ def show(rows: Iterable[Mapping[str, Any]], *, as_json: bool, empty: str = "") -
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """``rows`` in columns, one line each whatever is in them."""
+    """``rows`` in columns, exactly one line each."""
     cells = [[printable(value) if isinstance(value, str) else value for value in row.values()] for row in rows]
     return tabulate(cells, headers=list(rows[0]), disable_numparse=True)
 
@@ -56,12 +56,12 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for a message that may have several lines."""
+    """Like printable(), for a message of several lines."""
     return printable(text, keep="\n\t")
 
 
 def human_ns(ns: float) -> str:
-    """A time in the unit that suits it: "740 ns", "12.3 us", "4.1 ms", "2.5 s"."""
+    """A time in a readable unit: "740 ns", "12.3 us", "4.1 ms", "2.5 s"."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
         if abs(ns) >= size:
             return f"{ns / size:.1f} {unit}"
@@ -69,6 +69,6 @@ def human_ns(ns: float) -> str:
 
 
 def warn(errors: Iterable[GhostError]) -> None:
-    """Tell of what went wrong, and of what to do about it, where the command goes on."""
+    """Print errors that do not end the command, each with its hint."""
     for error in errors:
         click.echo(printable_lines(f"warning: {error}" + (f"\n  try: {error.hint}" if error.hint else "")), err=True)

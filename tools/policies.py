@@ -11,13 +11,13 @@ from ..schedulers.registry import POLICIES
 from .output import json_option, show
 
 
-@click.command(epilog="\b\nExamples:\n  ghostbpf policies\n  ghostbpf run biff --help    what one takes")
+@click.command(epilog="\b\nExamples:\n  ghostbpf policies\n  ghostbpf run biff --help    the options of one policy")
 @json_option
 def command(as_json: bool) -> None:
-    """List the policies there are, with their options and defaults.
+    """List the policies, with their options and defaults.
 
-    Those in Python have --fastpath, --agent-timeout and --agent-cpu in common, and where one agent decides for all CPUs
-    also --spin.
+    Every policy in Python also has --fastpath, --agent-timeout and --agent-cpu, and, if one agent decides for all CPUs,
+    --spin.
     """
     show(
         (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf pushtosched``: tasks, named on standard input, to any scheduling class, in and out of enclaves."""
+"""``ghostbpf pushtosched``: move tasks, listed on standard input, between scheduling classes and enclaves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLASS is ext, other, batch, idle, fifo:PRIO or rr:PRIO.
 
 @dataclass(frozen=True)
 class _Result:
-    """What became of one task, or one word that names none: moved, there (already), died, failed."""
+    """The result for one word of the input: moved, there (already), died, failed; ``tid`` is None if it is no TID."""
 
     tid: int | None
     result: str
@@ -41,19 +41,19 @@ class _Result:
     def __str__(self) -> str:
         if self.result == "failed":
             return f"failed: {self.error}"
-        says = {"moved": f"moved from {self.before}", "there": "there already", "died": "died meanwhile"}
-        return f"{self.tid}: {says[self.result]}"
+        words = {"moved": f"moved from {self.before}", "there": "there already", "died": "died meanwhile"}
+        return f"{self.tid}: {words[self.result]}"
 
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("target", metavar="CLASS")
-@click.option("--enclave", "id", type=int, metavar="ID", help="The enclave to put them into; for ext.")
+@click.option("--enclave", "id", type=int, metavar="ID", help="The enclave to move them into, for ext.")
 @json_option
 def command(target: str, id: int | None, as_json: bool) -> int:
     """Move tasks to a scheduling class; their TIDs are read from standard input.
 
-    Each TID is one thread, moved when its line is read. Who died meanwhile is no failure. The exit status is 1 if any
-    task could not be moved, or any word was no TID.
+    Each TID is one thread, moved when its line is read. A task that has ended is not a failure. The exit status is 1
+    if a task could not be moved, or a word was not a TID.
     """
     pusher = _pusher(target, id)
     caveats = None if pusher.enclave is None else Caveats(pusher.enclave)
@@ -65,18 +65,18 @@ def command(target: str, id: int | None, as_json: bool) -> int:
         if caveats is not None and result.tid is not None and result.result == "moved":
             caveats.joined([result.tid])
     if not as_json:
-        click.echo(", ".join(f"{counts[one]} {one}" for one in ("moved", "there", "died", "failed")), err=True)
+        click.echo(", ".join(f"{counts[kind]} {kind}" for kind in ("moved", "there", "died", "failed")), err=True)
     return int(counts["failed"] > 0)
 
 
 def _pusher(target: str, id: int | None) -> Pusher:
     try:
-        wanted = SchedulingClass.parse(target)
+        scheduling_class = SchedulingClass.parse(target)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="CLASS") from None
-    if (wanted.name == "ext") != (id is not None):
+    if (scheduling_class.name == "ext") != (id is not None):
         raise click.UsageError("ext takes an --enclave ID" if id is None else "--enclave is for ext")
-    return Pusher(wanted, None if id is None else Enclaves.find(id))
+    return Pusher(scheduling_class, None if id is None else Enclaves.find(id))
 
 
 def _push_all(pusher: Pusher) -> Iterator[_Result]:

@@ -31,16 +31,16 @@ _EXAMPLES = """\b
 Examples:
   sudo ghostbpf run biff -- make -j8      make and its children under Biff
   sudo ghostbpf run biff --slice 20ms --cpus 2-3 -- ./server
-  sudo ghostbpf run rr                    an enclave, and a line a second
-  sudo ghostbpf run rr --enclave 1        enclave 1 goes on under rr, no gap
-  sudo ghostbpf run biff --keep -- true   leave it: ghostbpf enclave ls
+  sudo ghostbpf run rr                    an enclave, stats each second
+  sudo ghostbpf run rr --enclave 1        replace the policy of enclave 1
+  sudo ghostbpf run biff --keep -- true   make an enclave that stays
   sudo ghostbpf run biff --all            every task of the fair class
-  sudo ghostbpf run ./mine.py -- make     the Python policy in a file
+  sudo ghostbpf run ./mine.py -- make     a policy from a Python file
 """
 
 
 class _Policies(click.Group):
-    """Each policy is a command, with the options of run and its own."""
+    """Each policy is a command, with the options of run and those of the policy."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(POLICIES)
@@ -53,20 +53,18 @@ class _Policies(click.Group):
 def command() -> None:
     """Schedule a command and its whole process tree by POLICY, and exit with its status.
 
-    POLICY is one that `ghostbpf policies` lists, or FILE.py, or FILE.py:CLASS.
+    POLICY is a name that `ghostbpf policies` lists, or FILE.py, or FILE.py:CLASS.
 
-    Without CMD: an enclave that you add tasks to, with a line of stats a second, until Ctrl-C.
+    Without CMD, make an enclave to which you add tasks, and print a line of stats each second until Ctrl-C.
     """
 
 
 def _command_for(policy: Policy) -> click.Command:
     params: list[click.Parameter] = [
         click.Option(["--cpus"], metavar="LIST", help="The enclave's CPUs, like 0-3,6.  [default: all free CPUs]"),
-        click.Option(
-            ["--enclave"], type=click.IntRange(1, 63), metavar="ID", help="Take over this enclave, or make it."
-        ),
+        click.Option(["--enclave"], type=click.IntRange(1, 63), metavar="ID", help="Take over enclave ID, or make it."),
         click.Option(["--all", "everything"], is_flag=True, help="Schedule every task of the fair class."),
-        click.Option(["--keep"], is_flag=True, help="Leave the enclave there at the end."),
+        click.Option(["--keep"], is_flag=True, help="Do not destroy the enclave at the end."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print stats as one JSON object a line."),
         *(click.Option([f"--{o.name}"], default=o.default, show_default=True, help=o.help) for o in policy.options),
         click.Argument(["cmd"], nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),
@@ -161,7 +159,7 @@ class _Guard:
         try:
             if self._agent_process.check():
                 return
-            click.echo(f"another agent has taken enclave {self._enclave.id} over", err=True)
+            click.echo(f"another agent has taken over enclave {self._enclave.id}", err=True)
         except AgentError as error:
             click.echo(printable_lines(f"error: {error}\n  try: {error.hint}"), err=True)
             self.status = 1

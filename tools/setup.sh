@@ -1,20 +1,20 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Install what ghostbpf needs and this machine lacks: Debian packages by name, then a venv that sees
-# the distribution's bcc. Without root or apt, say what to install, and stop.
+# the distribution's bcc. Without root or apt, name the missing packages and exit.
 set -eu
 
 PYTHON=${PYTHON:-/usr/bin/python3}
 VENV=${VENV:-.venv}
 
-# command or file that shows a package is there, then the package
+# a file that shows that a package is installed, then the package
 needs="
 /usr/lib/python3/dist-packages/bcc/__init__.py python3-bpfcc
 - python3-venv
 /usr/sbin/bpftool bpftool
 /usr/bin/mmdebstrap mmdebstrap
 "
-# Where there is no need of a guest, demo and benchmark run here, with perf.
+# With sched_ext in this kernel, the demo and the benchmark run here, with perf.
 [ ! -e /sys/kernel/sched_ext ] || needs="$needs/usr/bin/perf linux-perf
 "
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf enclave watch``: how long an enclave is without an agent when one takes over from another.
+"""``ghostbpf enclave watch``: how long an enclave has no agent while one takes over from another.
 
-It looks at the mapped record of the enclave's channel again and again, so what it tells is right within the time
-between two looks, which it tells, too. The idea is ghOSt's enclave_watcher.
+The mapped record of the enclave's channel is polled, so times are exact to the polling interval, which is printed too.
+The idea is ghOSt's enclave_watcher.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.errors import NoSuchEnclave
 from .output import human_ns, json_option
 
-_PERIOD_S = 0.0002
-_LOOK_UP_S = 0.1
+_POLL_S = 0.0002
+_CHECK_S = 0.1
 
 
 @dataclass(frozen=True)
 class _Change:
-    """Another task is behind the channel, 0 for none, since the look before the one at ``at_ns``."""
+    """The agent's tid, 0 for none, changed between the poll at ``at_ns`` and the one before."""
 
     tid: int
     at_ns: int
@@ -40,7 +40,7 @@ class _Change:
 
 @dataclass(frozen=True)
 class HandOver:
-    """From one agent, by its thread, to another; ``switches`` is how often tasks came on a CPU in between."""
+    """From one agent, by its tid, to another; ``switches`` counts the switches to tasks in between."""
 
     enclave: int
     before: int
@@ -62,14 +62,14 @@ class HandOver:
 
 @click.command(epilog="\b\nExamples:\n  ghostbpf enclave watch 1 &\n  sudo ghostbpf run sol --enclave 1 --keep -- true")
 @click.argument("id", type=int)
-@click.option("--agent-pid", type=int, metavar="PID", help="End this process, which must be the agent, and watch that.")
-@click.option("--sigkill", is_flag=True, help="End it by SIGKILL, not SIGTERM.")
-@click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="End after so many hand-overs.")
+@click.option("--agent-pid", type=int, metavar="PID", help="First end process PID, which must be the agent.")
+@click.option("--sigkill", is_flag=True, help="End it with SIGKILL, not SIGTERM.")
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="End after COUNT hand-overs.")
 @json_option
 def watch(id: int, agent_pid: int | None, sigkill: bool, count: int, as_json: bool) -> None:
-    """Time how long enclave ID is without an agent when another takes over.
+    """Measure how long enclave ID has no agent while another takes over.
 
-    Its tasks go on meanwhile: the core schedules them.
+    Meanwhile the core schedules its tasks.
     """
     if sigkill and agent_pid is None:
         raise click.UsageError("--sigkill needs --agent-pid")
@@ -93,7 +93,7 @@ def _hand_overs(
         if not change.tid:
             offline = change
             continue
-        # Without a look in between that found none, one follows the other directly.
+        # If no poll found the channel without an agent, the new agent followed the old one directly.
         left = offline if not offline.tid else change
         yield HandOver(
             enclave=enclave.id,
@@ -109,19 +109,19 @@ def _hand_overs(
 
 
 def _changes(enclave: Enclave, agents: Agents) -> Iterator[_Change]:
-    """Who is behind the enclave's channel now, and then each change of it."""
+    """The agent of the enclave's channel now, and then each change of it."""
     channel = agents.channels[0]
     seen, before_ns = -1, time.monotonic_ns()
-    looked_up_ns = before_ns
+    checked_ns = before_ns
     while True:
         at_ns, tid = time.monotonic_ns(), int(channel.tid)
         if tid != seen:
             yield _Change(tid, at_ns, at_ns - before_ns, enclave.counters().switches)
-        elif not tid and at_ns - looked_up_ns > _LOOK_UP_S * 1e9:
+        elif not tid and at_ns - checked_ns > _CHECK_S * 1e9:
             _check(enclave)
-            looked_up_ns = at_ns
+            checked_ns = at_ns
         seen, before_ns = tid, at_ns
-        time.sleep(_PERIOD_S)
+        time.sleep(_POLL_S)
 
 
 def _check(enclave: Enclave) -> None:
@@ -138,11 +138,11 @@ def _wait_for_agent(enclave: Enclave) -> Agents:
             return agents
         if enclave not in Enclaves(enclave.core):
             raise NoSuchEnclave(enclave.id)
-        time.sleep(_LOOK_UP_S)
+        time.sleep(_CHECK_S)
 
 
 def _end(enclave: Enclave, pid: int, agent: int, by_force: bool) -> int:
-    """End the agent, and tell when; what else may be called ``pid`` by mistake is spared."""
+    """End the agent, and return the time; raises GhostError if process ``pid`` is not the agent."""
     if pids.to_initial(pid) != agent:
         local = pids.to_local([agent]).get(agent)
         raise GhostError(

@@ -7,6 +7,6 @@ from ..policy import Option, Policy, duration_ns
 
 BIFF = Policy(
     "biff",
-    "one FIFO queue for the enclave; preempts after a slice when tasks wait",
+    "One FIFO queue for the enclave; preempts after a slice when tasks wait",
     (Option("slice", "slice_ns", duration_ns, "50ms", "how long a task keeps a CPU while other tasks wait"),),
 )

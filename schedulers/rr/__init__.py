@@ -7,6 +7,6 @@ from ..policy import Option, Policy, duration_ns
 
 RR = Policy(
     "rr",
-    "round robin: each task runs for one short slice at a time",
+    "Round robin: each task runs for one short slice at a time",
     (Option("slice", "slice_ns", duration_ns, "5ms", "how long a task runs before it goes to the tail"),),
 )

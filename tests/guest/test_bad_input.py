@@ -47,7 +47,7 @@ def refused(done: Done, *says: str, status: int = 1) -> None:
 
 WRONG_LINES: dict[str, tuple[str, ...]] = {
     "run bif -- true": ('"bif"', "did you mean biff?"),
-    "run zebra -- true": ('"zebra"', f"there are: {', '.join(sorted(POLICIES))}"),
+    "run zebra -- true": ('"zebra"', f"choose from: {', '.join(sorted(POLICIES))}"),
     "run biff --cpus 0-x": ("--cpus", '"0-x"', "not a CPU number", "for example 0-3,6"),
     "run biff --cpus 7-3": ("--cpus", '"7-3"', "runs backwards"),
     "run biff --cpus 9999": ("--cpus", '"9999"', "the highest CPU number is 4095"),

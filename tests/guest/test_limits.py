@@ -142,7 +142,7 @@ def test_descendants_that_do_not_come_are_told_of_and_tree_takes_them(workload: 
     until(lambda: len(below(head.pid)) == 2, "both are there")
     done = ghostbpf("enclave", "add", 1, head.pid)
     assert (done.status, done.out, [task.tid for task in biff.tasks()]) == (0, "1 tasks joined enclave 1\n", [head.pid])
-    assert "warning: 2 descendants did not come: " in done.err
+    assert "warning: 2 descendants did not join: " in done.err
     assert "try: --tree" in done.err
     assert all(f" {pid}" in done.err for pid in below(head.pid))
     done = ghostbpf("enclave", "add", 1, head.pid, "--tree")

@@ -47,6 +47,18 @@ def test_help_shows_examples_within_80_columns(command: tuple[str, ...]) -> None
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_enrol_is_a_hidden_alias_of_auto_join() -> None:
+    listed = ghostbpf("enclave", "--help", COLUMNS="80").stdout
+    assert "auto-join" in listed
+    assert "enrol" not in listed
+    alias, command = (ghostbpf("enclave", name, "--help", COLUMNS="80") for name in ("enrol", "auto-join"))
+    assert alias.returncode == 0
+    assert alias.stdout.replace("enclave enrol", "enclave auto-join") == command.stdout
+    refused = ghostbpf("enclave", "enrol", "1")
+    assert refused.returncode == 2
+    assert "give a rule: --comm, --cgroup, --uid or --parent" in refused.stderr
+
+
 def test_policies_are_listed_as_json() -> None:
     rows = [json.loads(line) for line in ghostbpf("policies", "--json").stdout.splitlines()]
     assert [row["policy"] for row in rows] == list(POLICIES)

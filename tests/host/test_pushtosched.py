@@ -151,7 +151,7 @@ def test_class_of_who_is_gone_is_none(task: Callable[..., Task]) -> None:
         (("pushtosched", "fair"), 'there is no class "fair"'),
         (("pushtosched", "ext"), "ext takes an --enclave ID"),
         (("pushtosched", "other", "--enclave", "1"), "--enclave is for ext"),
-        (("enclave", "auto-join", "1"), "say who is meant: --comm, --cgroup, --uid or --parent"),
+        (("enclave", "auto-join", "1"), "give a rule: --comm, --cgroup, --uid or --parent"),
         (("enclave", "auto-join", "1", "--uid", "no-such-user"), 'there is no user "no-such-user"'),
         (("enclave", "auto-join", "1", "--parent", "999999999"), "there is no process 999999999"),
         (("enclave", "auto-join", "1", "--comm", "sixteen-letters!"), 'write "sixteen-letters"'),
@@ -173,4 +173,4 @@ def test_enclave_that_is_not_there() -> None:
     for line in ("pushtosched ext --enclave 5", "enclave auto-join 5 --comm x", "enclave auto-join 5 --comm x --once"):
         done = ghostbpf(*line.split(), input=str(os.getpid()))
         assert (done.returncode, done.stdout) == (1, ""), line
-        assert done.stderr == "error: there is no enclave 5\n  try: ghostbpf enclave ls shows those there are\n"
+        assert done.stderr == "error: there is no enclave 5\n  try: ghostbpf enclave ls lists the enclaves\n"

@@ -270,7 +270,7 @@ def test_rows_survive_json_in_any_order(make: Make, consecutive: bool) -> None:
         ({"smt_idx": -2}, "CPU 0 is not thread -2 of 0-1"),
         ({"core": 7}, "CPUs 0-1 are siblings on different cores"),
         ({"numa_node": -1}, "CPU 0 is on node -1 of 0-0"),
-        ({"id": 1}, "a CPU is out of order or there twice"),
+        ({"id": 1}, "a CPU is out of order or listed twice"),
     ],
 )
 def test_rows_of_an_impossible_machine_are_refused(changes: dict[str, Any], message: str) -> None:

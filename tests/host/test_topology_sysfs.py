@@ -79,7 +79,7 @@ def test_without_a_list_of_online_cpus_the_directories_are_counted(tmp_path: Pat
 
 
 def test_no_cpus_at_all_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TopologyError, match="there are no CPUs\nis /sys mounted"):
+    with pytest.raises(TopologyError, match="there are no CPUs\nmount -t sysfs sysfs /sys"):
         Topology.from_sysfs(tmp_path)
 
 
