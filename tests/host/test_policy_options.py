@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of policies: parsed once, into one object."""
+
+from __future__ import annotations
+
+import pytest
+from ghostbpf.schedulers.policy import OptionError, PolicyOptions
+from ghostbpf.schedulers.registry import POLICIES
+
+BIFF = POLICIES["biff"]
+
+
+def test_option_left_out_has_its_default() -> None:
+    assert dict(BIFF.parse().values) == {"slice_ns": 50_000_000}
+    assert dict(BIFF.parse({"slice": "20ms"}).values) == {"slice_ns": 20_000_000}
+
+
+@pytest.mark.parametrize(
+    ("texts", "option", "message"),
+    [
+        ({"slice": "soon"}, "slice", 'bad duration "soon"'),
+        ({"slices": "20ms"}, None, "biff has no option slices"),
+    ],
+)
+def test_error_names_the_option(texts: dict[str, str], option: str | None, message: str) -> None:
+    with pytest.raises(OptionError, match=message) as error:
+        BIFF.parse(texts)
+    assert error.value.option == option
+
+
+def test_policy_alone_stands_for_its_defaults() -> None:
+    options = BIFF.parse({"slice": "20ms"})
+    assert PolicyOptions.of(options) is options
+    assert PolicyOptions.of(BIFF) == BIFF.parse()
+
+
+def test_replace_leaves_the_original_as_it_is() -> None:
+    options = POLICIES["fifo_centralized"].parse()
+    changed = options.replace(ring_bytes=1 << 20)
+    assert changed.values["ring_bytes"] == 1 << 20
+    assert "ring_bytes" not in options.values
+    assert changed.policy is options.policy
