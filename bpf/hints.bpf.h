@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Hints for policies in BPF: what the application says of a task, if it says anything.
+ * Hints for policies in BPF: what applications say about their tasks.
  *
  *     struct hint_item item;
  *     struct hint_class class;
@@ -8,8 +8,10 @@
  *     if (hint_of(p, &item) && hint_class_at(item.work_class, &class))
  *             …
  *
- * A policy that includes this has the enclave's table, made with the first such policy. Loads are not ordered but by
- * the processor: on those that do not keep loads in order (x86 does), a copy may now and then be torn.
+ * The first policy of an enclave that includes this file makes the enclave's table; later ones share it.
+ *
+ * Accepted race: only the processor orders the loads of a copy. On a processor that reorders loads (x86 does not) a
+ * copy is torn now and then.
  */
 #ifndef GHOSTBPF_HINTS_BPF_H
 #define GHOSTBPF_HINTS_BPF_H
@@ -17,9 +19,9 @@
 #include "hints.h"
 #include "core/iterate.bpf.h"
 
-/* Which item is a task's, as far as looked up. */
+/* The result of a task's last item search. */
 struct hint_ref {
-	u64 members; /* of the header when it was */
+	u64 members; /* hints_header.members at that time */
 	u32 index;
 	u32 found;
 };
@@ -27,13 +29,13 @@ struct hint_ref {
 BPF_F_TABLE("array", u32, union hint_record, hints, 1, BPF_F_MMAPABLE);
 BPF_TASK_STORAGE(hint_refs, struct hint_ref);
 
-#define LOOK_AGAIN 3
+#define COPY_ATTEMPTS 3
 
-/* Copy a record that its owner may be writing; false where it is at it all the time. */
+/* Copy a record that its owner may be writing; false if the owner wrote it during each attempt. */
 #define copy_record(from, to)                                           \
 	({                                                              \
 		bool __whole = false;                                   \
-		_Pragma("unroll") for (u32 __i = 0; __i < LOOK_AGAIN; __i++) { \
+		_Pragma("unroll") for (u32 __i = 0; __i < COPY_ATTEMPTS; __i++) { \
 			u32 __seq = *(volatile u32 *)&(from)->seq;      \
 			asm volatile("" ::: "memory");                  \
 			*(to) = *(from);                                \
@@ -68,7 +70,7 @@ static struct hint_item *hint_item_at(struct hints_header *h, u32 index)
 	return record ? &record->item : NULL;
 }
 
-/* A copy of work class index; false where it is not in use. */
+/* Copy a work class; return false if it is not in use. */
 static bool hint_class_at(u32 index, struct hint_class *copy)
 {
 	struct hints_header *h = hints_header();
@@ -96,8 +98,8 @@ static bool find_item(struct hints_header *h, u32 tid, u32 *index)
 }
 
 /*
- * A copy of p's item; false where it has none. The table is searched only where p's item is not the one it was before
- * and some item has got another task since the last search.
+ * Copy p's item; return false if p has none. The table is searched only if the item found last is no longer p's and an
+ * item has changed its task since the last search.
  */
 static bool hint_of(struct task_struct *p, struct hint_item *copy)
 {

@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* A whole sched_ext scheduler: one FIFO queue for the machine, and a count of what it has queued. */
+/*
+ * A complete sched_ext scheduler: one FIFO queue for the machine, and a count of the tasks that were queued.
+ *
+ * A task that wakes runs at once if a CPU is idle; otherwise it waits for its turn, and then runs for the kernel's
+ * default slice. Good for a first look at sched_ext. Not good for work: there are no priorities, and all CPUs share one
+ * queue. It demonstrates that fifo.py attaches a scheduler without the core or an enclave.
+ */
 #define SHARED_DSQ 0
 
 BPF_ARRAY(queued, u64, 1);
