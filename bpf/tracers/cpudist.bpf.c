@@ -2,24 +2,26 @@
 /*
  * How long tasks keep a CPU, or how long they are off it.
  *
- * On: from one switch of a CPU to its next, so that all that is kept is a time for each CPU. A run that had begun
- * before the trace is left out. Off: from leaving a CPU to coming on one, for whatever reason.
+ * On: from one switch of a CPU to the next, so the tracer keeps one time per CPU. A run that began before the trace is
+ * left out. Off: from leaving a CPU to coming on one, for whatever reason.
  */
 #include "trace.h"
 
-#define HISTS 1
 #define TRACE_STATE
 struct state {
 	struct span off;
 };
-#include "span.bpf.h"
+#include "hist.bpf.h"
 #include "run.bpf.h"
+#include "span.bpf.h"
+#include "task_state.bpf.h"
+#include "trace.bpf.h"
 
 static int on_cpu(struct task_struct *prev, struct task_struct *next)
 {
 	u64 now = bpf_ktime_get_ns(), since = run_ended(prev, next, now);
 
-	if (since && (prev->pid || LINK_CONSTANT(idle)) && wanted_here() && wanted(prev))
+	if (since && (prev->pid || LINK_CONSTANT(idle)) && matches_cpu() && matches(prev))
 		record(0, prev, now - since);
 	return 0;
 }
@@ -29,7 +31,7 @@ static int off_cpu(struct task_struct *prev, struct task_struct *next)
 	struct state *state;
 	u64 since;
 
-	if (prev->pid && wanted(prev)) {
+	if (prev->pid && matches(prev)) {
 		state = state_of(prev);
 		if (state)
 			span_begin(&state->off, prev);
@@ -38,7 +40,7 @@ static int off_cpu(struct task_struct *prev, struct task_struct *next)
 		return 0;
 	state = find_state(next);
 	since = state ? span_end(&state->off, next) : 0;
-	if (since && wanted_here())
+	if (since && matches_cpu())
 		record(0, next, bpf_ktime_get_ns() - since);
 	return 0;
 }

@@ -2,12 +2,12 @@
 /*
  * How long tasks wait in each sched_ext DSQ, whatever scheduler is attached.
  *
- * A wait begins when a task is put on a DSQ because it woke or was taken off its CPU, and ends when it runs. The DSQ is
- * the one that it was put on then: schedulers move tasks on, from a shared DSQ to a CPU's own, when that CPU is
- * about to run them. One that is on no DSQ by then is held by the scheduler itself, in a queue of its own. Of our own
- * core it is known when an agent committed a task: from then on it waits in the queue of a CPU.
+ * A wait starts when a task is put on a DSQ because it woke or was taken off its CPU, and ends when it runs. It counts
+ * for the DSQ that the task was put on first: schedulers move tasks from a shared DSQ to a CPU's own when that CPU is
+ * about to run them. A task on no DSQ is held by the scheduler in a queue of its own. The core notes when an agent
+ * commits a task: from then on the task waits on that CPU's own queue.
  */
-#define HISTS 1
+#include "abi.h"
 #include "trace.h"
 
 #define TRACE_STATE
@@ -15,10 +15,13 @@ struct state {
 	struct span wait;
 	u64 dsq;
 };
-#define SPANS_OF(p) ((u64)(p)->sched_class == LINK_CONSTANT(ext_class) && wanted(p))
+#define SPANS_OF(p) ((u64)(p)->sched_class == LINK_CONSTANT(ext_class) && matches(p))
+#include "hist.bpf.h"
+#include "task_state.bpf.h"
+#include "trace.bpf.h"
 #include "wait.bpf.h"
 
-static int begins(struct task_struct *p, struct state *state)
+static int note_dsq(struct task_struct *p, struct state *state)
 {
 	struct scx_dispatch_q *dsq;
 
@@ -31,12 +34,12 @@ static int begins(struct task_struct *p, struct state *state)
 
 BPF_PROG(tp_sched_wakeup, struct task_struct *p)
 {
-	return begins(p, wait_woken(p));
+	return note_dsq(p, wait_woken(p));
 }
 
 BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
 {
-	return begins(p, wait_woken(p));
+	return note_dsq(p, wait_woken(p));
 }
 
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 prev_state)
@@ -45,9 +48,9 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	struct state *state;
 	struct task_ctx *t;
 
-	begins(prev, wait_left(prev, preempt, prev_state));
+	note_dsq(prev, wait_left(prev, preempt, prev_state));
 	state = wait_ended(next, &since);
-	if (!state || !wanted_here())
+	if (!state || !matches_cpu())
 		return 0;
 	t = task_ctx_of(next);
 	if (t && t->committed && t->latched_at > since) {

@@ -1,22 +1,30 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The two halves of a wait: runnable, until a policy puts the task on a CPU's queue ("latches" it, in ghOSt's words),
- * and from there to the CPU.
+ * The two parts of a wait: until a policy puts the task on a CPU's queue ("latches" it, in ghOSt's words), and from
+ * there to the CPU.
  *
- * A policy latches a task either as it wakes, by putting it on the local queue of an idle CPU, which is to be seen in
- * the task right after; or by having it wait on a CPU's own queue, as agents do, which the core notes; or when a CPU
- * asks for one: the core notes when each CPU last did.
+ * A policy latches a task in one of three ways:
+ *
+ *   - As the task wakes, on the local queue of an idle CPU: the task shows it right after.
+ *   - On a CPU's own queue, as agents do: the core notes the time.
+ *   - When a CPU asks for a task: the core notes when each CPU last did.
  */
+#ifndef GHOSTBPF_LATCH_BPF_H
+#define GHOSTBPF_LATCH_BPF_H
+
+#include "abi.h"
 #include "trace.h"
 
 #define TRACE_STATE
 struct state {
 	struct span wait;
-	u64 latched; /* when it was put on a CPU's queue, if that was as it woke */
+	u64 latched; /* when the task was put on a CPU's queue, if that was as it woke */
 };
+#include "task_state.bpf.h"
+#include "trace.bpf.h"
 #include "wait.bpf.h"
 
-/* The core's, where one is attached; else empty. */
+/* The core's map; empty if no core is attached. */
 BPF_F_TABLE("array", u32, struct cpu, cpus, MAX_CPUS, BPF_F_MMAPABLE);
 
 static bool is_on_local_queue(struct task_struct *p)
@@ -30,7 +38,7 @@ static bool is_on_local_queue(struct task_struct *p)
 #endif
 }
 
-static void woken(struct task_struct *p)
+static void note_woken(struct task_struct *p)
 {
 	struct state *state = wait_woken(p);
 
@@ -38,7 +46,7 @@ static void woken(struct task_struct *p)
 		state->latched = is_on_local_queue(p) ? state->wait.since : 0;
 }
 
-static void left(struct task_struct *p, bool preempt, u32 prev_state)
+static void note_left(struct task_struct *p, bool preempt, u32 prev_state)
 {
 	struct state *state = wait_left(p, preempt, prev_state);
 
@@ -46,7 +54,7 @@ static void left(struct task_struct *p, bool preempt, u32 prev_state)
 		state->latched = 0;
 }
 
-/* When p, which has waited and just come on this CPU, was latched; 0 if it is in no enclave. And by an agent? */
+/* When p, which has waited and just come on this CPU, was latched; 0 if it is in no enclave. */
 static u64 latched_at(struct task_struct *p, struct state *state, u64 since, bool *by_agent)
 {
 	u32 here = bpf_get_smp_processor_id();
@@ -67,12 +75,14 @@ static u64 latched_at(struct task_struct *p, struct state *state, u64 since, boo
 
 BPF_PROG(tp_sched_wakeup, struct task_struct *p)
 {
-	woken(p);
+	note_woken(p);
 	return 0;
 }
 
 BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
 {
-	woken(p);
+	note_woken(p);
 	return 0;
 }
+
+#endif

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Which tasks move from which CPU to which, and why.
+ * Migrations: which tasks move from which CPU to which, and why.
  *
- * The reason is told from the task's state as it moves: it may not stay where it was; not on a run queue, it is being
- * woken; on one, it was moved by whoever runs then: the migration thread, itself in exec, a sched_ext dispatch, or
- * load balancing.
+ * The task's state tells the reason. Its affinity may exclude the old CPU. A task that is not on a runqueue is being
+ * woken. A task that is on one is moved by the migration thread (load balancing, or the task's own exec), by a
+ * sched_ext dispatch, or by load balancing.
  */
-#include "trace.bpf.h"
 #include "migrations.h"
+#include "trace.bpf.h"
 
 BPF_HASH(moves, struct migration_key, u64, 16384);
 
@@ -35,7 +35,7 @@ static u32 reason_of(struct task_struct *p)
 	return MOVED_BALANCE;
 }
 
-static int moved(struct task_struct *p, u32 from, u32 to, u32 reason)
+static int count_move(struct task_struct *p, u32 from, u32 to, u32 reason)
 {
 	struct migration_key key = { .tid = p->pid, .reason = reason, .from = from, .to = to };
 	u64 *count, one = 1;
@@ -49,20 +49,20 @@ static int moved(struct task_struct *p, u32 from, u32 to, u32 reason)
 		if (count)
 			__sync_fetch_and_add(count, 1);
 		else
-			dropped();
+			count_dropped();
 	}
 	return 0;
 }
 
 BPF_PROG(tp_sched_migrate_task, struct task_struct *p, int to)
 {
-	return wanted_here() && wanted(p) ? moved(p, p->thread_info.cpu, to, reason_of(p)) : 0;
+	return matches_cpu() && matches(p) ? count_move(p, p->thread_info.cpu, to, reason_of(p)) : 0;
 }
 
-/* A new task is placed without that tracepoint: it is still known where its parent was. */
+/* A new task is placed without that tracepoint; recent_used_cpu is still its parent's CPU. */
 BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
 {
 	u32 from = p->recent_used_cpu, to = p->thread_info.cpu;
 
-	return from != to && wanted_here() && wanted(p) ? moved(p, from, to, MOVED_FORK) : 0;
+	return from != to && matches_cpu() && matches(p) ? count_move(p, from, to, MOVED_FORK) : 0;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Where tasks leave the CPU, and how long they stay off it.
+ * Off-CPU time: the stacks with which tasks leave the CPU, and how long they stay off it.
  *
- * The stack is taken as the task leaves, and charged when it comes back; a task that never does is not counted.
+ * The stack is taken as the task leaves, and charged when it comes back. A task that does not come back is not counted.
  */
 #include "trace.h"
 
@@ -12,13 +12,19 @@ struct state {
 	s32 kernel_stack;
 	s32 user_stack;
 };
-#include "span.bpf.h"
 #include "offcputime.h"
+#include "span.bpf.h"
+#include "task_state.bpf.h"
+#include "trace.bpf.h"
+
+#ifndef STACKS
+#define STACKS 16384
+#endif
 
 BPF_STACK_TRACE(stacks, STACKS);
 BPF_HASH(times, struct off_key, struct off_time, 16384);
 
-static void leaves(void *ctx, struct task_struct *p, u32 prev_state)
+static void note_left(void *ctx, struct task_struct *p, u32 prev_state)
 {
 	struct state *state = state_of(p);
 
@@ -33,12 +39,12 @@ static void leaves(void *ctx, struct task_struct *p, u32 prev_state)
 	state->user_stack = LINK_CONSTANT(kernel_only) ? -1 : stacks.get_stackid(ctx, BPF_F_USER_STACK);
 }
 
-static void comes_back(struct task_struct *p, struct state *state, u64 ns)
+static void charge_stack(struct task_struct *p, struct state *state, u64 ns)
 {
 	struct off_key key = {};
 	struct off_time *time, first = { .ns = ns, .count = 1 };
 
-	key.tid = *(volatile s32 *)&p->pid; /* not one load with the next */
+	key.tid = *(volatile s32 *)&p->pid; /* one load each: the verifier refuses one for both */
 	key.tgid = p->tgid;
 	key.kernel_stack = state->kernel_stack;
 	key.user_stack = state->user_stack;
@@ -46,7 +52,7 @@ static void comes_back(struct task_struct *p, struct state *state, u64 ns)
 	time = times.lookup(&key);
 	if (!time) {
 		if (times.insert(&key, &first))
-			dropped();
+			count_dropped();
 		return;
 	}
 	__sync_fetch_and_add(&time->ns, ns);
@@ -58,14 +64,14 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	struct state *state;
 	u64 since, off;
 
-	if (prev->pid && wanted(prev))
-		leaves(ctx, prev, prev_state);
+	if (prev->pid && matches(prev))
+		note_left(ctx, prev, prev_state);
 	if (!next->pid)
 		return 0;
 	state = find_state(next);
 	since = state ? span_end(&state->off, next) : 0;
 	off = bpf_ktime_get_ns() - since;
-	if (since && off >= LINK_CONSTANT(min_ns) && off <= LINK_CONSTANT(max_ns) && wanted_here())
-		comes_back(next, state, off);
+	if (since && off >= LINK_CONSTANT(min_ns) && off <= LINK_CONSTANT(max_ns) && matches_cpu())
+		charge_stack(next, state, off);
 	return 0;
 }

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef GHOSTBPF_OFFCPUTIME_H
+#define GHOSTBPF_OFFCPUTIME_H
+
 struct off_key {
 	u32 tid;
 	u32 tgid;
@@ -15,3 +18,5 @@ struct off_time {
 struct stack {
 	u64 address[127]; /* innermost first, 0 after the last */
 };
+
+#endif

@@ -1,12 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* From runnable to running: how long tasks wait for a CPU. */
-#define HISTS 1
-#include "trace.h"
-
-#define TRACE_STATE
-struct state {
-	struct span wait;
-};
+/* Runqueue latency: how long tasks wait for a CPU, from runnable to running. */
+#include "hist.bpf.h"
+#include "trace.bpf.h"
 #include "wait.bpf.h"
 
 BPF_PROG(tp_sched_wakeup, struct task_struct *p)
@@ -26,7 +21,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	u64 since;
 
 	wait_left(prev, preempt, prev_state);
-	if (wait_ended(next, &since) && wanted_here())
+	if (wait_ended(next, &since) && matches_cpu())
 		record(0, next, bpf_ktime_get_ns() - since);
 	return 0;
 }

@@ -1,45 +1,48 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * How many tasks wait on each CPU, sampled.
+ * Runqueue length: how many tasks wait on each CPU, sampled.
  *
- * rq.nr_running counts the tasks of every class: also those of sched_ext, wherever their scheduler keeps them, on the
- * run queue of the CPU that they became runnable on. Every task, of whatever class, knows the fair part of its CPU's run
- * queue, and that knows the whole. (Offsets come from BTF: C cannot express how these structs are aligned.)
+ * rq.nr_running counts the tasks of every class. A sched_ext task counts for the CPU on which it became runnable,
+ * wherever its scheduler keeps it. A task of any class has a pointer to its CPU's fair runqueue, and that has one to
+ * the rq. (Offsets come from BTF: C cannot express the alignment of these structs.)
  *
- * Where only some tasks are wanted, the kernel has no such count: each task is followed from queue to queue.
+ * With a filter the kernel has no such count: the tracer follows each matching task from queue to queue.
  */
+#include "abi.h"
+
 #define TRACE_STATE
 struct state {
-	u32 cpu_plus_1; /* whose queue it waits in; 0 while it does not */
+	u32 cpu_plus_1; /* 1 + the CPU for which the task waits; 0 while it does not wait */
 };
-#include "trace.bpf.h"
 #include "runqlen.h"
+#include "task_state.bpf.h"
+#include "trace.bpf.h"
 
 BPF_PERCPU_ARRAY(counts, struct runqlen_counts, 1);
-BPF_ARRAY(queues, u64, MAX_CPUS); /* wanted tasks that wait, by CPU */
+BPF_ARRAY(queues, u64, MAX_CPUS); /* matching tasks that wait, by CPU */
 
-static void add(u32 cpu, s64 more)
+static void add(u32 cpu, s64 change)
 {
 	u64 *queue = queues.lookup(&cpu);
 
 	if (queue)
-		__sync_fetch_and_add(queue, more);
+		__sync_fetch_and_add(queue, change);
 }
 
-static void leave(struct state *state)
+static void leave_queue(struct state *state)
 {
 	if (state->cpu_plus_1)
 		add(state->cpu_plus_1 - 1, -1);
 	state->cpu_plus_1 = 0;
 }
 
-static void join(struct task_struct *p, u32 cpu)
+static void join_queue(struct task_struct *p, u32 cpu)
 {
 	struct state *state = find_state(p);
 
 	if (state)
-		leave(state);
-	state = wanted(p) ? state_of(p) : NULL;
+		leave_queue(state);
+	state = matches(p) ? state_of(p) : NULL;
 	if (!state)
 		return;
 	add(cpu, 1);
@@ -49,13 +52,13 @@ static void join(struct task_struct *p, u32 cpu)
 BPF_PROG(filtered_sched_wakeup, struct task_struct *p)
 {
 	if (!p->on_cpu)
-		join(p, p->thread_info.cpu);
+		join_queue(p, p->thread_info.cpu);
 	return 0;
 }
 
 BPF_PROG(filtered_sched_wakeup_new, struct task_struct *p)
 {
-	join(p, p->thread_info.cpu);
+	join_queue(p, p->thread_info.cpu);
 	return 0;
 }
 
@@ -64,7 +67,7 @@ BPF_PROG(filtered_sched_migrate_task, struct task_struct *p, int to)
 	struct state *state = find_state(p);
 
 	if (state && state->cpu_plus_1)
-		join(p, to);
+		join_queue(p, to);
 	return 0;
 }
 
@@ -73,16 +76,16 @@ BPF_PROG(filtered_sched_switch, bool preempt, struct task_struct *prev, struct t
 	struct state *state = find_state(next);
 
 	if (prev->pid && stays_runnable(prev, preempt, prev_state)) {
-		join(prev, bpf_get_smp_processor_id());
+		join_queue(prev, bpf_get_smp_processor_id());
 	} else {
-		/* It waits still where the switch to it was missed. */
+		/* If the switch onto the CPU was missed, the task still counts as waiting. */
 		struct state *sleeper = find_state(prev);
 
 		if (sleeper)
-			leave(sleeper);
+			leave_queue(sleeper);
 	}
 	if (state)
-		leave(state);
+		leave_queue(state);
 	return 0;
 }
 
@@ -94,11 +97,11 @@ static u32 waiting_here(void)
 
 	bpf_probe_read_kernel(&rq, sizeof(rq), fair + LINK_CONSTANT(cfs_rq_rq));
 	bpf_probe_read_kernel(&running, sizeof(running), rq + LINK_CONSTANT(rq_nr_running));
-	/* One of them runs; but where the CPU idles, those of sched_ext may wait even so. */
+	/* One of the tasks runs, unless the CPU idles; sched_ext tasks may wait even then. */
 	return running && current_task->pid ? running - 1 : running;
 }
 
-static u32 wanted_waiting_here(void)
+static u32 matching_waiting_here(void)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	u64 *queue = queues.lookup(&cpu);
@@ -112,11 +115,11 @@ int perf_sample(struct bpf_perf_event_data *ctx)
 	u32 zero = 0, waiting, slot;
 
 	count = counts.lookup(&zero);
-	if (!count || !wanted_here())
+	if (!count || !matches_cpu())
 		return 0;
-	waiting = LINK_CONSTANT(filtered) ? wanted_waiting_here() : waiting_here();
+	waiting = LINK_CONSTANT(filtered) ? matching_waiting_here() : waiting_here();
 	slot = waiting < RUNQLEN_MAX ? waiting : RUNQLEN_MAX - 1;
-	/* LLVM bounds a copy of it where the verifier watches the other: let it not see that the mask does nothing. */
+	/* LLVM would drop the mask as redundant, and with it the bound that the verifier sees. */
 	asm volatile("" : "+r"(slot));
 	count->samples[slot & (RUNQLEN_MAX - 1)]++;
 	return 0;

@@ -1,20 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Waits for a CPU that were longer than a limit, and who ran instead.
+ * Waits for a CPU that were longer than a limit, and the tasks that ran instead.
  *
- * For each CPU the last 16 that left it are kept. Those among them who ran while the task waited are the culprits, on
- * the CPU where it came on in the end.
+ * The tracer keeps the last 16 tasks that left each CPU. Those that ran while a task waited, on the CPU where it then
+ * ran, are its culprits.
  */
-#include "trace.h"
-
-#define TRACE_STATE
-struct state {
-	struct span wait;
-};
-#include "wait.bpf.h"
-#define RUNS_OF(p) false /* a run that was missed is a culprit less, and no wait less */
+#define RUNS_OF(p) false /* a missed run loses a culprit, not a wait: it is not counted */
 #include "run.bpf.h"
 #include "runqslower.h"
+#include "trace.bpf.h"
+#include "wait.bpf.h"
 
 struct recent {
 	u32 head;
@@ -26,7 +21,7 @@ BPF_PERCPU_ARRAY(recents, struct recent, 1);
 BPF_PERCPU_ARRAY(waits, struct slow_wait, 1);
 BPF_RINGBUF_OUTPUT(events, 64);
 
-static void leaves(struct task_struct *p, u64 since, u64 now)
+static void note_culprit(struct task_struct *p, u64 since, u64 now)
 {
 	u32 zero = 0;
 	struct recent *recent = recents.lookup(&zero);
@@ -53,14 +48,14 @@ static void report(struct task_struct *p, u64 since, u64 now)
 	wait->since = since;
 	wait->waited = now - since;
 	wait->at = now;
-	wait->tid = *(volatile s32 *)&p->pid; /* not one load with the next */
+	wait->tid = *(volatile s32 *)&p->pid; /* one load each: the verifier refuses one for both */
 	wait->tgid = p->tgid;
 	wait->cpu = bpf_get_smp_processor_id();
 	wait->head = recent->head;
 	bpf_probe_read_kernel_str(wait->comm, sizeof(wait->comm), p->comm);
 	__builtin_memcpy(wait->culprits, recent->culprits, sizeof(wait->culprits));
 	if (events.ringbuf_output(wait, sizeof(*wait), 0))
-		dropped();
+		count_dropped();
 }
 
 BPF_PROG(tp_sched_wakeup, struct task_struct *p)
@@ -79,9 +74,9 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 {
 	u64 now = bpf_ktime_get_ns(), since;
 
-	leaves(prev, run_ended(prev, next, now), now);
+	note_culprit(prev, run_ended(prev, next, now), now);
 	wait_left(prev, preempt, prev_state);
-	if (wait_ended(next, &since) && now - since >= LINK_CONSTANT(min_ns) && wanted_here())
+	if (wait_ended(next, &since) && now - since >= LINK_CONSTANT(min_ns) && matches_cpu())
 		report(next, since, now);
 	return 0;
 }

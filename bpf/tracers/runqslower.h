@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef GHOSTBPF_RUNQSLOWER_H
+#define GHOSTBPF_RUNQSLOWER_H
+
 #define CULPRITS 16
 
 struct culprit {
@@ -9,7 +12,7 @@ struct culprit {
 	char comm[16];
 };
 
-/* A task that waited too long, and who had the CPU before it, a ring with the latest at (head - 1) & 15. */
+/* A task that waited too long, and the ring of tasks that had the CPU before it; the latest is at (head - 1) & 15. */
 struct slow_wait {
 	u64 since;
 	u64 waited; /* ns */
@@ -21,3 +24,5 @@ struct slow_wait {
 	char comm[16];
 	struct culprit culprits[16];
 };
+
+#endif

@@ -2,11 +2,12 @@
 /*
  * ghOSt's schedclasstop: CPU time by scheduling class, per CPU.
  *
- * A task counts by the class that it really is in: by its class pointer for ext, by its priority for deadline and
- * real time (also if that is lent to it), else by its policy. The stop class has the migration threads alone.
+ * A task counts for the class that it is really in: by its class pointer for ext, by its priority (also an inherited
+ * one) for deadline and real time, else by its policy. Only the migration threads are in the stop class.
  */
 #include "run.bpf.h"
 #include "schedclasstop.h"
+#include "trace.bpf.h"
 
 #define MAX_DL_PRIO 0
 #define MAX_RT_PRIO 100
@@ -35,10 +36,10 @@ static u32 class_of(struct task_struct *p)
 
 static u32 shown_class_of(struct task_struct *p)
 {
-	return wanted_here() && wanted(p) ? class_of(p) : CLASSES;
+	return matches_cpu() && matches(p) ? class_of(p) : CLASSES;
 }
 
-/* Who has a CPU as the trace begins, and keeps it, is not seen in any switch. */
+/* A task that had the CPU when the trace began, and keeps it, is in no switch: the first sample finds it. */
 int perf_sample(struct bpf_perf_event_data *ctx)
 {
 	u32 zero = 0;

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef GHOSTBPF_SCHEDCLASSTOP_H
+#define GHOSTBPF_SCHEDCLASSTOP_H
+
 enum sched_class_id {
 	CLASS_OTHER,
 	CLASS_FIFO,
@@ -15,7 +18,9 @@ enum sched_class_id {
 
 /* Per CPU. */
 struct class_time {
-	u64 since; /* when the task that is on the CPU came on; 0 where that is not known */
+	u64 since; /* when the task on the CPU came on; 0 if that is not known */
 	u64 current; /* its class */
 	u64 ns[9];
 };
+
+#endif

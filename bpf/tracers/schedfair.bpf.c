@@ -1,27 +1,32 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * ghOSt's schedfair: the CPU time that tasks got over what would have been their fair share.
+ * ghOSt's schedfair: the CPU time that tasks got, relative to their fair share.
  *
- * At any moment a task's fair share is (CPUs / tasks that run or could), and one CPU at most, so that few tasks on
- * many CPUs are not called unfair. It accrues from wakeup to block. Weights are not looked at: rows are by priority.
+ * At any moment a task's fair share is (CPUs / runnable tasks), and at most one CPU, so that few tasks on many CPUs do
+ * not count as unfair. It accrues from wakeup to block, in the task's window. Weights are ignored: rows are by
+ * priority.
  */
 #define TRACE_STATE
 struct state {
-	u64 window; /* the fair share's count when it woke, + 1; 0 while it sleeps */
+	u64 window; /* 1 + the fair share's value when the task woke; 0 while it sleeps */
 	u64 ran; /* ns in this window */
-	u64 on_at; /* when it came on the CPU it is on */
-	u64 place_plus_1; /* of the last switch that was seen; 0 where none was */
+	u64 on_at; /* when the task came on its CPU; 0 while it is on none */
+	u64 place_plus_1; /* 1 + place_of() its last switch that was seen; 0 if none was */
 };
-#include "trace.bpf.h"
 #include "schedfair.h"
+#include "task_state.bpf.h"
+#include "trace.bpf.h"
 
 BPF_F_TABLE("array", u32, struct fair_share, fair, 1, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(windows, u64, FAIR_PRIOS * FAIR_BINS);
-/* Over the whole trace, by tid and start time: a tid may come again. */
+/* Over the whole trace, by tid and start time, since tids are reused. */
 BPF_HASH(totals, u64, struct fair_task, 65536);
 
-/* Count the share up to now, then change the load. Whoever comes while another counts leaves the time to the next. */
-static u64 share_now(s64 more)
+/*
+ * Advance the share to now, then change the load. A concurrent call does not advance the share: the next call counts
+ * that time.
+ */
+static u64 share_now(s64 load_change)
 {
 	u32 zero = 0;
 	struct fair_share *f = fair.lookup(&zero);
@@ -42,18 +47,18 @@ static u64 share_now(s64 more)
 		f->busy = 0;
 	}
 	share = f->share;
-	if (more)
-		__sync_fetch_and_add(&f->load, more);
+	if (load_change)
+		__sync_fetch_and_add(&f->load, load_change);
 	return share;
 }
 
-/* The switches of a task have numbers without a gap: even as it leaves a CPU, odd as it comes on one. */
+/* A task's switches have numbers without a gap: even as it leaves a CPU, odd as it comes on one. */
 static u64 place_of(struct task_struct *p, bool comes_on)
 {
 	return 2 * switches_of(p) + comes_on;
 }
 
-/* p is seen after its switch of that place. If others were missed, its window holds a sleep, or lacks a run. */
+/* p is seen after its switch of that place. If switches were missed, its window includes a sleep or lacks a run. */
 static void drop_torn(struct task_struct *p, struct state *state, u64 place)
 {
 	bool is_torn = state->place_plus_1 && state->place_plus_1 != place + 1;
@@ -63,13 +68,13 @@ static void drop_torn(struct task_struct *p, struct state *state, u64 place)
 		return;
 	if (state->window)
 		share_now(-1);
-	if (wanted(p) && wanted_here())
-		missed(state->window ? 1 : 0, state->window ? 0 : 1);
+	if (matches(p) && matches_cpu())
+		count_missed(state->window ? 1 : 0, state->window ? 0 : 1);
 	state->window = 0;
 	state->on_at = 0;
 }
 
-static void wakes(struct task_struct *p)
+static void begin_window(struct task_struct *p)
 {
 	struct state *state = state_of(p);
 
@@ -101,21 +106,21 @@ static void add_total(struct task_struct *p, u64 share, u64 ran)
 		total = totals.lookup(&key);
 	}
 	if (!total) {
-		dropped();
+		count_dropped();
 		return;
 	}
 	total->share += share;
 	total->ran += ran;
 }
 
-/* The window of p ends: how much of its share has it got? */
-static void blocks(struct task_struct *p, struct state *state)
+/* p blocks: record the CPU time of its window relative to its fair share. */
+static void end_window(struct task_struct *p, struct state *state)
 {
 	u64 share = share_now(-1) - (state->window - 1), *count;
 	u32 bin;
 
 	state->window = 0;
-	if (!share || !state->ran || !wanted(p) || !wanted_here())
+	if (!share || !state->ran || !matches(p) || !matches_cpu())
 		return;
 	bin = state->ran * 10 * 1000 / share;
 	bin = prio_of(p) * FAIR_BINS + (bin < FAIR_BINS ? bin : FAIR_BINS - 1);
@@ -127,13 +132,13 @@ static void blocks(struct task_struct *p, struct state *state)
 
 BPF_PROG(tp_sched_wakeup, struct task_struct *p)
 {
-	wakes(p);
+	begin_window(p);
 	return 0;
 }
 
 BPF_PROG(tp_sched_wakeup_new, struct task_struct *p)
 {
-	wakes(p);
+	begin_window(p);
 	return 0;
 }
 
@@ -152,12 +157,12 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 			state->ran += now - state->on_at;
 			state->on_at = 0;
 			if (state->window && !stays_runnable(prev, preempt, prev_state))
-				blocks(prev, state);
+				end_window(prev, state);
 		}
 	}
 	if (next->pid) {
-		/* One that was running or waiting as the trace began has its window from here on. */
-		wakes(next);
+		/* The window of a task that was runnable when the trace began starts here. */
+		begin_window(next);
 		state = find_state(next);
 		if (state) {
 			state->place_plus_1 = place_of(next, true) + 1;

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * ghOSt's schedghostidle: from a CPU going idle until a policy latches a task for it.
+ * ghOSt's schedghostidle: how long a CPU is idle before a policy latches a task for it.
  *
- * Only the first latch after an idle spell counts a time; a latch on a busy CPU counts as none, 0.
+ * Only the first latch after an idle time counts that time; a latch on a busy CPU counts as 0.
  */
-#define HISTS 1
+#define RUNS_OF(p) false /* idle times are no runs: a missed one is not counted */
+#include "hist.bpf.h"
 #include "latch.bpf.h"
-#define RUNS_OF(p) false /* what a CPU idles is no run */
 #include "run.bpf.h"
 #include "schedghostidle.h"
+#include "trace.bpf.h"
+#include "wait.bpf.h"
 
 BPF_PERCPU_ARRAY(totals, struct idle_totals, 1);
 
@@ -20,13 +22,13 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	bool by_agent;
 	u32 zero = 0;
 
-	left(prev, preempt, prev_state);
+	note_left(prev, preempt, prev_state);
 	total = totals.lookup(&zero);
 	if (!total)
 		return 0;
 	idle_since = prev->pid ? 0 : had_cpu_since;
 	state = wait_ended(next, &since);
-	if (!state || !wanted_here())
+	if (!state || !matches_cpu())
 		return 0;
 	latched = latched_at(next, state, since, &by_agent);
 	if (!latched)

@@ -2,10 +2,13 @@
 /*
  * ghOSt's schedlat: how long a task waits for its policy, and then for the CPU.
  *
- * Tasks of no enclave have no policy of ours: of them only the whole wait is known.
+ * Tasks of no enclave have no policy of ours: only their whole wait is recorded.
  */
 #define HISTS 3
+#include "hist.bpf.h"
 #include "latch.bpf.h"
+#include "trace.bpf.h"
+#include "wait.bpf.h"
 
 enum { TO_LATCHED, LATCHED_TO_RUN, TO_RUN };
 
@@ -15,9 +18,9 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	struct state *state;
 	bool by_agent;
 
-	left(prev, preempt, prev_state);
+	note_left(prev, preempt, prev_state);
 	state = wait_ended(next, &since);
-	if (!state || !wanted_here())
+	if (!state || !matches_cpu())
 		return 0;
 	now = bpf_ktime_get_ns();
 	latched = latched_at(next, state, since, &by_agent);

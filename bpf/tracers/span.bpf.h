@@ -1,27 +1,29 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Times between two events of a task, where some events may be missing: kernels, hypervisors and sandboxes do lose a
- * sched_switch now and then, and a start whose end was lost must not become a long time that never was.
+ * Spans: times between two events of a task, where events may be missing. Kernels, hypervisors and sandboxes lose a
+ * sched_switch now and then, and a start without its end must not become a long time that never was.
  *
- * The kernel counts the switches of each task itself (nvcsw, nivcsw), under the same run queue lock as the
- * tracepoints. So each event tells how often the task has come on a CPU by then, and whether a run was missed since
- * the event before:
+ * The kernel counts each task's switches (nvcsw, nivcsw) under the same runqueue lock as the tracepoints. So each event
+ * tells how often the task has come on a CPU by then, and whether a run was missed since the previous event:
  *
- *   a start that was followed by a missed run is dropped, and counted as unended
- *   a run of which no start was seen is counted as unannounced
+ *   a start that is followed by a missed run is dropped and counted as unended;
+ *   a run with no start seen is counted as unannounced.
  *
- * Times that were counted, unended and unannounced add up to the runs that the kernel counts in schedstat.
+ * The recorded times, the unended and the unannounced ones add up to the runs that the kernel counts in schedstat.
+ *
+ * A tracer that looks at some of the matching tasks only defines SPANS_OF(p) before it includes this file.
  */
 #ifndef GHOSTBPF_SPAN_BPF_H
 #define GHOSTBPF_SPAN_BPF_H
 
 #include "trace.bpf.h"
+#include "trace.h"
 
 #ifndef SPANS_OF
-#define SPANS_OF(p) wanted(p)
+#define SPANS_OF(p) matches(p)
 #endif
 
-/* A span that began before all programs were attached may have lost its end to that: it is not counted as missed. */
+/* A span that began before all programs were attached may have lost its end to that: it does not count as missed. */
 static bool is_early(u64 since)
 {
 	u32 zero = 0;
@@ -31,8 +33,8 @@ static bool is_early(u64 since)
 }
 
 /*
- * p is seen off its CPU, or as it comes on one. Drop a start that a missed run has ended. False where the event before
- * is not known.
+ * p is seen off its CPU, or as it comes on one. Drop a start that a missed run has ended. Return false if the previous
+ * event is not known.
  */
 static bool span_catch_up(struct span *span, struct task_struct *p)
 {
@@ -47,11 +49,11 @@ static bool span_catch_up(struct span *span, struct task_struct *p)
 	span->since = 0;
 	if (since && is_early(since))
 		return false;
-	missed(since ? 1 : 0, since ? unseen - 1 : unseen);
+	count_missed(since ? 1 : 0, since ? unseen - 1 : unseen);
 	return true;
 }
 
-/* p leaves its CPU, or is woken: a span begins, unless one has begun already. */
+/* p leaves its CPU, or is woken: start the span. Return false if it has started already. */
 static bool span_begin(struct span *span, struct task_struct *p)
 {
 	span_catch_up(span, p);
@@ -61,28 +63,28 @@ static bool span_begin(struct span *span, struct task_struct *p)
 	return true;
 }
 
-/* p leaves its CPU, and no span begins. */
+/* p leaves its CPU, and no span starts. */
 static void span_none(struct span *span, struct task_struct *p)
 {
 	span_catch_up(span, p);
 	span->since = 0;
 }
 
-/* p comes on a CPU: since when the span lasted that ends so, 0 where it is not known. */
+/* p comes on a CPU: end the span. Return when it started, or 0 if that is not known. */
 static u64 span_end(struct span *span, struct task_struct *p)
 {
 	bool is_followed = SPANS_OF(p), is_whole = span->since && span->runs_plus_1 == switches_of(p) + 1;
 	u64 since = is_whole ? span->since : 0;
 
 	if (is_followed && !is_whole && span_catch_up(span, p))
-		missed(0, 1);
+		count_missed(0, 1);
 	span->since = 0;
-	/* While a task does not match its events are not seen, and none of them is missing. */
+	/* Events of a task are not looked at while it does not match, so they do not count as missed. */
 	span->runs_plus_1 = is_followed ? switches_of(p) + 2 : 0;
 	return since;
 }
 
-/* What p does next does not matter. */
+/* Drop the span: p's next events do not matter. */
 static void span_forget(struct span *span)
 {
 	span->since = 0;

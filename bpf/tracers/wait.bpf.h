@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Waits for a CPU. One begins when a task is woken or made, and when it is taken off a CPU while it could go on; it
- * ends when it comes on one. A wakeup of a task that runs or waits already begins nothing.
+ * Waits for a CPU. A wait starts when a task is woken or made, and when a runnable task is taken off its CPU; it ends
+ * when the task comes on a CPU. A wakeup of a task that runs or waits already starts no wait.
  *
- * Before it includes this file a tracer defines TRACE_STATE and a struct state with a struct span wait. It may define
- * SPANS_OF(p) where it looks at some of the wanted tasks only.
+ * A tracer's own struct state (task_state.bpf.h) must have a struct span wait.
  */
 #ifndef GHOSTBPF_WAIT_BPF_H
 #define GHOSTBPF_WAIT_BPF_H
 
 #include "span.bpf.h"
+#include "task_state.bpf.h"
+#include "trace.bpf.h"
 
-/* p is woken, or was made: its state where it begins to wait, for what else is to be noted; else NULL. */
+/* p is woken, or was made. Return its state if a wait starts, so that the tracer can add to it; else NULL. */
 static struct state *wait_woken(struct task_struct *p)
 {
 	struct state *state;
@@ -22,7 +23,7 @@ static struct state *wait_woken(struct task_struct *p)
 	return state && span_begin(&state->wait, p) ? state : NULL;
 }
 
-/* p leaves its CPU: its state where it begins to wait, for what else is to be noted; else NULL. */
+/* p leaves its CPU. Return its state if a wait starts; else NULL. */
 static struct state *wait_left(struct task_struct *p, bool preempt, u32 prev_state)
 {
 	struct state *state;
@@ -38,7 +39,7 @@ static struct state *wait_left(struct task_struct *p, bool preempt, u32 prev_sta
 	return NULL;
 }
 
-/* p comes on this CPU: its state, and since when it has waited, where it has; else NULL. */
+/* p comes on this CPU. Return its state, and in *since when its wait started; NULL if there was no wait. */
 static struct state *wait_ended(struct task_struct *p, u64 *since)
 {
 	struct state *state;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * From wakeup to CPU, for the tasks of one process tree, whatever class schedules them.
+ * Wakeup latency of the tasks of one process tree, whatever class schedules them.
  *
- * User space marks the tree's root in the marks map; fork passes the mark on. A wait begins when a marked
- * task is woken or made, and when it is taken off a CPU while it could go on; it ends when it comes on one.
+ * User space marks the tree's root in the marks map; fork passes the mark on. A wait starts when a marked task is woken
+ * or made, and when it is taken off a CPU while runnable; it ends when the task comes on a CPU.
  */
 #include "wakelat.h"
 
@@ -33,7 +33,7 @@ static u64 switches_of(struct task_struct *p)
 	return p->nvcsw + p->nivcsw;
 }
 
-static void wait_begins(struct task_struct *p)
+static void begin_wait(struct task_struct *p)
 {
 	struct wakelat_mark *mark = marks.task_storage_get(p, 0, 0);
 
@@ -72,13 +72,13 @@ BPF_PROG(wakelat_exit, struct task_struct *p)
 
 BPF_PROG(wakelat_wakeup, struct task_struct *p)
 {
-	wait_begins(p);
+	begin_wait(p);
 	return 0;
 }
 
 BPF_PROG(wakelat_wakeup_new, struct task_struct *p)
 {
-	wait_begins(p);
+	begin_wait(p);
 	return 0;
 }
 
@@ -90,7 +90,7 @@ BPF_PROG(wakelat_switch, bool preempt, struct task_struct *prev, struct task_str
 	u64 now, wait, *count;
 
 	if (!prev_state)
-		wait_begins(prev);
+		begin_wait(prev);
 	mark = marks.task_storage_get(next, 0, 0);
 	if (!mark)
 		return 0;
@@ -104,7 +104,7 @@ BPF_PROG(wakelat_switch, bool preempt, struct task_struct *prev, struct task_str
 			total->last_on = now;
 		__sync_fetch_and_add(&total->switches, 1);
 	}
-	/* A run that was not seen has ended the wait. */
+	/* A run that was missed has ended the wait. */
 	if (mark->switches != switches_of(next))
 		mark->since = 0;
 	if (!mark->since)

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Who wakes whom, and how often.
+ * Wakeups: which task wakes which, and how often.
  *
- * The waker is the task that was running where the wakeup was made; in an interrupt, that is whoever was interrupted,
- * mostly the idle task. A wakeup of a task that still runs is one, too.
+ * The waker is the task on the CPU that makes the wakeup. For a wakeup in an interrupt that is the interrupted task,
+ * mostly the idle task. A wakeup of a task that still runs counts, too.
  */
 #include "trace.bpf.h"
 #include "wakers.h"
 
 BPF_HASH(wakes, struct wake_key, u64, 16384);
 
-static int woken(struct task_struct *p)
+static int count_wakeup(struct task_struct *p)
 {
 	struct task_struct *waker = bpf_get_current_task_btf();
 	struct wake_key key = {};
 	u64 *count, one = 1;
 
-	if (!wanted_here() || (!wanted(p) && !wanted(waker)))
+	if (!matches_cpu() || (!matches(p) && !matches(waker)))
 		return 0;
 	key.waker = LINK_CONSTANT(by) == BY_PROCESS ? waker->tgid : waker->pid;
 	key.wakee = LINK_CONSTANT(by) == BY_PROCESS ? p->tgid : p->pid;
@@ -30,12 +30,12 @@ static int woken(struct task_struct *p)
 		if (count)
 			__sync_fetch_and_add(count, 1);
 		else
-			dropped();
+			count_dropped();
 	}
 	return 0;
 }
 
 BPF_PROG(tp_sched_waking, struct task_struct *p)
 {
-	return woken(p);
+	return count_wakeup(p);
 }

@@ -136,8 +136,7 @@ def kernels_buckets(bcc: None, tmp_path_factory: pytest.TempPathFactory) -> Call
     path: Path = tmp_path_factory.mktemp("buckets") / "buckets.bpf.c"
     path.write_text(
         f"""
-        #define HISTS 1
-        #include "{TRACERS}/trace.bpf.h"
+        #include "{TRACERS}/hist.bpf.h"
 
         BPF_ARRAY(asked, u64, 256);
         BPF_ARRAY(answers, u64, 256);
