@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Every struct that crosses the kernel line, defined once: bcc includes this file, cffi parses it.
+ * Each struct that kernel and user space share, defined once: bcc includes this file, cffi parses it.
  *
- * So that both can read it: plain C structs of u8…u64, enums, and numeric #defines, nothing else.
- * Each struct's size is a multiple of 8, for user space maps the arrays of them.
+ * To suit both, the file has plain C structs of u8…u64, enums, and numeric #defines, and nothing else. Each struct's
+ * size is a multiple of 8, because user space maps arrays of them.
  */
 #ifndef GHOSTBPF_ABI_H
 #define GHOSTBPF_ABI_H
 
-/* Changes whenever a struct here, or what a map of the core holds, changes its meaning. */
-#define ABI_VERSION 10
+/* Changes whenever a struct here, a map of the core, or a pinned program changes its name or meaning. */
+#define ABI_VERSION 11
 
-#define MAX_ENCLAVES 64 /* enclave ids run from 1; 0 is "no enclave" */
+#define MAX_ENCLAVES 64 /* enclave ids start at 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
-#define CPU_WORDS 16 /* of u64, for MAX_CPUS bits */
+#define CPU_WORDS 16 /* u64 words in a set of MAX_CPUS CPUs */
 #define SLOTS 128 /* two banks of MAX_ENCLAVES */
 #define POLICY_NAME_LEN 32
 
-/* Queues (DSQ ids): one for all, one an enclave, two a CPU; see bpf/sched.bpf.h. */
+/* Queues (DSQ ids): one for the machine, one per enclave, two per CPU; see bpf/core/state.bpf.h. */
 #define FALLBACK_DSQ 1
 #define PENDING_DSQS 0x10000
 #define CPU_DSQS 0x20000
@@ -26,56 +26,56 @@
 enum enclave_state {
 	ENCLAVE_FREE = 0,
 	ENCLAVE_ACTIVE = 1,
-	ENCLAVE_DYING = 2, /* its tasks are being handed back; the built-in FIFO runs them meanwhile */
+	ENCLAVE_DYING = 2, /* its tasks are being handed back; until then the built-in FIFO runs them */
 };
 
 /* One enclave; user space writes it. */
 struct enclave {
-	u32 state;
-	u32 generation; /* tells this enclave from the ones that had its id before */
-	u32 bank; /* which bank of op slots is live: one store replaces a policy */
-	u32 uid; /* who made it */
+	u32 state; /* enum enclave_state */
+	u32 generation; /* distinguishes this enclave from earlier ones with its id */
+	u32 bank; /* the live bank of op slots: one store replaces a policy */
+	u32 uid; /* the user that made it */
 	u64 created_ns; /* CLOCK_BOOTTIME */
 	u64 swaps; /* live policy replacements since then */
 	char policy[2][32]; /* the name of each bank's policy */
-	u64 cpus[16]; /* that run its tasks */
-	u64 spinner; /* (1 + CPU) << 32 | tid: that agent spins there, and no task runs there; CPU bits 0: it does not */
-	u32 queues[2]; /* does each bank's policy have tasks wait on CPUs' own queues, too? */
-	u32 draining; /* the policy before did, and some may wait there still */
+	u64 cpus[16]; /* the CPUs that run its tasks */
+	u64 spinner; /* (1 + CPU) << 32 | tid of an agent that spins on that CPU, which runs no task; CPU bits 0: none */
+	u32 queues[2]; /* 1: this bank's policy uses CPUs' own queues */
+	u32 draining; /* the previous policy used per-CPU queues; they may not be empty yet */
 	u32 reserved;
-	u64 gtids; /* handed out */
-	u32 agents[2]; /* does each bank's policy have an agent? */
+	u64 gtids; /* number of gtids issued */
+	u32 agents[2]; /* 1: this bank's policy has an agent */
 };
 
 /* One CPU. */
 struct cpu {
-	u32 enclave; /* whose CPU it is; written by user space */
-	u32 running; /* whose task is on it */
-	u64 ran_at; /* when that task came on; ns of scx_bpf_now() */
-	u64 fallback_at; /* when it last took a task from the fallback queue; CLOCK_MONOTONIC */
+	u32 enclave; /* the enclave that owns it; written by user space */
+	u32 running; /* the enclave of the task on it */
+	u64 running_since; /* when that task came on; ns of scx_bpf_now() */
+	u64 fallback_served_at; /* when it last took a task from the fallback queue; CLOCK_MONOTONIC */
 	u64 dispatched_at; /* when it last asked for a task; CLOCK_MONOTONIC */
-	u64 latched; /* a task may wait on its own queue, CPU_DSQ, where agents put what is to run here; 64 bits for exchange() */
-	u32 group_hold; /* that queue is not served just now: a group is being committed */
-	u32 agent_must_move; /* a task waits that may run nowhere else: the agent had better spin elsewhere */
-	u32 preempted_by_class; /* a higher class has it */
-	u32 told_idle; /* since it last ran a task of its enclave, the agent has been told that it idles */
-	u32 told_busy; /* the agent has been told that a higher class has it */
-	u32 kick; /* TXN_KICK_…: what was just committed to it has it woken, or preempted, once */
-	u32 sync_waker_stays; /* the task that is on it does: see task_ctx */
-	u32 rescue_in; /* at which dispatch from now its enclave's policy goes before what is latched; 0: at none */
-	u64 checked_at; /* when it last looked for tasks that an agent has forgotten; CLOCK_MONOTONIC */
-	u64 sync_wake_at; /* when its task last woke another and was about to sleep; ns of scx_bpf_now(), 0: it has not */
+	u64 latched; /* a task may wait on its own queue, CPU_DSQ, to which agents commit; 64 bits for exchange() */
+	u32 group_hold; /* a group is being committed: the CPU does not serve that queue */
+	u32 agent_must_move; /* a task can run only on the agent's CPU: the agent must move */
+	u32 preempted_by_class; /* a higher class has the CPU */
+	u32 told_idle; /* the agent has got MSG_CPU_IDLE since a task of the enclave last ran here */
+	u32 told_busy; /* the agent has got MSG_CPU_BUSY, and no MSG_CPU_AVAILABLE since */
+	u32 kick; /* TXN_KICK_…: the kick that the current commit owes this CPU */
+	u32 sync_waker_stays; /* that of the task on it; see task_ctx */
+	u32 rescue_in; /* the number of dispatches until the policy goes before latched tasks; 0: never */
+	u64 checked_at; /* when it last looked for tasks that wait too long; CLOCK_MONOTONIC */
+	u64 sync_wake_at; /* when the task on it last made a sync wakeup; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 };
 
-/* What the whole core shares. */
+/* The core as a whole. */
 struct core {
 	u64 abi_version;
-	u64 online[16]; /* the kernel's hotplug callbacks keep it */
-	u64 orphaned_queues; /* bit e: enclave e's queue is served by every CPU, since none of its own can */
-	u32 default_enclave; /* of a task that nobody put anywhere: 0, or 1 in full mode */
+	u64 online[16]; /* the online CPUs; hotplug callbacks write it */
+	u64 orphaned_queues; /* bit e: every CPU serves enclave e's queue, since no CPU of e can */
+	u32 default_enclave; /* the enclave of a task that never joined one: 0, or 1 in full mode */
 	u32 reserved;
-	u64 reenqueue_after; /* until then no local queue is re-enqueued; CLOCK_MONOTONIC */
+	u64 reenqueue_after; /* no local queue is re-enqueued before this time; CLOCK_MONOTONIC */
 };
 
 /* A task, in task storage. */
@@ -83,29 +83,29 @@ struct task_ctx {
 	u32 enclave;
 	u32 generation;
 	u32 enabled; /* in the ext class now */
-	u32 left; /* and enclave with it: enclave tells where it was */
-	u64 left_ns; /* of its slice, when a higher class took the CPU from it */
-	u64 woke_at_runtime_ns; /* of a CPU's own kernel thread, in full mode */
-	u64 latched_at; /* when it was last put on a CPU's own queue to wait there; CLOCK_MONOTONIC */
-	u32 committed; /* by an agent */
-	u32 sync_waker_stays; /* it last stayed on its CPU when it had woken another and was about to sleep */
+	u32 departed; /* it left the class, and with it the enclave that `enclave` names */
+	u64 slice_left_ns; /* what was left of its slice when a higher class took the CPU */
+	u64 woke_at_runtime_ns; /* a per-CPU kernel thread's run time at its last wakeup; full mode only */
+	u64 latched_at; /* when it was last put on a CPU's own queue; CLOCK_MONOTONIC */
+	u32 committed; /* an agent put it there */
+	u32 sync_waker_stays; /* after its last sync wakeup it stayed on its CPU */
 	u32 reenqueued; /* times it was re-enqueued since it last ran */
 	u32 released_by; /* the process (tgid) of a loader that is about to take it out of the class; 0: none */
-	u32 policy; /* SCHED_… that the task had when it joined, to be restored when it is handed back */
-	u32 priority; /* and its real-time priority then */
+	u32 policy; /* SCHED_… before it joined, restored when it is handed back */
+	u32 priority; /* its real-time priority before it joined */
 };
 
-/* Per enclave and CPU. Events since the enclave was made; runtime in ns. */
+/* Per enclave and CPU: numbers of events since the enclave was made. */
 struct counters {
-	u64 idle; /* wakeups that found a CPU: an idle one, or their waker's that was about to sleep */
+	u64 idle; /* wakeups that got a CPU at once: an idle one, or that of a waker about to sleep */
 	u64 queued; /* tasks put on a queue */
 	u64 switches; /* tasks put on a CPU */
-	u64 preempted; /* tasks taken off a CPU by the policy */
-	u64 affinity_misses; /* tasks queued elsewhere since their affinity excludes every CPU of the enclave */
+	u64 preempted; /* tasks that the policy took off a CPU */
+	u64 affinity_misses; /* tasks queued elsewhere because their affinity excludes every CPU of the enclave */
 	u64 runtime_ns;
 };
 
-/* Why the kernel ended the scheduler: scx_exit_info, copied. */
+/* Why the kernel ended the scheduler: a copy of scx_exit_info. */
 struct exit_record {
 	u64 kind; /* enum scx_exit_kind, 0 while it runs */
 	u64 regular; /* user space detached it */
@@ -115,7 +115,7 @@ struct exit_record {
 	char dump[32768];
 };
 
-/* Argument of the join program, which leaves the enclave before in it, and of the stray program. */
+/* Argument of call_join (which returns the previous enclave in it), call_release, call_drain and call_set_orphaned. */
 struct join_args {
 	s32 tid;
 	u32 enclave;
@@ -123,7 +123,7 @@ struct join_args {
 	u32 reserved;
 };
 
-/* One record of the tasks iterator: of each task in the ext class, and of each that was there and forks just now. */
+/* A record of the task iterator, for each task in the ext class and each former one that is forking. */
 struct task_record {
 	s32 tid;
 	s32 tgid;
@@ -131,16 +131,16 @@ struct task_record {
 	s32 cpu;
 	u32 on_cpu;
 	u16 enabled; /* in the ext class now */
-	u16 forking; /* it may have a child, or thread, that is not to be seen yet */
+	u16 forking; /* it may have a new child or thread that the iterator does not see yet */
 	u64 runtime_ns; /* sum_exec_runtime */
 	char comm[16];
-	u32 elsewhere; /* none of the enclave's CPUs may run it now: it runs outside them */
-	u32 policy; /* SCHED_… to be restored when the task is handed back */
+	u32 elsewhere; /* its affinity excludes every CPU of the enclave: it runs outside them */
+	u32 policy; /* SCHED_… to restore when the task is handed back */
 	u32 priority;
 	u32 reserved;
 };
 
-/* A task that left its enclave, and not by a loader's hand. */
+/* A task that left its enclave without a loader. */
 struct departure {
 	s32 tid;
 	s32 tgid;
@@ -149,130 +149,130 @@ struct departure {
 
 #define DEPARTURES_KEPT 8
 
-/* Those of one enclave since it was made; departure n, counted from 0, is at n % DEPARTURES_KEPT. */
+/* The departures of an enclave since it was made; number n, from 0, is at n % DEPARTURES_KEPT. */
 struct departures {
 	u64 count;
 	struct departure last[8];
 };
 
 /*
- * Agents. What follows is each enclave's own: maps that are made with its first agent and stay as long as its policy
- * has one. Channel 0 is the enclave's; channel 1 + n is that of CPU n, where each CPU has an agent of its own.
+ * Agents. Each enclave has its own maps of the structs below, from its first agent on and as long as its policy has
+ * one. Channel 0 belongs to the enclave; channel 1 + n belongs to CPU n if each CPU has an agent.
  */
-#define MAX_WORDS 32768 /* status words; word 0 is no word */
+#define MAX_WORDS 32768 /* status words; number 0 is not used */
 #define TXNS 64 /* transactions per channel */
 
 enum message_type {
-	MSG_TASK_NEW = 1, /* the first of a task: it waits for a CPU; as for WAKEUP, PREEMPT and YIELD */
+	MSG_TASK_NEW = 1, /* a task's first message; NEW, WAKEUP, PREEMPT and YIELD mean that it waits for a CPU */
 	MSG_TASK_WAKEUP,
 	MSG_TASK_PREEMPT, /* its slice was used up, another class or the agent took the CPU, or it was moved */
 	MSG_TASK_YIELD,
-	MSG_TASK_BLOCKED, /* for this one and the next two the agent of all CPUs is not woken: they ask for nothing */
-	MSG_TASK_DEAD, /* the last of a task: it ended */
-	MSG_TASK_DEPARTED, /* the last of a task: it left the enclave */
+	MSG_TASK_BLOCKED, /* BLOCKED, DEAD and DEPARTED do not wake a centralized agent */
+	MSG_TASK_DEAD, /* a task's last message: it ended */
+	MSG_TASK_DEPARTED, /* a task's last message: it left the enclave */
 	MSG_TASK_AFFINITY_CHANGED,
 	MSG_TASK_PRIORITY_CHANGED,
-	MSG_CPU_IDLE, /* it has nothing to run, and a task waits */
-	MSG_CPU_TICK, /* where the agent asked for ticks */
-	MSG_CPU_BUSY, /* a higher class takes it; where the policy asked for that, as for the next */
-	MSG_CPU_AVAILABLE, /* and gives it back */
+	MSG_CPU_IDLE, /* the CPU has nothing to run, and a task waits */
+	MSG_CPU_TICK, /* sent if channel.ticks is set */
+	MSG_CPU_BUSY, /* a higher class takes the CPU; BUSY and AVAILABLE are sent if the policy asks for them */
+	MSG_CPU_AVAILABLE, /* the higher class leaves the CPU */
 };
 
-#define MSG_BOOSTED 1 /* it was interrupted, or its turn is not over: it had better go on soon */
+#define MSG_BOOSTED 1 /* a higher class interrupted the task's turn: run it before others */
 
-/* From the core to an agent. Of a CPU's message, only cpu, at_ns and type count. */
+/* A message from the core to an agent. A CPU's message uses cpu, at_ns and type alone. */
 struct message {
-	u64 gtid; /* of a task; never used again in this enclave: count << 32 | tid */
-	u64 runtime_ns; /* CPU time since it has a gtid */
+	u64 gtid; /* count << 32 | tid; never reused in an enclave */
+	u64 runtime_ns; /* CPU time since the task got its gtid */
 	u64 at_ns; /* CLOCK_MONOTONIC */
-	u64 allowed; /* the CPUs it may use; bit n is CPU n, for the first 64 */
-	u32 seq; /* one more with each message of this task */
+	u64 allowed; /* the task's affinity: bit n is CPU n, for the first 64 */
+	u32 seq; /* incremented with each message of the task */
 	u16 type; /* enum message_type */
 	u16 flags; /* MSG_BOOSTED */
-	u32 word; /* its status word */
-	s32 cpu; /* where it ran last */
+	u32 word; /* the number of the task's status word */
+	s32 cpu; /* where the task ran last */
 	s32 tgid;
 	u32 weight; /* 100 is nice 0 */
 };
 
 enum task_state {
 	TASK_BLOCKED = 0,
-	TASK_WAITING = 1, /* for a CPU */
+	TASK_WAITING = 1, /* runnable, not on a CPU */
 	TASK_ON_CPU = 2,
 };
 
-/* What is so about a task right now, whether messages got through or not. */
+/* The current state of a task; it is right even if messages were lost. */
 struct status_word {
 	u64 gtid; /* 0: free */
 	u64 runtime_ns;
 	u64 since_ns; /* when state last changed; CLOCK_MONOTONIC */
 	u64 allowed;
-	u32 seq; /* of its last message: a transaction that has another is stale */
+	u32 seq; /* that of the task's last message; a transaction with another is stale */
 	u32 state; /* enum task_state */
-	u32 channel; /* that gets its messages */
+	u32 channel; /* the channel that gets the task's messages */
 	u32 weight;
 	s32 cpu;
 	s32 tgid;
-	u32 boosted; /* its last message said so */
+	u32 boosted; /* its last message had MSG_BOOSTED */
 	u32 reserved;
 };
 
 enum agent_state {
-	AGENT_RESTS = 0, /* it sleeps until it is woken, or is about to look whether there is anything to read */
+	AGENT_IDLE = 0, /* it sleeps until it is woken, or is about to check the ring once more before it sleeps */
 	AGENT_WOKEN = 1,
-	AGENT_TURNS = 2, /* it reads and decides, and has not come to the end of that turn */
+	AGENT_BUSY = 2, /* it is in a turn: it reads messages and decides */
 };
 
-/* Between the core and one agent. */
+/* The state that the core and one agent share. */
 struct channel {
-	u64 tid; /* of the agent; 0: none. A new agent stores its own, and the old one leaves */
+	u64 tid; /* the agent; 0: none. A new agent stores its tid, and the old one leaves */
 	u64 heartbeat_ns; /* when the agent last began to read; CLOCK_MONOTONIC */
 	u64 state; /* enum agent_state */
-	u64 asked; /* messages that ask for a decision */
-	u64 answered; /* asked, when the agent last had read all at the end of a turn; the agent writes it */
-	u64 oldest_pending_ns; /* when the first of those that it has not read came; CLOCK_MONOTONIC */
-	u64 timeout_ns; /* an agent that reads nothing, or does not get to an end, for so long is silent: the core decides */
-	u64 timeouts; /* how often it was found silent */
-	u64 lost; /* messages that did not fit in */
-	u64 load; /* tasks that run or wait, of those whose messages it gets */
-	u32 overflowed; /* some since the agent last read all status words */
-	u32 fastpath; /* what needs no decision is not asked for */
+	u64 asked; /* number of messages that ask for a decision */
+	u64 answered; /* asked, when the agent last had read all messages at the end of a turn; the agent writes it */
+	u64 oldest_pending_ns; /* when the oldest of the messages that the agent has not answered came; CLOCK_MONOTONIC */
+	u64 timeout_ns; /* the core decides if the agent reads nothing, or does not end its turn, for longer than this */
+	u64 timeouts; /* how often the agent timed out */
+	u64 lost; /* messages that the full ring could not take */
+	u64 load; /* tasks that run or wait, among those that use this channel */
+	u32 overflowed; /* messages were lost since the agent last read all status words */
+	u32 fastpath; /* BPF runs a task at once if a CPU is idle */
 	u32 ticks; /* the agent wants MSG_CPU_TICK */
-	u32 spins; /* the agent needs no waking */
-	u32 timed_out; /* it is found to be so now */
+	u32 spins; /* the agent spins: the core does not wake it */
+	u32 timed_out; /* the agent had timed out at the last check */
 	u32 reserved;
-	/* What the agent says of itself. */
-	u64 messages; /* that it has read */
-	u64 committed; /* transactions complete */
-	u64 failed; /* other transactions */
+	/* Written by the agent about itself. */
+	u64 messages; /* messages read */
+	u64 committed; /* transactions that completed */
+	u64 failed; /* transactions that did not */
 	u64 resyncs; /* times it read all status words */
 	u64 since_ns; /* when it took over; CLOCK_MONOTONIC */
-	u64 turns; /* in which there was something to do */
-	u64 busy_ns; /* what those took */
+	u64 turns; /* turns that had something to do */
+	u64 busy_ns; /* time spent in those turns */
 	char policy[32];
 	char reason[160]; /* why it ended */
-	u64 per_cpu; /* of channel 0: each CPU has an agent of its own, and one without it is the core's */
+	u64 per_cpu; /* channel 0 only: each CPU has an agent, and the core schedules a CPU that has none */
 };
 
 enum txn_state {
 	TXN_READY = 0,
 	TXN_COMPLETE,
-	TXN_STALE, /* there are messages of the task to be read first */
+	TXN_STALE, /* the task has newer messages */
 	TXN_NOT_FOUND, /* the task is gone */
 	TXN_NOT_RUNNABLE, /* it sleeps */
 	TXN_ON_CPU, /* it runs */
-	TXN_INVALID_CPU, /* not one of the enclave, or the task may not run there */
+	TXN_INVALID_CPU, /* the CPU is not the enclave's, or not in the task's affinity */
 	TXN_CPU_OFFLINE,
-	TXN_NOT_PERMITTED, /* the task is another enclave's, or the agent has been replaced */
-	TXN_POISONED, /* another of its group failed */
+	TXN_NOT_PERMITTED, /* the task is in another enclave, or the agent has been replaced */
+	TXN_POISONED, /* another transaction of its group failed */
 };
 
-#define TXN_PREEMPT 1 /* whoever runs there makes way */
-#define TXN_HEAD 2 /* before what else waits on that CPU's queue */
+#define TXN_PREEMPT 1 /* preempt the task that runs there */
+#define TXN_HEAD 2 /* insert at the head of the CPU's own queue */
 #define TXN_KICK_IDLE 1
 #define TXN_KICK_PREEMPT 2
 
-/* From an agent to the core: task gtid is to run next on cpu. Without a gtid, cpu is preempted and that is all. */
+/* A transaction, from an agent to the core: run task gtid next on cpu. With gtid 0, only preempt cpu. */
 struct txn {
 	u64 gtid;
 	u64 slice_ns; /* 0: until it blocks, yields or is preempted */
@@ -285,35 +285,35 @@ struct txn {
 /* Argument of the commit program. */
 struct commit_args {
 	u32 channel;
-	u32 count; /* of transactions, from the channel's first on */
-	u32 group; /* all of them, or none */
-	u32 committed; /* result */
+	u32 count; /* number of transactions, from the channel's first on */
+	u32 group; /* commit all of them, or none */
+	u32 committed; /* result: number of transactions that completed */
 };
 
-/* Argument of the programs by which an agent takes a CPU to spin on (-1: none), and leaves. */
+/* Argument of call_spin (the agent spins on cpu; -1: on none) and call_leave. */
 struct agent_args {
 	u32 channel;
 	s32 cpu;
 };
 
-/* Argument of the programs that associate a task with a channel, and that look a departing one up by its tid. */
+/* Argument of call_associate (the task uses this channel) and call_depart (the task has left the enclave). */
 struct agent_task_args {
 	u64 gtid;
 	u32 channel;
 	u32 reserved;
 };
 
-/* Argument of the program by which the agent of a CPU takes over tasks that wait for another's. */
+/* Argument of call_take: the agent of a CPU takes over tasks that wait for another agent. */
 struct take_args {
 	u32 channel;
-	u32 from; /* channel; 0: any other of a CPU */
-	u32 most;
+	u32 from; /* the channel to take from; 0: any other CPU's */
+	u32 max;
 	u32 taken; /* result */
 };
 
-/* What an enclave's agents have handed out. */
+/* The status words of an enclave. */
 struct word_allocator {
-	u64 used;
+	u64 used; /* words with a number up to this have been in use */
 };
 
 #endif

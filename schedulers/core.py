@@ -49,7 +49,7 @@ DUMP_BYTES = 32768
 #: The maps that policies share with the core.
 _SHARED = ("tasks", "enclaves", "cpus", "core", "counters")
 _SLOTS = tuple(f"slot_{op}" for op in OPS)
-_CALLS = ("call_join", "call_set_stray", "call_hand_over", "call_release")
+_CALLS = ("call_join", "call_set_orphaned", "call_drain", "call_release")
 
 
 @functools.cache
@@ -230,12 +230,12 @@ class Core:
     def set_stray(self, enclave: int, on: bool) -> int:
         """Let every CPU serve ``enclave``'s queue, or only its own CPUs again; returns how many tasks wait there."""
         record = ffi().new("struct join_args *", {"tid": int(on), "enclave": enclave})
-        return self._programs["call_set_stray"].run(bytes(ffi().buffer(record)))[0]
+        return self._programs["call_set_orphaned"].run(bytes(ffi().buffer(record)))[0]
 
     def drain(self, enclave: int) -> None:
         """Move the tasks on the per-CPU queues of ``enclave`` to its common queue."""
         record = ffi().new("struct join_args *", {"enclave": enclave})
-        self._programs["call_hand_over"].run(bytes(ffi().buffer(record)))
+        self._programs["call_drain"].run(bytes(ffi().buffer(record)))
 
     def tasks(self) -> list[Task]:
         """Every task in the class, of every enclave, that is in this process's pid namespace."""

@@ -1,43 +1,36 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The half of an agent that is in the kernel: what it tells, what it does not ask, and what it does without one.
+ * The kernel half of every agent policy: it sends messages to the agent, commits the agent's transactions, and
+ * schedules without the agent where it may or must.
  *
- * With the fast path on, a task that finds an idle CPU runs there at once, and a CPU with nothing else to do takes the
- * head of the enclave's queue; the agent is told of those that wait, and decides between them. With it off, the agent
- * decides everything: a task waits until it is committed, and a CPU runs nothing but what was committed to it. (But who
- * has ended goes on at once: in its last steps no pid leads to it any more.)
+ * With the fast path, a task that wakes runs at once if a CPU is idle, and a CPU with nothing to run takes the head of
+ * the enclave's queue; otherwise the agent gets a message and chooses among the waiting tasks. Without the fast path
+ * the agent decides everything: a task waits until it is committed, and a CPU runs nothing but what was committed to
+ * it. Exiting tasks bypass the agent: bpf_task_from_pid() no longer finds them.
  *
- * Where there is no agent, or it is silent for longer than its time-out, this is Biff: one FIFO queue, and whoever has
- * had a CPU for more than FALLBACK_SLICE while somebody waits goes to its tail. And a task that the agent has left
- * waiting for PATIENCE gets a CPU in any case: the kernel would end the whole scheduler otherwise.
+ * Without an agent, or while the agent is timed out, this is Biff: one FIFO queue, and a task that has run for
+ * BUILTIN_SLICE while another waits goes to the tail. rescue.bpf.h bounds how long an agent may leave a task waiting.
+ *
+ * Good for: policies in user space, since a slow, dead or wrong agent costs policy and not progress. Not good for:
+ * policies that are short enough to write in BPF, which save a message and a transaction per decision.
+ *
+ * It demonstrates ghOSt's agents on sched_ext: messages, status words, transactions, and a scheduler that never depends
+ * on its agent.
  */
+#include "abi.h"
 #include "sched.bpf.h"
-#include "agent.h"
+#include "associate.bpf.h"
+#include "channels.bpf.h"
+#include "commit.bpf.h"
+#include "core/cpus.bpf.h"
+#include "core/state.bpf.h"
+#include "lifetime.bpf.h"
+#include "messages.bpf.h"
+#include "params.bpf.h"
+#include "rescue.bpf.h"
+#include "status_words.bpf.h"
 
 #define BUILTIN_SLICE (20 * 1000000ULL)
-#define RESCUE_TIMEOUT (5 * 1000000000ULL)
-#define CHECK_PERIOD (250 * 1000000ULL)
-#define MOST_LOOKED_AT 32
-
-BPF_F_TABLE("array", u32, struct agent_params, params, 1, BPF_F_MMAPABLE);
-BPF_HASH(agents, u32, u32, MAX_CPUS);
-
-/* Of a task that waits without a decision. */
-static u64 slice(void)
-{
-	u32 zero = 0;
-	struct agent_params *param = params.lookup(&zero);
-
-	return param && param->slice_ns ? param->slice_ns : SLICE_ENDLESS;
-}
-
-#include "commit.bpf.h"
-
-/* Does the agent have the say over everything that comes through this channel? */
-static bool is_delegated(struct channel *ch)
-{
-	return has_agent(ch) && !ch->fastpath;
-}
 
 BPF_PROG(agent_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
 {
@@ -54,7 +47,7 @@ BPF_PROG(agent_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
 	return cpu >= 0 ? cpu : prev;
 }
 
-/* The agent cannot be asked about p, for one because there are more tasks than status words. */
+/* Queue p on a CPU's own queue without the agent, for example because no status word is free. */
 static void queue_locally(struct task_struct *p, u64 enq_flags)
 {
 	struct enclave *e = enclave_of(ENCLAVE);
@@ -109,98 +102,15 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 	boosted = is_interrupted(p, &length, enq_flags);
 	waits = enqueue_for(ENCLAVE, p, length, boosted ? enq_flags | SCX_ENQ_HEAD : enq_flags);
-	/* One that is silent just now reads it when it is back. */
+	/* A timed-out agent gets the message too: it reads the message when it is back. */
 	if (!waits || !ch || !ch->tid || !tell_waits(p, a, enq_flags, boosted))
 		note_waits(p, a);
 	return 0;
 }
 
 /*
- * What was committed to this CPU may run here, and what was committed to one that another class has taken, unless it is
- * its own agent that has it. With the fast path, where no CPU idles while a task waits, so may what was committed to any.
- */
-static bool rescue(s32 here, bool any)
-{
-	bool scarce = are_words_scarce(); /* then queue_locally() puts tasks there, too */
-	struct cpu *cpu;
-
-	for_each_cpu_of(ENCLAVE, cpu, id) {
-		/* A CPU that is taken does not look at its own queue, and its mark may be missing. */
-		if (!cpu->latched && !scarce && !(cpu->preempted_by_class && scx_bpf_dsq_nr_queued(CPU_DSQ(id))))
-			continue;
-		if ((any || id == here || is_lost(cpu, id)) && !cpu->group_hold && scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
-			return true;
-	}
-	return false;
-}
-
-/*
- * For how long has p, which waits and may run here, been forgotten? Who came when there was no agent has no status word:
- * no agent knows it.
- */
-static u64 forgotten_ns(struct task_struct *p, s32 here)
-{
-	struct agent_task *a = agent_task_of(p, 0);
-	struct status_word *w = a ? word_at(a->word) : NULL;
-	u64 waited;
-
-	if (!has_bit(p->cpus_ptr->bits, here))
-		return 0;
-	if (!w)
-		return 1;
-	waited = w->state == TASK_WAITING ? ns_since(w->since_ns) : 0;
-	return waited > RESCUE_TIMEOUT ? waited - RESCUE_TIMEOUT : 0;
-}
-
-/* Is there one like that among the first on a queue? For how long? If it is to be moved, it is the first. */
-static u64 has_forgotten(u64 dsq, s32 here, bool move)
-{
-	volatile u32 seen = 0;
-
-	for_each_waiting(waiting, p, dsq, 0) {
-		u64 ns = forgotten_ns(p, here);
-
-		if (ns) {
-			if (move && seen)
-				scx_bpf_dsq_move(&waiting, p, dsq, SCX_ENQ_HEAD);
-			return ns;
-		}
-		if (++seen >= MOST_LOOKED_AT)
-			return 0;
-	}
-	return 0;
-}
-
-/* Looked up now and then. */
-static bool is_check_due(struct cpu *cpu)
-{
-	if (ns_since(cpu->checked_at) < CHECK_PERIOD)
-		return false;
-	cpu->checked_at = bpf_ktime_get_ns();
-	return true;
-}
-
-/*
- * Somebody forgotten is to have this CPU. Where that comes too late, because so many are, every second dispatch is
- * theirs until they have caught up.
- */
-static bool is_for_forgotten(struct cpu *cpu, s32 here)
-{
-	u64 ns;
-
-	if (!is_check_due(cpu))
-		return false;
-	ns = has_forgotten(PENDING, here, true);
-	if (ns > RESCUE_TIMEOUT) {
-		cpu->rescue_in = 2;
-		cpu->checked_at = 0;
-	}
-	return ns > 0;
-}
-
-/*
- * Does an agent have the say over everything that CPU here does? Where each CPU has one, so must the enclave, whose agent
- * commits to no CPU then: a CPU that came online later runs what waits, until it has an agent of its own.
+ * Return true if an agent decides everything on CPU `here`. If each CPU has an agent, channel 0 has one too, but its
+ * agent commits to no CPU: a CPU that came online later runs waiting tasks by itself until it has its own agent.
  */
 static bool is_cpu_delegated(s32 here)
 {
@@ -219,7 +129,7 @@ BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
 
 	if (!cpu)
 		return 0;
-	if (is_for_forgotten(cpu, here) || !is_cpu_delegated(here)) {
+	if (must_rescue(cpu, here) || !is_cpu_delegated(here)) {
 		if (!scx_bpf_dsq_move_to_local(PENDING))
 			rescue(here, true);
 		return 0;
@@ -251,11 +161,11 @@ BPF_PROG(agent_tick, struct task_struct *p)
 		       (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(PENDING));
 	} else if (cpu->rescue_in) {
 		late = ns_on(cpu) > BUILTIN_SLICE;
-	} else if (is_check_due(cpu)) {
-		cpu->rescue_in = has_forgotten(PENDING, here, false) > 0;
-		late = cpu->rescue_in || has_forgotten(CPU_DSQ(here), here, false);
+	} else if (is_rescue_check_due(cpu)) {
+		cpu->rescue_in = find_overdue(PENDING, here, false) > 0;
+		late = cpu->rescue_in || find_overdue(CPU_DSQ(here), here, false);
 		if (late)
-			cpu->checked_at = 0; /* so that dispatch() looks, too */
+			cpu->checked_at = 0; /* dispatch() must check, too */
 	}
 	if (late) {
 		COUNT(ENCLAVE, preempted);
@@ -295,22 +205,16 @@ BPF_PROG(agent_stopping, struct task_struct *p, bool runnable)
 	w = word_at(a->word);
 	if (w)
 		w->runtime_ns = a->runtime_ns;
-	/* One whose priority or affinity changes while it runs is taken off the CPU for a moment, and does not sleep. */
+	/*
+	 * To change a running task's priority or affinity, the kernel takes it off the CPU for a moment: it does not
+	 * sleep.
+	 */
 	if (!runnable && p->__state)
 		tell_blocked(p, a);
 	return 0;
 }
 
-/*
- * A real-time task waits for a lock of p's and lends p its priority: p is out of the class until it lets go. It keeps its
- * gtid and its word, and for the agent it sleeps.
- */
-static void tell_away(struct task_struct *p, struct agent_task *a)
-{
-	tell_blocked(p, a);
-}
-
-/* A task whose policy was changed while it was away ends outside the class: disable() is not called. */
+/* If a task's policy changes during priority inheritance, the task ends outside the class, without disable(). */
 BPF_PROG(agent_exit_task, struct task_struct *p, struct scx_exit_task_args *args)
 {
 	struct agent_task *a = agent_task_of(p, 0);
@@ -329,8 +233,8 @@ BPF_PROG(agent_disable, struct task_struct *p)
 		return 0;
 	if (p->flags & PF_EXITING)
 		tell_gone(p, a, MSG_TASK_DEAD);
-	else if (t && !t->left)
-		tell_away(p, a);
+	else if (t && !t->departed)
+		tell_blocked(p, a); /* priority inheritance: p keeps its gtid and word until it is back in the class */
 	else
 		tell_gone(p, a, MSG_TASK_DEPARTED);
 	return 0;
@@ -369,30 +273,7 @@ BPF_PROG(agent_yield, struct task_struct *from, struct task_struct *to)
 	return 0;
 }
 
-/*
- * An agent's end, whatever its cause, is seen here: from now on the core decides. Where each CPU has an agent, none
- * goes on without the others.
- */
-BPF_PROG(tp_sched_process_exit, struct task_struct *p)
-{
-	u32 tid = p->pid, *number = agents.lookup(&tid);
-	struct channel *ch = number ? channel_at(*number) : NULL;
-
-	if (!ch)
-		return 0;
-	stop_spinning(tid);
-	if (ch->tid != tid)
-		return 0;
-	for_each_number(channel, 0, 1 + scx_bpf_nr_cpu_ids()) {
-		ch = channel_at(channel);
-		if (ch)
-			ch->tid = 0;
-	}
-	kick_cpus();
-	return 0;
-}
-
-/* Attached for a policy that wants to know which CPUs higher classes take; an agent of the enclave's own is none of them. */
+/* Attached for policies that ask for BUSY and AVAILABLE messages. The enclave's own agents do not count as busy. */
 BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
 	s32 here = bpf_get_smp_processor_id();
@@ -411,7 +292,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	return 0;
 }
 
-/* An idle system makes no events: somebody has to notice that an agent has become silent, or has forgotten a task. */
+/* An idle system makes no events: the pulse makes CPUs dispatch, which finds timed-out agents and overdue tasks. */
 int pulse(struct bpf_perf_event_data *ctx)
 {
 	if (scx_bpf_dsq_nr_queued(PENDING) > 0)

@@ -1,5 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the core leaves behind when the kernel ends it, and what it adds to the kernel's own account. */
+/* The end of the core: the record that it leaves when the kernel ends it, and its part of the kernel's debug dump. */
+#ifndef GHOSTBPF_EXIT_BPF_H
+#define GHOSTBPF_EXIT_BPF_H
+
+#include "abi.h"
+#include "state.bpf.h"
+
+BPF_ARRAY(exit_info, struct exit_record, 1);
+
+/*
+ * Return true if the kernel has ended this core. The core's tracepoint programs may stay attached for a while (a loader
+ * that died had not pinned all of them, or still had them open). They must not touch the next scheduler: looking for an
+ * idle CPU before that scheduler is ready would end it.
+ */
+static bool has_exited(void)
+{
+	u32 zero = 0;
+	struct exit_record *record = exit_info.lookup(&zero);
+
+	return !record || record->kind;
+}
+
 BPF_PROG(core_exit, struct scx_exit_info *ei)
 {
 	u32 zero = 0;
@@ -43,3 +64,5 @@ BPF_PROG(core_dump_task, struct scx_dump_ctx *dctx, struct task_struct *p)
 	scx_bpf_dump_bstr(format, args, sizeof(args));
 	return 0;
 }
+
+#endif

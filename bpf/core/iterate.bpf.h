@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Loops that the verifier follows however often they turn; one may leave them with break or return.
+ * Loops of any length that the verifier accepts. break and return may leave them.
  *
- * What a loop counts must be in memory (volatile, or in a map): in a register the verifier would follow each value.
+ * A counter that such a loop changes must be in memory (volatile, or in a map): the verifier follows each value of a
+ * counter in a register separately.
  */
 #ifndef GHOSTBPF_ITERATE_BPF_H
 #define GHOSTBPF_ITERATE_BPF_H
@@ -25,7 +26,7 @@ static void end_waiting(struct bpf_iter_scx_dsq *waiting)
 	bpf_iter_scx_dsq_destroy(waiting);
 }
 
-/* Each task p that waits on queue dsq, by iterator it; with SCX_DSQ_ITER_REV in flags the last first. */
+/* Each task p on queue `dsq`, by iterator `it`; in reverse order with SCX_DSQ_ITER_REV in flags. */
 #define for_each_waiting(it, p, dsq, flags)                                                                     \
 	for (struct bpf_iter_scx_dsq it __attribute__((cleanup(end_waiting))),                                  \
 	     *__all = (bpf_iter_scx_dsq_new(&it, dsq, flags), &it);                                             \

@@ -1,10 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The programs by which user space puts tasks into enclaves, and sees which are there. */
+/* Membership: how tasks join, inherit and leave enclaves, and the iterator that lists them. */
+#ifndef GHOSTBPF_MEMBERSHIP_BPF_H
+#define GHOSTBPF_MEMBERSHIP_BPF_H
+
+#include "abi.h"
+#include "cpus.bpf.h"
+#include "departures.bpf.h"
+#include "full_mode.bpf.h"
+#include "slots.bpf.h"
+#include "state.bpf.h"
+
 #define TASK_NEW 0x0800
+#define TASK_FREEZABLE 0x2000
+#define SCHED_BATCH 3
+#define SCHED_IDLE 5
 
 /*
- * What a task is to get back when it leaves. A task that moves from one enclave to another has SCHED_EXT now, and keeps
- * what was noted first. SCHED_RESET_ON_FORK is not noted: it stays set in the ext class.
+ * Note the policy and priority to restore when the task leaves. A task that moves between enclaves has SCHED_EXT now
+ * and keeps what was noted first. SCHED_RESET_ON_FORK is not noted: it stays set in the ext class.
  */
 static void note_policy(struct task_ctx *t, struct task_struct *p)
 {
@@ -15,9 +28,8 @@ static void note_policy(struct task_ctx *t, struct task_struct *p)
 }
 
 /*
- * Put a task into an enclave (0: out of any), before user space moves it into the ext class. One that is in
- * the class already moves over the next time it is enqueued, or at the next tick if it runs. Where it was before
- * comes back in args.
+ * Put a task into an enclave (0: out of any), before user space moves it into the ext class. A task already in the
+ * class changes over when it is next enqueued, or at the next tick if it runs. args returns the previous enclave.
  */
 int call_join(struct join_args *args)
 {
@@ -33,13 +45,13 @@ int call_join(struct join_args *args)
 	} else if (p->flags & PF_KTHREAD) {
 		error = -22; /* EINVAL */
 	} else if (p->__state == TASK_NEW) {
-		error = -11; /* EAGAIN: scx_post_fork() is to come, and enables whom it finds in the ext class */
+		error = -11; /* EAGAIN: scx_post_fork() has yet to run, and enables tasks that are in the ext class */
 	} else {
-		u32 enclave = t->left ? 0 : t->enclave, generation = t->generation;
+		u32 enclave = t->departed ? 0 : t->enclave, generation = t->generation;
 
 		t->enclave = args->enclave;
 		t->generation = args->generation;
-		t->left = 0;
+		t->departed = 0;
 		note_policy(t, p);
 		args->enclave = enclave;
 		args->generation = generation;
@@ -49,8 +61,8 @@ int call_join(struct join_args *args)
 }
 
 /*
- * A loader is about to hand a task back. A boosted task is out of the class already, and its next class change calls no
- * op: from here on it counts as having left.
+ * A loader is about to take a task out of the class. A task with an inherited real-time priority is out of the class
+ * already, and its next class change calls no op: it counts as departed from now on.
  */
 int call_release(struct join_args *args)
 {
@@ -63,33 +75,91 @@ int call_release(struct join_args *args)
 	if (t) {
 		t->released_by = bpf_get_current_pid_tgid() >> 32;
 		if (!t->enabled && p->__state != TASK_NEW)
-			t->left = 1;
+			t->departed = 1;
 	}
 	bpf_task_release(p);
 	return 0;
 }
 
-/* A queue whose enclave goes away is served by every CPU until it is empty. */
-int call_set_stray(struct join_args *args)
+/*
+ * A child inherits the policy to restore. If the parent has SCHED_RESET_ON_FORK, sched_fork() would not make the child
+ * a real-time task, so the child inherits SCHED_BATCH and SCHED_IDLE alone.
+ */
+static void inherit_policy(struct task_ctx *child, struct task_ctx *parent, struct task_struct *p)
 {
-	struct core *c = the_core();
-	u32 id = args->enclave & (MAX_ENCLAVES - 1);
+	u32 policy = parent->policy;
 
-	if (c)
-		set_bit(&c->orphaned_queues, id, args->tid);
-	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id));
+	if (p->sched_reset_on_fork && policy != SCHED_BATCH && policy != SCHED_IDLE)
+		return;
+	child->policy = policy;
+	child->priority = parent->priority;
 }
 
-#define CLONE 56
-#define FORK 57
-#define VFORK 58
-#define CLONE3 435
-#define TASK_FREEZABLE 0x2000
+/* A child of an enclave's task is in the enclave, even if its parent left after the child was copied. */
+BPF_PROG(core_init_task, struct task_struct *p, struct scx_init_task_args *args)
+{
+	struct task_ctx *parent, *child;
+
+	if (!args->fork)
+		return 0;
+	parent = task_ctx_of(bpf_get_current_task_btf());
+	if (!parent || !parent->enclave || (parent->departed && p->policy != SCHED_EXT))
+		return 0;
+	child = tasks.task_storage_get(p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!child)
+		return -12; /* ENOMEM fails the fork; without storage the child would leave the enclave */
+	child->enclave = parent->enclave;
+	child->generation = parent->generation;
+	inherit_policy(child, parent, bpf_get_current_task_btf());
+	return 0;
+}
+
+/* In full mode every task needs storage; in partial mode the tasks that joined have it. */
+BPF_PROG(core_enable, struct task_struct *p)
+{
+	struct task_ctx *t = tasks.task_storage_get(p, 0, FULL_MODE ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+
+	if (!t)
+		return 0;
+	t->enabled = 1;
+	if (t->departed)
+		t->departed = t->enclave = 0;
+	return 0;
+}
 
 /*
- * Is p in a system call that makes a task, and does not yet wait for a child that is there (vfork)? The registers
- * that p entered the kernel with say so; those of an earlier entry stay until the next, so the answer may be yes
- * for a moment too long.
+ * Leaving the ext class leaves the enclave, except during priority inheritance: a task that inherits a real-time
+ * priority from a waiter for one of its locks returns later. (The task's policy cannot tell the two apart: some kernels
+ * call this before they change the policy, some after.)
+ */
+BPF_PROG(core_disable, struct task_struct *p)
+{
+	struct task_ctx *t = task_ctx_of(p);
+	struct task_struct *lender = p->pi_top_task;
+	struct enclave *e = NULL;
+	u32 id;
+
+	if (!t)
+		return 0;
+	t->enabled = 0;
+	t->departed = !lender || lender->prio >= MAX_RT_PRIO;
+	id = membership(t, &e);
+	if (id && t->departed && !(p->flags & (PF_EXITING | PF_KTHREAD)) && !is_released(t))
+		note_departure(id, p);
+	if (id && e)
+		slot_disable.call(ctx, slot_of(id, e));
+	return 0;
+}
+
+#define SYS_CLONE 56
+#define SYS_FORK 57
+#define SYS_VFORK 58
+#define SYS_CLONE3 435
+
+/*
+ * Return true if p is in a system call that makes a task, and does not yet wait for the child that it made (vfork). The
+ * saved user registers tell. They keep the last call's number until the next entry, so the result may stay true for a
+ * moment too long.
  */
 static bool is_forking(struct task_struct *p)
 {
@@ -97,22 +167,23 @@ static bool is_forking(struct task_struct *p)
 	struct pt_regs *regs = (void *)bpf_task_pt_regs(p);
 	u64 call = regs->orig_ax;
 
-	return (call == CLONE || call == FORK || call == VFORK || call == CLONE3) && !(p->__state & TASK_FREEZABLE);
+	return (call == SYS_CLONE || call == SYS_FORK || call == SYS_VFORK || call == SYS_CLONE3) &&
+	       !(p->__state & TASK_FREEZABLE);
 #else
 	return false;
 #endif
 }
 
 /*
- * Is p out of the class for as long as it has the priority of a real-time task that waits for a lock of p's? It is a
- * member all the while. (A task that is being made is not in the class yet.)
+ * Return true if p is out of the class because it inherits the priority of a real-time task that waits for one of its
+ * locks. Such a task is still a member. (A task that is being made is not in the class yet.)
  */
 static bool is_boosted(struct task_struct *p, struct task_ctx *t)
 {
-	return !t->enabled && !t->left && t->enclave && p->policy == SCHED_EXT && p->__state != TASK_NEW;
+	return !t->enabled && !t->departed && t->enclave && p->policy == SCHED_EXT && p->__state != TASK_NEW;
 }
 
-/* Are all CPUs that may run p outside those of e that run its tasks now? */
+/* Return true if p's affinity excludes every CPU that runs e's tasks now. */
 static bool runs_elsewhere(struct task_struct *p, struct enclave *e)
 {
 	struct core *c = the_core();
@@ -142,7 +213,7 @@ int iter_tasks(struct bpf_iter__task *ctx)
 	record.tgid = *(volatile s32 *)&p->tgid;
 	e = enclave_of(t->enclave);
 	if (t->enclave && e && e->state != ENCLAVE_FREE && e->generation == t->generation)
-		record.enclave = t->enclave; /* also where the enclave is going: its destroyer looks for them */
+		record.enclave = t->enclave; /* also while it is destroyed: the destroyer needs its tasks */
 	else
 		record.enclave = membership(t, &e);
 	record.elsewhere = record.enclave && e && runs_elsewhere(p, e);
@@ -159,3 +230,5 @@ int iter_tasks(struct bpf_iter__task *ctx)
 	bpf_seq_write(meta->seq, &record, sizeof(record));
 	return 0;
 }
+
+#endif

@@ -1,26 +1,30 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Whom a CPU runs before its enclave's policy is asked. */
+/* The tasks that a CPU runs before its enclave's policy is asked: those of no enclave, and those latched to the CPU. */
 #ifndef GHOSTBPF_SERVE_BPF_H
 #define GHOSTBPF_SERVE_BPF_H
 
+#include "abi.h"
+#include "bits.bpf.h"
+#include "cpus.bpf.h"
 #include "drain.bpf.h"
+#include "state.bpf.h"
 
-/* A busy enclave's CPU gives tasks of no enclave one slice this often. */
+/* How often a busy enclave's CPU gives a slice to tasks of no enclave. */
 #define FALLBACK_PERIOD (50 * 1000000ULL)
 
 static bool is_idle(s32 cpu)
 {
-	const struct cpumask *idle = scx_bpf_get_idle_cpumask();
-	bool found = has_bit(idle->bits, cpu);
+	const struct cpumask *mask = scx_bpf_get_idle_cpumask();
+	bool idle = has_bit(mask->bits, cpu);
 
-	scx_bpf_put_idle_cpumask(idle);
-	return found;
+	scx_bpf_put_idle_cpumask(mask);
+	return idle;
 }
 
-/* Does a task of e's wait that this CPU might run? */
+/* Return true if a task of e waits on a queue that this CPU serves. */
 static bool may_serve(u32 id, struct enclave *e, s32 here)
 {
-	return is_waited_for(id, e, here) || scx_bpf_dsq_nr_queued(CPU_DSQ(here));
+	return has_waiting_tasks(id, e, here) || scx_bpf_dsq_nr_queued(CPU_DSQ(here));
 }
 
 static bool serve_fallback(struct cpu *cpu, s32 here, u32 id, struct enclave *e)
@@ -29,23 +33,25 @@ static bool serve_fallback(struct cpu *cpu, s32 here, u32 id, struct enclave *e)
 
 	if (!scx_bpf_dsq_nr_queued(FALLBACK_DSQ))
 		return false;
-	if (e && now - cpu->fallback_at < FALLBACK_PERIOD && may_serve(id, e, here) && !is_idle(here)) {
-		/* Who waits on the common queue may not be allowed here; if so, idle, it is asked again. */
+	if (e && now - cpu->fallback_served_at < FALLBACK_PERIOD && may_serve(id, e, here) && !is_idle(here)) {
+		/*
+		 * The enclave's tasks may be barred from this CPU: if it then idles, the kick makes it dispatch again.
+		 */
 		scx_bpf_kick_cpu(here, SCX_KICK_IDLE);
 		return false;
 	}
-	cpu->fallback_at = now;
+	cpu->fallback_served_at = now;
 	return scx_bpf_dsq_move_to_local(FALLBACK_DSQ);
 }
 
+/* More than four orphaned queues at once are rare; the next dispatch serves the rest. */
 static bool serve_orphaned_queues(u64 orphaned_queues)
 {
-	/* More than a few at a time there never are; the next dispatch goes on. */
 	for (u32 i = 0; i < 4 && orphaned_queues; i++) {
 		u32 id = lowest_bit(orphaned_queues);
 		struct enclave *e = enclave_of(id);
 
-		if (scx_bpf_dsq_move_to_local(PENDING_DSQ(id)) || (e && each_draining_queue(id, e, SERVE)))
+		if (scx_bpf_dsq_move_to_local(PENDING_DSQ(id)) || (e && each_draining_queue(id, e, DRAIN_SERVE)))
 			return true;
 		orphaned_queues &= orphaned_queues - 1;
 	}
@@ -53,8 +59,8 @@ static bool serve_orphaned_queues(u64 orphaned_queues)
 }
 
 /*
- * Does a task wait on this CPU's own queue? cpu->latched tells agents that this CPU has its next task; the queue itself
- * tells whether it has: an insert takes effect only after its mark is set, and a look between the two would clear it.
+ * Return true if a task may wait on this CPU's own queue. cpu->latched tells agents that the CPU has its next task. It
+ * is not enough here: an insert takes effect after its mark is set, and a look between the two clears the mark.
  */
 static bool may_be_latched(struct cpu *cpu, s32 here, struct enclave *e)
 {
@@ -73,10 +79,10 @@ static bool serve_latched(struct cpu *cpu, s32 here)
 }
 
 /*
- * This CPU runs a task now, and agents may commit the next to it, unless another waits there already. Not before: until
- * it runs what it took from its queue, it does not idle, though it runs nothing.
+ * A task has come on this CPU: agents may commit the next one, unless another is latched already. The mark stays until
+ * now because a CPU that has taken a task from its queue, but does not run it yet, is not idle.
  */
-static void open_for_next(struct cpu *cpu, s32 here)
+static void allow_next_latch(struct cpu *cpu, s32 here)
 {
 	if (!cpu->latched)
 		return;
@@ -86,14 +92,16 @@ static void open_for_next(struct cpu *cpu, s32 here)
 }
 
 /*
- * Does a task wait for this CPU that its enclave's policy does not know of? On the CPU's own queue: the kernel puts
- * some there unasked (for one, a task that may not migrate just now), and a task that was to have an idle CPU finds
- * it taken when that woke by itself meanwhile. Or on the fallback queue, whose turn it is.
+ * Return true if a task that the enclave's policy does not manage waits for this CPU.
+ *
+ * It may be on the CPU's local queue: the kernel puts some tasks there without asking (for example one that may not
+ * migrate), and a task that was sent to an idle CPU finds the CPU busy if another woke there meanwhile. Or it may be on
+ * the fallback queue, if that queue's turn has come.
  */
 static bool has_unmanaged_waiter(struct cpu *cpu, s32 here)
 {
 	return scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | here) > 0 ||
-	       (scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0 && ns_since(cpu->fallback_at) >= FALLBACK_PERIOD);
+	       (scx_bpf_dsq_nr_queued(FALLBACK_DSQ) > 0 && ns_since(cpu->fallback_served_at) >= FALLBACK_PERIOD);
 }
 
 #endif

@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Biff: ghOSt's bare-bones FIFO, all of it in BPF.
+ * Biff: ghOSt's bare-bones FIFO, entirely in BPF.
  *
- * One queue for the whole enclave. A task that becomes runnable goes to its tail, unless a CPU is idle: then
- * it runs there at once. A CPU that has nothing to run takes the head. A task keeps its CPU until it blocks or
- * yields, or until a tick finds that it has had the CPU for more than slice_ns (50 ms) while somebody waits:
- * then it goes to the tail. One that the kernel's own threads or another class interrupt goes on after them.
+ * The enclave has one queue. A task that wakes runs at once if a CPU is idle; otherwise it goes to the tail. A CPU that
+ * has nothing to run takes the first task that may run on it. A task keeps its CPU until it blocks or yields, or until
+ * a tick finds that it has run for more than slice_ns (50 ms) while another task waits: it then goes to the tail. A
+ * task that a higher class interrupts goes to the head, with what is left of its slice.
  *
- * Good for: throughput, with tasks that block often; nothing is shorter. Not good for: latency beside
- * hogs (each of n hogs ahead in the queue costs up to slice_ns), priorities (there are none), machines with
- * many cores (they all share one queue and its lock).
+ * Good for: throughput of tasks that block often; no policy here is shorter. Not good for: latency beside CPU hogs
+ * (each hog ahead in the queue costs up to slice_ns), priorities (there are none), and machines with many cores (all
+ * share one queue and its lock).
  *
- * Shows: how a policy in BPF is written here. Unlike ghOSt's Biff it honours affinity: a CPU takes the first
- * task that may run on it.
+ * It demonstrates how to write a policy in BPF here. Unlike ghOSt's Biff it honours affinity.
  */
+#include "abi.h"
 #include "sched.bpf.h"
 #include "biff.h"
 
@@ -42,10 +42,10 @@ BPF_PROG(biff_tick, struct task_struct *p)
 	struct biff_params *param = params.lookup(&zero);
 	u64 ran = SLICE_ENDLESS - p->scx.slice;
 
-	/* It yields, or has been preempted already, and is about to leave. */
+	/* The task yields, or is preempted already, and is about to leave the CPU. */
 	if (!p->scx.slice)
 		return 0;
-	/* The policy before this one gave it that slice: its time with this one begins now. */
+	/* The previous policy gave the task this slice: its time under Biff begins now. */
 	if (ran > SLICE_ENDLESS / 2) {
 		set_slice(p, SLICE_ENDLESS);
 		return 0;

@@ -1,5 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The same Biff as a struct_ops of its own, with no core under it: what the core's slots cost is the difference. */
+/*
+ * Biff as a struct_ops scheduler of its own, without the core: a benchmark of the core's slots.
+ *
+ * It decides what biff.bpf.c decides. It is good for measuring the cost of tail calls and membership look-ups, the
+ * difference to biff. It is not good for running anything: it has one enclave, no affinity fallback and no agents. It
+ * demonstrates that a policy's C does not depend on the core's programs.
+ */
+#include "abi.h"
 #include "biff.bpf.c"
 
 BPF_PROG(biff_init)

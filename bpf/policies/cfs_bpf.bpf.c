@@ -1,39 +1,46 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The completely fair scheduler, as Linux had it until 6.5, all in BPF: CPU time in proportion to weight, which is
- * that of the nice value. (The kernel applies cpu.weight, cpu.max and cpu.idle of a cgroup to the fair class alone.)
+ * The completely fair scheduler, as Linux had it until 6.5, entirely in BPF. Tasks get CPU time in proportion to their
+ * weight, which follows from the nice value. (The kernel applies a cgroup's cpu.weight, cpu.max and cpu.idle to the
+ * fair class alone.)
  *
- * Each CPU has a queue in order of vtime, which is the CPU time that a task has had, divided by its weight: the first
- * in the queue has had least, and runs next. A CPU's clock is the least vtime of those that run or wait there. Whoever
- * is new begins there; whoever has slept gets half a latency of credit at most; whoever changes the CPU keeps its
- * distance from the clock. A tick preempts a task when it has had its slice (latency divided by the number of tasks,
- * but at least min_granularity) and somebody waits whose turn is before its own.
+ * Each CPU has a queue in order of vtime: the CPU time that a task has had, divided by its weight. The first task in
+ * the queue has had the least and runs next. A CPU's clock is the least vtime of the tasks that run or wait there. A
+ * new task starts at the clock; a task that slept gets at most half of latency_ns as credit; a task that changes its
+ * CPU keeps its distance from the clock. A tick preempts a task when it has run for its slice (latency_ns divided by
+ * the number of tasks, but at least min_granularity_ns) and a waiting task has less vtime.
  *
- * A task that wakes runs at once where a CPU is idle; else it waits for its own CPU, or where fewer wait. A CPU that has
- * nothing to do takes the first of another's queue. Two rules keep the kernel content, which ends a scheduler that lets
- * a task wait for 30 s: what waits for a CPU that another class has taken goes to the others, and who has waited for
- * PATIENCE (nice 19 beside nice -20, for one) is next, however much it has had.
+ * A task that wakes runs at once if a CPU is idle; otherwise it waits on its own CPU's queue, or on a shorter one. A
+ * CPU that has nothing to run takes the first task of another CPU's queue. The kernel ends a scheduler that lets a task
+ * wait for 30 s; two rules prevent that. Other CPUs serve the queue of a CPU that a higher class holds; and a task that
+ * has waited for STARVATION_TIMEOUT (nice 19 beside nice -20, for example) runs next, whatever its vtime.
  *
- * Good for: hogs and interactive tasks side by side, and nice values that mean what they say. Not good for: wake-up
- * latency below a tick, for a wake-up preempts nobody; shares across CPUs, since a share is one of a CPU, and CPUs that
- * are all busy exchange tasks only as they wake; nice 19, whose weight the kernel rounds from 1.5 % to 1 %.
+ * Good for: CPU hogs and interactive tasks side by side, and nice values that work as documented. Not good for: wakeup
+ * latency below a tick (a wakeup preempts no task); shares across CPUs (a share is one of a CPU, and busy CPUs exchange
+ * tasks only at wakeups); nice 19 (the kernel rounds its weight from 1.5 % to 1 %).
  *
- * ghOSt's cfs_bpf gave every task the same weight, looked for the least vtime among the first 100 only, had no regard to
- * affinity, and left a task on whatever CPU had heard of it first.
+ * It demonstrates per-CPU queues ordered by vtime, and task storage of a policy's own. ghOSt's cfs_bpf gave every task
+ * the same weight, searched only the first 100 tasks for the least vtime, ignored affinity, and left a task on the CPU
+ * that first saw it.
  */
+#include "abi.h"
 #include "sched.bpf.h"
 #include "cfs_bpf.h"
+#include "core/bits.bpf.h"
+#include "core/cpus.bpf.h"
+#include "core/iterate.bpf.h"
+#include "core/state.bpf.h"
 
 #define NICE_0_WEIGHT 100
 #define STARVATION_TIMEOUT (5 * 1000000000ULL)
-#define CHECK_PERIOD (50 * 1000000ULL)
+#define STARVATION_CHECK_PERIOD (50 * 1000000ULL)
 
 /* Times in ns. */
 struct fair_task {
 	u64 vtime;
-	u64 charged; /* the part of its run time that is in vtime */
-	u64 waits_since; /* CLOCK_MONOTONIC */
-	u64 home; /* 1 + the CPU whose clock its vtime goes by; 0: it is new */
+	u64 charged; /* the run time that vtime includes */
+	u64 waiting_since; /* CLOCK_MONOTONIC */
+	u64 home; /* 1 + the CPU that provides the clock for vtime; 0: the task is new */
 };
 
 struct fair_queue {
@@ -66,7 +73,7 @@ static bool is_before(u64 a, u64 b)
 	return (s64)(a - b) < 0;
 }
 
-/* How long a task keeps a CPU on whose queue somebody waits. */
+/* How long a task keeps a CPU while another waits on the CPU's queue. */
 static u64 slice_on(s32 cpu)
 {
 	struct cfs_bpf_params *param = the_params();
@@ -78,8 +85,8 @@ static u64 slice_on(s32 cpu)
 	return slice > param->min_granularity_ns ? slice : param->min_granularity_ns;
 }
 
-/* p's vtime by the clock of cpu. */
-static void place(struct task_struct *p, struct fair_task *t, u32 cpu)
+/* Convert p's vtime to the clock of `cpu`. */
+static void rebase_vtime(struct task_struct *p, struct fair_task *t, u32 cpu)
 {
 	struct fair_queue *to = queue_of(cpu), *from = queue_of(t->home - 1);
 	struct cfs_bpf_params *param = the_params();
@@ -97,7 +104,10 @@ static void place(struct task_struct *p, struct fair_task *t, u32 cpu)
 	t->home = 1 + cpu;
 }
 
-/* A change of p's weight needs no more than this: the kernel takes p off its CPU, or its queue, for that moment. */
+/*
+ * Add p's run time to its vtime, at its current weight. That is exact even when the weight changes: the kernel takes p
+ * off its CPU or queue for the change, so what ran at the old weight is charged before.
+ */
 static void charge(struct task_struct *p, struct fair_task *t)
 {
 	u64 runtime = p->se.sum_exec_runtime;
@@ -106,17 +116,17 @@ static void charge(struct task_struct *p, struct fair_task *t)
 	t->charged = runtime;
 }
 
-/* The vtime of whoever is first in cpu's queue; without anybody, no_one. */
-static u64 first_vtime(s32 cpu, u64 no_one)
+/* The vtime of the first task in cpu's queue; if_empty if there is none. */
+static u64 first_vtime(s32 cpu, u64 if_empty)
 {
 	if (scx_bpf_dsq_nr_queued(VTIME_DSQ(cpu)) > 0)
 		for_each_waiting(waiting, p, VTIME_DSQ(cpu), 0)
 			return p->scx.dsq_vtime;
-	return no_one;
+	return if_empty;
 }
 
-/* Set the clock of a CPU whose task has this vtime; is there somebody whose turn is before that task's? */
-static bool set_clock(s32 cpu, u64 vtime)
+/* Advance a CPU's clock; vtime is that of its task. Return true if a waiting task has less vtime. */
+static bool advance_clock(s32 cpu, u64 vtime)
 {
 	struct fair_queue *queue = queue_of(cpu);
 	u64 first = first_vtime(cpu, vtime);
@@ -128,7 +138,7 @@ static bool set_clock(s32 cpu, u64 vtime)
 	return behind;
 }
 
-/* The CPU that p is to wait for: its own, unless another class has that or fewer wait for the next. */
+/* Choose the CPU that p waits for: its own, unless a higher class holds that or another CPU has a shorter queue. */
 static s32 choose_cpu(struct enclave *e, struct core *c, struct task_struct *p, s32 own)
 {
 	struct cpu *cpu = cpu_of(own);
@@ -146,7 +156,10 @@ static s32 choose_cpu(struct enclave *e, struct core *c, struct task_struct *p, 
 	return own;
 }
 
-/* A CPU, other than here, that goes, or that another class has had for a while, and tasks wait for it; -1 if none. */
+/*
+ * Find another CPU with waiting tasks that is offline, or that has run no task of an enclave for a while because a
+ * higher class holds it; -1 if there is none.
+ */
 static s32 find_abandoned(s32 here)
 {
 	struct core *c = the_core();
@@ -157,18 +170,18 @@ static s32 find_abandoned(s32 here)
 			continue;
 		if (!has_bit(c->online, id))
 			return id;
-		if (!cpu->running && ns_since(cpu->dispatched_at) > CHECK_PERIOD)
+		if (!cpu->running && ns_since(cpu->dispatched_at) > STARVATION_CHECK_PERIOD)
 			return id;
 	}
 	return -1;
 }
 
-/* Has the last in here's queue waited for too long? Then, if it is to be moved, it is the first on PENDING. */
+/* Return true if the last task in this CPU's queue has waited too long. With move it goes to the head of PENDING. */
 static bool is_starving(s32 here, bool move)
 {
 	for_each_waiting(waiting, p, VTIME_DSQ(here), SCX_DSQ_ITER_REV) {
 		struct fair_task *t = fair_tasks.task_storage_get(p, 0, 0);
-		bool starving = t && ns_since(t->waits_since) > STARVATION_TIMEOUT;
+		bool starving = t && ns_since(t->waiting_since) > STARVATION_TIMEOUT;
 
 		if (starving && move)
 			scx_bpf_dsq_move(&waiting, p, PENDING, SCX_ENQ_HEAD);
@@ -177,12 +190,16 @@ static bool is_starving(s32 here, bool move)
 	return false;
 }
 
-static bool is_check_due(struct cpu *cpu)
+static bool is_starvation_check_due(struct cpu *cpu)
 {
-	return ns_since(cpu->checked_at) > CHECK_PERIOD;
+	return ns_since(cpu->checked_at) > STARVATION_CHECK_PERIOD;
 }
 
-static bool serve_overdue(struct cpu *cpu, s32 here)
+/*
+ * Run a task of an abandoned CPU; return false if there is none. A starving task moves to PENDING, which is served
+ * next.
+ */
+static bool serve_abandoned(struct cpu *cpu, s32 here)
 {
 	s32 abandoned = find_abandoned(here);
 
@@ -193,7 +210,7 @@ static bool serve_overdue(struct cpu *cpu, s32 here)
 	return false;
 }
 
-/* The first on another CPU's queue that may run here, from the next CPU on. */
+/* Run the first task on another CPU's queue that may run here, from the next CPU on. */
 static void steal(u32 here)
 {
 	u32 total = scx_bpf_nr_cpu_ids();
@@ -232,12 +249,12 @@ BPF_PROG(cfs_bpf_enqueue, struct task_struct *p, u64 enq_flags)
 		cpu = idle;
 	else if (enq_flags & SCX_ENQ_WAKEUP || !t->home)
 		cpu = choose_cpu(e, c, p, cpu);
-	place(p, t, cpu);
-	t->waits_since = bpf_ktime_get_ns();
+	rebase_vtime(p, t, cpu);
+	t->waiting_since = bpf_ktime_get_ns();
 	if (member)
 		note_latch(member, false);
 	scx_bpf_dsq_insert_vtime(p, VTIME_DSQ(cpu), SLICE_ENDLESS, t->vtime, enq_flags);
-	/* The kernel itself makes an idle CPU look up where a task wakes. */
+	/* On a wakeup the kernel itself makes p's own CPU ask for a task. */
 	if (cpu != here || (idle >= 0 && !(enq_flags & SCX_ENQ_WAKEUP)))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 	return 0;
@@ -247,7 +264,7 @@ BPF_PROG(cfs_bpf_dispatch, s32 here, struct task_struct *prev)
 {
 	struct cpu *cpu = cpu_of(here);
 
-	if (!cpu || (is_check_due(cpu) && serve_overdue(cpu, here)))
+	if (!cpu || (is_starvation_check_due(cpu) && serve_abandoned(cpu, here)))
 		return 0;
 	if (scx_bpf_dsq_move_to_local(PENDING) || scx_bpf_dsq_move_to_local(VTIME_DSQ(here)))
 		return 0;
@@ -263,9 +280,10 @@ BPF_PROG(cfs_bpf_running, struct task_struct *p)
 
 	if (!t)
 		return 0;
-	place(p, t, here);
-	t->charged = p->se.sum_exec_runtime; /* what p ran outside, boosted or as no member, cost this enclave nothing */
-	set_clock(here, t->vtime);
+	rebase_vtime(p, t, here);
+	/* Run time outside the enclave (boosted, or before p joined) is not charged. */
+	t->charged = p->se.sum_exec_runtime;
+	advance_clock(here, t->vtime);
 	return 0;
 }
 
@@ -287,15 +305,15 @@ BPF_PROG(cfs_bpf_tick, struct task_struct *p)
 
 	if (!t || !cpu)
 		return 0;
-	place(p, t, here);
+	rebase_vtime(p, t, here);
 	charge(p, t);
-	late = set_clock(here, t->vtime) || scx_bpf_dsq_nr_queued(PENDING) > 0;
+	late = advance_clock(here, t->vtime) || scx_bpf_dsq_nr_queued(PENDING) > 0;
 	late = late && ns_on(cpu) > slice_on(here);
-	if (is_check_due(cpu) && (find_abandoned(here) >= 0 || is_starving(here, false))) {
-		cpu->checked_at = 0; /* so that dispatch() sees it, too */
+	if (is_starvation_check_due(cpu) && (find_abandoned(here) >= 0 || is_starving(here, false))) {
+		cpu->checked_at = 0; /* dispatch() must check, too */
 		late = true;
 	}
-	/* Without a slice, it yields, or has been preempted already, and is about to leave. */
+	/* A task without a slice yields, or is preempted already, and is about to leave the CPU. */
 	if (late && p->scx.slice) {
 		COUNT(ENCLAVE, preempted);
 		set_slice(p, 0);
@@ -303,7 +321,7 @@ BPF_PROG(cfs_bpf_tick, struct task_struct *p)
 	return 0;
 }
 
-/* Whoever is first goes first, though it may have had more. */
+/* The first waiting task runs before the task that yields, even if it has had more CPU time. */
 BPF_PROG(cfs_bpf_yield, struct task_struct *from, struct task_struct *to)
 {
 	struct fair_task *t = fair_tasks.task_storage_get(from, 0, 0);

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Round robin: Biff's queue with a short slice for everybody.
+ * Round robin: Biff's one queue, with a short slice for every task.
  *
- * Each task gets slice_ns (5 ms), then goes to the tail of the enclave's one queue. The kernel counts the
- * slice down and asks for the next task when it is used up; where nobody waits, the task goes on.
+ * A task runs for slice_ns (5 ms), then goes to the tail of the enclave's queue. The kernel counts the slice down and
+ * asks for the next task when it is used up; if no task waits, the task keeps its CPU.
  *
- * Good for: a bounded wait, n tasks on c CPUs each run within n / c slices. Not good for: throughput, since
- * hogs are switched ten times as often as by Biff.
+ * Good for: a bounded wait. Of n runnable tasks on c CPUs, each runs within n / c slices. Not good for: throughput,
+ * since CPU hogs are switched ten times as often as by Biff; priorities; machines with many cores (one queue).
+ *
+ * It demonstrates the shortest policy with preemption: the kernel's own slices do the work.
  */
+#include "abi.h"
 #include "sched.bpf.h"
 #include "rr.h"
 
@@ -38,7 +41,7 @@ BPF_PROG(rr_dispatch, s32 cpu, struct task_struct *prev)
 	return 0;
 }
 
-/* Whoever the policy before put on a CPU or on the queue has the slice that it was given then. */
+/* Tasks that the previous policy ran or queued have the slice that it gave them. */
 BPF_PROG(rr_tick, struct task_struct *p)
 {
 	u64 most = slice();

@@ -59,7 +59,7 @@ static u32 enclave_of(struct task_struct *p)
 	struct task_ctx *t = task_ctx_of(p);
 	struct enclave *e = t && t->enclave ? enclaves.lookup(&t->enclave) : NULL;
 
-	if (t && t->left)
+	if (t && t->departed)
 		return 0;
 	if (e && e->state == ENCLAVE_ACTIVE && e->generation == t->generation)
 		return t->enclave;

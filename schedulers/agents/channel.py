@@ -29,7 +29,7 @@ from .task import Transaction, TxnState, message_format
 _RINGBUF = 27
 _PULSE_HZ = 20
 _TXN, _COMMIT, _TASK, _TAKE, _AGENT = map(packer, ("txn", "commit_args", "agent_task_args", "take_args", "agent_args"))
-_RESTS, _TURNS = constant("AGENT_RESTS"), constant("AGENT_TURNS")
+_IDLE, _BUSY = constant("AGENT_IDLE"), constant("AGENT_BUSY")
 
 
 class Channel:
@@ -65,7 +65,7 @@ class Channel:
         obj = compiler.compile(spec.source, {"NR_CPU_WORDS": nr_cpu_words()})
         module = Module(obj, maps=self._maps, constants={"enclave": enclave.id})
         self._commit = module.load("call_commit", Target.syscall()).prepared(_COMMIT.size)
-        self._register_waiting = module.load("call_take_stock", Target.syscall())
+        self._register_waiting = module.load("call_register_waiting", Target.syscall())
         self._associate = module.load("call_associate", Target.syscall()).prepared(_TASK.size)
         self._take = module.load("call_take", Target.syscall()).prepared(_TAKE.size)
         self._leave = module.load("call_leave", Target.syscall())
@@ -124,7 +124,7 @@ class Channel:
     def begin_turn(self) -> int:
         """Tell the core that the agent is about to read; returns the time."""
         self._heartbeat[0] = now = time.monotonic_ns()
-        self._state[0] = _TURNS
+        self._state[0] = _BUSY
         return now
 
     def end_turn(self) -> None:
@@ -136,7 +136,7 @@ class Channel:
         asked = self._asked[0]
         if self._ring.empty:
             self._answered[0] = asked
-        self._state[0] = _RESTS
+        self._state[0] = _IDLE
 
     @property
     def is_ours(self) -> bool:

@@ -160,10 +160,10 @@ def set_agent_class(tid: int, core: Core) -> None:
 
 
 def _is_timed_out(channel: Any, now: int) -> bool:
-    """The same as is_timed_out() of bpf/agent/messages.bpf.h."""
+    """The same as is_timed_out() of bpf/agent/channels.bpf.h."""
     since = max(channel.oldest_pending_ns, channel.heartbeat_ns)
     late = channel.asked != channel.answered and now - since > channel.timeout_ns
-    return bool(late or (channel.state == constant("AGENT_TURNS") and now - channel.heartbeat_ns > channel.timeout_ns))
+    return bool(late or (channel.state == constant("AGENT_BUSY") and now - channel.heartbeat_ns > channel.timeout_ns))
 
 
 def has_pins(id: int) -> bool:

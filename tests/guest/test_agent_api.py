@@ -17,7 +17,7 @@ from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-AT_REST, WOKEN = constant("AGENT_RESTS"), constant("AGENT_WOKEN")
+AT_REST, WOKEN = constant("AGENT_IDLE"), constant("AGENT_WOKEN")
 
 
 def sleeper(workload: Workload, agent: Agent) -> Child:

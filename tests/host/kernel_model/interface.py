@@ -60,7 +60,7 @@ class ModelChannel(Channel):
 
         self._commit, self._associate = Program(_COMMIT, commit), Program(_TASK, associate)  # type: ignore[assignment]
         self._take = Program(_TAKE, take)  # type: ignore[assignment]
-        self._register_waiting = SimpleNamespace(run=lambda: run(kernel.call_take_stock()))  # type: ignore[assignment]
+        self._register_waiting = SimpleNamespace(run=lambda: run(kernel.call_register_waiting()))  # type: ignore[assignment]
         self._leave = SimpleNamespace(run=lambda _: kernel.call_leave(self.tid, number))  # type: ignore[assignment]
         self._spin = SimpleNamespace(run=lambda _: None)  # type: ignore[assignment]
         self._ring = Ring(self._interface.ring_records, kernel.point)  # type: ignore[assignment]

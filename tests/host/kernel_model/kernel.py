@@ -20,7 +20,7 @@ from .memory import PlainRecords, Records, Ring
 ENCLAVE = 1
 WORDS = 48
 BLOCKED, WAITING, ON_CPU = (constant(f"TASK_{name}") for name in ("BLOCKED", "WAITING", "ON_CPU"))
-RESTS, WOKEN, TURNS = (constant(f"AGENT_{name}") for name in ("RESTS", "WOKEN", "TURNS"))
+IDLE, WOKEN, BUSY = (constant(f"AGENT_{name}") for name in ("IDLE", "WOKEN", "BUSY"))
 PREEMPT, HEAD, BOOSTED = constant("TXN_PREEMPT"), constant("TXN_HEAD"), constant("MSG_BOOSTED")
 
 Steps = Iterator[None]
@@ -83,9 +83,9 @@ class AgentTask:
     runtime_ns: int = 0
     word: int = 0
     seq: int = 0
-    counted: int = 0
+    load_channel: int = 0
     channel: int = 0
-    knows: int = BLOCKED
+    told_state: int = BLOCKED
     yielded: bool = False
     latched: int = 0
 
@@ -123,7 +123,7 @@ class Cpu:
         self.switching = False
         self.kicked = False
         self.preempted = False
-        self.ran_at = 0
+        self.running_since = 0
 
 
 class Kernel:
@@ -206,7 +206,7 @@ class Kernel:
             asked = ch.oldest_pending_ns > ch.heartbeat_ns and self.now_ns - ch.oldest_pending_ns > ch.timeout_ns
         else:
             asked = ch.asked != ch.answered and self.now_ns - max(ch.oldest_pending_ns, ch.heartbeat_ns) > ch.timeout_ns
-        return bool(asked or (ch.state == TURNS and self.now_ns - ch.heartbeat_ns > ch.timeout_ns))
+        return bool(asked or (ch.state == BUSY and self.now_ns - ch.heartbeat_ns > ch.timeout_ns))
 
     def is_delegated(self, number: int) -> bool:
         ch = self.channels.raw[number]
@@ -230,7 +230,7 @@ class Kernel:
         if not self.fixes.counts_questions and self.asks(number, kind) and ch.oldest_pending_ns <= ch.heartbeat_ns:
             ch.oldest_pending_ns = message[3]
         yield
-        rests = ch.state == RESTS
+        rests = ch.state == IDLE
         if not self.fixes.posts_in_order:
             yield
         place = ring.reserve() if ring is not None else None
@@ -245,9 +245,9 @@ class Kernel:
             ch.asked += 1
             yield
         if self.fixes.posts_in_order:
-            rests = ch.state == RESTS
+            rests = ch.state == IDLE
         wakes = False
-        if self.asks(number, kind) and not ch.spins and rests and ch.state == RESTS:
+        if self.asks(number, kind) and not ch.spins and rests and ch.state == IDLE:
             ch.state = WOKEN
             wakes = True
         yield
@@ -279,7 +279,7 @@ class Kernel:
 
     def count_load(self, task: Task, w: Any) -> None:
         now = 0 if w.state == BLOCKED else 1 + w.channel
-        before, task.agent.counted = task.agent.counted, now
+        before, task.agent.load_channel = task.agent.load_channel, now
         if before:
             self.channels.raw[before - 1].load -= 1
         if now:
@@ -321,7 +321,7 @@ class Kernel:
             kind = MessageType.TASK_WAKEUP
         elif a.yielded:
             kind = MessageType.TASK_YIELD
-        a.yielded, a.latched, a.knows = False, 0, WAITING
+        a.yielded, a.latched, a.told_state = False, 0, WAITING
         w.allowed = task.allowed & (1 << 64) - 1
         self.set_state(task, WAITING)
         yield
@@ -336,8 +336,8 @@ class Kernel:
         if not a.word:
             return
         self.set_state(task, BLOCKED)
-        if a.knows != BLOCKED:
-            a.knows = BLOCKED
+        if a.told_state != BLOCKED:
+            a.told_state = BLOCKED
             yield
             yield from self.tell(task, a.word, MessageType.TASK_BLOCKED)
 
@@ -348,7 +348,7 @@ class Kernel:
         self.set_state(task, BLOCKED)
         yield from self.tell(task, number, kind)
         a.word = a.gtid = a.channel = a.latched = 0
-        a.knows = BLOCKED
+        a.told_state = BLOCKED
         yield
         w = self.status_words.raw[number]
         w.state, w.gtid = BLOCKED, 0
@@ -402,9 +402,9 @@ class Kernel:
         cpu.current, task.cpu = task, number
         task.runs += 1
         record.running = ENCLAVE
-        cpu.ran_at = self.now_ns
+        cpu.running_since = self.now_ns
         yield
-        # open_for_next()
+        # allow_next_latch()
         if record.latched:
             if self.fixes.asks_queue:
                 record.latched = 0
@@ -427,7 +427,7 @@ class Kernel:
         self.cpu_records.raw[number].running = 0
         yield
         a = task.agent
-        a.runtime_ns += self.now_ns - self.cpus[number].ran_at
+        a.runtime_ns += self.now_ns - self.cpus[number].running_since
         if a.word:
             self.status_words.raw[a.word].runtime_ns = a.runtime_ns
         if sleeps:
@@ -824,13 +824,13 @@ class Kernel:
             yield
         return 0
 
-    def call_take_stock(self) -> Steps:
+    def call_register_waiting(self) -> Steps:
         marked = [n for n in self.numbers if self.fixes.asks_queue or self.cpu_records.raw[n].latched]
         queues = [self.pending, *(self.cpus[number].own for number in marked)]
         for task in [task for queue in queues for task in queue.tasks]:
             if not task.enabled or not self.word_of(task):
                 continue
-            task.agent.knows = WAITING
+            task.agent.told_state = WAITING
             self.count_load(task, self.status_words.raw[task.agent.word])
             yield
             if not self.fixes.stock_does_not_guess and task.queue is None and task.agent.word:

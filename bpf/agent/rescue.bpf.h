@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Rescue: tasks that would not run although their enclave has a free CPU.
+ *
+ * The kernel ends a scheduler that lets a runnable task wait for 30 s. So a task that its agent leaves waiting for
+ * RESCUE_TIMEOUT gets a CPU in any case, and so does a task that was committed to a CPU that cannot run it.
+ */
+#ifndef GHOSTBPF_RESCUE_BPF_H
+#define GHOSTBPF_RESCUE_BPF_H
+
+#include "abi.h"
+#include "channels.bpf.h"
+#include "core/bits.bpf.h"
+#include "core/cpus.bpf.h"
+#include "core/iterate.bpf.h"
+#include "core/state.bpf.h"
+#include "sched.bpf.h"
+#include "status_words.bpf.h"
+
+#define RESCUE_TIMEOUT (5 * 1000000000ULL)
+#define RESCUE_CHECK_PERIOD (250 * 1000000ULL)
+#define RESCUE_SCAN_MAX 32 /* tasks at the head of a queue that are looked at */
+
+/*
+ * Run a task that was committed to this CPU, or to a lost CPU. If `any` is set, also one that was committed to another
+ * CPU: the fast path leaves no CPU idle while a task waits.
+ */
+static bool rescue(s32 here, bool any)
+{
+	bool scarce = are_words_scarce(); /* queue_locally() then uses CPUs' own queues, too */
+	struct cpu *cpu;
+
+	for_each_cpu_of(ENCLAVE, cpu, id) {
+		/* A CPU that a higher class holds does not look at its own queue, and its mark may be missing. */
+		if (!cpu->latched && !scarce && !(cpu->preempted_by_class && scx_bpf_dsq_nr_queued(CPU_DSQ(id))))
+			continue;
+		if ((any || id == here || is_lost(cpu, id)) && !cpu->group_hold && scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * How long p, which waits, is overdue; 0 if it is not, or may not run here. A task that was queued while there was no
+ * agent has no status word, so no agent knows it: it is overdue at once.
+ */
+static u64 overdue_ns(struct task_struct *p, s32 here)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+	struct status_word *w = a ? word_at(a->word) : NULL;
+	u64 waited;
+
+	if (!has_bit(p->cpus_ptr->bits, here))
+		return 0;
+	if (!w)
+		return 1;
+	waited = w->state == TASK_WAITING ? ns_since(w->since_ns) : 0;
+	return waited > RESCUE_TIMEOUT ? waited - RESCUE_TIMEOUT : 0;
+}
+
+/* How long the first overdue task on a queue is overdue; 0 if there is none. With move it goes to the queue's head. */
+static u64 find_overdue(u64 dsq, s32 here, bool move)
+{
+	volatile u32 seen = 0;
+
+	for_each_waiting(waiting, p, dsq, 0) {
+		u64 ns = overdue_ns(p, here);
+
+		if (ns) {
+			if (move && seen)
+				scx_bpf_dsq_move(&waiting, p, dsq, SCX_ENQ_HEAD);
+			return ns;
+		}
+		if (++seen >= RESCUE_SCAN_MAX)
+			return 0;
+	}
+	return 0;
+}
+
+static bool is_rescue_check_due(struct cpu *cpu)
+{
+	if (ns_since(cpu->checked_at) < RESCUE_CHECK_PERIOD)
+		return false;
+	cpu->checked_at = bpf_ktime_get_ns();
+	return true;
+}
+
+/*
+ * Return true if an overdue task, now at the head of PENDING, gets this CPU. If many are overdue, so that one is twice
+ * as late as allowed, every second dispatch runs an overdue task until none is that late.
+ */
+static bool must_rescue(struct cpu *cpu, s32 here)
+{
+	u64 ns;
+
+	if (!is_rescue_check_due(cpu))
+		return false;
+	ns = find_overdue(PENDING, here, true);
+	if (ns > RESCUE_TIMEOUT) {
+		cpu->rescue_in = 2;
+		cpu->checked_at = 0;
+	}
+	return ns > 0;
+}
+
+#endif

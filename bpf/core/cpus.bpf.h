@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The CPUs of an enclave: which run its tasks, which idle, and where a task may go.
+ *
+ * A CPU is usable for a task if it belongs to the enclave, is online, has no agent spinning on it, and is in the task's
+ * affinity.
+ */
+#ifndef GHOSTBPF_CPUS_BPF_H
+#define GHOSTBPF_CPUS_BPF_H
+
+#include "abi.h"
+#include "bits.bpf.h"
+#include "iterate.bpf.h"
+#include "state.bpf.h"
+
+/* Each CPU id of an enclave, online or not, and its record. */
+#define for_each_cpu_of(enclave_id, cpu, id)                            \
+	for_each_number(id, 0, scx_bpf_nr_cpu_ids())                    \
+		if (!(cpu = cpu_of(id)) || cpu->enclave != (enclave_id)) \
+			continue;                                       \
+		else
+
+/* The CPU on which an agent of e spins; -1 if there is none. */
+static s32 spun_cpu(struct enclave *e)
+{
+	return (s32)(e->spinner >> 32) - 1;
+}
+
+/* Word i of the CPUs that run e's tasks. */
+static u64 serving(struct enclave *e, struct core *c, u32 i)
+{
+	u32 spun = spun_cpu(e);
+
+	return e->cpus[i] & c->online[i] & ~(spun / 64 == i ? 1ULL << (spun & 63) : 0);
+}
+
+/* Word i of the usable CPUs. */
+static u64 usable(struct enclave *e, struct core *c, const struct cpumask *allowed, u32 i)
+{
+	return serving(e, c, i) & allowed->bits[i];
+}
+
+static bool is_any_usable(struct enclave *e, struct core *c, const struct cpumask *allowed)
+{
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++)
+		if (usable(e, c, allowed, i))
+			return true;
+	return false;
+}
+
+static bool is_usable(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 cpu)
+{
+	u64 word = 0;
+
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++)
+		if (i == (u32)cpu / 64)
+			word = usable(e, c, allowed, i);
+	return word >> (cpu & 63) & 1;
+}
+
+/* A usable CPU, busy or not: prev if it is usable. -1 if there is none. */
+static s32 home_cpu(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev)
+{
+	if (is_usable(e, c, allowed, prev))
+		return prev;
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++) {
+		u64 word = usable(e, c, allowed, i);
+
+		if (word)
+			return i * 64 + lowest_bit(word);
+	}
+	return -1;
+}
+
+/*
+ * A usable idle CPU, in this order of preference: prev, one of an idle core in prev's last-level cache domain, one of
+ * an idle core, one in prev's cache domain, any. -1 if none is idle.
+ */
+static s32 find_idle_cpu(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev)
+{
+	const struct cpumask *cores, *idle;
+	struct cpu *prev_cpu = cpu_of(prev);
+	s32 best = -1;
+	u32 best_rank = 5;
+
+	if (!prev_cpu)
+		return -1;
+	cores = scx_bpf_get_idle_smtmask();
+	idle = scx_bpf_get_idle_cpumask();
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++) {
+		u64 any = usable(e, c, allowed, i) & idle->bits[i], whole = any & cores->bits[i];
+		u64 word = i == (u32)prev / 64 ? any & 1ULL << (prev & 63) : 0;
+		u32 rank = 0;
+
+		if (!word) { word = whole & prev_cpu->llc[i]; rank = 1; }
+		if (!word) { word = whole; rank = 2; }
+		if (!word) { word = any & prev_cpu->llc[i]; rank = 3; }
+		if (!word) { word = any; rank = 4; }
+		if (word && rank < best_rank) {
+			best_rank = rank;
+			best = i * 64 + lowest_bit(word);
+		}
+	}
+	scx_bpf_put_idle_cpumask(idle);
+	scx_bpf_put_idle_cpumask(cores);
+	return best;
+}
+
+/* Find an idle CPU and mark it busy, so that no other CPU claims it. -1 also if another CPU claimed it first. */
+static s32 claim_idle_cpu(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev)
+{
+	s32 cpu;
+
+	if (is_usable(e, c, allowed, prev) && scx_bpf_test_and_clear_cpu_idle(prev))
+		return prev;
+	cpu = find_idle_cpu(e, c, allowed, prev);
+	return cpu >= 0 && scx_bpf_test_and_clear_cpu_idle(cpu) ? cpu : -1;
+}
+
+/* Make an idle CPU of e, if there is one, ask for a task. */
+static void kick_any_idle(struct enclave *e, s32 here)
+{
+	const struct cpumask *online;
+	struct core *c = the_core();
+	s32 cpu;
+
+	if (!c)
+		return;
+	online = scx_bpf_get_online_cpumask();
+	cpu = claim_idle_cpu(e, c, online, here);
+	scx_bpf_put_cpumask(online);
+	if (cpu >= 0)
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+}
+
+/* Return true if tasks of e may wait on CPUs' own queues. */
+static bool has_cpu_queues(struct enclave *e)
+{
+	return (e->bank ? e->queues[1] : e->queues[0]) || e->draining;
+}
+
+/* Return true if a task of e waits for any CPU of e, or for this one. */
+static bool has_waiting_tasks(u32 id, struct enclave *e, s32 cpu)
+{
+	return scx_bpf_dsq_nr_queued(PENDING_DSQ(id)) || (has_cpu_queues(e) && scx_bpf_dsq_nr_queued(VTIME_DSQ(cpu)));
+}
+
+#endif

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Moving tasks that wait on the core's queues (DSQs) to other queues. */
+#ifndef GHOSTBPF_QUEUES_BPF_H
+#define GHOSTBPF_QUEUES_BPF_H
+
+#include "abi.h"
+#include "cpus.bpf.h"
+#include "iterate.bpf.h"
+#include "state.bpf.h"
+
+/*
+ * Move the tasks of a CPU that goes offline to its local queue. The kernel moves each task away, and widens the
+ * affinity of those bound to the CPU, when it comes to run there; but it now runs only the CPU's local queue. Without
+ * this, a bound task that waits on one of our queues would block itself and the CPU (seen on 6.16).
+ */
+static void evacuate(u64 dsq, s32 cpu)
+{
+	for_each_waiting(waiting, p, dsq, 0)
+		if (scx_bpf_task_cpu(p) == cpu)
+			scx_bpf_dsq_move(&waiting, p, SCX_DSQ_LOCAL_ON | cpu, 0);
+}
+
+/* In reverse, each to the head: the tasks keep their order. */
+static void move_to_pending_head(u64 dsq, u32 enclave)
+{
+	for_each_waiting(waiting, p, dsq, SCX_DSQ_ITER_REV)
+		scx_bpf_dsq_move(&waiting, p, PENDING_DSQ(enclave), SCX_ENQ_HEAD);
+}
+
+/* Move the tasks on a CPU's own queues to the head of the enclave's queue. */
+static void requeue(s32 cpu, u32 enclave)
+{
+	move_to_pending_head(VTIME_DSQ(cpu), enclave);
+	move_to_pending_head(CPU_DSQ(cpu), enclave);
+}
+
+/* Move tasks that may run on no CPU of e to the queue that all CPUs serve. */
+static void move_to_fallback(u64 dsq, struct enclave *e, struct core *c)
+{
+	for_each_waiting(waiting, p, dsq, 0)
+		if (!is_any_usable(e, c, p->cpus_ptr))
+			scx_bpf_dsq_move(&waiting, p, FALLBACK_DSQ, 0);
+}
+
+#endif
