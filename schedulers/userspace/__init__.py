@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agents: scheduling policies written in Python. docs/agents.md builds one from nothing."""
+"""Agents: scheduling policies written in Python. docs/tutorial.md builds one from nothing."""
 
 from __future__ import annotations
 
