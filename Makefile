@@ -13,7 +13,7 @@ KERNELS ?= oldest newest
 # Those of them that get the tests of what no kernel should change, too; the others get them in `make test-soak`.
 INDEPENDENT_ON ?= newest
 
-.PHONY: help setup demo test check lint test-host test-soak-host test-guest test-soak test-marathon bench wheel clean
+.PHONY: help setup demo test check lint test-host test-soak-host test-guest test-soak test-marathon bench wheel docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-soak       200 swaps, killed loaders, races, every policy under storms; on both kernels'
 	@echo 'make test-marathon   the tests that take minutes each, on both kernels'
 	@echo 'make bench   the measurements that the README quotes'
+	@echo 'make docs    the site of docs/, in build/site; a warning fails it'
 
 setup: $(STAMP)
 
@@ -94,6 +95,10 @@ bench: setup
 
 wheel: setup
 	$(BIN)/python -m build --wheel
+
+# Material for MkDocs prints an advertisement of its successor unless this is set.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -50,4 +50,4 @@ fi
 
 echo "setup: Python packages into $VENV"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv --system-site-packages "$VENV"
-"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[plot,test,dev]'
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[plot,test,dev,docs]'

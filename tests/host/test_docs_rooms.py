@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@functools.cache
 def all_imports() -> set[tuple[str, str]]:
     """Each import between boxes: the importing box, and the imported module."""
     found = set()
