@@ -32,7 +32,9 @@ from ghostbpf.schedulers.userspace import Agent, AgentPolicy, AgentProcess, spec
 
 # With --import-mode=importlib, a test's own directory is not on the path.
 sys.path.insert(0, str(Path(__file__).parent))
+import done
 from agents import MakeAgent, MakeAgentProcess, Manual
+from done import pytest_addoption  # noqa: F401
 from kernel_events import KernelEvents
 from kernel_log import KernelLog
 from refusals import Refusals
@@ -45,45 +47,8 @@ HOME = 0
 _DYING_S = 5.0
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--done", type=Path, metavar="FILE", help="leave out what FILE says has passed, and add to it")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    if (path := config.getoption("--done")) is not None:
-        config.pluginmanager.register(Done(path))
-
-
-class Done:
-    """What became of each test, in a file that outlives the guest: another guest goes on where QEMU ended this one."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._before = {name: outcome for outcome, _, name in (line.partition(" ") for line in lines)}
-        self._failed: set[str] = set()
-
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leaves out what is known."""
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self._before])
-        items[:] = [item for item in items if item.nodeid not in self._before]
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Notes what is known from now on."""
-        if report.failed:
-            self._failed.add(report.nodeid)
-        if report.when == "teardown":
-            outcome = "failed" if report.nodeid in self._failed else "passed"
-            with self._path.open("a") as file:
-                file.write(f"{outcome} {report.nodeid}\n")
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """What failed in another guest has failed."""
-        if failed := [name for name, outcome in self._before.items() if outcome == "failed"]:
-            print("\nfailed in the guest before:", *failed, sep="\n  ")
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        elif session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._before:
-            session.exitstatus = pytest.ExitCode.OK
+    done.pytest_configure(config)
 
 
 @pytest.fixture(scope="session", autouse=True)
