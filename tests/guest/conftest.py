@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import sys
 import time
@@ -49,6 +50,9 @@ _DYING_S = 5.0
 
 def pytest_configure(config: pytest.Config) -> None:
     done.pytest_configure(config)
+    if config.option.seed is None:
+        # Each run tries other moments to kill, to interrupt and to race at.
+        config.option.seed = random.randrange(1 << 32)
 
 
 @pytest.fixture(scope="session", autouse=True)

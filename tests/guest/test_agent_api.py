@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 from agents import MakeAgent, Manual, asleep, drive, manual, task_of
@@ -456,17 +456,16 @@ class CommitsAll(AgentPolicy):
 
 @pytest.mark.kernel_independent
 def test_commit_against_changes_of_affinity_leaves_no_task_on_a_forbidden_cpu(
-    workload: Workload, agent: MakeAgent
+    workload: Workload, agent: MakeAgent, rng: Random
 ) -> None:
     one = agent("1-2", CommitsAll)
     pids = [workload.spinner(one.enclave, cpus=[1, 2]).pid for _ in range(6)]
 
     def flip(me: Me) -> None:
-        chance = random.Random(1)
         while not me.stopped:
-            pid = chance.choice(pids)
+            pid = rng.choice(pids)
             os.sched_setaffinity(pid, {1})
-            os.sched_setaffinity(pid, {2} if chance.random() < 0.7 else {1})
+            os.sched_setaffinity(pid, {2} if rng.random() < 0.7 else {1})
             me.note()
 
     for _ in range(3):

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-import random
 import time
+from random import Random
 
 import pytest
 from agents import MakeAgentProcess
@@ -279,17 +279,14 @@ def _all_there(enclave: Enclave, children: list[Child]) -> None:
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.soak)])
 def test_swaps_under_load_lose_no_task(
-    workload: Workload, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch, rounds: int
+    workload: Workload, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch, rng: Random, rounds: int
 ) -> None:
     read_sources_once(monkeypatch, *(POLICIES[name] for name in ("biff", "cfs_bpf", "rr")))
     one = enclave("1-2", "cfs_bpf")
     children = _load(workload, one)
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
     for number in range(rounds):
         one.set_policy(POLICIES[("biff", "cfs_bpf", "rr", "cfs_bpf", "cfs_bpf")[number % 5]])
-        time.sleep(chance.random() * 0.02)
+        time.sleep(rng.random() * 0.02)
         if number % 5 == 0 or rounds == 2:
             _all_there(one, children)
     _all_there(one, children)

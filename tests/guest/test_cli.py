@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 from pathlib import Path
+from random import Random
 
 import pytest
 from command import Done, ghostbpf, running
@@ -188,16 +188,13 @@ def test_signal_to_run_is_passed_on_to_the_command(number: signal.Signals) -> No
     assert gone()
 
 
-def test_signals_at_any_moment_leave_nothing_behind() -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    moment = random.Random(seed)
+def test_signals_at_any_moment_leave_nothing_behind(rng: Random) -> None:
     begun, begin = os.pipe()
     for number in (signal.SIGINT, signal.SIGTERM) * 6:
         command = ("run", "biff", "--cpus", "1-2", "--", "sleep", "0.05")
         with running(*command, first=lambda: os.write(begin, b"!")) as process:
             os.read(begun, 1)  # until then, it has no handlers yet that a command begins with
-            process.ended(moment.uniform(0, 1.2))
+            process.ended(rng.uniform(0, 1.2))
             process.signal(number, group=True)
             done = process.wait()
         assert done.status in (0, 130, 143)

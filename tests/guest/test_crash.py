@@ -7,7 +7,6 @@ import collections
 import contextlib
 import mmap
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from types import FrameType
 from typing import Any
 
@@ -37,12 +37,6 @@ _TIMED, _ATTACHING, _BESIDE = 10, 8, 32
 
 #: The files whose every line is a moment to die at.
 _WATCHED = {module.__file__ for module in (core, enclave_module, launch, tasks, run_module)}
-
-
-def _seeded() -> random.Random:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    return random.Random(seed)
 
 
 def _nap(me: Me) -> None:
@@ -139,9 +133,9 @@ def _kill(
 
 @pytest.mark.soak
 def test_loader_killed_while_it_attaches_or_runs_leaves_a_working_enclave_or_nothing(
-    workload: Workload, capsys: pytest.CaptureFixture[str]
+    workload: Workload, rng: Random, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chance, moments = _seeded(), Moments()
+    moments = Moments()
     children = [workload.spawn(_nap)]
     assert fork(lambda: _life("1-2", [children[0].pid]), first=moments.watch).wait() == Done(0, "", "")
     lines = moments.passed
@@ -152,11 +146,11 @@ def test_loader_killed_while_it_attaches_or_runs_leaves_a_working_enclave_or_not
     def loaders() -> Iterator[Running]:
         for _ in range(_TIMED):
             loader = start("run", "biff", "--cpus", "1-2", "--", "sleep", "0.1")
-            loader.ended(chance.uniform(0, took))
+            loader.ended(rng.uniform(0, took))
             loader.signal(signal.SIGKILL)
             yield loader
         for _ in range(_ATTACHING):
-            last = chance.randint(1, lines)
+            last = rng.randint(1, lines)
             yield fork(lambda: _life("1-2", [children[0].pid]), first=lambda last=last: moments.watch(last))
 
     ends = _kill(loaders, "1-2", workload, children)
@@ -168,9 +162,9 @@ def test_loader_killed_while_it_attaches_or_runs_leaves_a_working_enclave_or_not
 
 @pytest.mark.soak
 def test_loader_killed_beside_another_enclave_harms_neither(
-    workload: Workload, enclave: MakeEnclave, capsys: pytest.CaptureFixture[str]
+    workload: Workload, enclave: MakeEnclave, rng: Random, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chance, moments = _seeded(), Moments()
+    moments = Moments()
     other = enclave("3")
     resident = workload.spawn(_nap, other)
     children = [workload.spawn(_nap), workload.spawn(_nap)]
@@ -180,7 +174,7 @@ def test_loader_killed_beside_another_enclave_harms_neither(
 
     def loaders() -> Iterator[Running]:
         for _ in range(_BESIDE):
-            last = chance.randint(1, lines)
+            last = rng.randint(1, lines)
             yield fork(lambda: _life("1-2", pids), first=lambda last=last: moments.watch(last))
 
     ends = _kill(loaders, "1-2", workload, children)
@@ -225,10 +219,10 @@ def test_destroy_races_with_joins_forks_and_exits(
     enclave: MakeEnclave,
     families: list[Callable[[], int]],
     monkeypatch: pytest.MonkeyPatch,
+    rng: Random,
     policy: str,
     races: int,
 ) -> None:
-    chance = _seeded()
     read_sources_once(monkeypatch, POLICIES["biff"], POLICIES[policy])
     stays = enclave("3")  # so that the core stays attached, and tasks that it has lost would show
     joiners = [workload.spawn(_nap), workload.sleeper()]
@@ -252,7 +246,7 @@ def test_destroy_races_with_joins_forks_and_exits(
             thread = threading.Thread(target=join, args=(doomed, begin))
             thread.start()
             begin.wait()
-            time.sleep(chance.uniform(0, 0.01))
+            time.sleep(rng.uniform(0, 0.01))
             doomed.destroy()
             thread.join()
             for task in stays.core.tasks():
@@ -269,8 +263,9 @@ def test_destroy_races_with_joins_forks_and_exits(
 
 
 @pytest.mark.soak
-def test_end_of_the_last_enclave_and_of_the_core_races_with_joins(workload: Workload, enclave: MakeEnclave) -> None:
-    chance = _seeded()
+def test_end_of_the_last_enclave_and_of_the_core_races_with_joins(
+    workload: Workload, enclave: MakeEnclave, rng: Random
+) -> None:
     child = workload.spawn(_nap)
     for _ in range(5):
         doomed = enclave("1-2")
@@ -287,7 +282,7 @@ def test_end_of_the_last_enclave_and_of_the_core_races_with_joins(workload: Work
         with Enclaves.change() as enclaves:
             assert enclaves is not None
             begin.wait()
-            time.sleep(chance.uniform(0, 0.01))
+            time.sleep(rng.uniform(0, 0.01))
             enclaves.get(doomed.id).destroy()
         thread.join()
         assert sched_ext.status().state == "disabled"

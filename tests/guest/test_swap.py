@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 from command import read_sources_once
@@ -63,21 +63,18 @@ def _load(workload: Workload, enclave: Enclave) -> list[Child]:
 
 @pytest.mark.soak
 def test_200_swaps_under_load_lose_no_task(
-    workload: Workload, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch
+    workload: Workload, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch, rng: Random
 ) -> None:
     read_sources_once(monkeypatch, BIFF, RR)
     e = enclave("1-2", "biff", slice="5ms")
     children = _load(workload, e)
     for child in children:
         child.progress()
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    pause = random.Random(seed)
     seq = (sched_ext.SYSFS / "enable_seq").read_text()
     for number in range(_SWAPS):
         e.set_policy((BIFF if number % 2 else RR).parse({"slice": "5ms"}))
         assert sched_ext.status().state == "enabled"
-        time.sleep(pause.random() * 0.01)
+        time.sleep(rng.random() * 0.01)
     assert (e.swaps, e.policy) == (_SWAPS, "biff")
     assert (sched_ext.SYSFS / "enable_seq").read_text() == seq
     assert {task.tid for task in e.tasks()} == {child.pid for child in children}

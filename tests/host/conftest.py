@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import hypothesis.core
 import pytest
 from ghostbpf.loaders import _bcc, btf
 from ghostbpf.loaders.compiler import compile
@@ -27,11 +28,19 @@ from ghostbpf.loaders.object import Object
 sys.path.insert(0, str(Path(__file__).parent))
 from tracing import Task
 
-# The same examples in each run, however slow the machine.
-hypothesis.settings.register_profile(
-    "same", derandomize=True, deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("same")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have hypothesis try the same examples in each run, or those of ``--seed``, however slow the machine."""
+    seed = config.getoption("--seed")
+    hypothesis.settings.register_profile(
+        "repeatable",
+        derandomize=seed is None,
+        deadline=None,
+        database=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("repeatable")
+    hypothesis.core.global_force_seed = seed
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,6 @@ import errno
 import gc
 import itertools
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from ghostbpf.hints import ClassFlags, Hints, Item, ItemFlags, NotOwner, admit, records, stream
@@ -141,10 +141,10 @@ def test_owner(hints: Hints, path: Path, processes: Processes) -> None:
     assert [(item.owner, item.tid) for _, item in hints.updates()] == [(os.getpid(), 44), (os.getpid(), 55)]
 
 
-def test_simple_enqueue_then_dequeue(hints: Hints, path: Path, processes: Processes) -> None:
+def test_simple_enqueue_then_dequeue(hints: Hints, path: Path, processes: Processes, rng: Random) -> None:
     order = list(range(ITEMS))
     for _ in range(10):
-        random.shuffle(order)
+        rng.shuffle(order)
         as_other(processes, path, lambda theirs: [theirs.set_item(i, tid=1 + i, take=True) for i in order])
         assert [(index, item.tid) for index, item in hints.updates()] == [(index, 1 + index) for index in order]
         assert hints.updates() == []

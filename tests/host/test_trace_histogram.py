@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from random import Random
 
 import pytest
 from ghostbpf.loaders import abi
@@ -179,15 +179,14 @@ def kernels_buckets(bcc: None, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 @pytest.mark.parametrize("unit_ns", [USEC, MSEC], ids=["usecs", "msecs"])
 def test_kernel_and_python_agree_on_buckets(
-    kernels_buckets: Callable[[list[int], int], list[int]], unit_ns: int
+    kernels_buckets: Callable[[list[int], int], list[int]], rng: Random, unit_ns: int
 ) -> None:
-    drawn = random.Random(unit_ns)
     edges_ns = [(1 << n) * unit_ns // 8 * eighth for n in range(12) for eighth in (8, 9, 15)]
     times = [
         0, 1, 2, 7, 8, unit_ns - 1, unit_ns, 2**32 - 1, 2**32, 10**12, 2**53 - 1,
         *edges_ns,
         *(ns - 1 for ns in edges_ns),
-        *(drawn.randrange(2 ** drawn.randrange(1, 53)) for _ in range(150)),
+        *(rng.randrange(2 ** rng.randrange(1, 53)) for _ in range(150)),
     ]  # fmt: skip
     assert kernels_buckets(times, unit_ns) == [bucket_of(ns, unit_ns) for ns in times]
 
@@ -202,12 +201,19 @@ def test_times_too_long_for_any_bucket_are_in_the_last_that_they_can_be(
 
 @pytest.mark.parametrize("unit_ns", [USEC, MSEC], ids=["usecs", "msecs"])
 @pytest.mark.parametrize(
-    "times_us",
-    [range(1, 10_001), [7] * 99 + [5_000_000], [3], [random.Random(7).paretovariate(1.2) * 10 for _ in range(5_000)]],
+    "draw",
+    [
+        lambda rng: range(1, 10_001),
+        lambda rng: [7] * 99 + [5_000_000],
+        lambda rng: [3],
+        lambda rng: [rng.paretovariate(1.2) * 10 for _ in range(5_000)],
+    ],
     ids=["even", "one far out", "one", "long tail"],
 )
-def test_percentiles_are_right_within_an_eighth(times_us: Iterable[float], unit_ns: int) -> None:
-    times = sorted(round(us * 1000) for us in times_us)
+def test_percentiles_are_right_within_an_eighth(
+    draw: Callable[[Random], Iterable[float]], rng: Random, unit_ns: int
+) -> None:
+    times = sorted(round(us * 1000) for us in draw(rng))
     found = histogram(times, unit_ns)
     for name, share in {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}.items():
         exact = times[max(-(-int(share * 1000) * len(times) // 1000) - 1, 0)] / unit_ns

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import click
 import pytest
@@ -308,14 +308,15 @@ def test_culprit_is_not_blamed_for_a_run_of_the_task_before_it(
     assert sum(blamed) <= 1e6 * (found.ran + found.slack) + 2000 * found.runs
 
 
-def test_waits_add_up_to_the_kernels_whatever_is_missed_and_when(task: Callable[..., Task], cpus: list[int]) -> None:
+def test_waits_add_up_to_the_kernels_whatever_is_missed_and_when(
+    task: Callable[..., Task], cpus: list[int], rng: Random
+) -> None:
     def work() -> None:
         for _ in range(300):
             spin(0.0005)
             time.sleep(0.0005)
 
     pair = [task(work, cpu=cpus[-1]) for _ in range(2)]
-    choose = random.Random(1)
     with make("runqlat", tid=pair[0].pid) as tool:
         look = Looks(tool)
         run_together(pair)
@@ -324,9 +325,9 @@ def test_waits_add_up_to_the_kernels_whatever_is_missed_and_when(task: Callable[
         for one in pair:
             one.go()
         while (pair[0].figures() - before).blocked < 250:
-            with missing(tool, *choose.sample([SWITCH, WAKEUP], choose.randint(1, 2))):
-                time.sleep(choose.random() * 0.005)
-            time.sleep(choose.random() * 0.005)
+            with missing(tool, *rng.sample([SWITCH, WAKEUP], rng.randint(1, 2))):
+                time.sleep(rng.random() * 0.005)
+            time.sleep(rng.random() * 0.005)
         for one in pair:
             one.finish()
         pair[0].run()
