@@ -29,6 +29,9 @@ from workload import DEADLINE, Child, is_off_cpu, state, until
 MakeAgent = Callable[..., Agent]
 MakeAgentProcess = Callable[..., tuple[Enclave, AgentProcess]]
 
+#: Options of an agent, for tests that a single decision of the core would fail, as after a pause of an emulated CPU.
+PATIENT = {"agent_timeout": "10s"}
+
 
 class Fifo(AgentPolicy):
     """As simple as can be."""
@@ -153,12 +156,12 @@ def waiting(enclave: Enclave) -> int:
 
 @contextlib.contextmanager
 def stopped(enclave: Enclave) -> Iterator[None]:
-    """The agent of ``enclave`` stands still for the block, which is to be shorter than the core's patience with it."""
+    """Stop the agent of ``enclave`` for the block, which must be shorter than its time-out."""
     agent = enclave.agent
     assert agent is not None
     os.kill(agent.tid, signal.SIGSTOP)
     try:
-        until(lambda: state(agent.tid) == "T", "the agent stands still")
+        until(lambda: state(agent.tid) == "T", "the agent is stopped")
         yield
     finally:
         os.kill(agent.tid, signal.SIGCONT)

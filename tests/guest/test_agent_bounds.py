@@ -9,15 +9,16 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import Fifo, MakeAgent, MakeAgentProcess, drive, loads, task_of
+from agents import PATIENT, Fifo, MakeAgent, MakeAgentProcess, children_of, drive, loads, task_of
 from command import ghostbpf, running
+from ghostbpf.loaders.maps import MmapArray
 from ghostbpf.schedulers.agents import Agents
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import Transaction
 from test_agent_failures import deciding, go_on, load
 from tracing import traced
-from workload import MakeEnclave, Me, Workload, offline, until
+from workload import MakeEnclave, Me, Workload, offline, present_cpus, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -32,6 +33,57 @@ class Hangs(Fifo):
         while self.queue and not self.agent.stopped:
             time.sleep(0.01)
         return iter(())
+
+
+def channels(enclave: Enclave) -> MmapArray:
+    """The channels of the agents of ``enclave``: 0 is the enclave's, 1 + n CPU n's."""
+    agents = Agents.open(enclave.id)
+    assert agents is not None
+    return agents.channels
+
+
+def show_longest_pause(me: Me) -> None:
+    """Sleep again and again; show, as ``child.value``, for how many ns the CPU has run no task that woke."""
+    longest_ns, before_ns = 0, time.monotonic_ns()
+    while not me.stopped:
+        time.sleep(0.01)
+        now_ns = time.monotonic_ns()
+        longest_ns, before_ns = max(longest_ns, now_ns - before_ns), now_ns
+        me.set(longest_ns)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "fifo_centralized",
+        pytest.param("fifo_per_cpu", marks=pytest.mark.kernel_independent),
+        *(pytest.param(policy, marks=pytest.mark.soak) for policy in ("sol", "shinjuku", "edf", "cfs")),
+    ],
+)
+def test_healthy_agent_under_load_and_at_rest_is_never_timed_out(
+    workload: Workload, agent_process: MakeAgentProcess, policy: str
+) -> None:
+    """Under the default time-out, as users run it: 500 decisions, a rest of three time-outs, and one more decision."""
+    one, agents = agent_process("1-3", policy, fastpath="off")
+    timeout_ns = int(channels(one)[0].timeout_ns)
+    assert timeout_ns == 200_000_000
+    pauses = [workload.spawn(show_longest_pause, cpus=[cpu]) for cpu in present_cpus()]
+    sleeper = workload.sleeper(one)
+    children = load(workload, one)
+    until(lambda: one.agent is not None and one.agent.committed >= 500, "the agent decides")
+    go_on(children)
+    for child in children:
+        child.stop()
+    time.sleep(3 * timeout_ns / 1e9)
+    loops = sleeper.loops
+    sleeper.wake()
+    until(lambda: sleeper.loops > loops, "the sleeper ran")
+    timeouts = {number: int(channel.timeouts) for number, channel in enumerate(channels(one)) if channel.timeouts}
+    longest_ms = max(pause.value for pause in pauses) / 1e6
+    if timeouts and longest_ms > timeout_ns / 2e6:
+        pytest.skip(f"a CPU of this machine ran no task for {longest_ms:.0f} ms: its agents are timed out rightly")
+    assert timeouts == {}, f"by channel, where no CPU paused for more than {longest_ms:.0f} ms"
+    assert agents.check()
 
 
 def test_task_that_waits_for_an_agent_and_is_moved_runs_elsewhere(
@@ -91,15 +143,18 @@ def test_cpu_that_is_offline_is_no_agents(
     one = enclave("1-3", "biff")
     children = load(workload, one)
     with offline(3):
-        agent_process(one, "fifo_per_cpu")
+        _, agents = agent_process(one, "fifo_per_cpu")
         go_on(children)
         assert deciding(one)
+        assert [cpu for cpu in one.cpus if channels(one)[1 + cpu].tid] == [1, 2]
+        assert len(children_of(agents.pid)) == 2
+        until(lambda: sum(loads(one)) == len(children), "all are runnable at once")
         assert loads(one)[1 + 3] == 0
 
 
 @pytest.mark.kernel_independent
 def test_cpu_that_goes_leaves_its_tasks_to_other_agents(workload: Workload, agent_process: MakeAgentProcess) -> None:
-    one, agents = agent_process("1-3", "fifo_per_cpu", agent_timeout="10s")
+    one, agents = agent_process("1-3", "fifo_per_cpu")
     children = [workload.spinner(one) for _ in range(9)]
     until(lambda: loads(one)[1 + 3] > 1, "some wait for CPU 3")
     with offline(3):
@@ -127,7 +182,7 @@ def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, age
 
 @pytest.mark.kernel_independent
 def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(agent_process: MakeAgentProcess) -> None:
-    one, agents = agent_process("1", "fifo_centralized", agent_timeout="10s")
+    one, agents = agent_process("1", "fifo_centralized")
     before = one.agent
     for options, said in (
         (("--agent-cpu", 99), "CPU 99, for the agent, is not online"),
@@ -162,7 +217,7 @@ def test_gtids_are_not_used_again_by_the_agents_after(workload: Workload, agent_
 
 @pytest.mark.soak
 def test_tracers_know_what_an_agent_committed(workload: Workload, agent_process: MakeAgentProcess) -> None:
-    one, _ = agent_process("1-2", "fifo_centralized", fastpath="off", agent_timeout="10s")
+    one, _ = agent_process("1-2", "fifo_centralized", fastpath="off", **PATIENT)
     sleeper = workload.sleeper(one)
     with traced("schedghostidle", "-t", sleeper.pid) as trace:
         for _ in range(23):

@@ -77,7 +77,7 @@ def test_killed_agent_is_told_and_the_command_goes_on() -> None:
 
 def test_mistake_in_a_policy_is_shown_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(BAD)
-    options = ("--cpus", "1", "--fastpath", "off", "--agent-timeout", "10s")
+    options = ("--cpus", "1", "--fastpath", "off")
     done = ghostbpf("run", tmp_path / "bad.py", *options, "--", "sh", "-c", "echo it ends")
     assert (done.status, done.out) == (1, "it ends\n")
     assert re.search(r"the agent of enclave 1 is gone: KeyError: 'a mistake' \(bad.py:\d+\)", done.err), done.err

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import resource
 import signal
@@ -74,15 +75,19 @@ class Raises(Fifo):
         return super().schedule()
 
 
-class Sleeps(Fifo):
-    """Is away for a second now and then, as in a long garbage collection."""
+class Pauses(Fifo):
+    """Stays in a turn for as long as the test asks for, as in a long garbage collection."""
 
-    name = "sleeps"
+    name = "pauses"
     fastpath = False
+    #: Shared with the test: a turn is to pause, and a turn pauses.
+    is_asked, is_paused = mmap.mmap(-1, 1), mmap.mmap(-1, 1)
 
     def schedule(self) -> Iterator[Transaction]:
-        if len(self.agent.tasks) > 6:
-            time.sleep(1)
+        while self.is_asked[0]:
+            self.is_paused[0] = 1
+            time.sleep(0.01)
+        self.is_paused[0] = 0
         return super().schedule()
 
 
@@ -159,15 +164,24 @@ def test_mistake_costs_the_agent_and_no_task(
 
 
 @SOAK
-def test_agent_that_is_away_is_not_waited_for(workload: Workload, agent_process: MakeAgentProcess) -> None:
-    one, _ = agent_process("1-3", Sleeps)
+def test_agent_that_pauses_within_a_turn_is_not_waited_for(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    one, agents = agent_process("1-3", Pauses)
     children = load(workload, one)
-    for _ in range(3):
+    go_on(children)
+    for turn in range(1, 4):
+        Pauses.is_asked[0] = 1
+        until(lambda: Pauses.is_paused[0], "the agent pauses")
+        agent = until(lambda: one.agent and one.agent.state == "timed_out" and one.agent, "the core decides")
+        for _ in range(3):
+            go_on(children)
+        assert Pauses.is_paused[0]
+        assert one.agent is not None
+        assert one.agent.committed == agent.committed
+        Pauses.is_asked[0] = 0
+        until(lambda agent=agent: deciding(one) and one.agent.committed > agent.committed, "the agent decides again")
         go_on(children)
-    agent = one.agent
-    assert agent is not None
-    assert agent.timeouts > 0
-    assert agent.tid
+        assert one.agent.timeouts >= turn
+    assert agents.check()
 
 
 @pytest.mark.parametrize("policy", ["fifo_centralized", pytest.param("fifo_per_cpu", marks=pytest.mark.marathon)])

@@ -160,7 +160,7 @@ def test_tasks_run_in_the_order_they_became_runnable(
     workload: Workload, agent_process: MakeAgentProcess, policy: str
 ) -> None:
     """A FIFO is a FIFO."""
-    one, _ = agent_process("1", policy, fastpath="off", agent_timeout="10s")
+    one, _ = agent_process("1", policy, fastpath="off")
     sleepers = [workload.sleeper(one, then=lambda me: me.say("ran")) for _ in range(12)]
     holder = workload.spinner(one)
     holder.progress()
@@ -177,7 +177,7 @@ def test_tasks_run_in_the_order_they_became_runnable(
 @pytest.mark.parametrize("policy", ["fifo_centralized", pytest.param("sol", marks=pytest.mark.soak)])
 def test_slice_ends_where_somebody_waits(workload: Workload, agent_process: MakeAgentProcess, policy: str) -> None:
     """Whom an agent forgets gets a CPU after 5 s anyway; here it has its turn many times in one second."""
-    one, _ = agent_process("1", policy, fastpath="off", slice="5ms", agent_timeout="10s")
+    one, _ = agent_process("1", policy, fastpath="off", slice="5ms")
     children = [workload.spinner(one) for _ in range(2)]
     for child in children:
         child.progress()

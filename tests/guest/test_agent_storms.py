@@ -192,5 +192,7 @@ def test_stress_ng_for_a_minute(
     assert done.returncode == 0, said[-3000:]
     assert agents.check()
     assert one.agent is not None
-    assert one.agent.committed > 100, "it is the agent that decides"
+    committed, switches = one.agent.committed, one.counters().switches
+    print(f"{committed} of {switches} switches were decided by the agent")
+    assert committed > switches / 2
     assert sched_ext.status().state == "enabled"

@@ -121,7 +121,7 @@ class Litters(Fifo):
 
 @pytest.mark.kernel_independent
 def test_agent_that_spins_collects_its_garbage(workload: Workload, agent_process: MakeAgentProcess) -> None:
-    one, agents = agent_process("1-3", Litters, spin="yes", agent_timeout="10s")
+    one, agents = agent_process("1-3", Litters, spin="yes")
     child = workload.spinner(one)
     until(lambda: not agents.alive, "it has collected")
     with pytest.raises(AgentError, match="it was collected"):

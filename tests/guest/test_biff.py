@@ -64,24 +64,32 @@ def sleep_yield_sleep() -> None:
     time.sleep(0.01)
 
 
-def test_one_thread_sleeps_and_yields_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
+def test_lone_thread_that_sleeps_and_yields_finds_an_idle_cpu_and_is_never_preempted(
+    workload: Workload, enclave: MakeEnclave
+) -> None:
     biff = enclave("1-2")
+    rounds = 30
 
     def body(me: Me) -> None:
-        me.set(in_ext(os.getpid()))
-        me.block()
-        os.sched_yield()
+        for _ in range(rounds):
+            me.block()
+            me.set(me.value + in_ext(os.getpid()))
+            os.sched_yield()
         me.block()
 
-    child = workload.spawn(body, biff)
-    for _ in range(2):
+    child = workload.spawn(body, biff, go=False)
+    before = sched_field(child.pid, "nr_switches")
+    for _ in range(rounds + 1):
         child.asleep().wake()
-    assert child.wait() == 0
-    assert child.value == 1
+    switched = sched_field(child.asleep().pid, "nr_switches") - before
     counters = biff.counters()
-    # The start, two wakeups and a yield, each by the idle path or by the queue.
-    assert counters.switches >= 4
-    assert counters.idle + counters.queued >= 4
+    assert child.value == rounds
+    assert counters.switches >= switched >= rounds + 1
+    # A wakeup is queued only if a higher class has a CPU of the two just then.
+    assert counters.idle > rounds / 2
+    assert counters.preempted == 0
+    child.wake()
+    assert child.wait() == 0
 
 
 def test_thousand_threads_all_finish_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:

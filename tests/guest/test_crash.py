@@ -226,8 +226,6 @@ def test_destroy_races_with_joins_forks_and_exits(
     read_sources_once(monkeypatch, POLICIES["biff"], POLICIES[policy])
     stays = enclave("3")  # so that the core stays attached, and tasks that it has lost would show
     joiners = [workload.spawn(_nap), workload.sleeper()]
-    known = {child.pid for child in joiners}
-    late = 0
 
     def join(doomed: Enclave, begin: threading.Barrier) -> None:
         begin.wait()
@@ -249,13 +247,8 @@ def test_destroy_races_with_joins_forks_and_exits(
             time.sleep(rng.uniform(0, 0.01))
             doomed.destroy()
             thread.join()
-            for task in stays.core.tasks():
-                assert task.pid in known, f"destroy left {task} behind"
-                assert task.enclave == 0, f"{task} is in an enclave that is gone"
-                late += 1
-            for child in joiners:
-                tasks.set_policy(child.pid, os.SCHED_OTHER)
-    print(f"{late} joins came after the destroy")
+            assert stays.core.tasks() == [], "destroy, or a join that came too late, left tasks behind"
+            assert {tasks.policy_of(child.pid) for child in joiners} == {os.SCHED_OTHER}
     joiners[0].progress()
     joiners[1].wake()
     until(lambda: joiners[1].loops > 0)
@@ -286,8 +279,8 @@ def test_end_of_the_last_enclave_and_of_the_core_races_with_joins(
             enclaves.get(doomed.id).destroy()
         thread.join()
         assert sched_ext.status().state == "disabled"
+        assert tasks.policy_of(child.pid) == os.SCHED_OTHER
         child.progress()
-        tasks.set_policy(child.pid, os.SCHED_OTHER)
 
 
 def _joined(enclave: Enclave, pid: int) -> bool:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import MakeAgent, MakeAgentProcess, drive, waiting, wake_all
+from agents import PATIENT, MakeAgent, MakeAgentProcess, drive, waiting, wake_all
 from ghostbpf.hints import Hints
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.userspace.edf import Edf
@@ -24,7 +24,7 @@ MS, S = 10**6, 10**9
 @pytest.fixture
 def one(agent_process: MakeAgentProcess) -> Enclave:
     """One CPU."""
-    return agent_process("1", "edf", agent_timeout="10s")[0]
+    return agent_process("1", "edf", **PATIENT)[0]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from agents import MakeAgentProcess, wake_all
+from agents import PATIENT, MakeAgentProcess, wake_all
 from command import Done, ghostbpf, nobody, running
 from ghostbpf.hints import Hints
 from ghostbpf.loaders import BpfError, Hash, Map, abi
@@ -72,7 +72,7 @@ class Line:
 def test_agent_obeys_what_applications_say(
     workload: Workload, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
 ) -> None:
-    one, _ = agent_process("1", earliest, agent_timeout="10s")
+    one, _ = agent_process("1", earliest, **PATIENT)
     line = Line(workload, one, [40, 20, 30, 10])
     line.expect(3, 1, 2, 0)
     with Hints.open(one.hints_path) as hints:
@@ -84,11 +84,11 @@ def test_agent_obeys_what_applications_say(
 def test_next_agent_knows_what_was_said_to_one_that_was_killed(
     workload: Workload, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
 ) -> None:
-    one, agent = agent_process("1", earliest, agent_timeout="10s")
+    one, agent = agent_process("1", earliest, **PATIENT)
     line = Line(workload, one, [40, 20, 30, 10])
     os.kill(agent.pid, signal.SIGKILL)
     until(lambda: one.agent and one.agent.state == "gone", "the agent is gone")
-    agent_process(one, earliest, agent_timeout="10s")
+    agent_process(one, earliest, **PATIENT)
     line.expect(3, 1, 2, 0)
 
 

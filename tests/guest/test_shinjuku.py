@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import MakeAgentProcess, wake_all
+from agents import PATIENT, MakeAgentProcess, wake_all
 from ghostbpf.hints import Hints
 from ghostbpf.schedulers.enclave import Enclave
 from order import Order
@@ -23,7 +23,7 @@ BATCH, URGENT = 1, 2
 @pytest.fixture
 def one(agent_process: MakeAgentProcess) -> Enclave:
     """One CPU, and slices without an end."""
-    return agent_process("1", "shinjuku", slice="inf", agent_timeout="10s")[0]
+    return agent_process("1", "shinjuku", slice="inf", **PATIENT)[0]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def say(me: Me) -> None:
 def test_short_request_runs_before_long_ones_end(
     workload: Workload, agent_process: MakeAgentProcess, slice: str
 ) -> None:
-    one, agent = agent_process("1", "shinjuku", slice=slice, agent_timeout="10s")
+    one, agent = agent_process("1", "shinjuku", slice=slice, **PATIENT)
     short = workload.sleeper(one)
     long = [workload.spinner(one) for _ in range(3)]
     for child in long:
@@ -62,7 +62,7 @@ def test_short_request_waits_for_a_slice_and_not_for_all_before_it(
 ) -> None:
     """Behind three long tasks a FIFO would have it wait for three slices, and with no slices for ever."""
     slice_ms = 50
-    one, _ = agent_process("1", "shinjuku", slice=f"{slice_ms}ms", agent_timeout="10s")
+    one, _ = agent_process("1", "shinjuku", slice=f"{slice_ms}ms", **PATIENT)
     short = workload.sleeper(one, then=lambda me: me.set(time.monotonic_ns()))
     for _ in range(3):
         workload.spinner(one).progress()
@@ -95,7 +95,7 @@ def test_higher_qos_goes_first(workload: Workload, one: Enclave, hints: Hints) -
 
 def test_requests_take_cpus_from_batch_jobs(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """Shinjuku and Shenango: slices have no end, so only QoS can take a CPU away."""
-    one, _ = agent_process("1-2", "shinjuku", slice="inf", agent_timeout="10s")
+    one, _ = agent_process("1-2", "shinjuku", slice="inf", **PATIENT)
     with Hints.open(one.hints_path) as hints:
         hints.set_class(URGENT, one_shot=True, qos=2)
         request = workload.sleeper(one)
@@ -114,7 +114,7 @@ def test_request_takes_an_idle_cpu_rather_than_one_of_a_batch_job(
     workload: Workload, agent_process: MakeAgentProcess
 ) -> None:
     """Where a higher class has the other CPU just then, the agent's own say, that one is not idle."""
-    one, _ = agent_process("1-2", "shinjuku", slice="inf", agent_cpu="0", agent_timeout="10s")
+    one, _ = agent_process("1-2", "shinjuku", slice="inf", agent_cpu="0", **PATIENT)
     with Hints.open(one.hints_path) as hints:
         hints.set_class(URGENT, one_shot=True, qos=2)
         request = workload.sleeper(one)

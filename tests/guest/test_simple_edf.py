@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 import pytest
-from agents import MakeAgentProcess, wake_all
+from agents import PATIENT, MakeAgentProcess, wake_all
 from ghostbpf.hints import Hints
 from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import threads
@@ -23,7 +23,7 @@ MS, S = 10**6, 10**9
 
 @pytest.fixture
 def one(agent_process: MakeAgentProcess) -> Enclave:
-    return agent_process("1-3", "edf", agent_timeout="10s")[0]
+    return agent_process("1-3", "edf")[0]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_busy_run_for(workload: Workload, one: Enclave, hints: Hints) -> None:
 
 def test_every_deadline_of_a_feasible_set_is_met(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """Woken in the wrong order, the most urgent would be late if they ran in that."""
-    one, _ = agent_process("1", "edf", agent_timeout="10s")
+    one, _ = agent_process("1", "edf", **PATIENT)
     work_ms, apart_ns, slack_ns = 250, 400 * MS, S
 
     def work(me: Me) -> None:

@@ -150,6 +150,11 @@ class Me:
         """Show a number to the test, as ``child.value``."""
         self._board[self._base + _FREE] = value
 
+    @property
+    def value(self) -> int:
+        """The number that set() showed last; 0 at first."""
+        return self._board[self._base + _FREE]
+
     def block(self) -> None:
         """Sleep until the test calls wake()."""
         os.read(self._gate, 1)

@@ -56,8 +56,9 @@ def test_without_an_interval_one_report_comes_when_the_time_is_over() -> None:
 
 def test_duration_cuts_the_last_interval_short() -> None:
     *reports, _ = objects(stdout_of("cpudist", "--json", "-d", "0.5", "0.4"))
-    assert len(reports) in (1, 2)
-    # A busy machine may come to the first so late that it is the last.
+    # On a busy machine, the first report may be so late that it is the last.
+    assert len(reports) <= 2
+    assert sum(report["seconds"] for report in reports) >= 0.5
     assert len(reports) == 1 or reports[1]["seconds"] < reports[0]["seconds"]
 
 
