@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agents for the guest tier: one that the test drives by hand, and one that does as simple a thing as can be."""
+"""Agents for the guest tier: a FIFO, and an agent whose turns and decisions the test controls."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATIENT = {"agent_timeout": "10s"}
 
 
 class Fifo(AgentPolicy):
-    """As simple as can be."""
+    """Commits the task that has waited longest to each idle CPU."""
 
     name = "fifo"
 
@@ -55,7 +55,7 @@ class Fifo(AgentPolicy):
 
 
 class Manual(Fifo):
-    """Keeps a log of all it is told; unless ``auto``, decides nothing but that those in ``kept`` keep their CPU."""
+    """Logs every message. Decides only if ``auto`` is set, except that tasks in ``kept`` get their CPU back."""
 
     name = "manual"
     fastpath = False
@@ -98,42 +98,42 @@ class Manual(Fifo):
 
 
 def drive(agent: Agent, condition: Callable[[], Any], what: str = "", seconds: float = DEADLINE) -> Any:
-    """Let ``agent`` have turn after turn until ``condition()`` is true, and give what it gave."""
+    """Run turns of ``agent`` until ``condition()`` is true; returns its value."""
 
     deadline = time.monotonic() + seconds
     while True:
-        goes_on = agent.turn()
-        if found := condition():
-            return found
+        is_due = agent.turn()
+        if result := condition():
+            return result
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what or condition}"
-        if not goes_on:
+        if not is_due:
             time.sleep(0.002)
 
 
 def manual(agent: Agent) -> Manual:
-    """Its policy, typed, and from here on deciding nothing."""
+    """The policy of ``agent``, typed; it decides nothing from here on."""
     assert isinstance(agent.policy, Manual)
     agent.policy.auto = False
     return agent.policy
 
 
 def asleep(agent: Agent, child: Child) -> Child:
-    """Drive until ``child`` sleeps and the agent knows that."""
+    """Drive until ``child`` sleeps and the agent has read every message of it."""
 
     def known() -> bool:
-        """Whether it sleeps, and nothing was told of it since the agent last read."""
-        # In this order: one that was interrupted as it went to sleep would be waited for, and waits for us.
+        """Whether ``child`` sleeps and has no unread message."""
+        # A task that was preempted on its way to sleep waits for a commit of this test: check that first.
         if _waits(agent, child) or not is_off_cpu(child.pid):
             return False
-        there = [(task, agent.status_words[task.word]) for task in agent.tasks.values() if task.tid == child.pid]
-        return all((task.gtid, task.seq) == (word.gtid, word.seq) for task, word in there)
+        words = [(task, agent.status_words[task.word]) for task in agent.tasks.values() if task.tid == child.pid]
+        return all((task.gtid, task.seq) == (word.gtid, word.seq) for task, word in words)
 
     drive(agent, known, f"{child} sleeps")
     return child
 
 
 def task_of(agent: Agent, child: Child) -> Task:
-    """Drive, deciding nothing, until ``child`` waits for a CPU; the agent's task."""
+    """Drive without decisions until ``child`` waits for a CPU; returns the agent's task."""
     manual(agent)
     return drive(agent, lambda: _waits(agent, child), f"{child} waits")
 
@@ -143,14 +143,14 @@ def _waits(agent: Agent, child: Child) -> Task | None:
 
 
 def loads(enclave: Enclave) -> list[int]:
-    """How many tasks run or wait, by the number of their agent's channel, as the core counts them."""
+    """The number of tasks that run or wait, by channel, as the core counts them."""
     agents = Agents.open(enclave.id)
     assert agents is not None
     return [int(channel.load) for channel in agents.channels]
 
 
 def waiting(enclave: Enclave) -> int:
-    """How many tasks of ``enclave`` wait for a CPU, as far as its agent can know."""
+    """The number of tasks of ``enclave`` whose status word says that they wait for a CPU."""
     return sum(row["state"] == "waiting" for row in enclave.task_states())
 
 
@@ -168,9 +168,9 @@ def stopped(enclave: Enclave) -> Iterator[None]:
 
 
 def wake_all(enclave: Enclave, sleepers: Iterable[Child]) -> None:
-    """Wake ``sleepers``, all that ``enclave`` has, in this order; its agent learns of all of them in one turn.
+    """Wake ``sleepers``, which are all tasks of ``enclave``, in this order; the agent reads of all in one turn.
 
-    Were it to have turns meanwhile, it would give the first ones a CPU whenever that happens to be free.
+    An agent with turns in between would commit the first ones as soon as a CPU is free.
     """
     with stopped(enclave):
         for number, sleeper in enumerate(sleepers, start=1):
@@ -179,5 +179,5 @@ def wake_all(enclave: Enclave, sleepers: Iterable[Child]) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that ``pid``, which has one thread, has forked, as those of an agent for each CPU."""
+    """The child processes of ``pid``, which has one thread; for per-CPU agents, one for each CPU."""
     return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))

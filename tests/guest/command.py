@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``ghostbpf`` command without a new interpreter, which takes seconds in an emulated guest.
 
-A fork of the test process runs the very ``main()`` that the installed command runs, with its own process
-group, standard streams and signal handlers.
+A fork of the test process runs the same ``main()`` as the installed command, in a process group of its own and
+with its own standard streams and signal handlers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _libc: Any = _ffi.dlopen(None)
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: its exit status as a shell has it, and what it wrote."""
+    """The result of a command: its exit status as in a shell, and its output."""
 
     status: int
     out: str
@@ -51,7 +51,7 @@ class Done:
 
 
 class Running:
-    """A command that runs; it leads its own process group."""
+    """A running command; it leads its own process group."""
 
     def __init__(self, pid: int, streams: tuple[int, int]) -> None:
         self.pid, self._streams = pid, streams
@@ -59,34 +59,34 @@ class Running:
 
     @property
     def out(self) -> str:
-        """What it wrote to stdout so far."""
+        """Its output on stdout so far."""
         return _text(self._streams[0])
 
     @property
     def err(self) -> str:
-        """What it wrote to stderr so far."""
+        """Its output on stderr so far."""
         return _text(self._streams[1])
 
     def signal(self, number: int, *, group: bool = False) -> None:
-        """Send it a signal; ``group`` as a terminal does it, to its children as well."""
+        """Send it a signal; with ``group``, to its children as well, as a terminal does."""
         (os.killpg if group else os.kill)(self.pid, number)
 
     def ended(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for its end; whether it came."""
+        """Wait up to ``timeout`` seconds for its end; returns whether it has ended."""
         return bool(select.select([self._pidfd], [], [], timeout)[0])
 
     def until(self, condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
-        """Wait for ``condition`` while it runs; fails with its output where that never comes."""
+        """Wait for ``condition`` while the command runs; AssertionError with its output if the command ends first."""
         deadline = time.monotonic() + timeout
         while not condition():
             if self.ended(0.02) and not condition():
                 done = self.wait()
-                raise AssertionError(f"it ended with status {done.status} first\n{done.out}\n{done.err}")
+                raise AssertionError(f"the command ended first, with status {done.status}\n{done.out}\n{done.err}")
             if time.monotonic() > deadline:
-                raise AssertionError(f"it did not come to that\n{self.out}\n{self.err}")
+                raise AssertionError(f"the condition was not met within {timeout:.0f} s\n{self.out}\n{self.err}")
 
     def wait(self, timeout: float = TIMEOUT) -> Done:
-        """Its end; kills it and fails where that takes longer than ``timeout`` seconds."""
+        """Wait for its end; after ``timeout`` seconds, kill it and raise AssertionError."""
         hangs = not self.ended(timeout)
         if hangs:
             self.signal(signal.SIGKILL, group=True)
@@ -96,16 +96,16 @@ class Running:
             os.close(fd)
         self._streams = (-1, -1)
         if hangs:
-            raise AssertionError(f"it still ran after {timeout} seconds\n{done.out}\n{done.err}")
+            raise AssertionError(f"the command still ran after {timeout:.0f} s\n{done.out}\n{done.err}")
         return done
 
 
 def start(*arguments: object, first: Callable[[], object] | None = None) -> Running:
-    """Start ``ghostbpf ARGUMENTS``; ``first`` is called in its process before anything else."""
+    """Start ``ghostbpf ARGUMENTS``; its process calls ``first`` before anything else."""
 
     def prepare() -> None:
         if arguments[0] == "run":
-            # The command that it runs must not be confined to the test's own CPU, which is in no enclave.
+            # The command must not inherit the affinity to the test's own CPU, which is in no enclave.
             os.sched_setaffinity(0, present_cpus())
         if first is not None:
             first()
@@ -122,11 +122,11 @@ def fork(body: Callable[[], object], *, first: Callable[[], object] | None = Non
     """Run ``body`` in a fork, with an uncaught exception as Python reports it: traceback, exit status 1."""
     _warm_up()
     streams = os.memfd_create("stdout"), os.memfd_create("stderr")
-    for stream in streams:  # the kernel does not lock a memfd's position: who writes at the same time would overwrite
+    for stream in streams:  # without O_APPEND, concurrent writers share a position that the kernel does not lock
         fcntl.fcntl(stream, fcntl.F_SETFL, os.O_APPEND)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Until it has handlers of its own, a signal to the fork would be for those of the test process.
+    # Until the fork has its own handlers, a signal would run those of the test process.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     pid = os.fork()
     if pid == 0:
@@ -149,27 +149,27 @@ def fork(body: Callable[[], object], *, first: Callable[[], object] | None = Non
 
 
 def without(*capabilities: str) -> Callable[[], None]:
-    """For ``first``: root, but without these capabilities, and so are the programs it runs."""
+    """For ``first``: drop these capabilities of root, also for the programs that the command runs."""
     numbers = {**CAPABILITIES, "CAP_IPC_LOCK": 14}
     return lambda: _set_capabilities(~sum(1 << numbers[name] for name in capabilities))
 
 
 def nobody() -> None:
-    """For ``first``: an ordinary user."""
+    """For ``first``: become an ordinary user."""
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
 
 
 def read_sources_once(patch: pytest.MonkeyPatch, *policies: Policy) -> None:
-    """Have ``policies`` loaded again and again without a look at their files, which are far away from a guest."""
+    """Compile ``policies`` once, so that later loads read no file: files are slow in a guest."""
     objects = {policy.source: compiler.compile(policy.source, {"NR_CPU_WORDS": nr_cpu_words()}) for policy in policies}
     patch.setattr(compiler, "compile", lambda source, defines: objects[source])
 
 
 @contextlib.contextmanager
 def running(*arguments: object, first: Callable[[], object] | None = None) -> Iterator[Running]:
-    """``ghostbpf ARGUMENTS`` for the block; killed at its end if it still runs then."""
+    """Run ``ghostbpf ARGUMENTS`` during the block; kill it at the end if it still runs."""
     process = start(*arguments, first=first)
     try:
         yield process
@@ -181,7 +181,7 @@ def running(*arguments: object, first: Callable[[], object] | None = None) -> It
 
 @functools.cache
 def _warm_up() -> None:
-    """Load what every fork would have to load for itself."""
+    """Import modules and types once, before the fork, that every fork needs."""
     for name in ("doctor", "enclave", "policies", "pushtosched", "run"):
         importlib.import_module(f"ghostbpf.tools.{name}")
     Btf.kernel().find("task_struct", Kind.STRUCT)

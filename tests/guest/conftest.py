@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the guest tier: a kernel with sched_ext that is the tests' own, throw-away guest.
+"""Fixtures of the guest tier, which runs in a throw-away guest on a kernel with sched_ext.
 
-Every test is watched: it fails if it leaves an enclave, a pin, an attached scheduler, an offline CPU or a task in
-SCHED_EXT behind, if the kernel's log meanwhile tells of an error, if the kernel counted events that a sound scheduler
-does not cause, or if an agent's transactions were refused in a loop. ``kernel_log.expect()`` and
-``kernel_events.expect()`` are for tests that provoke such a thing.
+A test fails if it leaves behind an enclave, a pin, an attached scheduler, an offline CPU or a task in SCHED_EXT, if
+the kernel logged an error during the test, if the kernel counted events that a correct scheduler does not cause, or
+if an agent's transactions were refused in a loop. Tests that provoke such lines or events call
+``kernel_log.expect()`` and ``kernel_events.expect()``.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from kernel_log import KernelLog
 from refusals import Refusals
 from workload import DEADLINE, MakeEnclave, Workload, all_cpus, ext_tasks, present_cpus, set_online
 
-#: The CPU of the test process and its helpers; enclaves take others, or tests would disturb what they watch.
+#: The CPU of the test process and its helpers, so that they do not disturb enclaves, which use other CPUs.
 HOME = 0
 
-#: How many seconds killed tasks that are not the test process's own children may take to end.
+#: The time, in seconds, for killed tasks to end that are not children of the test process.
 _DYING_S = 5.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
     done.pytest_configure(config)
     if config.option.seed is None:
-        # Each run tries other moments to kill, to interrupt and to race at.
+        # Each run kills, interrupts and races at other moments.
         config.option.seed = random.randrange(1 << 32)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache() -> Iterator[None]:
-    """In place of a new cache for each run: the guest's is nobody's, and compiling takes it long."""
+    """Keep one cache of compiled objects for all runs: compiling is slow in an emulated guest."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(base / "ghostbpf-guest-tests"))
@@ -66,17 +66,17 @@ def own_cache() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def sched_ext() -> None:
-    """Skips where no scheduler of ours can be attached."""
+    """Skip if the core cannot be attached."""
     try:
         status = kernel.status()
     except KernelUnsupported as error:
         pytest.skip(f"{error} ({error.hint})")
     if os.geteuid() != 0:
-        pytest.skip("loading BPF takes root")
+        pytest.skip("loading BPF needs root")
     if status.state != "disabled":
         pytest.skip(f"the sched_ext scheduler {status.ops or '?'} is running")
     if len(all_cpus()) < 4:
-        pytest.skip("these tests take 4 CPUs")
+        pytest.skip("these tests need 4 CPUs")
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def kernel_events(sched_ext: None) -> Iterator[KernelEvents]:
 
 @pytest.fixture(scope="session")
 def refusals(sched_ext: None) -> Iterator[Refusals]:
-    """Watches the agents of all tests."""
+    """Watch the agents of all tests for refused transactions."""
     watching = Refusals(HOME)
     yield watching
     watching.close()
@@ -105,24 +105,24 @@ def refusals(sched_ext: None) -> Iterator[Refusals]:
 
 @pytest.fixture(autouse=True)
 def watched(sched_ext: None, kernel_log: KernelLog, kernel_events: KernelEvents, refusals: Refusals) -> Iterator[None]:
-    """Fails the test for what it left behind, and clears it away."""
-    assert kernel.status().state == "disabled", "the test before this one could not be cleaned up"
+    """Fail the test if it left anything behind, and remove that."""
+    assert kernel.status().state == "disabled", "the previous test could not be cleaned up"
     refusals.report()
     yield
-    wrong = [*_leftovers(), *(f"kernel: {line}" for line in kernel_log.trouble())]
-    wrong += [f"kernel event {line}" for line in kernel_events.trouble()]
-    wrong += refusals.report()
-    if any("sched_ext" in line for line in wrong):
-        wrong.append(kernel_log.dump())
+    problems = [*_leftovers(), *(f"kernel: {line}" for line in kernel_log.trouble())]
+    problems += [f"kernel event {line}" for line in kernel_events.trouble()]
+    problems += refusals.report()
+    if any("sched_ext" in line for line in problems):
+        problems.append(kernel_log.dump())
     _clean_up()
-    wrong += [f"not even cleaning up removed: {what}" for what in _leftovers()]
-    if wrong:
-        pytest.fail("\n".join(["the test left behind:", *wrong]), pytrace=False)
+    problems += [f"the clean-up did not remove: {what}" for what in _leftovers()]
+    if problems:
+        pytest.fail("\n".join(["the test left behind:", *problems]), pytrace=False)
 
 
 @pytest.fixture
 def workload(watched: None) -> Iterator[Workload]:
-    """Makes real tasks; they end with the test."""
+    """Make real tasks; they end with the test."""
     with Workload() as made:
         yield made
 
@@ -141,7 +141,7 @@ def enclave(watched: None) -> Iterator[MakeEnclave]:
 
 @pytest.fixture
 def agent(enclave: MakeEnclave, quiet: None) -> Iterator[MakeAgent]:
-    """``agent("1-3", Manual)`` makes an enclave whose agent is the test itself, turn by turn."""
+    """``agent("1-3", Manual)`` makes an enclave whose agent is the test process; drive() runs its turns."""
     made: list[Agent] = []
 
     def make(cpus: str, policy: type[AgentPolicy] = Manual, ring_bytes: int = 1 << 20, **options: str) -> Agent:
@@ -183,7 +183,7 @@ def agent_process(watched: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
 
 @pytest.fixture
 def governed(enclave: MakeEnclave, agent_process: MakeAgentProcess) -> MakeEnclave:
-    """Like ``enclave``, and where the policy has agents, they are there, and asked everything."""
+    """Like ``enclave``; a policy with agents gets them, and they decide every wakeup."""
 
     def make(cpus: str, policy: str = "biff", **options: str) -> Enclave:
         if isinstance(POLICIES[policy], AgentPolicySpec):
@@ -195,7 +195,7 @@ def governed(enclave: MakeEnclave, agent_process: MakeAgentProcess) -> MakeEncla
 
 @pytest.fixture
 def quiet() -> Iterator[None]:
-    """Keeps the test process on CPU 0, away from enclaves; children of ``workload`` start with all CPUs again."""
+    """Keep the test process on CPU 0, away from enclaves; children of ``workload`` start with all CPUs."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {HOME})
     yield

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's own counts of what a scheduler made it put right, while a test runs.
+"""The kernel's counts of sched_ext events, which tell of errors in a scheduler, during a test.
 
-``/sys/kernel/sched_ext/root/events`` has the sums, but goes away with the scheduler. The tracepoint
-``sched_ext_event`` reports every increment, whichever process attaches and detaches, with the task that caused it.
+``/sys/kernel/sched_ext/root/events`` has the sums, but is removed with the scheduler. The tracepoint
+``sched_ext_event`` reports every increment, for every scheduler, with the task that caused it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ENABLE_SEQ = Path("/sys/kernel/sched_ext/enable_seq")
 
 BYPASS = "SCX_EV_BYPASS_ACTIVATE"
 
-#: Events of which a sound scheduler causes none. A kernel that does not know one of these names reports none of it.
+#: Events that a correct scheduler never causes. A kernel without one of these events never reports it.
 NEVER = (
     "SCX_EV_REENQ_REPEAT",
     "SCX_EV_REENQ_LOCAL_REPEAT",
@@ -26,9 +26,9 @@ NEVER = (
     "SCX_EV_INSERT_NOT_OWNED",
 )
 
-#: The kernel bypasses a scheduler once while it attaches and once while it detaches, on 6.16 as on 7.3. It also
-#: does during system suspend (a test expects that), and when it suspects a lock-up (never right). BYPASS_DURATION
-#: and BYPASS_DISPATCH count only within such a period, so they need no check of their own.
+#: The kernel bypasses a scheduler once while it attaches and once while it detaches, on 6.16 as on 7.3; also during
+#: system suspend, which a test expects, and after a suspected lock-up, which is always an error. BYPASS_DURATION and
+#: BYPASS_DISPATCH count only within a bypass, so they need no check of their own.
 _BYPASSES_PER_SCHEDULER = 2
 
 _LINE = re.compile(
@@ -37,7 +37,7 @@ _LINE = re.compile(
 
 
 class KernelEvents:
-    """Events since it was made."""
+    """The events since the object was made."""
 
     def __init__(self) -> None:
         with contextlib.suppress(FileExistsError):
@@ -49,20 +49,20 @@ class KernelEvents:
         self._expected: set[str] = set()
 
     def expect(self, *names: str) -> None:
-        """Events with these ``names`` are no trouble in this test."""
+        """Accept events with these ``names`` in this test."""
         unknown = set(names) - {*NEVER, BYPASS}
-        assert not unknown, f"{unknown} is not watched"
+        assert not unknown, f"{unknown} is not recorded"
         self._expected.update(names)
 
     def counts(self) -> dict[str, int]:
-        """How often each watched event occurred."""
+        """The number of times that each recorded event occurred."""
         counts: Counter[str] = Counter()
         for event in self._events():
             counts[event["name"]] += int(event["delta"])
         return counts
 
     def trouble(self) -> list[str]:
-        """The events that no test should cause, a line for each kind."""
+        """The unexpected events, one line for each name."""
         allowed = {BYPASS: _BYPASSES_PER_SCHEDULER * (_schedulers() - self._schedulers)}
         causes: dict[str, str] = {}
         for event in self._events():
@@ -74,7 +74,7 @@ class KernelEvents:
         ]
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop recording."""
         (_EVENT / "enable").write_text("0")
 
     def _events(self) -> list[re.Match[str]]:
@@ -83,5 +83,5 @@ class KernelEvents:
 
 
 def _schedulers() -> int:
-    """How many schedulers the kernel has enabled since it booted."""
+    """The number of schedulers that the kernel has enabled since it booted."""
     return int(_ENABLE_SEQ.read_text())

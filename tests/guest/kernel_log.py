@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel's log says while a test runs, and which of it means trouble."""
+"""The kernel's log during a test, and the lines in it that tell of an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TROUBLE = re.compile(
 
 
 class KernelLog:
-    """What the kernel said since it was made."""
+    """The kernel's log since the object was made."""
 
     def __init__(self) -> None:
         self._file = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
@@ -27,29 +27,29 @@ class KernelLog:
         self._lines: list[str] = []
 
     def expect(self, pattern: str) -> None:
-        """Lines that match the regular expression ``pattern`` are no trouble in this test."""
+        """Accept lines that match the regular expression ``pattern`` in this test."""
         self._expected.append(pattern)
 
     def lines(self) -> list[str]:
-        """All of it, a line each."""
+        """Every line."""
         while True:
             try:
                 record = os.read(self._file, 8192).decode(errors="replace")
             except BlockingIOError:
                 return self._lines
-            except BrokenPipeError:  # it was overwritten before we read it: what is left starts here
+            except BrokenPipeError:  # overwritten before it was read: the next read returns the oldest line left
                 continue
             self._lines.append(record.partition(";")[2].partition("\n")[0])
 
     def trouble(self) -> list[str]:
-        """The lines that no test should cause."""
+        """The unexpected lines that tell of an error."""
         found = [line for line in self.lines() if _TROUBLE.search(line)]
         return [line for line in found if not any(re.search(pattern, line) for pattern in self._expected)]
 
     def dump(self) -> str:
-        """What the kernel had to say when it threw a scheduler out: its CPUs, and who waits for them."""
+        """The kernel's dump of an ejected scheduler: its CPUs and the tasks that wait for them."""
         return "".join(re.findall(r"sched_ext_dump: (.*\n)", (_TRACING / "trace").read_text(errors="replace")))
 
     def close(self) -> None:
-        """Stop listening."""
+        """Close the log."""
         os.close(self._file)

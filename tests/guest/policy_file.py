@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy in a Python file, run as a user runs it."""
+"""Run a policy in a Python file as a user does."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from workload import Child, until
 
 @dataclass(frozen=True)
 class Scheduled:
-    """An enclave under such a policy, and the command that keeps it."""
+    """An enclave under a policy from a file, and the command that keeps it."""
 
     enclave: Enclave
     process: Running
 
     @property
     def agent(self) -> AgentState:
-        """Its agent, which decides still."""
+        """Its agent; AssertionError if it is gone."""
         agent = self.enclave.agent
         assert agent is not None
         assert agent.state != "gone", self.process.err
@@ -32,7 +32,7 @@ class Scheduled:
 
 @contextlib.contextmanager
 def scheduled(file: object, cpus: str, *options: str) -> Iterator[Scheduled]:
-    """``ghostbpf run FILE --cpus CPUS OPTIONS`` for the block, ended by Ctrl-C; fails unless all of it goes well."""
+    """Run ``ghostbpf run FILE --cpus CPUS OPTIONS`` during the block, end it by Ctrl-C, and check that it succeeded."""
     with running("run", file, "--cpus", cpus, *options) as process:
         process.until(lambda: "is scheduled by" in process.err)
         (enclave,) = Enclaves.open() or ()
@@ -45,7 +45,7 @@ def scheduled(file: object, cpus: str, *options: str) -> Iterator[Scheduled]:
 
 
 def wake(child: Child, times: int = 1) -> None:
-    """Have a sleeper run and sleep again."""
+    """Wake a sleeper ``times`` times, and wait each time until it has run."""
     for _ in range(times):
         goal = child.asleep().loops + 1
         child.wake()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches every agent, whichever process it is in, for transactions that are refused again and again.
+"""Watches every agent of every process for transactions that are refused again and again.
 
-A refused transaction is in order where the task's state has changed meanwhile: the agent then gets a message of it.
-So refusals are in step with messages, and an agent with many refusals and hardly a message or a completed transaction
-asks for the same thing in a loop that never ends by itself.
+A refused transaction is correct if the task's state has changed since the decision: the agent then gets a message of
+it. Refusals therefore keep pace with messages. An agent with many refusals and hardly a message or a completed
+transaction commits the same transaction in an endless loop.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ghostbpf.loaders.errors import GhostError
 from ghostbpf.loaders.maps import Map, MmapArray
 from ghostbpf.schedulers import core
 
-#: The length of a window: one turn that is slow to learn of a change is no loop.
+#: The length of a window: refusals within one slow turn are no loop.
 WINDOW_S = 1.0
-#: Refusals within a window: from so many on, and so many times as often as what moves the agent on.
+#: An agent is reported from LEAST refusals in a window on, if they are TIMES as many as its messages and commits.
 LEAST, TIMES = 50, 10
 
 _SAMPLE_S = 0.25
@@ -34,13 +34,13 @@ _SAMPLE_S = 0.25
 class _Sample:
     at: float
     failed: int
-    progress: int  # messages, and transactions that are complete
+    progress: int  # messages read and transactions completed
 
 
 class Refusals:
-    """A process beside the tests, on ``cpu``, which samples the counters of all channels.
+    """A process on ``cpu`` that samples the counters of all channels.
 
-    A thread would delay the test's own; on another CPU, it would take that from an enclave's tasks.
+    A thread would delay those of the test; another CPU would be taken from an enclave's tasks.
     """
 
     def __init__(self, cpu: int) -> None:
@@ -51,7 +51,7 @@ class Refusals:
         far.close()
 
     def report(self) -> list[str]:
-        """What it saw since the last call: a line for each agent that was refused for a whole window."""
+        """The refused agents since the last call: one line for each."""
         self._pipe.send(None)
         found: list[str] = self._pipe.recv()
         return found
@@ -70,7 +70,7 @@ def _watch(pipe: Connection, cpu: int) -> None:
     found: dict[tuple[int, int, int], str] = {}
     while True:
         is_asked = pipe.poll(_SAMPLE_S)
-        with contextlib.suppress(OSError, GhostError):  # of an enclave that is just being made, or destroyed
+        with contextlib.suppress(OSError, GhostError):  # of an enclave that is being created or destroyed
             _sample(samples, found)
         if is_asked:
             pipe.recv()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPUs: tasks run on their enclave's, on those of them that their affinity allows, and on no others."""
+"""Affinity: a task runs only on CPUs of its enclave that its affinity allows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENDLESS = "10s"
 
 
 def moved(child: Child, cpus: CpuSet) -> None:
-    """Wait until it runs on one of ``cpus`` and check that it stays on them."""
+    """Wait until ``child`` runs on one of ``cpus``, and check that it stays on them."""
     until(lambda: child.loops and child.at in cpus, f"{child} runs on CPU {cpus}")
     child.forget()
     child.progress(300)
@@ -24,7 +24,7 @@ def moved(child: Child, cpus: CpuSet) -> None:
 
 
 def woken(child: Child) -> int:
-    """Wake a sleeper; the CPU it ran on."""
+    """Wake a sleeper; returns the CPU that it ran on."""
     loops = child.loops
     child.wake()
     until(lambda: child.loops > loops, f"{child} ran")
@@ -48,7 +48,9 @@ def test_tasks_use_all_cpus_of_their_enclave_and_no_others(
         child.progress(200)
     seen = [child.cpus_seen for child in (*spinners, *others)]
     assert all(cpus <= one.cpus for cpus in seen), seen
-    until(lambda: set().union(*(child.cpus_seen for child in (*spinners, *others))) == set(one.cpus), "all are used")
+    until(
+        lambda: set().union(*(child.cpus_seen for child in (*spinners, *others))) == set(one.cpus), "every CPU is used"
+    )
     assert set(one.per_cpu()) >= set(one.cpus)
 
 
@@ -71,7 +73,7 @@ def test_new_task_starts_within_its_affinity(workload: Workload, enclave: MakeEn
                 os._exit(0 if getcpu() == 2 and in_ext(os.getpid()) else 1)
             assert os.waitpid(pid, 0)[1] == 0
 
-    # Its own CPU is busy and the other idles, which is where a task would go if it might.
+    # The CPU that it may use is busy; the idle one is outside its affinity.
     hog = workload.spinner(biff, cpus=[2])
     hog.progress()
     assert workload.spawn(fork_and_look, biff, cpus=[2]).wait() == 0
@@ -96,9 +98,9 @@ def test_queued_task_honours_a_changed_mask(workload: Workload, enclave: MakeEnc
     queued = workload.spinner(biff, cpus=[1])
     os.sched_setaffinity(queued.pid, {2})
     queued.forget(wait=False)
-    first.stop()  # which leaves the CPU idle that it may no longer use
+    first.stop()  # which leaves a CPU idle that ``queued`` may no longer use
     used = runtime_ns(second.pid)
-    until(lambda: runtime_ns(second.pid) - used > 100 * 10**6, "time passes")
+    until(lambda: runtime_ns(second.pid) - used > 100 * 10**6, "the second runs for 100 ms")
     second.stop()
     queued.progress(100)
     assert queued.cpus_seen == CpuSet([2])
@@ -115,7 +117,7 @@ def test_running_task_moves_when_its_mask_changes(workload: Workload, enclave: M
 
 
 def test_running_task_that_the_kernel_moves_out_comes_back(workload: Workload, enclave: MakeEnclave) -> None:
-    """A new mask without the task's CPU: the kernel picks any of it, and knows of no enclave."""
+    """For a new mask without the task's CPU, the kernel picks any CPU of the mask, also outside the enclave."""
     biff = enclave("1-2")
     spinner = workload.spinner(biff)
     spinner.progress()
@@ -140,7 +142,9 @@ def test_task_that_binds_itself_is_there_at_once(workload: Workload, enclave: Ma
     assert [child.wait() for child in hoppers] == [0] * 3
 
 
-def test_misfit_runs_elsewhere_and_comes_back(workload: Workload, enclave: MakeEnclave) -> None:
+def test_task_whose_affinity_excludes_the_enclave_runs_elsewhere_until_it_changes(
+    workload: Workload, enclave: MakeEnclave
+) -> None:
     biff = enclave("1-2")
     spinner = workload.spinner(biff, cpus=[3])
     spinner.progress(200)
@@ -155,7 +159,9 @@ def test_misfit_runs_elsewhere_and_comes_back(workload: Workload, enclave: MakeE
     assert biff.counters().affinity_misses == affinity_misses
 
 
-def test_misfits_that_wait_and_sleep_come_back(workload: Workload, enclave: MakeEnclave) -> None:
+def test_waiting_and_sleeping_affinity_misses_return_when_the_affinity_changes(
+    workload: Workload, enclave: MakeEnclave
+) -> None:
     biff = enclave("1-2")
     spinners = [workload.spinner(biff, cpus=[3]) for _ in range(3)]
     sleeper = workload.sleeper(biff, cpus=[3])
@@ -171,18 +177,18 @@ def test_misfits_that_wait_and_sleep_come_back(workload: Workload, enclave: Make
         assert woken(sleeper.asleep()) in biff.cpus
 
 
-def test_misfits_do_not_stop_their_enclave(workload: Workload, enclave: MakeEnclave) -> None:
+def test_affinity_misses_do_not_stop_their_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2", slice="5ms")
     members = [workload.spinner(biff) for _ in range(3)]
-    affinity_misses = [workload.spinner(biff, cpus=[3]) for _ in range(2)]
-    for child in (*members, *affinity_misses):
+    excluded = [workload.spinner(biff, cpus=[3]) for _ in range(2)]
+    for child in (*members, *excluded):
         child.progress(300)
     assert all(child.cpus_seen <= biff.cpus for child in members)
-    assert all(child.cpus_seen == CpuSet([3]) for child in affinity_misses)
+    assert all(child.cpus_seen == CpuSet([3]) for child in excluded)
 
 
-def strayed(me: Me) -> None:
-    """Spin, and show how often it has noted itself on CPU 0 or 3."""
+def count_loops_outside(me: Me) -> None:
+    """Spin; the value is the number of loops on CPU 0 or 3, which are outside the enclave."""
     times = 0
     while not me.stopped:
         me.note()
@@ -197,14 +203,14 @@ def test_spinner_moves_in_soon(workload: Workload, enclave: MakeEnclave, crowded
         for _ in range(3):
             workload.spinner(biff).progress()
     for _ in range(3):
-        spinner = workload.spawn(strayed, cpus=[3])
+        spinner = workload.spawn(count_loops_outside, cpus=[3])
         spinner.progress()
         os.sched_setaffinity(spinner.pid, {0, 1, 2, 3})
         biff.add(spinner.pid)
         since = spinner.value
         moved(spinner, biff.cpus)
-        print(f"loops outside: {spinner.value - since}")
-        # A few ticks; by loops, for a virtual CPU may be taken away meanwhile, and its time run on.
+        print(f"loops outside the enclave: {spinner.value - since}")
+        # A few ticks. Counted in loops: the time of a virtual CPU goes on while the host runs something else.
         assert spinner.value - since < 20_000
         spinner.stop()
 
@@ -219,7 +225,7 @@ def test_spinner_moves_from_one_enclave_to_another(workload: Workload, enclave: 
         moved(lone, one.cpus)
         assert [task.tid for task in one.tasks()] == [lone.pid]
     lone.stop()
-    # The same while they wait: all but one are on the queue of the enclave that they leave.
+    # The same for waiting tasks: all but one are on the queue of the enclave that they leave.
     crowd = [workload.spinner(first) for _ in range(4)]
     for spinner in crowd:
         second.add(spinner.pid)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages and transactions one by one, with the test as the agent: what is told, and what each commit gives."""
+"""Messages and transactions one by one, with the test as the agent: the messages, and the result of each commit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AT_REST, WOKEN = constant("AGENT_IDLE"), constant("AGENT_WOKEN")
 
 
 def sleeper(workload: Workload, agent: Agent) -> Child:
-    """A task of the agent's enclave that sleeps, and notes where it runs each time it is woken."""
+    """A sleeping task of the agent's enclave; with each wake() it calls note() once."""
 
     def body(me: Me) -> None:
         while not me.stopped:
@@ -33,19 +33,19 @@ def sleeper(workload: Workload, agent: Agent) -> Child:
 
 
 def spinner(workload: Workload, agent: Agent, cpu: int) -> tuple[Child, Task]:
-    """A task that spins on ``cpu`` alone: another that idles would take it if a higher class has ``cpu`` just then."""
+    """A spinner bound to ``cpu``: if a higher class took ``cpu``, an idle CPU would run an unbound one."""
     child = workload.spinner(agent.enclave, cpus=[cpu])
     task = task_of(agent, child)
     assert agent.commit([Transaction(task, cpu)]) == [TxnState.COMPLETE]
-    manual(agent).kept[task] = cpu  # also after a higher class has had its CPU
-    drive(agent, lambda: child.loops and child.at == cpu, "it spins there")
+    manual(agent).kept[task] = cpu  # also after a higher class has preempted it
+    drive(agent, lambda: child.loops and child.at == cpu, f"it spins on CPU {cpu}")
     return child, task
 
 
 def agent_of(one: Agent, cpu: int) -> Agent:
-    """The test as the agent of ``cpu`` alone, too, which decides nothing."""
-    half = spec_of(Manual)
-    made = Agent(one.enclave, half, half.parse({"agent-timeout": "10s"}).values, cpu=cpu)
+    """The test as the agent of ``cpu``, too; it decides nothing."""
+    spec = spec_of(Manual)
+    made = Agent(one.enclave, spec, spec.parse({"agent-timeout": "10s"}).values, cpu=cpu)
     manual(made)
     home = os.sched_getaffinity(0)
     made.take_over()
@@ -54,15 +54,15 @@ def agent_of(one: Agent, cpu: int) -> Agent:
 
 
 def woken(agent: Agent, child: Child) -> Task:
-    """Wake a sleeper; its task, which waits."""
+    """Wake a sleeper; returns its task, which waits for a CPU."""
     child.wake()
     return task_of(agent, child)
 
 
-def test_committed_task_runs_where_it_is_told(workload: Workload, agent: MakeAgent) -> None:
+def test_committed_task_runs_on_the_cpu_of_its_transaction(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-3")
     child = sleeper(workload, one)
-    there = 0
+    as_committed = 0
     for turn in range(6):
         cpu = 1 + turn % 3
         loops = child.loops
@@ -73,11 +73,11 @@ def test_committed_task_runs_where_it_is_told(workload: Workload, agent: MakeAge
         asleep(one, child)
         assert child.loops == loops + 1
         assert one.status_words[task.word].state == BLOCKED
-        there += child.at == cpu
-    assert there >= 3, "all but those whose CPU another class took just then"
+        as_committed += child.at == cpu
+    assert as_committed >= 3, "all but the tasks whose CPU another class took"
 
 
-def test_each_wrong_thing_gets_its_own_code_and_harms_nobody(
+def test_each_refused_transaction_has_its_own_code_and_strands_no_task(
     workload: Workload, agent: MakeAgent, enclave: MakeEnclave
 ) -> None:
     one = agent("1-3")
@@ -96,7 +96,7 @@ def test_each_wrong_thing_gets_its_own_code_and_harms_nobody(
     stale.seq, stale.word, stale.allowed = waits.seq - 1, waits.word, waits.allowed
     nobody = Task(1 << 40 | 1)
     nobody.seq = nobody.word = 0
-    drive(one, lambda: one.commit([Transaction(running, 2)]) == [TxnState.ON_CPU], "it is found to run")
+    drive(one, lambda: one.commit([Transaction(running, 2)]) == [TxnState.ON_CPU], "the commit finds the task on a CPU")
     expected = [
         (sleeps, 2, TxnState.NOT_RUNNABLE),
         (dead, 2, TxnState.NOT_FOUND),
@@ -112,14 +112,18 @@ def test_each_wrong_thing_gets_its_own_code_and_harms_nobody(
         assert one.commit([Transaction(task, cpu)]) == [code], (task, cpu)
         assert one.status_words[waits.word].state == WAITING
     os.sched_setaffinity(children[0].pid, {1, 2})
-    drive(one, lambda: waits.allowed == 0b110, "the new affinity is told")
+    drive(one, lambda: waits.allowed == 0b110, "the agent reads of the new affinity")
     assert one.commit([Transaction(waits, 3)]) == [TxnState.INVALID_CPU]
     assert one.commit([Transaction(waits, 2)]) == [TxnState.COMPLETE]
     asleep(one, children[0])
-    assert children[0].at in (1, 2), "where it may run: on 1 if another class took 2 just then"
-    # To unplug a CPU may take longer than the core leaves a task undecided: who is committed is woken after that.
+    assert children[0].at in (1, 2), "a CPU of its affinity: 1 if another class has 2"
+    # Taking a CPU offline may take longer than the core lets a task wait for a commit: wake the task after that.
     with offline(3):
-        drive(one, lambda: one.commit([Transaction(None, 3)]) == [TxnState.CPU_OFFLINE], "the CPU is found offline")
+        drive(
+            one,
+            lambda: one.commit([Transaction(None, 3)]) == [TxnState.CPU_OFFLINE],
+            "the commit finds the CPU offline",
+        )
         late = woken(one, children[1])
         assert one.commit([Transaction(late, 3)]) == [TxnState.CPU_OFFLINE]
         assert one.commit([Transaction(late, 2)]) == [TxnState.COMPLETE]
@@ -132,7 +136,7 @@ def _known(agent: Agent, child: Child) -> Task:
     return next(task for task in agent.tasks.values() if task.tid == child.pid)
 
 
-def test_commit_of_a_task_that_died_is_not_found(workload: Workload, agent: MakeAgent) -> None:
+def test_commit_of_a_task_that_ended_is_not_found(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     for _ in range(20):
         child = workload.spinner(one.enclave)
@@ -167,21 +171,24 @@ def test_group_is_all_or_nothing(workload: Workload, agent: MakeAgent) -> None:
 
 
 @pytest.mark.kernel_independent
-def test_agent_of_a_cpu_takes_over_those_that_wait_longest_for_another(workload: Workload, agent: MakeAgent) -> None:
+def test_take_moves_the_tasks_that_have_waited_longest_for_another_cpu(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-3")
-    spinner(workload, one, 1)  # so that who is committed there waits for its turn
+    spinner(workload, one, 1)  # so that a task committed to CPU 1 waits for its turn
     sleepers = [sleeper(workload, one) for _ in range(3)]
     os.sched_setaffinity(sleepers[1].pid, {1, 3})
-    first, second = agent_of(one, 1), agent_of(one, 2)  # before anybody waits, for that takes a slow machine seconds
+    first, second = (
+        agent_of(one, 1),
+        agent_of(one, 2),
+    )  # before any task waits: making an agent takes seconds on a slow machine
     latched = task_of(one, workload.spinner(one.enclave))
     tasks = [latched, *(woken(one, child) for child in sleepers)]
     assert all(one.associate(task, 1) for task in tasks)
     first.turn()
     assert first.commit([Transaction(first.tasks[latched.gtid], 1)]) == [TxnState.COMPLETE]
     assert one.loads() == {1: 4, 2: 0}
-    assert second.take(9, 3) == 0, "that has no agent"
+    assert second.take(9, 3) == 0, "CPU 9 has no agent"
     assert second.take(1, 1) == 1
-    assert second.take(9) == 1, "one is about to run, and one may not run there"
+    assert second.take(9) == 1, "one task is committed, and one may not run on CPU 2"
     assert one.loads() == {1: 2, 2: 2}
     second.turn()
     assert list(second.tasks) == [tasks[1].gtid, tasks[3].gtid]
@@ -203,35 +210,35 @@ def test_preempting_commit_takes_the_cpu_at_once(workload: Workload, agent: Make
             assert one.commit([Transaction(None, 1, flags=PREEMPT)]) == [TxnState.COMPLETE]
         drive(one, lambda turn=turn: child.loops == turn + 1 and ("preempt", victim) in manual(one).log, "it runs")
         loops = hog.loops
-        drive(one, lambda loops=loops: hog.loops > loops, "the hog goes on")
+        drive(one, lambda loops=loops: hog.loops > loops, "the hog runs on")
 
 
 def sleeper_beside(workload: Workload, agent: Agent, say: int | None = None) -> Child:
-    """A sleeper that comes to the enclave asleep, so that it needs no CPU to get there; awake, it may ``say`` so."""
+    """A sleeper that joins the enclave asleep, so that it needs no CPU to join. Awake, it may log ``say``."""
 
     def body(me: Me) -> None:
         me.note()
         if say is not None:
-            me.say(say)
+            me.log(say)
 
     child = workload.sleeper(then=body)
     agent.enclave.add(child.pid)
     return child
 
 
-def test_head_goes_before_what_is_there(workload: Workload, agent: MakeAgent) -> None:
+def test_commit_with_head_runs_before_tasks_committed_earlier(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1")
     hog, _ = spinner(workload, one, 1)
     children = [sleeper_beside(workload, one, say=n) for n in range(3)]
     tasks = [woken(one, child) for child in children]
-    # As a group, or the CPU might begin to serve them before the last is there.
+    # As a group, or the CPU might run the first before the last is committed.
     group = [Transaction(tasks[0], 1), Transaction(tasks[1], 1), Transaction(tasks[2], 1, flags=HEAD)]
     assert one.commit(group, group=True) == [TxnState.COMPLETE] * 3
     hog.kill()
     order: list[int] = []
-    drive(one, lambda: order.extend(int(word) for _, word in workload.said()) or len(order) == 3, "all run")
+    drive(one, lambda: order.extend(int(word) for _, word in workload.read_log()) or len(order) == 3, "every task runs")
     one.turn()
-    # From whom another class took the CPU, it may have taken it before there was a word.
+    # A task that another class preempted may have been preempted before its line was written.
     counts = [n for n in (2, 0, 1) if ("preempt", tasks[n]) not in manual(one).log]
     assert [n for n in order if n in counts] == counts
     assert len(counts) >= 2
@@ -241,24 +248,26 @@ def test_head_goes_before_what_is_there(workload: Workload, agent: MakeAgent) ->
 def test_committed_task_can_be_committed_elsewhere(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     spinner(workload, one, 1)
-    there = 0
+    moved = 0
     for _ in range(5):
         child = sleeper_beside(workload, one)
         task = woken(one, child)
-        # In one go, since CPU 1 serves what was committed to it as soon as another class interrupts the spinner.
+        # In one batch, since CPU 1 runs a committed task as soon as another class preempts the spinner.
         assert one.commit([Transaction(task, 1), Transaction(task, 2)])[0] == TxnState.COMPLETE
         drive(one, lambda child=child: child.loops == 1, "it runs")
-        there += child.at == 2
-    assert there >= 3, "all but those that CPU 1 had taken already"
+        moved += child.at == 2
+    assert moved >= 3, "all but the tasks that CPU 1 had run already"
 
 
-def test_slice_ends(workload: Workload, agent: MakeAgent) -> None:
+def test_committed_slice_ends_with_a_preempt_message(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1")
     child = workload.spinner(one.enclave)
-    drive(one, lambda: child.loops > 1000, "it has all the memory that it wants, and does nothing but spin")
+    drive(one, lambda: child.loops > 1000, "it has no more page faults, and only spins")
     manual(one)
     (task,) = one.tasks.values()
-    drive(one, lambda: task.state == WAITING or not one.commit([Transaction(None, 1, flags=PREEMPT)]), "it makes way")
+    drive(
+        one, lambda: task.state == WAITING or not one.commit([Transaction(None, 1, flags=PREEMPT)]), "it is preempted"
+    )
     for _ in range(5):
         before = task.runtime_ns
         one.commit([Transaction(task, 1, slice_ns=5_000_000)])
@@ -266,11 +275,11 @@ def test_slice_ends(workload: Workload, agent: MakeAgent) -> None:
         assert manual(one).log[-1] == ("preempt", task)
         assert task.boosted or task.runtime_ns - before >= 4_000_000
     manual(one).kept[task] = 1
-    drive(one, lambda: child.loops > 20_000, "it runs without an end")
-    drive(one, lambda: one.status_words[task.word].state == ON_CPU, "it is still there, or again after a higher class")
+    drive(one, lambda: child.loops > 20_000, "it runs without an end of its slice")
+    drive(one, lambda: one.status_words[task.word].state == ON_CPU, "it runs on, or runs again after a higher class")
 
 
-def test_what_a_task_does_is_told(workload: Workload, agent: MakeAgent) -> None:
+def test_each_change_of_a_task_is_a_message(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
 
     def body(me: Me) -> None:
@@ -278,20 +287,20 @@ def test_what_a_task_does_is_told(workload: Workload, agent: MakeAgent) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 5)
         me.block()
 
-    child = workload.spawn(body, go=False)
+    child = workload.spawn(body, start=False)
     os.setpriority(os.PRIO_PROCESS, child.pid, 1)
     one.enclave.add(child.pid)
     child.wake()
-    (task,) = drive(one, lambda: list(one.tasks.values()), "it is told")
+    (task,) = drive(one, lambda: list(one.tasks.values()), "the agent reads of the task")
     assert task.weight == 80, "nice 1"
     drive(one, lambda: is_off_cpu(child.pid), "it sleeps")
     os.sched_setaffinity(child.pid, {1})
-    drive(one, lambda: task.allowed == 0b10, "its affinity is told")
+    drive(one, lambda: task.allowed == 0b10, "the agent reads of its affinity")
     child.wake()
-    drive(one, lambda: not child.alive and not one.tasks, "it ended")
+    drive(one, lambda: not child.alive and not one.tasks, "it has ended")
     log = [what for what, of in manual(one).log if of is task]
     assert (log[0], log[-1]) == ("new", "dead")
-    # It may also have waited for a page of its program, or for the CPU that another class had.
+    # It may also have waited for a page of its program, or for a CPU held by another class.
     rest = iter(log)
     for what in ("new", "yield", "priority_changed", "blocked", "affinity_changed", "wakeup", "dead"):
         assert what in rest, log
@@ -299,7 +308,9 @@ def test_what_a_task_does_is_told(workload: Workload, agent: MakeAgent) -> None:
 
 
 @pytest.mark.kernel_independent
-def test_departing_is_told(workload: Workload, agent: MakeAgent, enclave: MakeEnclave) -> None:
+def test_departing_is_a_message_and_a_task_that_returns_has_a_new_gtid(
+    workload: Workload, agent: MakeAgent, enclave: MakeEnclave
+) -> None:
     one = agent("1-2")
     other = enclave("3", "biff")
     sleeping = sleeper(workload, one)
@@ -310,20 +321,20 @@ def test_departing_is_told(workload: Workload, agent: MakeAgent, enclave: MakeEn
     one.enclave.remove(runs.pid)
     os.sched_setscheduler(waiting.pid, os.SCHED_OTHER, os.sched_param(0))
     other.add(sleeping.pid)
-    drive(one, lambda: not one.tasks, "all departed")
+    drive(one, lambda: not one.tasks, "all have departed")
     departed = [task for what, task in manual(one).log if what == "departed"]
     assert {task.gtid for task in departed} == {running.gtid, waits.gtid, sleeps.gtid}
     runs.progress()
     waiting.progress()
     sleeping.wake()
-    until(lambda: sleeping.at == 3, "it is the other enclave's")
+    until(lambda: sleeping.at == 3, "it runs in the other enclave")
     one.enclave.add(sleeping.asleep().pid)
     again = woken(one, sleeping)
     assert again.gtid not in {running.gtid, waits.gtid, sleeps.gtid}, "a gtid is never used again"
 
 
 @pytest.mark.kernel_independent
-def test_child_of_a_task_is_told_as_new(workload: Workload, agent: MakeAgent) -> None:
+def test_forked_child_is_a_new_task(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
 
     def body(me: Me) -> None:
@@ -339,7 +350,7 @@ def test_child_of_a_task_is_told_as_new(workload: Workload, agent: MakeAgent) ->
     assert new[1].tgid == new[1].tid != new[0].tid
 
 
-def test_idle_and_ticking_cpus_are_told(workload: Workload, agent: MakeAgent) -> None:
+def test_idle_and_tick_of_a_cpu_are_messages(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     child, _ = spinner(workload, one, 1)
     one.ticks(True)
@@ -352,7 +363,7 @@ def test_idle_and_ticking_cpus_are_told(workload: Workload, agent: MakeAgent) ->
     drive(one, lambda: ("idle", 1) in manual(one).cpu_log, "CPU 1 idles")
 
 
-def test_agent_at_rest_is_woken_for_what_asks_and_for_nothing_else(workload: Workload, agent: MakeAgent) -> None:
+def test_agent_at_rest_is_woken_only_for_messages_that_ask_for_a_decision(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     child = sleeper(workload, one)
     channel = one._channel
@@ -361,39 +372,41 @@ def test_agent_at_rest_is_woken_for_what_asks_and_for_nothing_else(workload: Wor
         task = woken(one, child)
         assert channel.record.state == AT_REST
         assert one.commit([Transaction(task, 1)]) == [TxnState.COMPLETE]
-        until(lambda: channel.wait(0), "it sleeps, or another class took its CPU")
+        until(lambda: channel.wait(0), "it sleeps, or another class has preempted it")
         quiet = one.status_words[task.word].state == BLOCKED
         if quiet:
             assert channel.record.state == AT_REST
         manual(one).auto = True
         asleep(one, child)
     child.wake()
-    until(lambda: channel.record.state == WOKEN, "it is woken")
+    until(lambda: channel.record.state == WOKEN, "the agent is woken")
 
 
 class Watches(Manual):
-    """Wants to know which CPUs it has."""
+    """Gets a message when a higher class takes or returns a CPU."""
 
     name = "watches"
     watches_cpus = True
 
 
-def test_cpu_that_a_higher_class_takes_is_told_to_who_asked(workload: Workload, agent: MakeAgent) -> None:
+def test_cpu_taken_by_a_higher_class_is_a_message_to_an_agent_that_watches_cpus(
+    workload: Workload, agent: MakeAgent
+) -> None:
     one = agent("1-2", Watches)
 
-    def told() -> list[str]:
+    def messages() -> list[str]:
         return [what for what, cpu in manual(one).cpu_log if cpu == 1 and what in ("busy", "available")]
 
     hog = workload.spinner(cpus=[1])
     hog.progress()
-    drive(one, lambda: told()[-1:] == ["busy"], "the hog has CPU 1")
+    drive(one, lambda: messages()[-1:] == ["busy"], "the hog has CPU 1")
     hog.stop()
-    drive(one, lambda: told()[-1:] == ["available"], "CPU 1 is back")
-    assert told() == ["busy", "available"] * (len(told()) // 2)
+    drive(one, lambda: messages()[-1:] == ["available"], "CPU 1 is back")
+    assert messages() == ["busy", "available"] * (len(messages()) // 2)
 
 
 @pytest.mark.kernel_independent
-def test_other_agents_are_not_told_what_higher_classes_do(workload: Workload, agent: MakeAgent) -> None:
+def test_agent_that_does_not_watch_cpus_gets_no_message_of_higher_classes(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     hog = workload.spinner(cpus=[1])
     hog.progress(100)
@@ -411,39 +424,39 @@ def test_replaced_agent_may_not_commit(workload: Workload, agent: MakeAgent) -> 
     channel.tid = mine
 
 
-def test_affinity_race_strands_nobody(workload: Workload, agent: MakeAgent) -> None:
-    """The affinity of a task that is committed to a CPU changes away from it: it is told anew, and runs."""
+def test_affinity_changed_after_the_commit_strands_no_task(workload: Workload, agent: MakeAgent) -> None:
+    """A committed task whose new affinity excludes the CPU waits again, with a message, and runs elsewhere."""
     one = agent("1-3")
     for cpu in (1, 2, 3):
         spinner(workload, one, cpu)
     child = sleeper_beside(workload, one)
-    told = 0
+    waited = 0
     for turn in range(25):
         cpu, loops = 1 + turn % 3, child.loops
         os.sched_setaffinity(child.pid, {1, 2, 3})
         task = woken(one, child)
         assert one.commit([Transaction(task, cpu)]) == [TxnState.COMPLETE]
         os.sched_setaffinity(child.pid, {1, 2, 3} - {cpu})
-        # Unless a higher class took the CPU from its hog meanwhile, and it ran in time.
+        # It runs in time if a higher class preempts the hog before the affinity changes.
         drive(one, lambda task=task, loops=loops: task.state == WAITING or child.loops > loops, "it waits again")
         if task.state == WAITING:
-            told += 1
+            waited += 1
             elsewhere = min({1, 2, 3} - {cpu})
             assert one.commit([Transaction(task, elsewhere, flags=PREEMPT)]) == [TxnState.COMPLETE]
             drive(one, lambda loops=loops: child.loops > loops, "it runs")
             assert last_cpu(asleep(one, child).pid) != cpu
         asleep(one, child)
-    assert told > 5
+    assert waited > 5
 
 
 class CommitsAll(AgentPolicy):
-    """Commits each task that waits, in each turn, to CPU 1 if it may run there, and else to CPU 2."""
+    """Commits each waiting task in each turn: to CPU 1 if its affinity allows that, else to CPU 2."""
 
     name = "commits_all"
     fastpath = False
 
     def enqueue(self, task: Task) -> None:
-        """Nothing: schedule() looks at all tasks."""
+        """Nothing: schedule() iterates over all tasks."""
 
     def dequeue(self, task: Task) -> None:
         """Nothing."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an agent's say begins and ends: other enclaves, every task there is, CPUs that go, and who came before it."""
+"""Limits of what an agent decides: other enclaves, all tasks, offline CPUs, its predecessors, and its time-out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Hangs(Fifo):
-    """Reads, and never comes to a decision."""
+    """Reads messages, but never ends a turn with tasks in its queue."""
 
     name = "hangs"
     fastpath = False
@@ -86,10 +86,10 @@ def test_healthy_agent_under_load_and_at_rest_is_never_timed_out(
     assert agents.check()
 
 
-def test_task_that_waits_for_an_agent_and_is_moved_runs_elsewhere(
+def test_waiting_task_moved_to_another_enclave_runs_there(
     workload: Workload, agent: MakeAgent, enclave: MakeEnclave
 ) -> None:
-    """No message would tell the agent of it again, nor does the kernel queue it anew."""
+    """Neither a message nor an enqueue by the kernel follows the move: the core itself must move the task."""
     one, other = agent("1-2"), enclave("3")
     children = [workload.spinner(one.enclave) for _ in range(3)]
     for child in children:
@@ -100,17 +100,17 @@ def test_task_that_waits_for_an_agent_and_is_moved_runs_elsewhere(
     assert {task.tid for task in other.tasks()} == {child.pid for child in children}
 
 
-def test_agent_that_hangs_in_a_turn_is_not_waited_for(workload: Workload, agent_process: MakeAgentProcess) -> None:
-    """Nothing more is told to it that it could fail to read: the task never blocks, and is alone."""
+def test_agent_that_hangs_in_a_turn_is_timed_out(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    """The task never blocks and is alone, so no unread message shows that the agent hangs."""
     one, agents = agent_process("1", Hangs)
     child = workload.spinner(one)
-    until(lambda: one.agent is not None and one.agent.state == "timed_out", "it is found silent")
+    until(lambda: one.agent is not None and one.agent.state == "timed_out", "it is timed out")
     child.progress(100)
     assert agents.alive
 
 
 @pytest.mark.kernel_independent
-def test_agent_that_is_asked_everything_schedules_whoever_there_is_with_all(workload: Workload) -> None:
+def test_sol_under_all_decides_for_an_ordinary_task(workload: Workload) -> None:
     sleeper = workload.sleeper()
     with running("run", "sol", "--all", "--agent-timeout", "10s") as process:
         process.until(lambda: "is scheduled by sol" in process.err)
@@ -131,13 +131,13 @@ def test_agent_that_is_asked_everything_schedules_whoever_there_is_with_all(work
         assert after.failed - before.failed < rounds / 2
         assert sleeper.pid in {row["tid"] for row in one.task_states()}
         sleeper.kill()
-        until(lambda: sleeper.pid not in {row["tid"] for row in one.task_states()}, "its status word is free")
+        until(lambda: sleeper.pid not in {row["tid"] for row in one.task_states()}, "its status word is freed")
         process.signal(signal.SIGINT)
         assert process.wait().status == 0
 
 
 @pytest.mark.soak
-def test_cpu_that_is_offline_is_no_agents(
+def test_cpu_offline_at_the_start_has_no_agent_and_no_load(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess
 ) -> None:
     one = enclave("1-3", "biff")
@@ -153,26 +153,30 @@ def test_cpu_that_is_offline_is_no_agents(
 
 
 @pytest.mark.kernel_independent
-def test_cpu_that_goes_leaves_its_tasks_to_other_agents(workload: Workload, agent_process: MakeAgentProcess) -> None:
+def test_tasks_of_a_cpu_that_goes_offline_pass_to_other_agents(
+    workload: Workload, agent_process: MakeAgentProcess
+) -> None:
     one, agents = agent_process("1-3", "fifo_per_cpu")
     children = [workload.spinner(one) for _ in range(9)]
-    until(lambda: loads(one)[1 + 3] > 1, "some wait for CPU 3")
+    until(lambda: loads(one)[1 + 3] > 1, "tasks wait for CPU 3")
     with offline(3):
-        until(lambda: loads(one)[1 + 3] == 0, "none waits for CPU 3 any more")
+        until(lambda: loads(one)[1 + 3] == 0, "no task waits for CPU 3")
     assert agents.check()
-    for child in children:  # all at once: one that is killed as it waits ends when its turn comes
+    for child in children:  # all first: a killed task that waits ends only when it gets a CPU
         os.kill(child.pid, signal.SIGKILL)
     for child in children:
         child.wait()
 
 
 @pytest.mark.soak
-def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, agent_process: MakeAgentProcess) -> None:
+def test_spinning_agent_gives_up_its_cpu_when_it_is_replaced_or_ends(
+    workload: Workload, agent_process: MakeAgentProcess
+) -> None:
     one, first = agent_process("1-3", "fifo_centralized", spin="yes", agent_cpu="2")
     children = load(workload, one)
-    until(lambda: one.spun_cpu is not None, "it has a CPU for itself")
+    until(lambda: one.spun_cpu is not None, "the agent spins on a CPU")
     _, second = agent_process(one, "sol", spin="yes", agent_cpu="2")
-    until(lambda: not first.check(), "the first leaves")
+    until(lambda: not first.check(), "the first agent leaves")
     go_on(children)
     assert one.spun_cpu is not None
     second.end()
@@ -181,15 +185,15 @@ def test_only_the_last_of_the_agents_that_spin_has_a_cpu(workload: Workload, age
 
 
 @pytest.mark.kernel_independent
-def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(agent_process: MakeAgentProcess) -> None:
+def test_refused_option_of_a_new_agent_leaves_the_agent_in_charge(agent_process: MakeAgentProcess) -> None:
     one, agents = agent_process("1", "fifo_centralized")
     before = one.agent
-    for options, said in (
+    for options, message in (
         (("--agent-cpu", 99), "CPU 99, for the agent, is not online"),
         (("--spin", "yes"), "an agent that spins needs a CPU besides"),
     ):
         done = ghostbpf("run", "sol", "--enclave", one.id, *options, "--", "true")
-        assert (done.status, said in done.err) == (1, True), done.err
+        assert (done.status, message in done.err) == (1, True), done.err
     assert agents.check()
     assert before is not None
     assert one.agent is not None
@@ -197,7 +201,7 @@ def test_option_that_cannot_be_leaves_the_agent_in_charge_alone(agent_process: M
 
 
 @pytest.mark.soak
-def test_gtids_are_not_used_again_by_the_agents_after(workload: Workload, agent_process: MakeAgentProcess) -> None:
+def test_next_agent_reuses_no_gtid(workload: Workload, agent_process: MakeAgentProcess) -> None:
     def gtids(one: Enclave) -> set[int]:
         agents = Agents.open(one.id)
         assert agents is not None
@@ -205,18 +209,18 @@ def test_gtids_are_not_used_again_by_the_agents_after(workload: Workload, agent_
 
     one, _ = agent_process("1-2", "fifo_centralized", fastpath="off")
     children = load(workload, one)
-    until(lambda: len(gtids(one)) == len(children), "it knows them all")
+    until(lambda: len(gtids(one)) == len(children), "the first agent knows all tasks")
     before = gtids(one)
     with Enclaves.change() as enclaves:
         assert enclaves is not None
         enclaves.get(one.id).set_policy(POLICIES["biff"])
     agent_process(one, "fifo_centralized", fastpath="off")
-    until(lambda: len(gtids(one)) == len(children), "the next one does")
+    until(lambda: len(gtids(one)) == len(children), "the next agent knows all tasks")
     assert not before & gtids(one)
 
 
 @pytest.mark.soak
-def test_tracers_know_what_an_agent_committed(workload: Workload, agent_process: MakeAgentProcess) -> None:
+def test_schedghostidle_counts_the_latches_of_an_agent(workload: Workload, agent_process: MakeAgentProcess) -> None:
     one, _ = agent_process("1-2", "fifo_centralized", fastpath="off", **PATIENT)
     sleeper = workload.sleeper(one)
     with traced("schedghostidle", "-t", sleeper.pid) as trace:
@@ -231,7 +235,7 @@ def test_tracers_know_what_an_agent_committed(workload: Workload, agent_process:
 
 
 @pytest.mark.soak
-def test_task_that_left_its_enclave_has_no_policy_to_wait_for(workload: Workload, enclave: MakeEnclave) -> None:
+def test_task_that_left_its_enclave_waits_for_no_latch(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1")
     keeps_it = workload.sleeper(one)
 

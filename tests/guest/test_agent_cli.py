@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf run`` with an agent: what a user sees of it while it works, when it dies, and when another comes."""
+"""``ghostbpf run`` with an agent: its output while the agent decides, when it dies, and when another takes over."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_command_runs_under_an_agent_and_ends_with_its_status() -> None:
     assert (done.status, done.out, done.err) == (7, "", "")
 
 
-def test_ctrl_c_while_the_agent_starts_ends_it_all_without_a_word_of_failure() -> None:
+def test_ctrl_c_while_the_agent_starts_removes_the_enclave_and_reports_no_failure() -> None:
     with running("run", "fifo_centralized", "--cpus", "1-3", "--keep") as run:
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
         run.until(lambda: bool(children.read_text()))
@@ -63,7 +63,7 @@ def test_ctrl_c_while_the_agent_starts_ends_it_all_without_a_word_of_failure() -
 
 
 @pytest.mark.soak
-def test_killed_agent_is_told_and_the_command_goes_on() -> None:
+def test_killed_agent_is_reported_and_the_command_runs_on() -> None:
     command = ("sh", "-c", "echo it starts; sleep 2; echo it ends")
     with running("run", "fifo_centralized", "--cpus", "1-3", "--fastpath", "off", "--", *command) as run:
         run.until(lambda: "it starts" in run.out)
@@ -75,7 +75,7 @@ def test_killed_agent_is_told_and_the_command_goes_on() -> None:
     assert "ghostbpf run POLICY --enclave 1" in done.err
 
 
-def test_mistake_in_a_policy_is_shown_with_its_place(tmp_path: Path) -> None:
+def test_exception_in_a_policy_is_reported_with_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(BAD)
     options = ("--cpus", "1", "--fastpath", "off")
     done = ghostbpf("run", tmp_path / "bad.py", *options, "--", "sh", "-c", "echo it ends")
@@ -93,7 +93,7 @@ def test_all_has_an_agent_schedule_ordinary_tasks(workload: Workload) -> None:
 
 
 @pytest.mark.soak
-def test_agent_that_is_kept_lets_go_of_the_terminal_and_shows_itself() -> None:
+def test_kept_agent_detaches_from_the_terminal_and_is_listed() -> None:
     line = ["taskset", "-c", "0-3", "ghostbpf", "run", "fifo_centralized", "--cpus", "1-2", "--keep", "--", "true"]
     subprocess.run(line, capture_output=True, timeout=100, check=True)
     shown = json.loads(ghostbpf("enclave", "show", 1, "--tasks", "--json").out)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever happens to an agent, its tasks go on, the reason is shown, and a new agent carries on."""
+"""Agents that fail, stop or die: their tasks run on, the reason is shown, and a new agent takes over."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MARATHON = pytest.param(100, marks=MINUTES)
 
 
 def load(workload: Workload, enclave: Enclave) -> list[Child]:
-    """Tasks that block all the time, and tasks that only yield, more than there are CPUs."""
+    """Four tasks that block often and three that only yield: more than the enclave has CPUs."""
 
     def blocks(me: Me) -> None:
         while not me.stopped:
@@ -45,11 +45,11 @@ def load(workload: Workload, enclave: Enclave) -> list[Child]:
 
 
 def go_on(children: list[Child]) -> float:
-    """Wait until each child has made progress; the seconds that took."""
+    """Wait until each child has run; returns the seconds that took."""
     began = time.monotonic()
     loops = [child.loops for child in children]
     for child, before in zip(children, loops, strict=True):
-        until(lambda child=child, before=before: child.loops > before, f"{child} goes on")
+        until(lambda child=child, before=before: child.loops > before, f"{child} runs")
     return time.monotonic() - began
 
 
@@ -64,23 +64,23 @@ def _agents(enclave: Enclave) -> Agents:
 
 
 class Raises(Fifo):
-    """Has a mistake that shows after a while."""
+    """Raises an exception when it has many tasks."""
 
     name = "raises"
     fastpath = False
 
     def schedule(self) -> Iterator[Transaction]:
         if len(self.agent.tasks) > 6:
-            raise LookupError("nobody thought of that")
+            raise LookupError("a mistake")
         return super().schedule()
 
 
 class Pauses(Fifo):
-    """Stays in a turn for as long as the test asks for, as in a long garbage collection."""
+    """Stays in a turn for as long as the test sets ``is_asked``, as in a long garbage collection."""
 
     name = "pauses"
     fastpath = False
-    #: Shared with the test: a turn is to pause, and a turn pauses.
+    #: Shared with the test process: the next turn shall pause; a turn pauses.
     is_asked, is_paused = mmap.mmap(-1, 1), mmap.mmap(-1, 1)
 
     def schedule(self) -> Iterator[Transaction]:
@@ -92,7 +92,7 @@ class Pauses(Fifo):
 
 
 class Fills(Fifo):
-    """Takes memory without an end."""
+    """Allocates memory until there is none."""
 
     name = "fills"
     fastpath = False
@@ -106,7 +106,7 @@ class Fills(Fifo):
 
 
 class Forgets(Fifo):
-    """Never decides anything."""
+    """Never commits a task."""
 
     name = "forgets"
     fastpath = False
@@ -116,7 +116,7 @@ class Forgets(Fifo):
 
 
 class Favours(Fifo):
-    """Knows only the first two tasks, and always has one of them wait for each CPU."""
+    """Commits only the first two tasks, and always one of them to each CPU."""
 
     name = "favours"
     fastpath = False
@@ -141,16 +141,16 @@ class Favours(Fifo):
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [
-        (Raises, "LookupError: nobody thought of that (test_agent"),
+        (Raises, "LookupError: a mistake (test_agent"),
         pytest.param(Fills, "MemoryError", marks=SOAK),
     ],
 )
-def test_mistake_costs_the_agent_and_no_task(
+def test_exception_in_a_policy_ends_the_agent_and_loses_no_task(
     workload: Workload, agent_process: MakeAgentProcess, policy: type[Fifo], reason: str
 ) -> None:
     one, failing = agent_process("1-3", policy)
     children = load(workload, one)
-    until(lambda: not failing.alive, "it fails")
+    until(lambda: not failing.alive, "the agent fails")
     with pytest.raises(AgentError, match=r"the agent of enclave \d+ is gone") as error:
         failing.check()
     assert reason in str(error.value)
@@ -159,12 +159,14 @@ def test_mistake_costs_the_agent_and_no_task(
     assert (one.agent.state, reason in one.agent.reason) == ("gone", True)
     agent_process(one, "fifo_centralized")
     go_on(children)
-    until(lambda: deciding(one), "it decides")
+    until(lambda: deciding(one), "the agent decides")
     assert {task.tid for task in one.tasks()} == {child.pid for child in children}
 
 
 @SOAK
-def test_agent_that_pauses_within_a_turn_is_not_waited_for(workload: Workload, agent_process: MakeAgentProcess) -> None:
+def test_agent_that_pauses_within_a_turn_is_timed_out_and_decides_again(
+    workload: Workload, agent_process: MakeAgentProcess
+) -> None:
     one, agents = agent_process("1-3", Pauses)
     children = load(workload, one)
     go_on(children)
@@ -186,7 +188,9 @@ def test_agent_that_pauses_within_a_turn_is_not_waited_for(workload: Workload, a
 
 @pytest.mark.parametrize("policy", ["fifo_centralized", pytest.param("fifo_per_cpu", marks=pytest.mark.marathon)])
 @SOAK
-def test_stopped_agent_is_not_waited_for(workload: Workload, agent_process: MakeAgentProcess, policy: str) -> None:
+def test_stopped_agent_is_timed_out_and_decides_again_when_continued(
+    workload: Workload, agent_process: MakeAgentProcess, policy: str
+) -> None:
     one, stopped = agent_process("1-3", policy, fastpath="off")
     children = load(workload, one)
     go_on(children)
@@ -199,7 +203,7 @@ def test_stopped_agent_is_not_waited_for(workload: Workload, agent_process: Make
     assert any(channel.timed_out for channel in _agents(one).channels)
     for pid in agents:
         os.kill(pid, signal.SIGCONT)
-    until(lambda: deciding(one), "it decides again")
+    until(lambda: deciding(one), "the agent decides again")
     go_on(children)
     assert sched_ext.status().state == "enabled"
     assert stopped.check()
@@ -215,7 +219,7 @@ def test_stopped_agent_is_not_waited_for(workload: Workload, agent_process: Make
     ],
     ids="-".join,
 )
-def test_killed_agents_lose_no_task(
+def test_agent_killed_under_load_loses_no_task(
     workload: Workload, agent_process: MakeAgentProcess, policies: tuple[str, str], rounds: int
 ) -> None:
     one, agent = agent_process("1-3", policies[0], fastpath="off")
@@ -226,39 +230,37 @@ def test_killed_agents_lose_no_task(
         os.kill(agent.pid, signal.SIGKILL)
         stalls.append(go_on(children))
         with pytest.raises(AgentError, match="killed by SIGKILL"):
-            until(lambda agent=agent: not agent.check(), "its end is seen")
+            until(lambda agent=agent: not agent.check(), "its end is reported")
         assert {task.tid for task in one.tasks()} == {child.pid for child in children}
         _, agent = agent_process(one, policies[turn % 2], fastpath="off")
-    print(f"until every task had run again: {max(stalls):.3f} s at most")
+    print(f"every task ran again within {max(stalls):.3f} s")
 
 
 @SOAK
-def test_one_of_the_agents_of_all_cpus_takes_the_others_with_it(
-    workload: Workload, agent_process: MakeAgentProcess
-) -> None:
+def test_killed_agent_of_one_cpu_ends_the_agents_of_all(workload: Workload, agent_process: MakeAgentProcess) -> None:
     one, agents = agent_process("1-3", "fifo_per_cpu")
     children = load(workload, one)
     go_on(children)
     (victim, *_) = children_of(agents.pid)
     os.kill(victim, signal.SIGKILL)
-    until(lambda: not agents.alive, "the others leave")
+    until(lambda: not agents.alive, "the other agents leave")
     with pytest.raises(AgentError, match=f"process {victim}, ended with status -9"):
         agents.check()
     go_on(children)
 
 
 def each_pair(names: list[str]) -> list[str]:
-    """A walk that goes from each of ``names`` to each other once, and ends where it began."""
+    """A closed walk that goes from each of ``names`` to each other one once."""
     walk = []
-    for number, here in enumerate(names):
-        walk.append(here)
-        for there in names[number + 2 :]:
-            walk += [there, here]
+    for number, name in enumerate(names):
+        walk.append(name)
+        for other in names[number + 2 :]:
+            walk += [other, name]
     return walk + names[-2::-1]
 
 
 def each_once(names: list[str]) -> list[str]:
-    """A walk that goes to each of ``names`` and ends where it began."""
+    """A closed walk through all of ``names``."""
     return [*names, names[0]]
 
 
@@ -287,7 +289,7 @@ def test_upgrades_under_load_lose_no_task(
                 enclaves.get(one.id).set_policy(POLICIES[policy])
             assert one.agent is None
         if before is not None:
-            until(lambda agents=before: not agents.check(), "the old agent leaves, and leaves well")
+            until(lambda agents=before: not agents.check(), "the old agent leaves without an error")
         before = after
         go_on(children)
         assert {task.tid for task in one.tasks()} == {child.pid for child in children}
@@ -312,7 +314,7 @@ def test_destroying_an_enclave_ends_its_agent(workload: Workload, agent_process:
 
 
 @pytest.mark.soak
-def test_full_ring_loses_nothing_but_time(workload: Workload, agent: MakeAgent) -> None:
+def test_tasks_whose_messages_did_not_fit_into_the_ring_all_finish(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-3", ring_bytes=4096)
     manual(one)
     crowd = workload.crowd(200, lambda: None)
@@ -322,7 +324,7 @@ def test_full_ring_loses_nothing_but_time(workload: Workload, agent: MakeAgent) 
     policy = manual(one)
 
     def lost() -> bool:
-        """Let those run that wait now, and then not read for a while."""
+        """Commit the waiting tasks, then read nothing for a while; returns whether messages were lost."""
         policy.auto = True
         one.turn()
         policy.auto = False
@@ -331,13 +333,13 @@ def test_full_ring_loses_nothing_but_time(workload: Workload, agent: MakeAgent) 
 
     until(lost, "messages are lost")
     policy.auto = True
-    drive(one, lambda: not crowd.alive, "every thread comes to its end")
+    drive(one, lambda: not crowd.alive, "every thread ends")
     assert crowd.wait() == 0
     assert one._channel.record.resyncs > 1
 
 
 @SOAK
-def test_forgotten_task_gets_a_cpu_in_the_end(workload: Workload, agent_process: MakeAgentProcess) -> None:
+def test_task_that_its_agent_never_commits_finishes(workload: Workload, agent_process: MakeAgentProcess) -> None:
     one, agents = agent_process("1-2", Forgets)
     child = workload.spawn(lambda me: me.note(), one)
     assert child.wait() == 0
@@ -346,7 +348,7 @@ def test_forgotten_task_gets_a_cpu_in_the_end(workload: Workload, agent_process:
 
 
 @pytest.mark.kernel_independent
-def test_forgotten_task_gets_a_cpu_though_others_are_committed_to_it(
+def test_task_that_its_agent_never_commits_gets_a_cpu_with_a_busy_queue(
     workload: Workload, agent_process: MakeAgentProcess
 ) -> None:
     one, agents = agent_process("1", Favours)
@@ -362,14 +364,14 @@ def test_forgotten_task_gets_a_cpu_though_others_are_committed_to_it(
 
 
 @SOAK
-def test_however_many_are_forgotten_each_gets_a_cpu_before_the_kernel_ends_it_all(
+def test_200_tasks_never_committed_finish_before_the_kernel_ejects_the_core(
     workload: Workload, agent_process: MakeAgentProcess
 ) -> None:
     one, agents = agent_process("1", Favours)
     favourites = [workload.spinner(one) for _ in range(2)]
     for favourite in favourites:
         favourite.progress()
-    children = [workload.spawn(lambda me: me.note(), one, go=False) for _ in range(200)]
+    children = [workload.spawn(lambda me: me.note(), one, start=False) for _ in range(200)]
     for child in children:
         child.wake()
     assert [child.wait() for child in children] == [0] * 200
@@ -380,7 +382,7 @@ def test_however_many_are_forgotten_each_gets_a_cpu_before_the_kernel_ends_it_al
 
 
 @pytest.mark.parametrize("rounds", [pytest.param(15, marks=SOAK), pytest.param(1000, marks=pytest.mark.marathon)])
-def test_departing_and_coming_back_is_told_from_the_first_to_the_last(
+def test_messages_of_departing_and_returning_tasks_are_complete(
     workload: Workload, agent: MakeAgent, rounds: int
 ) -> None:
     one = agent("1-3")
@@ -409,19 +411,19 @@ def test_departing_and_coming_back_is_told_from_the_first_to_the_last(
 
 
 @SOAK
-@pytest.mark.parametrize("wants", ["a task of the enclave", "the fair class", "who unplugs it"])
-def test_spinning_agent_hops_where_its_cpu_is_wanted(
+@pytest.mark.parametrize("wants", ["a task of the enclave", "the fair class", "hotplug"])
+def test_spinning_agent_moves_off_a_cpu_that_is_needed(
     workload: Workload, agent_process: MakeAgentProcess, wants: str
 ) -> None:
     one, agents = agent_process("1-3", "fifo_centralized", spin="yes", agent_cpu="1")
     assert os.sched_getaffinity(agents.pid) == {1}
     with contextlib.ExitStack() as plugged:
-        if wants == "who unplugs it":
+        if wants == "hotplug":
             child = workload.spinner(one)
             plugged.enter_context(offline(1))
         else:
             child = workload.spinner(one if wants == "a task of the enclave" else None, cpus=[1])
-        until(lambda: os.sched_getaffinity(agents.pid) <= {2, 3}, "the agent hops")
+        until(lambda: os.sched_getaffinity(agents.pid) <= {2, 3}, "the agent moves to another CPU")
         assert len(os.sched_getaffinity(agents.pid)) == 1
         child.progress(100)
     assert set(one.cpus) == {1, 2, 3}

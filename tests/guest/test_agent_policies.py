@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policies in Python schedule real tasks: every workload comes to its end, and each policy does as it says."""
+"""The policies in Python schedule real tasks: every workload finishes, and each policy does what it documents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KINDS = {
 }
 
 
-#: The others are for the long run.
+#: Kinds that every run tests; _SOAK is for make test-soak, all others for make test-marathon.
 _MAIN = ("centralized", "centralized, asked everything", "per CPU")
 _SOAK = ("sol", "shinjuku", "edf", "cfs")
 
@@ -63,11 +63,11 @@ def _simple() -> None:
 
 
 def test_simple_exp(workload: Workload, kind: Enclave) -> None:
-    crowd = workload.crowd(1, _simple, kind, go=True)
+    crowd = workload.crowd(1, _simple, kind, start=True)
     until(lambda: crowd.value == 1, "the thread has started")
     crowd.wake()
     assert crowd.wait() == 0
-    until(lambda: kind.nr_tasks == 0, "nothing is left")
+    until(lambda: kind.nr_tasks == 0, "the enclave is empty")
 
 
 @pytest.mark.marathon
@@ -78,23 +78,23 @@ def test_simple_exp_many(workload: Workload, kind: Enclave) -> None:
 
 @pytest.mark.soak
 def test_busy_exp(workload: Workload, kind: Enclave) -> None:
-    # Processes, or Python's own lock would decide who runs.
-    children = [workload.spawn(lambda me: me.spin(10), kind, go=False) for _ in range(100)]
+    # Processes: with threads, Python's lock would decide which one runs.
+    children = [workload.spawn(lambda me: me.spin(10), kind, start=False) for _ in range(100)]
     for child in children:
         child.wake()
     assert [child.wait() for child in children] == [0] * 100
-    until(lambda: not any(loads(kind)), "no agent has anything to do")
+    until(lambda: not any(loads(kind)), "no channel has a load")
 
 
 @pytest.mark.marathon
-def test_departing_tasks_go_on(workload: Workload, kind: Enclave) -> None:
+def test_tasks_that_leave_by_themselves_run_on(workload: Workload, kind: Enclave) -> None:
     crowd = _thousand(workload, _leave, kind)
     assert crowd.wait() == 0
 
 
 @pytest.mark.marathon
-def test_tasks_that_another_takes_out_as_they_run_go_on(workload: Workload, kind: Enclave) -> None:
-    """Some run, some wait, some sleep, and some have been taken from where they waited for the CPU."""
+def test_tasks_that_another_process_puts_into_the_fair_class_run_on(workload: Workload, kind: Enclave) -> None:
+    """The tasks run, wait or sleep, or were just taken from a queue."""
 
     def naps() -> None:
         end = time.monotonic() + 2
@@ -104,19 +104,19 @@ def test_tasks_that_another_takes_out_as_they_run_go_on(workload: Workload, kind
     crowd = _thousand(workload, naps, kind)
     threads = list(map(int, os.listdir(f"/proc/{crowd.pid}/task")))
     for tid in threads:
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # some have ended
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # the task has ended
             os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
             assert not in_ext(tid)
     assert crowd.wait() == 0
-    until(lambda: kind.nr_tasks == 0, "nothing is left")
-    until(lambda: not any(loads(kind)), "no agent has anything to do")
+    until(lambda: kind.nr_tasks == 0, "the enclave is empty")
+    until(lambda: not any(loads(kind)), "no channel has a load")
     agent = kind.agent
     assert agent is not None
     assert agent.state == "deciding"
 
 
 def _thousand(workload: Workload, body: Callable[[], object], enclave: Enclave) -> Child:
-    """A process whose thousand threads have all started, and run ``body`` from now on."""
+    """A process whose thousand threads have started and now run ``body``."""
     crowd = workload.crowd(1000, body, enclave)
     until(lambda: crowd.value == 1000, "all threads have started")
     crowd.wake()
@@ -136,7 +136,7 @@ def test_work_that_forks_blocks_and_spins_is_shared_by_all_cpus(workload: Worklo
         while not me.stopped:
             me.spin(5)
             if not (pid := os.fork()):
-                me.note()  # where new tasks are dealt out in turn, the parents alone might all be on two CPUs
+                me.note()  # the parents alone might be on two CPUs, where new tasks are assigned to CPUs in turn
                 os._exit(0)
             os.waitpid(pid, 0)
 
@@ -144,7 +144,7 @@ def test_work_that_forks_blocks_and_spins_is_shared_by_all_cpus(workload: Worklo
     for child in children:
         child.progress(500)
     seen = set().union(*(child.cpus_seen for child in children))
-    # An agent that spins hops to another CPU when a kernel thread wants its own.
+    # A spinning agent moves to another CPU when a kernel thread needs its own.
     assert set(kind.cpus) - {kind.spun_cpu} <= seen <= set(kind.cpus)
     for child in children:
         child.stop()
@@ -159,9 +159,9 @@ def test_work_that_forks_blocks_and_spins_is_shared_by_all_cpus(workload: Worklo
 def test_tasks_run_in_the_order_they_became_runnable(
     workload: Workload, agent_process: MakeAgentProcess, policy: str
 ) -> None:
-    """A FIFO is a FIFO."""
+    """In each of these policies, the queue is a FIFO."""
     one, _ = agent_process("1", policy, fastpath="off")
-    sleepers = [workload.sleeper(one, then=lambda me: me.say("ran")) for _ in range(12)]
+    sleepers = [workload.sleeper(one, then=lambda me: me.log("ran")) for _ in range(12)]
     holder = workload.spinner(one)
     holder.progress()
     order = Order(workload, sleepers)
@@ -175,8 +175,8 @@ def test_tasks_run_in_the_order_they_became_runnable(
 
 @pytest.mark.kernel_independent
 @pytest.mark.parametrize("policy", ["fifo_centralized", pytest.param("sol", marks=pytest.mark.soak)])
-def test_slice_ends_where_somebody_waits(workload: Workload, agent_process: MakeAgentProcess, policy: str) -> None:
-    """Whom an agent forgets gets a CPU after 5 s anyway; here it has its turn many times in one second."""
+def test_slice_ends_while_another_task_waits(workload: Workload, agent_process: MakeAgentProcess, policy: str) -> None:
+    """The core runs an uncommitted task after 5 s; here each has many turns within one second."""
     one, _ = agent_process("1", policy, fastpath="off", slice="5ms")
     children = [workload.spinner(one) for _ in range(2)]
     for child in children:
@@ -189,15 +189,15 @@ def test_slice_ends_where_somebody_waits(workload: Workload, agent_process: Make
 
 @pytest.mark.soak
 @pytest.mark.parametrize("steal", ["no", "yes"])
-def test_tasks_of_one_cpu_stay_unless_it_may_steal(
+def test_waiting_task_changes_its_cpu_only_with_steal(
     workload: Workload, agent_process: MakeAgentProcess, steal: str
 ) -> None:
     one, _ = agent_process("1-2", "fifo_per_cpu", steal=steal)
-    children = [workload.spinner(one, go=False) for _ in range(2)]
+    children = [workload.spinner(one, start=False) for _ in range(2)]
     for child in children:
         child.wake()
     until(lambda: all(child.loops for child in children), "both run")
-    assert {child.at for child in children} == {1, 2}, "they were dealt out in turn"
+    assert {child.at for child in children} == {1, 2}, "new tasks are assigned to CPUs in turn"
     third = workload.sleeper()
     one.add(third.pid)
     third.wake()
@@ -205,18 +205,18 @@ def test_tasks_of_one_cpu_stay_unless_it_may_steal(
     hog, other = sorted(children, key=lambda child: child.at != home)
     other.kill()
     if steal == "yes":
-        until(lambda: third.loops, "it is taken to the other CPU")
+        until(lambda: third.loops, "the other CPU's agent steals it")
         assert third.at != home
     else:
         hog.progress(10_000)
-        assert not third.loops, "it waits for its own"
+        assert not third.loops, "it waits for its own CPU"
         hog.kill()
-        until(lambda: third.loops, "its CPU is free")
+        until(lambda: third.loops, "it runs when its CPU is free")
         assert third.at == home
 
 
 def _home(enclave: Enclave, child: Child) -> int | None:
-    """The CPU whose agent has ``child``; None as long as none has."""
+    """The CPU whose agent has ``child``; None if no CPU's agent has it."""
     agents = Agents.open(enclave.id)
     assert agents is not None
     channels = (word.channel for word in agents.status_words if word.gtid & 0xFFFFFFFF == child.pid)

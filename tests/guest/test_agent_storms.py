@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storms: messages by the hundred thousand, forks, affinities, and what stress-ng does to schedulers."""
+"""Storms: hundreds of thousands of messages, forks, affinity changes, and the scheduler stressors of stress-ng."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_messages_of_each_task_come_in_order_and_without_a_gap(
             message = Message(*record)
             if not message.gtid:
                 continue
-            assert message.gtid not in ended, f"{message} comes after the last of its task"
-            assert message.seq == seen.get(message.gtid, 0) + 1, f"{message} after number {seen.get(message.gtid)}"
+            assert message.gtid not in ended, f"{message} follows the last message of its task"
+            assert message.seq == seen.get(message.gtid, 0) + 1, f"{message} follows number {seen.get(message.gtid)}"
             assert (message.seq == 1) == (message.type == MessageType.TASK_NEW)
             seen[message.gtid] = message.seq
             if message.type in ENDS:
@@ -65,9 +65,9 @@ def test_messages_of_each_task_come_in_order_and_without_a_gap(
             for child in targets:
                 os.sched_setaffinity(child.pid, {1, 2})
                 os.sched_setaffinity(child.pid, {2, 3})
-            time.sleep(0.0005)  # or the ring would be full before it is read
+            time.sleep(0.0005)  # without a pause, the ring would overflow before it is read
 
-    def drives_out(me: Me) -> None:
+    def expels(me: Me) -> None:
         while not me.stopped:
             os.sched_setscheduler(guest.pid, os.SCHED_OTHER, os.sched_param(0))
             one.enclave.add(guest.pid)
@@ -76,7 +76,7 @@ def test_messages_of_each_task_come_in_order_and_without_a_gap(
     *targets, guest = [workload.spinner(one.enclave) for _ in range(3)]
     children = [workload.spawn(forks, one.enclave) for _ in range(3)] + [
         workload.spawn(moves),
-        workload.spawn(drives_out),
+        workload.spawn(expels),
     ]
     drive(one, lambda: total > count, f"{count} messages", seconds=1100)
     for child in [*children, *targets, guest]:
@@ -88,7 +88,7 @@ def test_messages_of_each_task_come_in_order_and_without_a_gap(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("policy", SOAKED)
-def test_thousand_threads_come_to_their_end(workload: Workload, agent_process: MakeAgentProcess, policy: str) -> None:
+def test_thousand_threads_all_finish(workload: Workload, agent_process: MakeAgentProcess, policy: str) -> None:
     one, agents = agent_process("1-3", policy)
 
     def sleep_yield_sleep() -> None:
@@ -101,19 +101,19 @@ def test_thousand_threads_come_to_their_end(workload: Workload, agent_process: M
     crowd.wake()
     # Slices of 50 us are far shorter than a decision takes in an emulated guest: shinjuku needs a minute.
     assert crowd.wait(240 if policy == "shinjuku" else DEADLINE) == 0
-    until(lambda: one.nr_tasks == 0, "nothing is left")
+    until(lambda: one.nr_tasks == 0, "the enclave is empty")
     assert agents.check()
 
 
 @pytest.mark.kernel_independent
-def test_who_ends_need_not_be_found_by_an_agent(workload: Workload, agent_process: MakeAgentProcess) -> None:
-    """To a thread that is preempted in its last steps no pid leads any more, and no transaction."""
+def test_exiting_threads_finish_without_a_commit(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    """A thread that is preempted while it exits has no pid any more, so no transaction can name it."""
     one, agents = agent_process("1-3", "fifo_per_cpu")
     crowd = workload.crowd(400, lambda: time.sleep(0.01), one)
     until(lambda: crowd.value == 400, "all threads have started")
     crowd.wake()
     assert crowd.wait() == 0
-    until(lambda: not one.task_states(), "all have ended, and not because the core found them forgotten for 5 s", 2)
+    until(lambda: not one.task_states(), "all end before the core runs uncommitted tasks, after 5 s", 2)
     assert agents.check()
 
 
@@ -128,7 +128,7 @@ def test_who_ends_need_not_be_found_by_an_agent(workload: Workload, agent_proces
         ),
     ],
 )
-def test_affinities_that_change_all_the_time_strand_nobody(
+def test_changing_affinities_and_nice_values_strand_no_task(
     workload: Workload, governed: MakeEnclave, policy: str
 ) -> None:
     one = governed("1-3", policy)
@@ -152,7 +152,7 @@ def test_affinities_that_change_all_the_time_strand_nobody(
 
 
 @pytest.mark.marathon
-def test_a_thousand_processes_fork_and_end(workload: Workload, agent_process: MakeAgentProcess) -> None:
+def test_thousand_forked_processes_all_finish(workload: Workload, agent_process: MakeAgentProcess) -> None:
     one, agents = agent_process("1-3", "fifo_centralized", fastpath="off")
 
     def breed(me: Me) -> None:
@@ -165,7 +165,7 @@ def test_a_thousand_processes_fork_and_end(workload: Workload, agent_process: Ma
     for child in children:
         assert child.wait(200) == 0
     assert agents.check()
-    until(lambda: one.nr_tasks == 0, "nothing is left")
+    until(lambda: one.nr_tasks == 0, "the enclave is empty")
 
 
 @pytest.mark.marathon
@@ -174,7 +174,7 @@ def test_a_thousand_processes_fork_and_end(workload: Workload, agent_process: Ma
 @pytest.mark.parametrize(
     "stressor", ["--schedmix 4", "--cpu-sched 4", "--affinity 4", "--cpu-online 1 --cpu 3", "--switch 4 --yield 2"]
 )
-def test_stress_ng_for_a_minute(
+def test_stress_ng_succeeds_for_a_minute_under_the_agents_decisions(
     workload: Workload, agent_process: MakeAgentProcess, policy: str, stressor: str
 ) -> None:
     if shutil.which("stress-ng") is None:
@@ -186,10 +186,10 @@ def test_stress_ng_for_a_minute(
     os.sched_setaffinity(done.pid, set(all_cpus()))
     one.add(done.pid)
     os.write(go, b"\n")
-    said, _ = done.communicate(timeout=300)
+    output, _ = done.communicate(timeout=300)
     os.close(gate)
     os.close(go)
-    assert done.returncode == 0, said[-3000:]
+    assert done.returncode == 0, output[-3000:]
     assert agents.check()
     assert one.agent is not None
     committed, switches = one.agent.committed, one.counters().switches

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent does beside deciding: it follows CPUs that come and go, and collects its garbage."""
+"""Work of an agent other than decisions: it follows hotplug, collects its garbage and locks its memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def agent_of(enclave: Enclave, cpu: int) -> int:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("fastpath", ["off", "idle"])
-def test_cpu_that_was_offline_when_the_agents_started_gets_one_when_it_is_back(
+def test_cpu_offline_at_the_start_gets_an_agent_when_it_is_back(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, fastpath: str
 ) -> None:
     one = enclave("1-3")
@@ -52,7 +52,7 @@ def test_cpu_that_was_offline_when_the_agents_started_gets_one_when_it_is_back(
 
 
 @pytest.mark.soak
-def test_cpu_without_an_agent_of_its_own_runs_what_waits(
+def test_cpu_without_its_own_agent_runs_waiting_tasks(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_process_module._CpuAgents, "start_missing", lambda self: None)
@@ -71,7 +71,7 @@ def test_cpu_without_an_agent_of_its_own_runs_what_waits(
 
 
 @pytest.mark.kernel_independent
-def test_pulse_follows_a_cpu_that_goes_and_one_that_was_away(agent: MakeAgent) -> None:
+def test_pulse_leaves_an_offline_cpu_and_restarts_on_a_cpu_that_is_back(agent: MakeAgent) -> None:
     one = agent("1-2")
     online = CpuSet([3])
     pulse = Pulse(one._channel._pulse._program, lambda: online)
@@ -81,26 +81,26 @@ def test_pulse_follows_a_cpu_that_goes_and_one_that_was_away(agent: MakeAgent) -
     assert pulse.cpu == 3
     with offline(3):
         online = CpuSet([2])
-        until(lambda: pulse.follow() or pulse.cpu == 2, "it is on CPU 2")
+        until(lambda: pulse.follow() or pulse.cpu == 2, "the pulse is on CPU 2")
     assert pulse._sampler is not first
     assert pulse._sampler.is_alive()
-    # Offline and back between two calls.
+    # Offline and online again between two calls of follow().
     second = pulse._sampler
     set_online(2, False)
     set_online(2, True)
-    until(lambda: pulse.follow() or pulse._sampler is not second, "it begins anew")
+    until(lambda: pulse.follow() or pulse._sampler is not second, "the pulse has a new sampler")
     assert pulse._sampler.is_alive()
 
 
 class Litter:
-    """Refers to itself."""
+    """Refers to itself, so that only the garbage collector frees it."""
 
     def __init__(self) -> None:
         self.itself = self
 
 
 class Litters(Fifo):
-    """Makes garbage with each decision, and gives up when the first of it has been collected."""
+    """Makes garbage in each turn, and raises LookupError when the first of it has been collected."""
 
     name = "litters"
     fastpath = False
@@ -114,7 +114,7 @@ class Litters(Fifo):
         if self.collected:
             raise LookupError("it was collected")
         self.turns += 1
-        if self.turns > 10:  # when what was there at the start has been collected
+        if self.turns > 10:  # when the garbage of the start-up has been collected
             weakref.finalize(Litter(), self.collected.append, 1)
         return super().schedule()
 
@@ -123,14 +123,14 @@ class Litters(Fifo):
 def test_agent_that_spins_collects_its_garbage(workload: Workload, agent_process: MakeAgentProcess) -> None:
     one, agents = agent_process("1-3", Litters, spin="yes")
     child = workload.spinner(one)
-    until(lambda: not agents.alive, "it has collected")
+    until(lambda: not agents.alive, "the agent ends")
     with pytest.raises(AgentError, match="it was collected"):
         agents.check()
     child.progress()
 
 
 @pytest.mark.kernel_independent
-def test_agent_whose_memory_cannot_be_locked_says_so_and_decides() -> None:
+def test_agent_whose_memory_cannot_be_locked_warns_and_decides() -> None:
     def limit() -> None:
         without("CAP_IPC_LOCK")()
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 16, 1 << 16))

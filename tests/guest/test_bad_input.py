@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every bad input: an error that names the thing and the cure, the right exit status, and nothing left behind."""
+"""Bad input: an error that names the value and a hint, the right exit status, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 @pytest.fixture
 def untouched() -> Iterator[None]:
-    """No scheduler may be attached meanwhile, not even for a moment, and no pin be left."""
+    """Fail the test if it attaches a scheduler, however briefly, or leaves a pin."""
     seq = (sched_ext.SYSFS / "enable_seq").read_text()
     yield
     assert (sched_ext.SYSFS / "enable_seq").read_text() == seq
@@ -34,7 +34,7 @@ def untouched() -> Iterator[None]:
 
 
 def refused(done: Done, *says: str, status: int = 1) -> None:
-    """A refusal with a cure; the words ``says`` are in it."""
+    """Check for a refusal with a hint that contains all of ``says``."""
     assert (done.status, done.out) == (status, ""), done
     for words in says:
         assert words in done.err
@@ -83,25 +83,25 @@ def test_wrong_command_lines_exit_with_status_2_before_anything_is_done() -> Non
 
 
 @pytest.mark.usefixtures("untouched")
-def test_cpus_that_are_not_there() -> None:
+def test_cpus_that_do_not_exist_are_refused() -> None:
     refused(ghostbpf("run", "biff", "--cpus", "99", "--", "true"), "CPU 99 is not there", "online are 0-3")
     refused(ghostbpf("run", "biff", "--cpus", "2-99", "--", "true"), "CPU 4-99 is not there")
 
 
 @pytest.mark.usefixtures("untouched")
-def test_enclave_that_is_not_there() -> None:
+def test_enclave_that_does_not_exist_is_refused() -> None:
     for line in ("show 5", "show 64", "add 5 1", "rm 5 1", "swap 5 rr", "destroy 5"):
         refused(ghostbpf("enclave", *line.split()), f"there is no enclave {line.split()[1]}", "enclave ls")
 
 
-def test_enclave_that_is_not_there_beside_one_that_is(enclave: MakeEnclave) -> None:
+def test_missing_enclave_is_refused_beside_an_existing_one(enclave: MakeEnclave) -> None:
     enclave("1")
     for line in ("show 5", "add 5 1", "rm 5 1", "swap 5 rr", "destroy 5"):
         refused(ghostbpf("enclave", *line.split()), "there is no enclave 5", "enclave ls")
     assert [e.id for e in Enclaves.open() or ()] == [1]
 
 
-def test_cpus_of_another_enclave(enclave: MakeEnclave) -> None:
+def test_cpus_of_another_enclave_are_refused(enclave: MakeEnclave) -> None:
     enclave("1-2")
     refused(ghostbpf("run", "rr", "--cpus", "2-3", "--", "true"), "enclave 1 holds CPU 2", "enclave destroy 1")
     refused(ghostbpf("run", "rr", "--enclave", 1, "--cpus", "3", "--", "true"), "enclave 1 holds CPU 1-2")
@@ -110,7 +110,7 @@ def test_cpus_of_another_enclave(enclave: MakeEnclave) -> None:
     assert [(e.id, e.policy) for e in Enclaves.open() or ()] == [(1, "biff"), (2, "biff")]
 
 
-def test_tasks_that_cannot_be_moved_and_none_is(workload: Workload, enclave: MakeEnclave) -> None:
+def test_list_with_an_unmovable_task_moves_no_task(workload: Workload, enclave: MakeEnclave) -> None:
     enclave("1")
     good, dead = workload.spinner(), workload.spinner()
     dead.stop()
@@ -163,7 +163,7 @@ def test_missing_capability_is_named(first: Callable[[], None], capability: str)
         refused(ghostbpf(*line.split(), first=first), f"without {capability}\n", "sudo")
 
 
-def test_ordinary_user_may_not_even_look(enclave: MakeEnclave) -> None:
+def test_ordinary_user_may_not_list_enclaves(enclave: MakeEnclave) -> None:
     enclave("1")
     for line in ("ls", "show 1"):
         refused(ghostbpf("enclave", *line.split(), first=nobody), "/sys/fs/bpf", "CAP_DAC_OVERRIDE", "sudo")
@@ -174,7 +174,7 @@ def test_run_without_sys_admin_works_with_the_finer_capabilities() -> None:
     assert done == Done(4, "", "")
 
 
-def test_task_of_another_user_without_the_right(workload: Workload, enclave: MakeEnclave) -> None:
+def test_task_of_another_user_is_refused_without_cap_sys_nice(workload: Workload, enclave: MakeEnclave) -> None:
     def spin(me: Me) -> None:
         os.setresuid(65534, 65534, 65534)
         me.set(1)
@@ -187,7 +187,7 @@ def test_task_of_another_user_without_the_right(workload: Workload, enclave: Mak
     done = ghostbpf("enclave", "add", 1, child.pid, first=without("CAP_SYS_NICE"))
     refused(done, f"task {child.pid}", "not permitted", "CAP_SYS_NICE")
     assert not in_ext(child.pid)
-    # One that is in another enclave stays there, mark and all.
+    # A refused task of another enclave stays in that enclave.
     other = enclave("2")
     other.add(child.pid)
     refused(ghostbpf("enclave", "add", 1, child.pid, first=without("CAP_SYS_NICE")), "not permitted")
@@ -233,7 +233,7 @@ def _one_missing(e: core.Core) -> None:
     [(_another_version, "version 99"), (_another_size, "holds 8 bytes|cannot be mapped"), (_one_missing, "counters")],
     ids=["version", "size", "missing"],
 )
-def test_pins_of_another_version(
+def test_pins_of_another_version_are_refused_until_destroy_all(
     workload: Workload, enclave: MakeEnclave, spoil: Callable[[core.Core], None], why: str
 ) -> None:
     e = enclave("1")
@@ -244,7 +244,7 @@ def test_pins_of_another_version(
         refused(done, "/sys/fs/bpf/ghostbpf/core holds pins that this ghostbpf cannot use", "enclave destroy --all")
         assert any(words in done.err for words in why.split("|"))
     assert sched_ext.status().state == "enabled"
-    del e  # what this process holds would keep the core attached
+    del e  # descriptors of this process would keep the core attached
     done = ghostbpf("enclave", "destroy", "--all")
     assert (done.status, done.out) == (0, "all enclaves are gone\n")
     assert sched_ext.wait_disabled()
@@ -255,7 +255,7 @@ def test_pins_of_another_version(
 
 @pytest.fixture
 def small_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A cache on a disk of 2 MB that lacks nothing but Biff; gives the path where that would be."""
+    """A cache on a file system of 2 MB that holds every object but Biff's; returns the path of that entry."""
     names: list[str] = []
     load = cache.load
     with monkeypatch.context() as patch:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Biff: one FIFO for the enclave, and a slice that counts only when somebody waits."""
+"""Biff: one FIFO for the enclave, and a slice that ends only while another task waits."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from workload import (
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-#: A slice that no test is long enough to use up.
+#: A slice longer than any test.
 ENDLESS = "10s"
 
-#: LINGER in bpf/sched.bpf.h: who goes on for longer after it woke another was not about to sleep.
+#: LINGER in bpf/sched.bpf.h: a waker still running that long after a sync wakeup was not about to sleep.
 LINGER_NS = 1_000_000
 
 
 class Holder:
-    """A task that keeps a CPU for as long as the test wants."""
+    """A task that keeps a CPU from take() to let_go()."""
 
     def __init__(self, workload: Workload, enclave: Enclave) -> None:
         self._held = mmap.mmap(-1, 1)
@@ -47,13 +47,13 @@ class Holder:
             me.note()
 
     def take(self) -> None:
-        """Have it take the CPU."""
+        """Let it take the CPU."""
         self._held[0], loops = 1, self._child.loops
         self._child.wake()
         until(lambda: self._child.loops > loops, "the holder has the CPU")
 
     def let_go(self) -> None:
-        """Have it leave the CPU, and wait until it has."""
+        """Let it leave the CPU, and wait until it sleeps."""
         self._held[0] = 0
         self._child.asleep()
 
@@ -77,7 +77,7 @@ def test_lone_thread_that_sleeps_and_yields_finds_an_idle_cpu_and_is_never_preem
             os.sched_yield()
         me.block()
 
-    child = workload.spawn(body, biff, go=False)
+    child = workload.spawn(body, biff, start=False)
     before = sched_field(child.pid, "nr_switches")
     for _ in range(rounds + 1):
         child.asleep().wake()
@@ -107,7 +107,7 @@ def test_thousand_threads_all_finish_in_the_enclave(workload: Workload, enclave:
     assert biff.nr_tasks == 0
 
 
-def test_hundred_busy_threads_all_get_their_time(workload: Workload, enclave: MakeEnclave) -> None:
+def test_hundred_busy_threads_all_get_their_cpu_time(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2", slice="5ms")
 
     def busy() -> None:
@@ -115,7 +115,7 @@ def test_hundred_busy_threads_all_get_their_time(workload: Workload, enclave: Ma
         while time.thread_time_ns() < end:
             pass
 
-    # More processes than CPUs, or Python's own lock would decide who runs.
+    # More processes than CPUs: with threads alone, Python's lock would decide which one runs.
     children = [workload.crowd(20, busy, biff) for _ in range(5)]
     until(lambda: all(child.value == 20 for child in children), "all threads have started")
     for child in children:
@@ -129,14 +129,14 @@ def test_hundred_busy_threads_all_get_their_time(workload: Workload, enclave: Ma
 def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1", slice=ENDLESS)
     holder = Holder(workload, biff)
-    sleepers = [workload.sleeper(biff, then=lambda me: me.say("ran")) for _ in range(12)]
+    sleepers = [workload.sleeper(biff, then=lambda me: me.log("ran")) for _ in range(12)]
     orders = [list(range(12)), list(reversed(range(12))), [5, 0, 11, 3, 8, 1, 10, 2, 7, 4, 9, 6]]
 
     for order in orders:
         holder.take()
         for number in order:
             sleepers[number].wake()
-        assert not workload.said()
+        assert not workload.read_log()
         holder.let_go()
         assert [index for index, _ in _collect(workload, 12)] == [sleepers[number].index for number in order]
 
@@ -147,7 +147,7 @@ def test_yield_goes_to_the_tail(workload: Workload, enclave: MakeEnclave) -> Non
 
     def thrice(me: Me) -> None:
         for turn in range(3):
-            me.say(turn)
+            me.log(turn)
             os.sched_yield()
 
     sleepers = [workload.sleeper(biff, then=thrice) for _ in range(4)]
@@ -155,7 +155,7 @@ def test_yield_goes_to_the_tail(workload: Workload, enclave: MakeEnclave) -> Non
     holder.take()
     for sleeper in sleepers:
         sleeper.wake()
-    assert not workload.said()
+    assert not workload.read_log()
     holder.let_go()
     assert _collect(workload, 12) == [(sleeper.index, str(turn)) for turn in range(3) for sleeper in sleepers]
 
@@ -191,22 +191,22 @@ def test_two_spinners_take_turns_by_the_slice(workload: Workload, enclave: MakeE
     ran = stopwatch(pair)
     preempted = biff.counters().preempted
     until(lambda: biff.counters().preempted > preempted + 30, "30 slices are used up")
-    used_up = biff.counters().preempted - preempted  # within the time that is looked at, from before till after
-    # None is preempted before its slice is over; how much later depends on ticks, and on how fast the machine is.
+    used_up = biff.counters().preempted - preempted  # within the measured time, which begins before and ends after
+    # No task is preempted before the end of its slice; how long after that depends on ticks and on the machine.
     assert sum(ran()) >= 20 * 10**6 * (used_up - 1)
-    # A virtual CPU that is itself taken away makes a slice long, but it makes no turns.
+    # A virtual CPU that the host preempts makes a slice longer, but makes no turns.
     turns = [int(sched_field(child.pid, "nr_involuntary_switches")) for child in pair]
     assert max(turns) < 2 * min(turns), turns
-    until(lambda: min(ran()) > 0.1 * sum(ran()), "both have had their time")
+    until(lambda: min(ran()) > 0.1 * sum(ran()), "each has had its CPU time")
 
 
-def test_slice_that_is_not_used_up_preempts_nobody(workload: Workload, enclave: MakeEnclave) -> None:
+def test_unused_slice_preempts_no_task(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1", slice=ENDLESS)
     holder = workload.spinner(biff)
     holder.progress()
     waiting = workload.spinner(biff)
     used = runtime_ns(holder.pid)
-    until(lambda: runtime_ns(holder.pid) - used > 300 * 10**6, "the holder has run for long")
+    until(lambda: runtime_ns(holder.pid) - used > 300 * 10**6, "the holder runs for 300 ms")
     assert biff.counters().preempted == 0
     holder.stop()
     waiting.progress()
@@ -221,14 +221,14 @@ def test_idle_cpu_is_used_at_once(workload: Workload, enclave: MakeEnclave) -> N
     for _ in range(30):
         loops = sleeper.loops
         sleeper.wake()
-        until(lambda loops=loops: sleeper.loops > loops, "the sleeper ran, though the holder goes on")
+        until(lambda loops=loops: sleeper.loops > loops, "the sleeper runs while the holder spins")
     assert biff.counters().preempted == 0
     assert biff.counters().idle > 0
     assert sleeper.cpus_seen <= biff.cpus
 
 
-def test_idle_cpu_is_told_of_a_task_bound_to_it(workload: Workload, enclave: MakeEnclave) -> None:
-    """The kernel asks no policy for the CPU of a task with one allowed: it comes to the queue, and must be fetched."""
+def test_idle_cpu_runs_a_task_bound_to_it(workload: Workload, enclave: MakeEnclave) -> None:
+    """The kernel calls no select_cpu() for a task with one allowed CPU: it is queued, and the CPU must be kicked."""
     biff = enclave("1-2", slice=ENDLESS)
     holder = workload.spinner(biff, cpus=[1])
     holder.progress()
@@ -252,7 +252,9 @@ def test_every_cpu_takes_from_the_one_queue(workload: Workload, enclave: MakeEnc
         for sleeper in sleepers:
             sleeper.wake()
         holders.pop(cpu).stop()
-        until(lambda before=before: all(s.loops > n for s, n in zip(sleepers, before, strict=True)), "all ran")
+        until(
+            lambda before=before: all(s.loops > n for s, n in zip(sleepers, before, strict=True)), "every sleeper ran"
+        )
         assert {sleeper.at for sleeper in sleepers} == {cpu}
         for holder in holders.values():
             holder.stop()
@@ -263,23 +265,23 @@ def test_every_cpu_takes_from_the_one_queue(workload: Workload, enclave: MakeEnc
     ("policy", "cpus", "share"),
     [("biff", "1-3", False), ("biff", "1", True), ("fifo_centralized", "1", True), ("fifo_per_cpu", "1-3", False)],
 )
-def test_pair_that_wake_each_other_in_turn(
+def test_pair_that_wakes_each_other_shares_a_cpu_only_if_no_other_is_idle(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, policy: str, cpus: str, share: bool
 ) -> None:
-    """Each has an idle CPU; where there is none, who writes to a pipe and then sleeps leaves its own to the reader.
+    """Each task of the pair has an idle CPU; without one, a writer about to sleep leaves its own CPU to the reader.
 
-    An agent with the fast path is not even told.
+    An agent with the fast path gets no message of this.
     """
     if Btf.kernel().find("scx_bpf_reenqueue_local___v2", Kind.FUNC) is None:
-        pytest.skip("this kernel cannot take a task back: wakeups go through the queue")
+        pytest.skip("this kernel cannot re-enqueue a task from any context: wakeups go through the queue")
     one = enclave(cpus) if policy == "biff" else agent_process(cpus, policy, fastpath="idle")[0]
-    there, back = os.pipe(), os.pipe()
+    request, reply = os.pipe(), os.pipe()
     rounds = 2000
 
     def serve(me: Me) -> None:
         for _ in range(rounds):
-            os.read(there[0], 1)
-            os.write(back[1], b"%c" % getcpu())
+            os.read(request[0], 1)
+            os.write(reply[1], b"%c" % getcpu())
 
     def call(me: Me) -> None:
         read, write, here = os.read, os.write, getcpu
@@ -289,20 +291,20 @@ def test_pair_that_wake_each_other_in_turn(
             write(alone[1], b"!")
             read(alone[0], 1)
             times.append(time.perf_counter_ns() - began_ns)
-        me.say(int(statistics.median(times)))
+        me.log(int(statistics.median(times)))
         together = 0
         for _ in range(rounds):
-            write(there[1], b"!")
-            together += read(back[0], 1)[0] == here()
+            write(request[1], b"!")
+            together += read(reply[0], 1)[0] == here()
         me.set(together)
 
-    pair = [workload.spawn(body, one, go=False) for body in (serve, call)]
+    pair = [workload.spawn(body, one, start=False) for body in (serve, call)]
     for child in pair:
         child.wake()
     assert [child.wait() for child in pair] == [0, 0]
-    ((_, median_ns),) = workload.said()
+    ((_, median_ns),) = workload.read_log()
     if share and int(median_ns) > LINGER_NS // 2:
-        pytest.skip(f"a write and a read take {median_ns} ns: too slow a machine to sleep right after a wakeup")
+        pytest.skip(f"a write and a read take {median_ns} ns: on this machine, no waker sleeps within LINGER")
     assert (pair[1].value > rounds / 2) == share
     assert one.counters().idle > rounds
     if one.agent is not None:
@@ -310,10 +312,8 @@ def test_pair_that_wake_each_other_in_turn(
 
 
 @pytest.mark.parametrize("policy", EITHER_FIFO)
-def test_waker_that_does_not_sleep_leaves_its_cpu_to_nobody(
-    workload: Workload, enclave: MakeEnclave, policy: str
-) -> None:
-    """The kernel takes each writer to a pipe for one that is about to sleep; this one goes on, and who waits queues."""
+def test_waker_that_does_not_sleep_keeps_its_cpu(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+    """A write to a pipe is a sync wakeup. This writer runs on, so the reader must be queued."""
     one = enclave("1", policy, slice="5ms")
     heard, tell = os.pipe()
 
@@ -338,8 +338,8 @@ def test_waker_that_does_not_sleep_leaves_its_cpu_to_nobody(
 
 
 @pytest.mark.parametrize("policy", EITHER_FIFO)
-def test_task_that_exits_on_a_busy_cpu_gets_to_its_end(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
-    """The kernel would queue a task that exits where no policy looks, if the core had not asked for it."""
+def test_task_that_exits_on_a_busy_cpu_finishes(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+    """Without SCX_OPS_ENQ_EXITING, the kernel would put an exiting task on the local queue of the busy CPU."""
     one = enclave("1", policy, slice="10ms")
     workload.spinner(one).progress()
 
@@ -355,7 +355,7 @@ def _collect(workload: Workload, lines: int) -> list[tuple[int, str]]:
     ran: list[tuple[int, str]] = []
 
     def enough() -> bool:
-        ran.extend(workload.said())
+        ran.extend(workload.read_log())
         return len(ran) >= lines
 
     until(enough, "all have run")

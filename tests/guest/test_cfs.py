@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cfs: the completely fair scheduler in Python: affinity, nice values, balancing, and the end of its agents."""
+"""cfs, the completely fair scheduler in Python: affinity, nice values, load balancing, and agents that die."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]
 
 @pytest.fixture
 def cfs(agent_process: MakeAgentProcess) -> Callable[..., Enclave]:
-    """``cfs("1-3")`` makes an enclave with its agents."""
+    """``cfs("1-3")`` makes an enclave under cfs, with its agents."""
     return lambda cpus, **options: agent_process(cpus, "cfs", **options)[0]
 
 
@@ -31,7 +31,7 @@ Cfs = Callable[..., Enclave]
 
 
 def _move(child: Child, cpu: int) -> None:
-    """Let it run on ``cpu`` alone, and see to it that it does."""
+    """Bind ``child`` to ``cpu``, and check that it runs there."""
     os.sched_setaffinity(child.pid, {cpu})
     child.forget()
     child.progress(20)
@@ -65,7 +65,7 @@ def test_keeps_affinity_when_becoming_runnable_from_blocked(workload: Workload, 
     workload.spinner(one, cpus=[2]).progress()
     for turn in range(1, 6):
         child.asleep().wake()
-        until(lambda turn=turn: child.loops >= turn, "it ran")
+        until(lambda turn=turn: child.loops >= turn, "it runs")
     assert child.cpus_seen == CpuSet([2])
 
 
@@ -90,12 +90,12 @@ def test_handles_affinity_change_while_blocked(workload: Workload, cfs: Cfs) -> 
     for turn, cpu in enumerate((2, 3, 1, 2), start=1):
         os.sched_setaffinity(child.asleep().pid, {cpu})
         child.wake()
-        until(lambda turn=turn: child.loops >= turn, "it ran")
+        until(lambda turn=turn: child.loops >= turn, "it runs")
         assert child.at == cpu
 
 
 def test_handles_affinity_change_while_runnable(workload: Workload, cfs: Cfs) -> None:
-    """It waits behind a hog that is not to be interrupted for a second."""
+    """It waits behind a hog with a minimum granularity of a second."""
     one = cfs("1-3", latency="2s", min_granularity="1s")
     hogs = [workload.spinner(one, cpus=[cpu]) for cpu in (1, 2)]
     for hog in hogs:
@@ -125,14 +125,14 @@ def test_prio_change_self_and_remote(workload: Workload, agent_process: MakeAgen
 
 
 def test_nice_5_gets_a_third_of_nice_0(workload: Workload, cfs: Cfs) -> None:
-    """Not as exact as in BPF: a turn ends at a tick, and is longer by that and by the agents' own."""
+    """The tolerance is larger than for cfs_bpf: a tick ends a turn, and the agents' own time makes it longer."""
     children = spinners(workload, cfs("1"), nices=(0, 5))
     expect_shares(children, (0, 5), 800, 0.15)
 
 
 @pytest.mark.soak
 def test_simple_nice(workload: Workload, cfs: Cfs) -> None:
-    """Three of nice 0, then of nice 0, 5 and -5, then one of nice 19 and one of -20 beside one of nice 0."""
+    """Three spinners: of nice 0, then of nice 0, 5 and -5, then of nice 19, -20 and 0."""
     children = spinners(workload, cfs("1"), nices=(0, 0, 0))
     expect_shares(children, (0, 0, 0), 2000, 0.1)
     for child, nice in zip(children, (0, 5, -5), strict=True):
@@ -141,17 +141,17 @@ def test_simple_nice(workload: Workload, cfs: Cfs) -> None:
     for child, nice in zip(children, (19, -20, 0), strict=True):
         renice(child, nice)
     ran = stopwatch(children)
-    until(lambda: sum(ran()) > 4000 * MS, "4 s")
-    shares = [one / sum(ran()) for one in ran()]
+    until(lambda: sum(ran()) > 4000 * MS, "4 s of run time")
+    shares = [ns / sum(ran()) for ns in ran()]
     print("nice 19, -20 and 0: " + ", ".join(f"{share:.2%}" for share in shares))
-    # By weight 0.02 %, 98.84 % and 1.14 %; but one tick alone is 0.1 % of that time.
+    # By weight 0.02 %, 98.84 % and 1.14 %; one tick is 0.1 % of the time measured.
     assert shares[1] > 0.9
     children[0].progress()
-    assert sched_ext.status().state == "enabled", "nobody has waited for half a minute"
+    assert sched_ext.status().state == "enabled", "no task has waited for 30 s"
 
 
 @pytest.mark.parametrize("kind", ["new", "woken"])
-def test_who_comes_late_gets_no_more_than_its_share(workload: Workload, cfs: Cfs, kind: str) -> None:
+def test_late_task_gets_no_more_than_its_share(workload: Workload, cfs: Cfs, kind: str) -> None:
     one = cfs("1")
 
     def spins(me: Me) -> None:
@@ -160,39 +160,39 @@ def test_who_comes_late_gets_no_more_than_its_share(workload: Workload, cfs: Cfs
 
     sleeper = workload.sleeper(one, then=spins)
     hog = workload.spinner(one)
-    until(lambda: runtime_ns(hog.pid) > 700 * MS, "the hog has had its time")
-    late = sleeper if kind == "woken" else workload.spawn(spins, one, go=False)
+    until(lambda: runtime_ns(hog.pid) > 700 * MS, "the hog runs for 700 ms")
+    late = sleeper if kind == "woken" else workload.spawn(spins, one, start=False)
     ran = stopwatch([hog, late])
     late.wake()
-    until(lambda: ran()[1] > 450 * MS, "the late one has had its time")
-    # A turn in the middle of which the machine stopped is made up for; what is given as a matter of course is not.
-    until(lambda: ran()[1] - ran()[0] < 250 * MS, "the hog has had as much")
+    until(lambda: ran()[1] > 450 * MS, "the late task runs for 450 ms")
+    # The policy makes up for a turn lengthened by the host, but not for an advantage that it gives.
+    until(lambda: ran()[1] - ran()[0] < 250 * MS, "the hog catches up")
 
 
 @pytest.mark.soak
 def test_simple_load_balancing(workload: Workload, cfs: Cfs) -> None:
-    """Ten spinners in five stages: how many each CPU has, and that none is left without when others have two."""
+    """Ten spinners, then fewer, in five stages: no CPU is idle while another has two tasks."""
     one = cfs("1-3")
     children = [workload.spinner(one, cpus=[1]) for _ in range(10)]
     for child in children:
         child.progress()
     table = [_spread(children)]
 
-    def balanced(there: list[Child]) -> None:
-        until(lambda: set(_spread(there)) == set(one.cpus), "each CPU has some")
-        for child in there:
+    def check_balance(running: list[Child]) -> None:
+        until(lambda: set(_spread(running)) == set(one.cpus), "each CPU has a task")
+        for child in running:
             child.progress(20)
-        table.append(_spread(there))
+        table.append(_spread(running))
         assert set(table[-1]) == set(one.cpus)
 
     for child in children:
         os.sched_setaffinity(child.pid, present_cpus())
-    balanced(children)
+    check_balance(children)
     for left in (7, 5, 3):
         while len(children) > left:
             children.pop().stop()
-        balanced(children)
-    until(lambda: set(_spread(children).values()) == {1}, "each has a CPU for itself")
+        check_balance(children)
+    until(lambda: set(_spread(children).values()) == {1}, "each task has its own CPU")
     table.append(_spread(children))
     stages = "first second third fourth final".split()
     print("cpu", *(f"{stage:>7}" for stage in stages))
@@ -208,11 +208,11 @@ def test_task_that_wakes_behind_a_hog_goes_to_an_idle_cpu(workload: Workload, cf
     one = cfs("1-2", latency="4s", min_granularity="2s")
     sleeper = workload.sleeper(one, cpus=[1])
     sleeper.wake()
-    until(lambda: sleeper.loops, "it ran")
+    until(lambda: sleeper.loops, "it runs")
     workload.spinner(one, cpus=[1]).progress()
     os.sched_setaffinity(sleeper.asleep().pid, present_cpus())
     sleeper.wake()
-    until(lambda: sleeper.loops == 2, "it ran again")
+    until(lambda: sleeper.loops == 2, "it runs again")
     assert sleeper.at == 2
 
 
@@ -229,7 +229,7 @@ def test_thousand_threads_all_finish(workload: Workload, cfs: Cfs) -> None:
     until(lambda: crowd.value == 1000, "all threads have started", 120)
     crowd.wake()
     assert crowd.wait(120) == 0
-    until(lambda: one.nr_tasks == 0, "nothing is left")
+    until(lambda: one.nr_tasks == 0, "the enclave is empty")
 
 
 @pytest.mark.soak
@@ -244,7 +244,7 @@ def test_agents_killed_under_load_lose_no_task(workload: Workload, agent_process
         for child in children:
             child.progress()
         with pytest.raises(AgentError):
-            until(lambda agents=agents: not agents.check(), "their end is seen")
+            until(lambda agents=agents: not agents.check(), "their end is reported")
         assert {task.tid for task in one.tasks()} == {child.pid for child in children}
         _, agents = agent_process(one, "cfs")
     for child in children:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cfs_bpf: CPU time in proportion to weight, by queues of CPUs that steal from each other; nothing lost, ever."""
+"""cfs_bpf: CPU time in proportion to weight, by per-CPU queues that steal from each other, without losing a task."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_new_nice_value_counts_from_now_on(workload: Workload, enclave: MakeEncl
 
 @pytest.mark.kernel_independent
 @pytest.mark.parametrize("kind", ["new", pytest.param("woken", marks=pytest.mark.soak)])
-def test_who_comes_late_gets_no_more_than_its_share(workload: Workload, enclave: MakeEnclave, kind: str) -> None:
-    """Neither the new nor the sleeper has had any CPU time; that it did not want it is no reason to get it all now."""
+def test_late_task_gets_no_more_than_its_share(workload: Workload, enclave: MakeEnclave, kind: str) -> None:
+    """A new or sleeping task has used no CPU time, but does not get all the time that it has not used."""
     one = enclave("1", "cfs_bpf")
 
     def spins(me: Me) -> None:
@@ -120,19 +120,19 @@ def test_who_comes_late_gets_no_more_than_its_share(workload: Workload, enclave:
 
     sleeper = workload.sleeper(one, then=spins)
     hog = workload.spinner(one)
-    until(lambda: runtime_ns(hog.pid) > 700 * MS, "the hog has had its time")
-    late = sleeper if kind == "woken" else workload.spawn(spins, one, go=False)
+    until(lambda: runtime_ns(hog.pid) > 700 * MS, "the hog runs for 700 ms")
+    late = sleeper if kind == "woken" else workload.spawn(spins, one, start=False)
     ran = stopwatch([hog, late])
     late.wake()
-    until(lambda: ran()[1] > 450 * MS, "the late one has had its time")
-    # A turn in the middle of which the machine stopped is made up for; what is given as a matter of course is not.
-    until(lambda: ran()[1] - ran()[0] < 250 * MS, "the hog has had as much")
+    until(lambda: ran()[1] > 450 * MS, "the late task runs for 450 ms")
+    # The policy makes up for a turn lengthened by the host, but not for an advantage that it gives.
+    until(lambda: ran()[1] - ran()[0] < 250 * MS, "the hog catches up")
 
 
 def test_lone_spinner_is_never_preempted(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-2", "cfs_bpf")
     child = workload.spinner(one)
-    until(lambda: runtime_ns(child.pid) > 300 * MS, "fifty latencies of run time")
+    until(lambda: runtime_ns(child.pid) > 300 * MS, "run time of fifty latencies")
     assert one.counters().preempted == 0
 
 
@@ -154,7 +154,7 @@ def test_yield_lets_the_next_have_a_turn(workload: Workload, enclave: MakeEnclav
     assert sched_field(hog.pid, "nr_involuntary_switches") - turns >= loops / 2
 
 
-def test_cpu_with_nothing_to_do_takes_what_waits_for_another(workload: Workload, enclave: MakeEnclave) -> None:
+def test_idle_cpu_takes_a_task_that_waits_for_another_cpu(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-2", "cfs_bpf")
     hogs = [workload.spinner(one, cpus=[cpu]) for cpu in (1, 1, 2)]
     for hog in hogs:
@@ -167,7 +167,7 @@ def test_cpu_with_nothing_to_do_takes_what_waits_for_another(workload: Workload,
 
 @pytest.mark.kernel_independent
 def test_new_tasks_are_spread_over_busy_cpus(workload: Workload, enclave: MakeEnclave) -> None:
-    """They come from a CPU outside, so the same CPU is the nearest for all; and no CPU idles and would take them."""
+    """The tasks come from one CPU outside, so all have the same nearest CPU; no CPU of the enclave is idle."""
     one = enclave("1-3", "cfs_bpf")
     for cpu in one.cpus:
         workload.spinner(one, cpus=[cpu]).progress()
@@ -180,10 +180,10 @@ def test_new_tasks_are_spread_over_busy_cpus(workload: Workload, enclave: MakeEn
     late = [workload.spawn(show_and_spin, one) for _ in range(6)]
     for child in late:
         child.progress()
-    assert {child.value - 1 for child in late} == {1, 2, 3}, "where each ran first"
+    assert {child.value - 1 for child in late} == {1, 2, 3}, "the CPUs on which they ran first"
 
 
-def test_affinities_that_change_all_the_time_are_kept(workload: Workload, enclave: MakeEnclave) -> None:
+def test_changing_affinities_are_honoured(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-3", "cfs_bpf")
 
     def naps(me: Me) -> None:
@@ -203,23 +203,25 @@ def test_affinities_that_change_all_the_time_are_kept(workload: Workload, enclav
 
 
 @pytest.mark.soak
-def test_whom_nobody_would_let_run_for_half_a_minute_runs_sooner(workload: Workload, enclave: MakeEnclave) -> None:
-    """By weight, one tick of nice 19 is worth 35 s of nice -20, and the kernel ends a scheduler after 30."""
+def test_nice_19_beside_nice_minus_20_runs_before_the_kernel_ejects_the_core(
+    workload: Workload, enclave: MakeEnclave
+) -> None:
+    """By weight, one tick of nice 19 equals 35 s of nice -20, and the kernel ejects a scheduler after 30 s."""
     one = enclave("1", "cfs_bpf")
     low, _ = spinners(workload, one, nices=(19, -20))
     for _ in range(3):
         low.progress()
         began, loops = time.monotonic(), low.loops
-        until(lambda loops=loops: low.loops > loops + 1000, "it had turns")
+        until(lambda loops=loops: low.loops > loops + 1000, "it runs")
         print(f"{low.loops - loops} loops in {time.monotonic() - began:.1f} s")
     assert sched_ext.status().state == "enabled"
 
 
 @pytest.mark.parametrize("free", [pytest.param(True, marks=pytest.mark.soak), False], ids=["idle", "busy"])
-def test_who_waits_for_a_cpu_that_a_hog_takes_goes_on_elsewhere(
+def test_tasks_waiting_for_a_cpu_that_a_hog_takes_run_elsewhere(
     workload: Workload, enclave: MakeEnclave, free: bool
 ) -> None:
-    """The hog is of the fair class, which comes first."""
+    """The hog is in the fair class, which preempts the ext class."""
     one = enclave("1-2", "cfs_bpf")
     waiting = [workload.spinner(one, cpus=[1]) for _ in range(3)]
     for child in waiting:
@@ -250,7 +252,7 @@ def test_enclave_loses_a_cpu_under_load_and_gets_it_back(workload: Workload, enc
             assert str(child.cpus_seen) == "1"
         children[4].progress(50)
         assert 2 not in all_cpus()
-    until(lambda: {child.at for child in children} == {1, 2}, "the CPU that is back is used")
+    until(lambda: {child.at for child in children} == {1, 2}, "the CPU is used again")
     assert sched_ext.status().state == "enabled"
 
 
@@ -270,7 +272,7 @@ def _load(workload: Workload, enclave: Enclave) -> list[Child]:
     return pinned + [workload.spawn(body, enclave) for body in bodies]
 
 
-def _all_there(enclave: Enclave, children: list[Child]) -> None:
+def _check_all_run(enclave: Enclave, children: list[Child]) -> None:
     assert {task.tid for task in enclave.tasks()} == {child.pid for child in children}
     for child in children:
         assert in_ext(child.pid)
@@ -288,8 +290,8 @@ def test_swaps_under_load_lose_no_task(
         one.set_policy(POLICIES[("biff", "cfs_bpf", "rr", "cfs_bpf", "cfs_bpf")[number % 5]])
         time.sleep(rng.random() * 0.02)
         if number % 5 == 0 or rounds == 2:
-            _all_there(one, children)
-    _all_there(one, children)
+            _check_all_run(one, children)
+    _check_all_run(one, children)
     assert sched_ext.status().state == "enabled"
 
 
@@ -298,22 +300,22 @@ def test_upgrades_from_and_to_agents_lose_no_task(workload: Workload, agent_proc
     one, agents = agent_process("1-3", "fifo_centralized", slice="5ms")
     children = _load(workload, one)
     for policy, options in (("cfs", {}), ("fifo_centralized", {"fastpath": "off", "slice": "5ms"}), ("cfs", {})):
-        _all_there(one, children)
+        _check_all_run(one, children)
         with Enclaves.change() as enclaves:
             assert enclaves is not None
             enclaves.get(one.id).set_policy(POLICIES["cfs_bpf"])
-        until(lambda agents=agents: not agents.check(), "the agent leaves, and leaves well")
-        _all_there(one, children)
+        until(lambda agents=agents: not agents.check(), "the agent leaves without an error")
+        _check_all_run(one, children)
         _, agents = agent_process(one, policy, **options)
-    _all_there(one, children)
+    _check_all_run(one, children)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("policy", ["biff", "cfs_bpf"])
-def test_who_waits_when_the_loader_dies_in_a_swap_goes_on(
+def test_tasks_waiting_when_the_loader_dies_in_a_swap_run_on(
     workload: Workload, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
-    """Nobody is there to hand over who waits on the CPUs' queues, and the new policy does not look there."""
+    """No loader drains the per-CPU queues, and the new policy does not serve them."""
     one = enclave("1-2", "cfs_bpf", **{"latency": "1s", "min-granularity": "1s"})
     children = [workload.spinner(one, cpus=[1 + number % 2]) for number in range(6)]
     for child in children:
@@ -322,7 +324,7 @@ def test_who_waits_when_the_loader_dies_in_a_swap_goes_on(
         patch.setattr(PolicyBanks, "_finish_draining", lambda banks: None)
         one.set_policy(POLICIES[policy])
     assert one._record.draining
-    _all_there(one, children)
+    _check_all_run(one, children)
     with Enclaves.change():
-        assert not one._record.draining, "the next one sees to it"
-    _all_there(one, children)
+        assert not one._record.draining, "the next command drains the queues"
+    _check_all_run(one, children)

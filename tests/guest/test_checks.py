@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks after every test see what they are for."""
+"""The checks after each test find what they check for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def test_events_of_schedulers_of_other_processes_are_counted(kernel_events: KernelEvents) -> None:
-    """The kernel bypasses each scheduler as it comes, and as it goes; no file has that count afterwards."""
+    """The kernel bypasses each scheduler as it attaches and detaches; no file has that count afterwards."""
     assert ghostbpf("run", "biff", "--cpus", "1", "--", "true").status == 0
     assert kernel_events.counts() == {events.BYPASS: 2}
     assert not kernel_events.trouble()
@@ -44,7 +44,7 @@ def test_watched_events_have_the_kernels_names(enclave: MakeEnclave) -> None:
     enclave("1")
     names = {line.split()[0] for line in Path("/sys/kernel/sched_ext/root/events").read_text().splitlines()}
     assert {"SCX_EV_DISPATCH_LOCAL_DSQ_OFFLINE", events.BYPASS} <= names
-    # A kernel has all of these events, or has not got them yet; another name for one would escape the check.
+    # A kernel has either all of these events or not yet any; a renamed event would escape the check.
     watched = {*events.NEVER, events.BYPASS}
     assert not {name for name in names if "REPEAT" in name or "NOT_OWNED" in name} - watched
 
@@ -72,4 +72,4 @@ def test_task_that_stays_in_the_class_is_found(workload: Workload) -> None:
     os.sched_setscheduler(child.pid, SCHED_EXT, os.sched_param(0))
     assert list(ext_tasks()) == [child.pid]
     os.kill(child.pid, 9)
-    until(lambda: not ext_tasks(), "a task that has ended does not count")
+    until(lambda: not ext_tasks(), "an ended task does not count")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command: what it prints, what it exits with, and that it leaves nothing behind however it ends."""
+"""The command: its output, its exit status, and that it leaves nothing behind however it ends."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from workload import MakeEnclave, Workload, in_ext, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
-#: The keys of ``enclave ls --json``, which others may rely on.
+#: The keys of ``enclave ls --json``, a stable interface.
 LS_KEYS = ["enclave", "policy", "cpus", "tasks", "elsewhere", "swaps", "uid", "age"]
 COUNTER_KEYS = ["idle", "queued", "switches", "preempted", "affinity_misses", "runtime_ns"]
 
 
 def gone() -> bool:
-    """Whether there is no trace of us in the kernel."""
+    """Whether the core is detached and no pin is left."""
     return sched_ext.status().state == "disabled" and not core.ROOT.exists()
 
 
-def well(done: Done) -> str:
-    """What a command that succeeded without a complaint has printed."""
+def output_of(done: Done) -> str:
+    """The output of a command that succeeded without a warning."""
     assert (done.status, done.err) == (0, "")
     return done.out
 
 
 def test_run_attaches_for_a_command_and_detaches_when_it_ends() -> None:
     show = "cat /sys/kernel/sched_ext/state /sys/kernel/sched_ext/root/ops"
-    assert well(ghostbpf("run", "biff", "--cpus", "1-2", "--", "sh", "-c", show)) == "enabled\nghostbpf\n"
+    assert output_of(ghostbpf("run", "biff", "--cpus", "1-2", "--", "sh", "-c", show)) == "enabled\nghostbpf\n"
     assert gone()
 
 
 def test_status_of_the_command_is_the_status_of_run(enclave: MakeEnclave) -> None:
-    enclave("3")  # that the core need not be attached each time
-    for cmd, status, said in (
+    enclave("3")  # so that the core stays attached
+    for cmd, status, message in (
         (["true"], 0, ""),
         (["sh", "-c", "exit 3"], 3, ""),
         (["sh", "-c", "kill -9 $$"], 137, ""),
         (["/nowhere/to/be/found"], 127, "error: cannot run /nowhere/to/be/found: No such file or directory\n"),
         (["/etc/passwd"], 126, "error: cannot run /etc/passwd: Permission denied\n"),
     ):
-        assert ghostbpf("run", "biff", "--cpus", "1-2", "--", *cmd) == Done(status, "", said)
+        assert ghostbpf("run", "biff", "--cpus", "1-2", "--", *cmd) == Done(status, "", message)
     assert [e.id for e in Enclaves.open() or ()] == [1]
 
 
@@ -68,7 +68,7 @@ def test_command_and_its_children_run_in_the_enclave_and_its_output_is_theirs() 
 
 
 def test_command_has_the_signals_of_a_fresh_process() -> None:
-    out = well(ghostbpf("run", "biff", "--cpus", "1", "--", "cat", "/proc/self/status"))
+    out = output_of(ghostbpf("run", "biff", "--cpus", "1", "--", "cat", "/proc/self/status"))
     masks = dict(re.findall(r"^(Sig(?:Pnd|Blk|Ign)):\s*(\w+)$", out, re.M))
     assert {name: int(mask, 16) for name, mask in masks.items()} == {"SigPnd": 0, "SigBlk": 0, "SigIgn": 0}
 
@@ -87,31 +87,31 @@ def test_keep_leaves_the_enclave_and_run_on_it_swaps_and_leaves_it_there() -> No
     assert ghostbpf("run", "rr", "--enclave", 1, "--slice", "3ms", "--", "sh", "-c", "exit 5").status == 5
     assert [(e.id, e.policy, e.swaps) for e in kept] == [(1, "rr", 1)]
     assert (sched_ext.SYSFS / "enable_seq").read_text() == seq
-    assert well(ghostbpf("enclave", "destroy", 1)) == "enclave 1 is gone\n"
+    assert output_of(ghostbpf("enclave", "destroy", 1)) == "enclave 1 is gone\n"
     assert gone()
 
 
 def test_enclave_asked_for_by_a_new_id_is_made_and_goes_with_run() -> None:
     done = ghostbpf("run", "biff", "--enclave", 7, "--cpus", "3", "--", "ls", str(core.ROOT))
-    assert well(done).split() == ["core", "enclave_7"]
+    assert output_of(done).split() == ["core", "enclave_7"]
     assert gone()
 
 
-def test_enclave_commands_do_what_they_say(workload: Workload, enclave: MakeEnclave) -> None:
+def test_enclave_commands_add_show_swap_remove_and_destroy(workload: Workload, enclave: MakeEnclave) -> None:
     enclave("1-2")
     child = workload.sleeper()
-    assert well(ghostbpf("enclave", "add", 1, child.pid)) == "1 tasks joined enclave 1\n"
+    assert output_of(ghostbpf("enclave", "add", 1, child.pid)) == "1 tasks joined enclave 1\n"
     assert in_ext(child.pid)
     child.wake()
     until(lambda: Enclaves.open().get(1).counters().switches > 0)  # type: ignore[union-attr]
-    child.asleep()  # or the counters would change between one look at them and the next
+    child.asleep()  # otherwise the counters change between two reads
 
-    row = json.loads(well(ghostbpf("enclave", "ls", "--json")))
+    row = json.loads(output_of(ghostbpf("enclave", "ls", "--json")))
     assert list(row) == LS_KEYS
     assert [row[key] for key in LS_KEYS[:-1]] == [1, "biff", "1-2", 1, 0, 0, 0]
     assert re.fullmatch(r"\d+s", row["age"])
 
-    shown = json.loads(well(ghostbpf("enclave", "show", 1, "--json", "--tasks")))
+    shown = json.loads(output_of(ghostbpf("enclave", "show", 1, "--json", "--tasks")))
     assert list(shown) == [*LS_KEYS, "left", "counters", "per_cpu", "task_list"]
     assert list(shown["counters"]) == COUNTER_KEYS
     assert shown["per_cpu"]
@@ -122,18 +122,18 @@ def test_enclave_commands_do_what_they_say(workload: Workload, enclave: MakeEncl
     assert list(task) == ["tid", "pid", "enclave", "cpu", "on_cpu", "runtime_ns", "comm", "elsewhere"]
     assert (task["tid"], task["pid"], task["enclave"]) == (child.pid, child.pid, 1)
 
-    assert well(ghostbpf("enclave", "swap", 1, "rr", "--set", "slice=2ms")) == "enclave 1: biff -> rr\n"
-    table = well(ghostbpf("enclave", "ls"))
+    assert output_of(ghostbpf("enclave", "swap", 1, "rr", "--set", "slice=2ms")) == "enclave 1: biff -> rr\n"
+    table = output_of(ghostbpf("enclave", "ls"))
     assert table.split()[: len(LS_KEYS)] == LS_KEYS
     assert table.splitlines()[2].split()[:7] == ["1", "rr", "1-2", "1", "0", "1", "0"]
-    assert f" {child.pid} " in well(ghostbpf("enclave", "show", 1, "--tasks"))
+    assert f" {child.pid} " in output_of(ghostbpf("enclave", "show", 1, "--tasks"))
     assert max(map(len, table.splitlines())) < 80
 
-    assert well(ghostbpf("enclave", "rm", 1, "--tid", child.pid)) == "1 tasks left enclave 1\n"
+    assert output_of(ghostbpf("enclave", "rm", 1, "--tid", child.pid)) == "1 tasks left enclave 1\n"
     assert not in_ext(child.pid)
-    assert well(ghostbpf("enclave", "destroy", "--all")) == "all enclaves are gone\n"
-    assert well(ghostbpf("enclave", "ls")) == "no enclaves\n"
-    assert well(ghostbpf("enclave", "ls", "--json")) == ""
+    assert output_of(ghostbpf("enclave", "destroy", "--all")) == "all enclaves are gone\n"
+    assert output_of(ghostbpf("enclave", "ls")) == "no enclaves\n"
+    assert output_of(ghostbpf("enclave", "ls", "--json")) == ""
     assert gone()
 
 
@@ -169,7 +169,7 @@ def test_signal_ends_run_without_a_command_and_leaves_nothing(number: signal.Sig
     assert gone()
 
 
-def test_ctrl_c_reaches_the_command_which_decides() -> None:
+def test_ctrl_c_reaches_the_command_and_run_exits_with_its_status() -> None:
     script = "trap 'echo caught; exit 42' INT; echo ready; while :; do sleep 0.05; done"
     with running("run", "biff", "--cpus", "1-2", "--", "sh", "-c", script) as process:
         process.until(lambda: "ready" in process.out)
@@ -193,14 +193,14 @@ def test_signals_at_any_moment_leave_nothing_behind(rng: Random) -> None:
     for number in (signal.SIGINT, signal.SIGTERM) * 6:
         command = ("run", "biff", "--cpus", "1-2", "--", "sleep", "0.05")
         with running(*command, first=lambda: os.write(begin, b"!")) as process:
-            os.read(begun, 1)  # until then, it has no handlers yet that a command begins with
+            os.read(begun, 1)  # before that, it has not yet installed its signal handlers
             process.ended(rng.uniform(0, 1.2))
             process.signal(number, group=True)
             done = process.wait()
         assert done.status in (0, 130, 143)
         assert "Traceback" not in done.err
         assert sched_ext.wait_disabled()
-        # A signal during the attach ends the process as it is; then pins without a link may stay.
+        # A signal during the attach kills the process; pins without a link may then stay.
         assert not (core.CORE / "link").exists()
         assert Enclaves.open() is None
     with Enclaves.change():
@@ -232,7 +232,7 @@ def test_destroyed_enclave_ends_its_run_and_the_next_one_of_that_id_is_left_alon
     ghostbpf("enclave", "destroy", 1)
 
 
-def test_command_goes_on_when_its_enclave_is_destroyed() -> None:
+def test_command_runs_on_when_its_enclave_is_destroyed() -> None:
     with running("run", "biff", "--cpus", "1-2", "--", "sh", "-c", "echo ready; exec sleep 1000") as process:
         process.until(lambda: "ready" in process.out)
         assert ghostbpf("enclave", "destroy", 1).status == 0
@@ -261,17 +261,17 @@ def test_all_schedules_ordinary_tasks_and_hands_them_back(workload: Workload) ->
         pytest.param(("fifo_centralized",), id="agent", marks=pytest.mark.soak),
     ],
 )
-def test_with_all_a_cpus_own_kernel_threads_do_not_wait_for_hogs(workload: Workload, options: tuple[str, ...]) -> None:
-    """The kernel's figures are up to date when a kernel thread of each CPU has run."""
+def test_under_all_per_cpu_kernel_threads_do_not_wait_for_hogs(workload: Workload, options: tuple[str, ...]) -> None:
+    """stat_refresh waits until a kernel thread of each CPU has run."""
     hogs = [workload.spinner(cpus=[cpu]) for cpu in (1, 2, 3)]
     fields = " ".join(f"/proc/{hog.pid}/sched" for hog in hogs)
-    look = f"grep -h sum_exec_runtime {fields}"
-    script = f"{look}; for i in 1 2 3 4 5; do cat /proc/sys/vm/stat_refresh; done; {look}"
-    # On a CPU without a hog: what may use the others waits for a hog's slice, as it should.
+    show = f"grep -h sum_exec_runtime {fields}"
+    script = f"{show}; for i in 1 2 3 4 5; do cat /proc/sys/vm/stat_refresh; done; {show}"
+    # On a CPU without a hog: elsewhere the command itself would wait for the end of a hog's slice.
     done = ghostbpf("run", *options, "--all", "--", "sh", "-c", script, first=lambda: os.sched_setaffinity(0, {0}))
-    seen = [float(line.split(":")[1]) for line in well(done).splitlines()]
+    seen = [float(line.split(":")[1]) for line in output_of(done).splitlines()]
     assert len(seen) == 6
-    # In ms; a kernel thread that waits for a hog waits 5 s at least, for as long as the core has patience.
+    # In ms. A kernel thread that waits for a hog waits 5 s, until the core rescues it.
     assert all(after - before < 20_000 for before, after in zip(seen[:3], seen[3:], strict=True))
     for hog in hogs:
         hog.progress()
@@ -290,12 +290,12 @@ def test_all_takes_over_its_own_enclave_and_refuses_a_partial_core(enclave: Make
     assert "the core is attached in partial mode\n  try: " in done.err
 
 
-def test_installed_command_works_as_the_function_does() -> None:
+def test_installed_command_prints_what_main_prints() -> None:
     done = subprocess.run(["ghostbpf", "policies", "--json"], capture_output=True, text=True, timeout=100, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["policy"] for row in rows] == list(POLICIES)
     assert [list(row) for row in rows] == [["policy", "in", "options", "what it does"]] * len(rows)
-    assert done.stdout == well(ghostbpf("policies", "--json"))
+    assert done.stdout == output_of(ghostbpf("policies", "--json"))
 
 
 def test_doctor_finds_this_guest_ready() -> None:
@@ -303,7 +303,7 @@ def test_doctor_finds_this_guest_ready() -> None:
     assert done.status == 0, done.out
     assert "READY: sudo ghostbpf run biff" in done.out
     assert "fail" not in done.out
-    rows = [json.loads(line) for line in well(ghostbpf("doctor", "--json")).splitlines()]
+    rows = [json.loads(line) for line in output_of(ghostbpf("doctor", "--json")).splitlines()]
     assert all(list(row) == ["what", "verdict", "found", "hint"] for row in rows)
     assert {row["verdict"] for row in rows} <= {"ok", "warn"}
     found = {row["what"]: row["found"] for row in rows}

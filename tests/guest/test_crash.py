@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loaders that die, and changes that race: what is left is a working enclave or nothing, and no task is stranded."""
+"""Loaders that die, and changes that race: they leave a working enclave or nothing, and strand no task."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from workload import Child, MakeEnclave, Me, Workload, in_ext, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-# Fifty loaders are killed: at any time, at any line of a whole life, and at any line where the core was there before.
+# Fifty loaders are killed: at any time, at any line of a life with attach, and at any line beside another enclave.
 _TIMED, _ATTACHING, _BESIDE = 10, 8, 32
 
-#: The files whose every line is a moment to die at.
+#: The files in which a loader may be killed at any line.
 _WATCHED = {module.__file__ for module in (core, enclave_module, launch, tasks, run_module)}
 
 
@@ -46,7 +46,7 @@ def _nap(me: Me) -> None:
 
 
 class Moments:
-    """Which line of ours a forked loader is at, seen from here; and where it is to die."""
+    """Counts the lines that a forked loader begins, and kills it at a given one."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 16)
@@ -54,17 +54,17 @@ class Moments:
 
     @property
     def passed(self) -> int:
-        """How many lines it has begun."""
+        """The number of lines begun."""
         return self._board[0]
 
     def watch(self, last: int = 0) -> None:
-        """Count lines from here on, and die at number ``last``."""
+        """Count lines from here on, and kill this process at number ``last``."""
         self._board[0] = 0
         lines = 0
 
         def at_line(frame: FrameType, event: str, argument: Any) -> Any:
             nonlocal lines
-            # The loops over all CPUs there may ever be are thousands of lines and one moment.
+            # The loops over all possible CPUs are thousands of lines with no effect in the kernel.
             if event == "line" and "_cpus" not in frame.f_code.co_name:
                 lines += 1
                 self._board[0] = lines
@@ -76,7 +76,7 @@ class Moments:
 
 
 def _life(cpus: str, pids: list[int]) -> None:
-    """All that a loader does, in one process: attach, create, pin, join, swap, destroy, detach."""
+    """The life of a loader in one process: attach, create, pin, join, swap, destroy, detach."""
     with Enclaves.create() as enclaves:
         made = enclaves.new(CpuSet.parse(cpus), POLICIES["biff"])
     for pid in pids:
@@ -90,12 +90,12 @@ def _life(cpus: str, pids: list[int]) -> None:
 
 
 def _use_up(cpus: str, workload: Workload) -> str:
-    """Check that what a dead loader left on ``cpus`` is whole, and use it up; what it was."""
+    """Check that a dead loader left a working enclave on ``cpus`` or nothing, remove it, and return which."""
     until(lambda: sched_ext.status().state in ("enabled", "disabled"))
     enclaves = Enclaves.open()
     if enclaves is None:
-        left = "pins of no use" if core.ROOT.exists() else "nothing"
-        assert sched_ext.wait_disabled(), "no pin holds the core, and still it is attached"
+        left = "pins without a core" if core.ROOT.exists() else "nothing"
+        assert sched_ext.wait_disabled(), "no pin holds the core, but it is attached"
     else:
         left = "an enclave being destroyed" if cpus in map(str, (e.cpus for e in enclaves)) else "nothing"
         assert sched_ext.status().state == "enabled"
@@ -119,7 +119,7 @@ def _use_up(cpus: str, workload: Workload) -> str:
 def _kill(
     loaders: Callable[[], Iterator[Running]], cpus: str, workload: Workload, children: list[Child]
 ) -> collections.Counter[str]:
-    """Start loaders that die, and check each time what is left; how many left what."""
+    """Start loaders that die, and check what each left; returns a count of each kind."""
     ends: collections.Counter[str] = collections.Counter()
     for loader in loaders():
         status = loader.wait().status
@@ -155,7 +155,7 @@ def test_loader_killed_while_it_attaches_or_runs_leaves_a_working_enclave_or_not
 
     ends = _kill(loaders, "1-2", workload, children)
     with capsys.disabled():
-        print(f"\n  killed at any time, or at one of {lines} lines; left: {dict(ends)}")
+        print(f"\n  loaders killed at any time or at one of {lines} lines left: {dict(ends)}")
     assert sched_ext.wait_disabled()
     assert not core.ROOT.exists()
 
@@ -179,7 +179,7 @@ def test_loader_killed_beside_another_enclave_harms_neither(
 
     ends = _kill(loaders, "1-2", workload, children)
     with capsys.disabled():
-        print(f"\n  killed at one of {lines} lines; left: {dict(ends)}")
+        print(f"\n  loaders killed at one of {lines} lines left: {dict(ends)}")
     assert ends["a working enclave"] > 0
     assert ends["nothing"] > 0
     assert [e.id for e in Enclaves.open() or ()] == [other.id]
@@ -188,7 +188,7 @@ def test_loader_killed_beside_another_enclave_harms_neither(
     resident.progress()
 
 
-#: Each process shows its pid, forks the next and exits: whoever lets one slip leaves them all behind.
+#: Each process shows its pid, forks the next and exits: a destroy that misses one misses all that follow.
 _CHAIN = """
     $SIG{CHLD} = 'IGNORE'; open F, '+<', shift;
     while (1) { sysseek F, 0, 0; syswrite F, sprintf '%10d', $$; select undef, undef, undef, 0.002; exit if fork }
@@ -198,7 +198,7 @@ _FORKER = "while (1) { exit unless fork; wait; select undef, undef, undef, 0.002
 
 @pytest.fixture
 def families(tmp_path: Path) -> Iterator[list[Callable[[], int]]]:
-    """A chain of forks, and a process that forks and waits: functions that give the pid to add."""
+    """A chain of forks, and a process that forks and waits: a function for each that returns the pid to add."""
     shown = tmp_path / "pid"
     shown.write_text("")
     chain = subprocess.Popen(["perl", "-e", _CHAIN, shown], process_group=0)
@@ -224,7 +224,7 @@ def test_destroy_races_with_joins_forks_and_exits(
     races: int,
 ) -> None:
     read_sources_once(monkeypatch, POLICIES["biff"], POLICIES[policy])
-    stays = enclave("3")  # so that the core stays attached, and tasks that it has lost would show
+    stays = enclave("3")  # keeps the core attached, so that a lost task would be listed
     joiners = [workload.spawn(_nap), workload.sleeper()]
 
     def join(doomed: Enclave, begin: threading.Barrier) -> None:
@@ -239,7 +239,7 @@ def test_destroy_races_with_joins_forks_and_exits(
         for _ in range(races):
             doomed = enclaves.new(CpuSet([1, 2]), POLICIES[policy])
             for pid in families:
-                until(lambda doomed=doomed, pid=pid: _joined(doomed, pid()), "the family is in it")
+                until(lambda doomed=doomed, pid=pid: _joined(doomed, pid()), "the family has joined")
             begin = threading.Barrier(2)
             thread = threading.Thread(target=join, args=(doomed, begin))
             thread.start()
@@ -247,7 +247,7 @@ def test_destroy_races_with_joins_forks_and_exits(
             time.sleep(rng.uniform(0, 0.01))
             doomed.destroy()
             thread.join()
-            assert stays.core.tasks() == [], "destroy, or a join that came too late, left tasks behind"
+            assert stays.core.tasks() == [], "destroy, or a late join, left tasks behind"
             assert {tasks.policy_of(child.pid) for child in joiners} == {os.SCHED_OTHER}
     joiners[0].progress()
     joiners[1].wake()
@@ -284,7 +284,7 @@ def test_end_of_the_last_enclave_and_of_the_core_races_with_joins(
 
 
 def _joined(enclave: Enclave, pid: int) -> bool:
-    """Whether ``enclave`` could catch task ``pid``, or one that it has forked, alive."""
+    """Whether task ``pid``, or a task that it has forked, is in ``enclave`` and alive."""
     with contextlib.suppress(TaskError):
         enclave.add(pid)
     return bool({task.tid for task in enclave.tasks()})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaving an enclave: whoever takes a task out of the ext class takes it out of its enclave, and it runs on."""
+"""Leaving an enclave: a task that leaves the ext class leaves its enclave, and runs on."""
 
 from __future__ import annotations
 
@@ -53,26 +53,28 @@ def test_task_that_leaves_by_itself_runs_on(workload: Workload, enclave: MakeEnc
 
 
 @pytest.mark.parametrize("policy", ["biff", pytest.param("rr", marks=pytest.mark.soak)])
-def test_task_that_another_takes_out_runs_on(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+def test_task_that_another_process_puts_into_the_fair_class_runs_on(
+    workload: Workload, enclave: MakeEnclave, policy: str
+) -> None:
     one = enclave("1", policy, slice=ENDLESS)
     sleeping = workload.sleeper(one)
     pair = [workload.spinner(one) for _ in range(2)]
     assert one.nr_tasks == 3
-    tasks = until(lambda: [t for t in one.tasks() if t.on_cpu], "one has the CPU")
+    tasks = until(lambda: [t for t in one.tasks() if t.on_cpu], "one task has the CPU")
     running, queued = sorted(pair, key=lambda child: child.pid != tasks[0].tid)
 
     depart(sleeping.pid)
     sleeping.wake()
-    until(lambda: sleeping.loops, "the sleeper runs, though the enclave's CPU is taken")
+    until(lambda: sleeping.loops, "the sleeper runs while the enclave's CPU is busy")
     depart(queued.pid)
     queued.progress(100)
     depart(running.pid)
     running.progress(100)
     for child in (sleeping, queued, running):
         assert not in_ext(child.pid)
-        child.close()  # in the fair class, it would outrank whatever comes now
+        child.close()  # in the fair class, it would preempt the next spinner
     assert one.nr_tasks == 0
-    # What they left behind is an enclave that works.
+    # The enclave still works.
     workload.spinner(one).progress(100)
 
 
@@ -89,12 +91,12 @@ def test_departed_task_may_come_back(workload: Workload, enclave: MakeEnclave) -
     until(lambda: spinner.at == 1, "it is back")
 
 
-def test_departures_disturb_no_one_else(workload: Workload, enclave: MakeEnclave) -> None:
+def test_departures_leave_other_tasks_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2", slice="5ms")
     stay = [workload.spinner(biff) for _ in range(3)]
-    go = [workload.spinner(biff) for _ in range(3)]
+    depart_and_return = [workload.spinner(biff) for _ in range(3)]
     for turn in range(30):
-        child = go[turn % 3]
+        child = depart_and_return[turn % 3]
         depart(child.pid)
         child.progress()
         biff.add(child.pid)
@@ -108,7 +110,7 @@ def test_departures_disturb_no_one_else(workload: Workload, enclave: MakeEnclave
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 def test_thousand_tasks_leave_at_once(workload: Workload, enclave: MakeEnclave, busy: bool) -> None:
     biff = enclave("1-2", slice="5ms")
-    stay = [workload.spinner(biff, go=False) for _ in range(3 if busy else 0)]
+    stay = [workload.spinner(biff, start=False) for _ in range(3 if busy else 0)]
     left = threading.Barrier(1001)
 
     def leave_and_wait() -> None:
@@ -117,7 +119,7 @@ def test_thousand_tasks_leave_at_once(workload: Workload, enclave: MakeEnclave, 
         left.wait()
         time.sleep(0.001)
 
-    # A child of its own, and not crowd(): its main thread tells when all the others have left.
+    # Not crowd(): this main thread shows when all other threads have left.
     def lead(me: Me) -> None:
         threading.stack_size(128 * 1024)
         gate = threading.Event()
@@ -156,7 +158,7 @@ def test_thousand_tasks_leave_at_once(workload: Workload, enclave: MakeEnclave, 
         pytest.param(os.SCHED_IDLE, id="idle", marks=pytest.mark.soak),
     ],
 )
-def test_every_other_class_is_outside(workload: Workload, enclave: MakeEnclave, policy: int) -> None:
+def test_task_of_any_other_class_is_not_in_the_enclave(workload: Workload, enclave: MakeEnclave, policy: int) -> None:
     biff = enclave("1-2")
     sleeper = workload.sleeper(biff)
     os.sched_setscheduler(sleeper.pid, policy, os.sched_param(int(policy == os.SCHED_FIFO)))
@@ -166,7 +168,7 @@ def test_every_other_class_is_outside(workload: Workload, enclave: MakeEnclave, 
 
 
 def futex_pi(word: Any, operation: int) -> None:
-    """Lock or unlock a futex that lends its owner the priority of whoever waits for it."""
+    """Lock or unlock a futex whose owner inherits the priority of a waiter."""
     libc.syscall("futex", word, operation, 0, libc.ffi.NULL, libc.ffi.NULL, 0)
 
 
@@ -174,8 +176,8 @@ pi_futex = pytest.mark.skipif("futex" not in libc.NUMBERS, reason="the number of
 
 
 @pi_futex
-def test_lent_priority_is_no_departure(workload: Workload, enclave: MakeEnclave) -> None:
-    """A real-time task waits for a lock of ours: we run in its class until we let go, and then are back."""
+def test_priority_inheritance_is_no_departure(workload: Workload, enclave: MakeEnclave) -> None:
+    """While a real-time task waits for a lock, its owner runs in the real-time class; then it returns."""
     biff = enclave("1")
     shared = mmap.mmap(-1, mmap.PAGESIZE)
     word = libc.ffi.from_buffer("uint32_t[]", shared)
@@ -196,7 +198,7 @@ def test_lent_priority_is_no_departure(workload: Workload, enclave: MakeEnclave)
     owner = workload.spawn(own, biff)
     until(lambda: owner.value, "it has the lock")
     waiter = workload.spawn(want)
-    until(lambda: sched_field(owner.pid, "prio") < 100, "it has the waiter's priority")
+    until(lambda: sched_field(owner.pid, "prio") < 100, "the owner inherits the priority")
     assert not in_ext(owner.pid)
     assert os.sched_getscheduler(owner.pid) == SCHED_EXT
     owner.wake()
@@ -211,7 +213,7 @@ def test_lent_priority_is_no_departure(workload: Workload, enclave: MakeEnclave)
 
 
 class Lock:
-    """A lock that lends its owner, a task that spins, the priority of a real-time task that waits for it."""
+    """A lock whose owner, a spinner, inherits the priority of a real-time waiter."""
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
@@ -219,7 +221,7 @@ class Lock:
         self._released = self._word + 16  # in another cache line
 
     def own(self, me: Me) -> None:
-        """Take it, spin until release(), and spin on."""
+        """Lock it, spin until release(), unlock it, and spin on."""
         futex_pi(self._word, _LOCK_PI)
         me.set(1)
         while not me.stopped:
@@ -229,13 +231,13 @@ class Lock:
                 self._released[0] = 2
 
     def want(self, _me: Me) -> None:
-        """Wait for it in a real-time class."""
+        """Wait for the lock in a real-time class."""
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         futex_pi(self._word, _LOCK_PI)
         futex_pi(self._word, _UNLOCK_PI)
 
     def release(self) -> None:
-        """Have its owner let go of it."""
+        """Tell the owner to unlock it."""
         self._released[0] = 1
 
 
@@ -244,8 +246,8 @@ def is_boosted(child: Child) -> bool:
 
 
 @pi_futex
-def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, agent: MakeAgent) -> None:
-    """To the agent it sleeps: with its gtid, its run time and its sequence of messages it goes on afterwards."""
+def test_agent_keeps_a_task_through_priority_inheritance(workload: Workload, agent: MakeAgent) -> None:
+    """For the agent the task sleeps; afterwards it has the same gtid, run time and sequence of messages."""
     one, lock = agent("1"), Lock()
     owner = workload.spawn(lock.own, one.enclave)
     drive(one, lambda: owner.value, "it has the lock")
@@ -254,11 +256,11 @@ def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, a
     assert isinstance(policy, Manual)
     policy.log.clear()
     waiter = workload.spawn(lock.want)
-    until(lambda: is_boosted(owner), "it has the waiter's priority")
-    # An agent that has not yet read what happened may commit the task, and must not take it for gone.
+    until(lambda: is_boosted(owner), "the owner inherits the priority")
+    # An agent that has not yet read the message may commit the task; the result must not say that it is gone.
     assert one.commit([Transaction(task, 1)])[0] in (TxnState.STALE, TxnState.NOT_RUNNABLE)
     assert one.tasks == {task.gtid: task}
-    drive(one, lambda: task.state == BLOCKED, "the agent knows")
+    drive(one, lambda: task.state == BLOCKED, "the agent reads that it sleeps")
     seq, ran = task.seq, one.status_words[task.word].runtime_ns
     assert policy.log[-1] == ("blocked", task)
     owner.progress(100)
@@ -266,8 +268,8 @@ def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, a
     lock.release()
     drive(one, lambda: not waiter.alive and in_ext(owner.pid), "it is back")
     loops = owner.loops
-    drive(one, lambda: owner.loops > loops + 100, "it goes on")
-    # Some kernels have it go on without a wait: then the agent hears of it when it next waits.
+    drive(one, lambda: owner.loops > loops + 100, "it runs on")
+    # On some kernels it runs on without waiting: the agent then reads of it when it next waits.
     assert one.commit([Transaction(None, 1, flags=PREEMPT)]) == [TxnState.COMPLETE]
     kinds: list[str] = []
 
@@ -283,27 +285,27 @@ def test_agent_keeps_a_task_whose_lock_lends_it_a_priority(workload: Workload, a
 
 
 @pi_futex
-def test_boosted_task_whose_class_is_changed_ends_for_its_agent(workload: Workload, agent: MakeAgent) -> None:
-    """Back from the boost it is in the fair class, and no op tells of its end."""
+def test_boosted_task_whose_class_is_changed_is_dead_to_its_agent(workload: Workload, agent: MakeAgent) -> None:
+    """After the boost it is in the fair class, and no op is called at its end."""
     one, lock = agent("1"), Lock()
     owner = workload.spawn(lock.own, one.enclave)
     drive(one, lambda: owner.value, "it has the lock")
     (task,) = one.tasks.values()
     waiter = workload.spawn(lock.want)
-    drive(one, lambda: is_boosted(owner) and task.state == BLOCKED, "it has the waiter's priority")
+    drive(one, lambda: is_boosted(owner) and task.state == BLOCKED, "the owner inherits the priority")
     depart(owner.pid)
     lock.release()
     assert waiter.wait() == 0
     owner.progress(100)
     assert not in_ext(owner.pid)
     owner.stop()
-    drive(one, lambda: not one.tasks, "the agent learns of its end")
+    drive(one, lambda: not one.tasks, "the agent reads of its end")
     assert isinstance(one.policy, Manual)
     assert one.policy.log[-1] == ("dead", task)
 
 
 @pytest.mark.parametrize("way", [pytest.param("lent", marks=pi_futex), "left"])
-def test_cfs_bpf_charges_nothing_for_what_a_task_ran_outside(
+def test_cfs_bpf_charges_no_run_time_from_outside_the_enclave(
     workload: Workload, enclave: MakeEnclave, way: str
 ) -> None:
     one, lock = enclave("1", "cfs_bpf"), Lock()
@@ -315,7 +317,7 @@ def test_cfs_bpf_charges_nothing_for_what_a_task_ran_outside(
         waiter = workload.spawn(lock.want)
     else:
         depart(child.pid)
-    until(lambda: runtime_ns(child.pid) - before > 500 * 10**6, "it runs outside")
+    until(lambda: runtime_ns(child.pid) - before > 500 * 10**6, "it runs outside the enclave")
     assert not in_ext(child.pid)
     if way == "lent":
         lock.release()
@@ -329,13 +331,13 @@ def test_cfs_bpf_charges_nothing_for_what_a_task_ran_outside(
 
 
 @pi_futex
-def test_enclave_that_ends_hands_a_boosted_task_back_too(workload: Workload, enclave: MakeEnclave) -> None:
+def test_destroy_hands_a_boosted_task_back(workload: Workload, enclave: MakeEnclave) -> None:
     biff, lock = enclave("1"), Lock()
-    keeps = enclave("2")  # and the core with it
+    keeps = enclave("2")  # and keeps the core attached
     owner = workload.spawn(lock.own, biff)
     until(lambda: owner.value, "it has the lock")
     waiter = workload.spawn(lock.want)
-    until(lambda: is_boosted(owner), "it has the waiter's priority")
+    until(lambda: is_boosted(owner), "the owner inherits the priority")
     with Enclaves.change() as enclaves:
         assert enclaves is not None
         enclaves.get(biff.id).destroy()
@@ -344,13 +346,13 @@ def test_enclave_that_ends_hands_a_boosted_task_back_too(workload: Workload, enc
     owner.progress(100)
     assert os.sched_getscheduler(owner.pid) == os.SCHED_OTHER
     assert not in_ext(owner.pid)
-    # Out of the class by a loader's hand, it is in no enclave when it comes back.
+    # A loader has moved it out of its enclave: it is in none when it returns to the class.
     os.sched_setscheduler(owner.pid, SCHED_EXT, os.sched_param(0))
     owner.progress(100)
     assert [task.enclave for task in keeps.core.tasks()] == [0]
 
 
-def test_task_that_comes_back_by_itself_is_in_no_enclave(workload: Workload, enclave: MakeEnclave) -> None:
+def test_task_that_returns_to_the_class_by_itself_is_in_no_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     """The core's built-in FIFO runs it, on any CPU."""
     biff = enclave("1-2")
 
@@ -379,17 +381,17 @@ def test_only_tasks_that_leave_by_themselves_are_counted(workload: Workload, enc
     ended.kill()
     assert biff.nr_tasks == 0
     assert biff.departures() == Departures(0, ())
-    # The mark that a loader leaves on a task does not outlive it.
+    # The mark of a task that a loader has removed is cleared when the task joins again.
     biff.add(removed.pid)
     depart(removed.pid)
     assert biff.departures().count == 1
     shown = json.loads(ghostbpf("enclave", "show", 1, "--json").out)["left"]
-    assert (shown["count"], [one["tid"] for one in shown["last"]]) == (1, [removed.pid])
+    assert (shown["count"], [task["tid"] for task in shown["last"]]) == (1, [removed.pid])
     assert f"left: 1 ({shown['last'][0]['comm']} {removed.pid})" in ghostbpf("enclave", "show", 1).out
 
 
 @pytest.mark.parametrize("policy", ["biff", pytest.param("fifo_centralized", marks=pytest.mark.soak)])
-def test_run_tells_at_its_end_which_tasks_left(policy: str) -> None:
+def test_run_reports_at_its_end_which_tasks_left(policy: str) -> None:
     script = "for i in 1 2 3 4 5 6 7 8 9; do chrt --other 0 true; done"
     done = ghostbpf("run", policy, "--cpus", "1-2", "--", "sh", "-c", script)
     assert (done.status, done.out) == (0, "")
@@ -398,7 +400,7 @@ def test_run_tells_at_its_end_which_tasks_left(policy: str) -> None:
 
 
 def test_slice_without_end_ends_with_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
-    """It may be that its loader dies then, and nobody hands the tasks back."""
+    """A loader that dies then has handed no task back."""
     biff = enclave("1", slice=ENDLESS)
     sleeper = workload.sleeper(biff, cpus=[1])
     holder = workload.spinner(biff, cpus=[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDF: earlier deadlines first, QoS before deadlines, and it learns how long work takes."""
+"""EDF: earlier deadlines first, QoS before deadlines, and estimates of execution time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MS, S = 10**6, 10**9
 
 @pytest.fixture
 def one(agent_process: MakeAgentProcess) -> Enclave:
-    """One CPU."""
+    """An enclave of one CPU."""
     return agent_process("1", "edf", **PATIENT)[0]
 
 
@@ -36,7 +36,7 @@ def hints(one: Enclave) -> Iterator[Hints]:
 
 
 def say(me: Me) -> None:
-    me.say("ran")
+    me.log("ran")
 
 
 def test_earlier_deadlines_go_first(workload: Workload, one: Enclave, hints: Hints) -> None:
@@ -65,7 +65,7 @@ def test_deadline_that_changes_while_a_task_waits_counts(
     workload: Workload, agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def say_and_note(me: Me) -> None:
-        me.say("ran")
+        me.log("ran")
         me.note()
 
     one = agent("1", Edf)
@@ -75,14 +75,14 @@ def test_deadline_that_changes_while_a_task_waits_counts(
     with Hints.open(one.enclave.hints_path) as hints:
         hints.set_class(NORMAL, one_shot=True, qos=1)
         for number, sleeper in enumerate(sleepers):
-            one.enclave.add(sleeper.pid)  # asleep, it needs no CPU to come
+            one.enclave.add(sleeper.pid)  # asleep, it needs no CPU to join
             hints.set_item(number, tid=sleeper.pid, work_class=NORMAL, deadline_ns=now + (20 + number) * S)
         order = Order(workload, sleepers)
         for sleeper in sleepers:
             sleeper.wake()
         until(lambda: waiting(one.enclave) == len(sleepers), "all wait")
         with monkeypatch.context() as patch:
-            # A task that held the CPU might lose it to another class, and then one of them would run too soon.
+            # No task holds the CPU: another class might preempt it, and a sleeper would run too soon.
             patch.setattr(one, "idle_cpus", list)
             one.turn()
         first = one.policy.queue.first(1)
@@ -97,10 +97,10 @@ def test_an_earlier_deadline_takes_no_cpu_away(workload: Workload, one: Enclave,
     def hold_and_say(me: Me) -> None:
         while not me.stopped:
             me.note()
-        me.say("done")
+        me.log("done")
         me.block()
 
-    def undisturbed_turn() -> bool:
+    def has_undisturbed_turn() -> bool:
         now = time.monotonic_ns()
         holder = workload.spawn(hold_and_say, one)
         hints.set_item(0, tid=earlier.pid, work_class=NORMAL, deadline_ns=now + 10 * S)
@@ -113,7 +113,7 @@ def test_an_earlier_deadline_takes_no_cpu_away(workload: Workload, one: Enclave,
             return sched_field(holder.pid, "nr_involuntary_switches") != interruptions
 
         earlier.wake()
-        until(lambda: waiting(one) == 1 or is_disturbed(), "it waits for its equal")
+        until(lambda: waiting(one) == 1 or is_disturbed(), "the task with the earlier deadline waits")
         holder.stop(wait=False)
         ran = order.ran()
         if is_disturbed():
@@ -123,7 +123,7 @@ def test_an_earlier_deadline_takes_no_cpu_away(workload: Workload, one: Enclave,
         return True
 
     earlier = workload.sleeper(one, then=say)
-    until(undisturbed_turn, "one in which no thread of the kernel takes the CPU")
+    until(has_undisturbed_turn, "a turn without preemption by a kernel thread")
     assert one.counters().preempted == 0
 
 
@@ -137,7 +137,7 @@ def test_higher_qos_takes_a_cpu_away(workload: Workload, one: Enclave, hints: Hi
         holder.progress()
         loops = urgent.loops
         urgent.wake()
-        until(lambda loops=loops: urgent.loops > loops, "it ran, though the other has not ended")
+        until(lambda loops=loops: urgent.loops > loops, "it runs before the holder ends")
     assert one.counters().preempted == 0
 
 
@@ -153,7 +153,7 @@ def test_task_whose_work_is_done_waits_for_more(workload: Workload, one: Enclave
 
 
 def test_simple_repeatable(workload: Workload, one: Enclave, hints: Hints) -> None:
-    """Ten pieces of 10 ms, each after its own period has begun."""
+    """Ten pieces of work of 10 ms, each after the start of its period."""
     period_ns, pieces = 50 * MS, 10
     hints.set_class(REPEATING, repeating=True, exectime_ns=10 * MS, period_ns=period_ns)
 
@@ -175,7 +175,7 @@ def test_simple_repeatable(workload: Workload, one: Enclave, hints: Hints) -> No
 
 
 @pytest.mark.soak
-def test_it_learns_how_long_work_of_a_class_takes(workload: Workload, agent: MakeAgent) -> None:
+def test_estimate_of_a_work_class_follows_its_execution_time(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2", Edf)
     assert isinstance(one.policy, Edf)
     estimates, pieces = one.policy.estimates, 4
@@ -188,7 +188,7 @@ def test_it_learns_how_long_work_of_a_class_takes(workload: Workload, agent: Mak
             worker.wake()
             drive(one, lambda piece=piece: worker.value > piece, "the piece is done")
             hints.set_runnable(0, False)
-            drive(one, lambda: estimates[NORMAL].mean_ns > 2 * MS, "it learns")
+            drive(one, lambda: estimates[NORMAL].mean_ns > 2 * MS, "the estimate grows")
     drive(one, lambda: not worker.alive, "it ends")
     assert estimates[NORMAL].mean_ns >= (2 + pieces * 20) / (pieces + 1) * MS
 

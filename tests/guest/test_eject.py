@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel throws the core out: everybody is told why, tasks run on in fair, and the next run starts anew."""
+"""The kernel ejects the core: each command reports why, tasks run on in fair, and the next run attaches a new core."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ _TRACE = Path("/sys/kernel/tracing/trace")
 
 @pytest.fixture
 def eject(kernel_log: KernelLog) -> Iterator[Eject]:
-    """``eject()`` has the kernel throw out whatever scheduler there is; what is pinned is cleared away later."""
+    """``eject()`` makes the kernel eject the scheduler; the fixture removes its pins at the end."""
     kernel_log.expect("ghostbpf")
 
-    def throw_out() -> None:
+    def sysrq() -> None:
         Path("/proc/sysrq-trigger").write_text("S")
         until(lambda: sched_ext.status().state == "disabled")
 
-    yield throw_out
+    yield sysrq
     if core.ROOT.exists():
         core.clear_pins()
 
 
 def still_runs(child: Child) -> None:
-    """It goes on in fair; its policy stays as set, so take that back, too."""
+    """Check that it runs in fair, and restore its policy, which is still SCHED_EXT."""
     child.progress()
     assert not in_ext(child.pid)
     tasks.set_policy(child.pid, os.SCHED_OTHER)
 
 
 @pytest.mark.kernel_independent
-def test_run_that_watches_says_why_and_exits_with_1(workload: Workload, eject: Eject) -> None:
+def test_run_without_a_command_reports_the_ejection_and_exits_with_1(workload: Workload, eject: Eject) -> None:
     with running("run", "biff", "--cpus", "1-2") as process:
         process.until(lambda: "Ctrl-C ends" in process.err)
         child = workload.spinner()
@@ -72,7 +72,7 @@ def test_run_that_watches_says_why_and_exits_with_1(workload: Workload, eject: E
     assert not core.ROOT.exists()
 
 
-def test_run_with_a_command_lets_it_finish_and_says_why(eject: Eject) -> None:
+def test_run_with_a_command_lets_it_finish_and_reports_the_ejection(eject: Eject) -> None:
     script = "echo ready; while grep -q enabled /sys/kernel/sched_ext/state; do sleep 0.1; done; exit 7"
     with running("run", "biff", "--cpus", "1-2", "--", "sh", "-c", script) as process:
         process.until(lambda: "ready" in process.out)
@@ -113,7 +113,7 @@ def test_every_enclave_of_an_ejected_core_is_gone(workload: Workload, enclave: M
 def test_tracepoint_programs_of_an_ejected_core_do_not_touch_the_next(
     workload: Workload, enclave: MakeEnclave, eject: Eject
 ) -> None:
-    """Whoever has them open keeps them at work; for them its enclaves are still there."""
+    """An open descriptor keeps such a program attached, and its core's maps still list the enclaves."""
 
     def naps(me: Me) -> None:
         while not me.stopped:
@@ -138,7 +138,9 @@ def test_tracepoint_programs_of_an_ejected_core_do_not_touch_the_next(
                 enclaves.get(again.id).destroy()
 
 
-def test_dump_names_each_enclave_its_policy_and_whose_task_is_whose(workload: Workload, enclave: MakeEnclave) -> None:
+def test_dump_names_each_enclave_its_policy_and_the_enclave_of_each_task(
+    workload: Workload, enclave: MakeEnclave
+) -> None:
     made = [enclave("1"), enclave("2", "rr")]
     children = [workload.spinner(e) for e in made for _ in range(2)]
     for child in children:
@@ -170,7 +172,7 @@ BPF_PROG(wrong_enqueue, struct task_struct *p, u64 enq_flags)
 """
 
 
-def test_policy_that_errs_is_thrown_out_with_a_dump_that_names_it(
+def test_policy_error_ejects_the_core_with_a_dump_that_names_the_policy(
     workload: Workload, enclave: MakeEnclave, eject: Eject, tmp_path: Path
 ) -> None:
     (tmp_path / "wrong.bpf.c").write_text(_WRONG)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Enclaves: their lives, their CPUs, their tasks, their pins."""
+"""Enclaves: creation and destruction, CPUs, tasks and pins."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 
 def params(enclave: Enclave, policy: Policy, bank: int = 0) -> MmapArray:
-    """The parameters of an enclave's policy, through their pin."""
+    """The parameters of an enclave's policy, opened through their pin."""
     return MmapArray(Map.open(enclave.path / f"policy_{bank}" / "params"), *policy.params_type)
 
 
-def test_created_enclave_is_found_by_anyone_who_opens(enclave: MakeEnclave) -> None:
+def test_created_enclave_is_listed_by_every_open(enclave: MakeEnclave) -> None:
     enclave("1-2", "biff")
     enclave("3", "rr")
     enclaves = Enclaves.open()
@@ -126,7 +126,7 @@ def test_reused_id_is_another_enclave_and_takes_no_stale_member(workload: Worklo
     new = enclave("3")
     assert new.id == old.id
     assert new._record.generation != generation
-    # What a join that lost its race with destroy leaves: marked for the old one, and in the class.
+    # As a join that lost a race with destroy leaves a task: marked for the old enclave, and in the class.
     assert new.core.join(child.pid, old.id, generation)[0] == 0
     tasks.set_policy(child.pid, tasks.SCHED_EXT)
     assert in_ext(child.pid)
@@ -152,7 +152,7 @@ def test_counters_start_at_zero_when_an_id_is_reused(workload: Workload, enclave
     assert again.swaps == 0
 
 
-def test_cpus_of_another_enclave_are_refused_by_owner(enclave: MakeEnclave) -> None:
+def test_cpus_of_another_enclave_are_refused_with_its_id(enclave: MakeEnclave) -> None:
     owner = enclave("1-2")
     for cpus in ("1-2", "2", "2-3", "0-3"):
         with pytest.raises(EnclaveBusy, match="enclave 1 holds CPU") as busy:
@@ -164,7 +164,7 @@ def test_cpus_of_another_enclave_are_refused_by_owner(enclave: MakeEnclave) -> N
     assert not (core.ROOT / "enclave_2").exists()
 
 
-def test_cpus_that_are_not_there_or_offline_are_named() -> None:
+def test_missing_and_offline_cpus_are_named() -> None:
     def refused(cpus: CpuSet) -> str:
         with Enclaves.create() as enclaves, pytest.raises(GhostError) as error:
             enclaves.new(cpus, POLICIES["biff"])
@@ -224,7 +224,7 @@ def test_parameters_changed_through_their_pin_take_effect_at_once(workload: Work
         pinned[0].slice_ns = 1 << 60
         children = [workload.spinner(e) for _ in range(2)]
         until(lambda: any(child.loops > 1000 for child in children))
-        assert sum(child.loops > 0 for child in children) == 1, "without end of slice, the first keeps the CPU"
+        assert sum(child.loops > 0 for child in children) == 1, "with an endless slice, the first task keeps the CPU"
         assert e.counters().preempted == 0
         pinned[0].slice_ns = 10**6
     for child in children:
@@ -257,12 +257,12 @@ def test_processes_that_make_enclaves_at_once_take_turns() -> None:
     os.close(gate_out)
     os.close(gate_in)
 
-    there = {(e.id, str(e.cpus)) for e in Enclaves.open() or ()}
-    said = {tuple(result.out.split()) for result in done if result.status == 0}
-    assert {(str(id), cpus) for id, cpus in there} == said
-    assert sorted(id for id, _ in there) == list(range(1, len(there) + 1))
-    # Whoever of "2", "3" and "2-3" came first left nothing for those that overlap with it.
-    assert {cpus for _, cpus in there} in ({"1", "2", "3"}, {"1", "2-3"})
+    listed = {(e.id, str(e.cpus)) for e in Enclaves.open() or ()}
+    printed = {tuple(result.out.split()) for result in done if result.status == 0}
+    assert {(str(id), cpus) for id, cpus in listed} == printed
+    assert sorted(id for id, _ in listed) == list(range(1, len(listed) + 1))
+    # Of "2", "3" and "2-3", the first one excludes those that overlap with it.
+    assert {cpus for _, cpus in listed} in ({"1", "2", "3"}, {"1", "2-3"})
     for result in done:
         assert result.status == 0 or "EnclaveBusy: enclave" in result.err
     with Enclaves.change() as enclaves:
@@ -270,7 +270,7 @@ def test_processes_that_make_enclaves_at_once_take_turns() -> None:
             e.destroy()
 
 
-def test_more_enclaves_than_ids_is_an_error_that_says_so(enclave: MakeEnclave) -> None:
+def test_enclave_64_is_refused_with_the_limit(enclave: MakeEnclave) -> None:
     e = enclave("1")
     others = [e.core.enclaves[id] for id in range(2, core.constant("MAX_ENCLAVES"))]
     for record in others:

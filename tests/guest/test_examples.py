@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scheduler of somebody's own, attached by the loaders alone: that it runs, and what we do beside it."""
+"""A custom scheduler, attached by the loaders alone: it runs, and the commands behave correctly beside it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def fifo() -> Iterator[Array]:
-    """The example's scheduler runs the whole machine; gives its counter."""
+    """Run the example's scheduler on all CPUs; yields its counter."""
     module = Module(compile(EXAMPLES / "fifo.bpf.c"))
     with sched_ext.attach(module, "fifo_", name="fifo") as link:
         yield Array(module.maps["queued"], abi.load(), "u64")
-        link.detach()  # tasks that were forked meanwhile hold it, too
+        link.detach()  # tasks forked since then hold it, too
     assert sched_ext.wait_disabled()
     module.close()
 
@@ -44,18 +44,18 @@ def test_example_runs_as_it_is_and_counts_what_it_queued() -> None:
     assert sched_ext.wait_disabled()
 
 
-def test_scheduler_of_ones_own_runs_every_ordinary_task(workload: Workload, fifo: Array) -> None:
+def test_custom_scheduler_runs_every_ordinary_task(workload: Workload, fifo: Array) -> None:
     child = workload.spinner()
     assert in_ext(child.pid)
     before = fifo[0]
     for _ in range(2):
-        workload.spinner(cpus=[1])  # two on one CPU must queue
+        workload.spinner(cpus=[1])  # two tasks on one CPU must queue
     until(lambda: fifo[0] > before)
     child.progress()
     assert sched_ext.status().ops == "fifo"
 
 
-def test_run_names_the_scheduler_that_is_in_its_way(fifo: Array) -> None:
+def test_run_names_the_scheduler_that_is_attached(fifo: Array) -> None:
     for line in ("run biff -- true", "run rr --all -- true", "run biff --cpus 1"):
         done = ghostbpf(*line.split())
         assert (done.status, done.out) == (1, "")
@@ -81,7 +81,7 @@ def test_commands_that_attach_nothing_work_beside_another_scheduler(fifo: Array)
     assert sched_ext.status().ops == "fifo"
 
 
-def test_scheduler_of_ones_own_is_refused_while_the_core_runs(enclave: MakeEnclave) -> None:
+def test_custom_scheduler_is_refused_while_the_core_is_attached(enclave: MakeEnclave) -> None:
     enclave("1")
     module = Module(compile(EXAMPLES / "fifo.bpf.c"))
     with pytest.raises(AttachError, match="cannot attach fifo: the scheduler ghostbpf is running"):

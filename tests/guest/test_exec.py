@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""exec() by a thread that is not the leader: the thread gets the leader's pid, and goes on under its agent."""
+"""exec() by a thread that is not the leader: the thread gets the leader's pid, and runs on under its agent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workload import DEADLINE, Me, Workload, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-#: A task that its agent cannot find runs once in 5 s: so many sleeps then take longer than any test may wait.
+#: The core runs a task that its agent cannot find once in 5 s: this many sleeps then exceed every deadline.
 SLEEPS = int(DEADLINE / 5) + 8
 SCRIPT = f"i=0; while [ $i -lt {SLEEPS} ]; do sleep 0.005; i=$((i+1)); done"
 
 
 def exec_from_thread(me: Me) -> None:
-    """Replace the process from another thread than its leader."""
+    """Call exec() in a thread that is not the leader."""
     del me
     thread = threading.Thread(target=os.execv, args=("/bin/sh", ["sh", "-c", SCRIPT]))
     thread.start()
@@ -27,7 +27,7 @@ def exec_from_thread(me: Me) -> None:
 
 
 def failed(enclave: Enclave) -> int:
-    """Transactions that the core refused."""
+    """The number of transactions that the core has refused."""
     agent = enclave.agent
     assert agent is not None
     return agent.failed
@@ -44,7 +44,7 @@ def failed(enclave: Enclave) -> int:
         pytest.param("fifo_centralized", "idle", marks=pytest.mark.soak),
     ],
 )
-def test_thread_that_execs_goes_on_under_its_agent(
+def test_thread_that_execs_runs_on_under_its_agent(
     workload: Workload, agent_process: MakeAgentProcess, policy: str, fastpath: str
 ) -> None:
     enclave, _ = agent_process("1-2", policy, fastpath=fastpath)
@@ -52,7 +52,7 @@ def test_thread_that_execs_goes_on_under_its_agent(
     children = [workload.spawn(exec_from_thread, enclave) for _ in range(2)]
     for child in children:
         assert child.wait() == 0
-    until(lambda: enclave.nr_tasks == 0, "all of them are gone")
-    until(lambda: not any(loads(enclave)), "no channel has a load left")
-    # A transaction may meet a task that has just gone on or away; one for each sleep means that none was found.
+    until(lambda: enclave.nr_tasks == 0, "the enclave is empty")
+    until(lambda: not any(loads(enclave)), "no channel has a load")
+    # A task may change between decision and commit; a refusal for each sleep means that every commit failed.
     assert failed(enclave) - before < SLEEPS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes that a loader began and did not end, and readers that come in between."""
+"""Changes that a loader began and did not finish, and readers during a change."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def die(*_: object) -> None:
 
 
 def change() -> None:
-    """As whatever command comes next does first."""
+    """What the next command does first."""
     with Enclaves.change():
         pass
 
 
-def test_loader_killed_before_it_could_dismiss_the_agent_of_the_policy_before(
+def test_next_command_dismisses_the_agent_that_a_killed_swap_left(
     workload: Workload, agent_process: MakeAgentProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, agents = agent_process("1", "fifo_centralized", fastpath="off")
@@ -58,7 +58,7 @@ def test_loader_killed_before_it_could_dismiss_the_agent_of_the_policy_before(
     child.progress()
 
 
-def test_loader_killed_before_it_could_tell_the_agent_that_a_task_has_moved(
+def test_next_command_reports_the_task_that_a_killed_add_moved(
     workload: Workload, agent_process: MakeAgentProcess, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = agent_process("1", "fifo_centralized", fastpath="off")
@@ -81,7 +81,7 @@ def test_loader_killed_before_it_could_tell_the_agent_that_a_task_has_moved(
 
 
 @pytest.mark.parametrize("last", [True, False], ids=["last", "one of two"])
-def test_join_that_a_destroy_overtakes_leaves_the_task_as_it_was(
+def test_join_overtaken_by_a_destroy_leaves_the_task_unchanged(
     workload: Workload, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch, last: bool
 ) -> None:
     if not last:
@@ -105,7 +105,7 @@ def test_join_that_a_destroy_overtakes_leaves_the_task_as_it_was(
     child.progress()
 
 
-def test_run_whose_enclave_was_destroyed_meanwhile_does_not_start_the_command(
+def test_run_whose_enclave_is_destroyed_first_does_not_start_the_command(
     enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enclave("3")
@@ -126,9 +126,7 @@ def test_run_whose_enclave_was_destroyed_meanwhile_does_not_start_the_command(
 
 
 @pytest.mark.soak
-def test_readers_see_a_core_or_none_however_often_it_comes_and_goes(
-    enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readers_see_a_core_or_none_while_it_is_replaced(enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Map.open
     one = enclave("1")
 
@@ -157,7 +155,7 @@ def test_readers_see_a_core_or_none_however_often_it_comes_and_goes(
 
 
 @pytest.mark.soak
-def test_readers_see_agents_or_none_however_often_they_come_and_go(
+def test_readers_see_agents_or_none_while_they_are_replaced(
     workload: Workload, agent_process: MakeAgentProcess, enclave: MakeEnclave
 ) -> None:
     one = enclave("1")
@@ -173,10 +171,10 @@ def test_readers_see_agents_or_none_however_often_they_come_and_go(
 
     thread = threading.Thread(target=read)
     thread.start()
-    half = POLICIES["fifo_centralized"]
+    spec = POLICIES["fifo_centralized"]
     try:
         for _ in range(4):
-            for policy in (half, POLICIES["rr"]):
+            for policy in (spec, POLICIES["rr"]):
                 with Enclaves.change() as enclaves:
                     assert enclaves is not None
                     enclaves.get(one.id).set_policy(policy)
@@ -186,7 +184,7 @@ def test_readers_see_agents_or_none_however_often_they_come_and_go(
     assert wrong == []
 
 
-def test_run_stays_with_its_command_where_it_cannot_look_after_it(
+def test_run_waits_for_its_command_when_it_cannot_check_the_agent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from ghostbpf.loaders.errors import BpfError

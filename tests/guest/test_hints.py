@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hints reach who decides: an agent, the agent after it, and a policy in BPF."""
+"""Hints reach an agent, the agent that replaces it, and a policy in BPF."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ SOAK = pytest.mark.soak
 DOCUMENT = Path(__file__).parents[2] / "docs" / "hints.md"
 
 
-def shown(language: str, number: int) -> str:
-    """A fenced block of the document."""
+def code_block(language: str, number: int) -> str:
+    """Fenced block ``number`` of a language in docs/hints.md."""
     return re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)[number]
 
 
 @pytest.fixture(scope="module")
 def earliest(tmp_path_factory: pytest.TempPathFactory) -> type[AgentPolicy]:
-    """The policy that the document shows: whoever has the earliest deadline goes first."""
+    """The policy that the document shows: the task with the earliest deadline runs first."""
     file = tmp_path_factory.mktemp("policy") / "earliest.py"
-    file.write_text(shown("python", 1))
+    file.write_text(code_block("python", 1))
     policy: type[AgentPolicy] = from_file(str(file)).agent
     return policy
 
 
-class Line:
-    """Applications, each a process that writes an item of its own, that wait in line for one CPU."""
+class Applications:
+    """Applications that wait for one CPU: processes, each of which writes its own item."""
 
     def __init__(self, workload: Workload, enclave: Enclave, deadlines: list[int]) -> None:
         self._workload, self._enclave = workload, enclave
@@ -58,38 +58,38 @@ class Line:
                 hints.set_item(item, tid=os.getpid(), deadline_ns=deadline_ns)
             while not me.stopped:
                 me.block()
-                me.say("ran")
+                me.log("ran")
 
         return self._workload.spawn(body, self._enclave).asleep()
 
     def expect(self, *places: int) -> None:
-        """Wake them all at once: they run in the order of these places in ``sleepers``."""
+        """Wake all at once, and check that they run in the order of these indexes of ``sleepers``."""
         order = Order(self._workload, self.sleepers)
         wake_all(self._enclave, self.sleepers)
         assert order.ran() == order.of(self.sleepers[place] for place in places)
 
 
-def test_agent_obeys_what_applications_say(
+def test_agent_schedules_by_the_deadlines_that_applications_set(
     workload: Workload, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
 ) -> None:
     one, _ = agent_process("1", earliest, **PATIENT)
-    line = Line(workload, one, [40, 20, 30, 10])
-    line.expect(3, 1, 2, 0)
+    applications = Applications(workload, one, [40, 20, 30, 10])
+    applications.expect(3, 1, 2, 0)
     with Hints.open(one.hints_path) as hints:
-        hints.set_item(2, tid=line.sleepers[1].pid, deadline_ns=50, take=True)
-    line.expect(3, 2, 0, 1)
+        hints.set_item(2, tid=applications.sleepers[1].pid, deadline_ns=50, take=True)
+    applications.expect(3, 2, 0, 1)
 
 
 @SOAK
-def test_next_agent_knows_what_was_said_to_one_that_was_killed(
+def test_next_agent_knows_the_hints_given_to_a_killed_agent(
     workload: Workload, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
 ) -> None:
     one, agent = agent_process("1", earliest, **PATIENT)
-    line = Line(workload, one, [40, 20, 30, 10])
+    applications = Applications(workload, one, [40, 20, 30, 10])
     os.kill(agent.pid, signal.SIGKILL)
     until(lambda: one.agent and one.agent.state == "gone", "the agent is gone")
     agent_process(one, earliest, **PATIENT)
-    line.expect(3, 1, 2, 0)
+    applications.expect(3, 1, 2, 0)
 
 
 def test_table_stays_as_long_as_the_enclave(
@@ -112,18 +112,18 @@ def test_table_stays_as_long_as_the_enclave(
 def test_policy_without_hints_has_none(agent_process: MakeAgentProcess) -> None:
     one, _ = agent_process("1", "fifo_centralized")
     assert not one.hints_path.exists()
-    half = POLICIES["fifo_centralized"]
-    agent = Agent(one, half, half.parse().values)  # type: ignore[arg-type]
+    spec = POLICIES["fifo_centralized"]
+    agent = Agent(one, spec, spec.parse().values)  # type: ignore[arg-type]
     with pytest.raises(GhostError, match="fifo_centralized has no hints"):
         agent.hints  # noqa: B018
 
 
 @pytest.fixture
-def heeds(tmp_path: Path) -> Policy:
-    """A FIFO in BPF that notes of each task it runs what its hints say, with the function that the document shows."""
+def hint_recorder(tmp_path: Path) -> Policy:
+    """A FIFO in BPF that records the hints of each task it runs, with the function that the document shows."""
     (tmp_path / "heeds.h").write_text("struct note {\n\tu64 deadline_ns;\n\tu64 qos;\n};\n")
     (tmp_path / "heeds.bpf.c").write_text(
-        shown("c", 1)
+        code_block("c", 1)
         + """
 #include "heeds.h"
 BPF_HASH(notes, u32, struct note, 1024);
@@ -144,9 +144,11 @@ BPF_PROG(heeds_running, struct task_struct *p)
     return Policy("heeds", "notes hints", directory=tmp_path)
 
 
-def test_policy_in_bpf_reads_hints(workload: Workload, enclave: MakeEnclave, heeds: Policy) -> None:
-    e = enclave("1-2", heeds)
-    notes = Hash(Map.open(e.path / "policy_0" / "notes"), abi.load(heeds.directory / "heeds.h"), "u32", "struct note")
+def test_policy_in_bpf_reads_hints(workload: Workload, enclave: MakeEnclave, hint_recorder: Policy) -> None:
+    e = enclave("1-2", hint_recorder)
+    notes = Hash(
+        Map.open(e.path / "policy_0" / "notes"), abi.load(hint_recorder.directory / "heeds.h"), "u32", "struct note"
+    )
     first, second, plain = (workload.sleeper(e) for _ in range(3))
 
     def noted() -> list[tuple[int, int]]:
@@ -174,9 +176,9 @@ def test_policy_in_bpf_reads_hints(workload: Workload, enclave: MakeEnclave, hee
 
 @SOAK
 def test_command_finds_the_table_of_its_enclave(tmp_path: Path) -> None:
-    (tmp_path / "earliest.py").write_text(shown("python", 1))
+    (tmp_path / "earliest.py").write_text(code_block("python", 1))
     end = "import os, sys\nhints.set_item(9, tid=1)\nos.execvp(sys.argv[1], sys.argv[1:])\n"
-    (tmp_path / "app.py").write_text(shown("python", 0) + end)
+    (tmp_path / "app.py").write_text(code_block("python", 0) + end)
     show = ("ghostbpf", "hints", "show", "1", "--json")
     done = ghostbpf("run", tmp_path / "earliest.py", "--cpus", "1-2", "--", "python3", tmp_path / "app.py", *show)
     assert (done.status, done.err) == (0, "")
@@ -184,7 +186,7 @@ def test_command_finds_the_table_of_its_enclave(tmp_path: Path) -> None:
     assert row.items() >= {"item": 9, "tid": 1, "runnable": True, "class": 0, "kind": "", "qos": 0}.items()
 
 
-def test_process_that_is_admitted_writes_and_no_other_of_its_user(
+def test_only_the_admitted_process_of_a_user_can_write_hints(
     workload: Workload, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
 ) -> None:
     one, _ = agent_process("1", earliest)
@@ -212,7 +214,7 @@ def test_process_that_is_admitted_writes_and_no_other_of_its_user(
         assert [(index, item.tid, item.owner) for index, item in hints.updates()] == [(5, app.pid, app.pid)]
 
 
-def test_hints_of_an_enclave_that_has_none(enclave: MakeEnclave) -> None:
+def test_hints_commands_are_refused_where_the_policy_reads_no_hints(enclave: MakeEnclave) -> None:
     enclave("1")
     for arguments in (("show", "1"), ("admit", "1", "--user", "nobody")):
         done = ghostbpf("hints", *arguments)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPUs that go and come while an enclave owns them."""
+"""Hotplug of CPUs of an enclave."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def run(children: Iterable[Child], loops: int = 50) -> None:
-    """Wait until each has gone on for a while."""
+    """Wait until each child has done ``loops`` more loops."""
     for child in children:
         child.progress(loops)
 
 
 def come_back(children: Iterable[Child], one: Enclave) -> None:
-    """Wait until all run on the enclave's CPUs, and check that they stay."""
+    """Wait until all children run on the enclave's CPUs, and check that they stay."""
     for child in children:
-        until(lambda child=child: child.at in one.cpus, f"{child} is back")
+        until(lambda child=child: child.at in one.cpus, f"{child} is back in the enclave")
         child.forget()
         child.progress(100)
         assert child.cpus_seen <= one.cpus
@@ -38,7 +38,7 @@ def used(children: Iterable[Child]) -> CpuSet:
 
 @pytest.fixture(autouse=True)
 def still_attached(enclave: MakeEnclave) -> Iterator[None]:
-    """The kernel throws a scheduler out on hotplug, unless it looks after CPUs itself."""
+    """Check that hotplug has not ejected the core, as it ejects a scheduler without cpu_online() and cpu_offline()."""
     yield
     assert kernel.status().ops == "ghostbpf"
 
@@ -54,11 +54,11 @@ def test_enclave_loses_a_cpu_under_load_and_gets_it_back(workload: Workload, enc
             spinner.forget()
         run(spinners)
         sleeper.wake()
-        until(lambda: sleeper.loops == 1, "the sleeper ran")
+        until(lambda: sleeper.loops == 1, "the sleeper runs")
         assert {str(child.cpus_seen) for child in (*spinners, sleeper)} == {"1"}
         assert all(in_ext(spinner.pid) for spinner in spinners)
         assert str(one.cpus) == "1-2"
-    until(lambda: used(spinners) == one.cpus, "the CPU that is back is used")
+    until(lambda: used(spinners) == one.cpus, "the CPU is used again")
     assert one.counters().affinity_misses == 0
     assert one.nr_tasks == 5
 
@@ -76,18 +76,20 @@ def test_tasks_of_an_enclave_without_cpus_run_elsewhere(workload: Workload, encl
         assert biff.counters().affinity_misses > 0
         for turn in range(5):
             sleeper.wake()
-            until(lambda turn=turn: sleeper.loops > turn, "the sleeper ran")
+            until(lambda turn=turn: sleeper.loops > turn, "the sleeper runs")
             sleeper.asleep()
         late = workload.spinner(biff)
         late.progress(50)
     come_back((*spinners, late), biff)
     sleeper.wake()
-    until(lambda: sleeper.loops > 5, "the sleeper ran")
+    until(lambda: sleeper.loops > 5, "the sleeper runs")
     assert sleeper.at == 3
 
 
 @pytest.mark.parametrize("policy", EITHER_FIFO)
-def test_queue_of_a_cpu_that_goes_is_served_elsewhere(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+def test_queue_of_a_cpu_that_goes_offline_is_served_elsewhere(
+    workload: Workload, enclave: MakeEnclave, policy: str
+) -> None:
     one = enclave("3", policy, slice="50ms")
     spinners = [workload.spinner(one) for _ in range(6)]
     spinners[0].progress()
@@ -96,8 +98,10 @@ def test_queue_of_a_cpu_that_goes_is_served_elsewhere(workload: Workload, enclav
     come_back(spinners, one)
 
 
-def test_tasks_that_rcu_waits_for_do_not_wait_for_the_cpu_that_goes(workload: Workload, enclave: MakeEnclave) -> None:
-    """The CPU goes only when all readers of RCU are done, as who walks a path is; some will have been preempted."""
+def test_preempted_rcu_readers_do_not_wait_for_a_cpu_that_goes_offline(
+    workload: Workload, enclave: MakeEnclave
+) -> None:
+    """A CPU goes offline after an RCU grace period; a task that resolves a path is a reader, also while preempted."""
     one = enclave("3", "rr", slice="1ms")
     path = "/" + "proc/../" * 400
 
@@ -113,7 +117,7 @@ def test_tasks_that_rcu_waits_for_do_not_wait_for_the_cpu_that_goes(workload: Wo
             run(walkers, 1)
 
 
-def test_two_enclaves_and_one_loses_its_cpus(workload: Workload, enclave: MakeEnclave) -> None:
+def test_enclave_that_loses_its_cpus_leaves_the_other_enclave_alone(workload: Workload, enclave: MakeEnclave) -> None:
     first, second = enclave("1", slice="5ms"), enclave("2-3", "rr")
     mine, theirs = ([workload.spinner(one) for _ in range(3)] for one in (first, second))
     run((*mine, *theirs))
@@ -129,10 +133,10 @@ def test_two_enclaves_and_one_loses_its_cpus(workload: Workload, enclave: MakeEn
 
 @pytest.mark.parametrize("spinners", [pytest.param(1, marks=pytest.mark.soak), 4])
 @pytest.mark.parametrize("policy", EITHER_FIFO)
-def test_tasks_bound_to_the_cpu_that_goes_run_on(
+def test_tasks_bound_to_a_cpu_that_goes_offline_run_on(
     workload: Workload, enclave: MakeEnclave, policy: str, spinners: int
 ) -> None:
-    """The kernel widens their affinity, as it does in any class; but not while they wait on a queue of ours."""
+    """The kernel widens their affinity, as in any class, but not while they wait on a queue of the core."""
     one = enclave("1-2", policy)
     bound = [workload.spinner(one, cpus=[2]) for _ in range(spinners)]
     run(bound, 1)
@@ -143,9 +147,9 @@ def test_tasks_bound_to_the_cpu_that_goes_run_on(
     come_back(bound, one)
 
 
-def test_tasks_of_no_enclave_bound_to_the_cpu_that_goes_run_on(workload: Workload, enclave: MakeEnclave) -> None:
+def test_tasks_of_no_enclave_bound_to_a_cpu_that_goes_offline_run_on(workload: Workload, enclave: MakeEnclave) -> None:
     enclave("1")
-    bound = [workload.spinner(cpus=[2], go=False) for _ in range(4)]
+    bound = [workload.spinner(cpus=[2], start=False) for _ in range(4)]
     for child in bound:
         os.sched_setscheduler(child.pid, SCHED_EXT, os.sched_param(0))
         child.wake()
@@ -155,7 +159,7 @@ def test_tasks_of_no_enclave_bound_to_the_cpu_that_goes_run_on(workload: Workloa
     run(bound)
 
 
-def test_cpu_of_no_enclave_may_go_and_come(workload: Workload, enclave: MakeEnclave) -> None:
+def test_hotplug_of_a_cpu_of_no_enclave_leaves_the_enclave_alone(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     spinners = [workload.spinner(biff) for _ in range(3)]
     with offline(3):
@@ -178,13 +182,13 @@ def test_cpu_that_was_offline_at_attach_can_be_used(workload: Workload, enclave:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("policy", ["biff", "rr"])
-def test_ten_times_under_load(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+def test_ten_hotplugs_under_load_lose_no_task(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
     one = enclave("2-3", policy, slice="5ms")
     spinners = [workload.spinner(one) for _ in range(3)]
     sleepers = [workload.sleeper(one, then=lambda me: me.spin(0.2)) for _ in range(2)]
     try:
         for turn in range(10):
-            # Every other time both, so that the enclave has none.
+            # Every other time both, so that the enclave has no CPU.
             set_online(2, False)
             if turn % 2:
                 set_online(3, False)
@@ -203,5 +207,5 @@ def test_ten_times_under_load(workload: Workload, enclave: MakeEnclave, policy: 
     for sleeper in sleepers:
         loops = sleeper.asleep().loops
         sleeper.wake()
-        until(lambda sleeper=sleeper, loops=loops: sleeper.loops > loops, "the sleeper ran")
+        until(lambda sleeper=sleeper, loops=loops: sleeper.loops > loops, "the sleeper runs")
     assert one.nr_tasks == 5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hybrid example: BPF places some, the agent others, and what each counts tunes the other."""
+"""The hybrid example: BPF and the agent each assign tasks, and the counters of each tune the other."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
         sleeper = workload.sleeper(run.enclave)
         before = run.enclave.counters().idle
         wake(sleeper, 20)
-        assert run.enclave.counters().idle >= before + 15, "BPF places it"
-        until(lambda: params.slice_ns == 0, "endless while nobody waits")
+        assert run.enclave.counters().idle >= before + 15, "BPF runs it on an idle CPU"
+        until(lambda: params.slice_ns == 0, "the slice is endless while no task waits")
 
         hogs = [workload.spinner(run.enclave) for _ in range(4)]
-        until(lambda: params.slice_ns == 20_000_000, "the shortest where all have to wait")
+        until(lambda: params.slice_ns == 20_000_000, "the slice is the shortest while every wakeup waits")
         committed = run.agent.committed
         for hog in hogs:
             hog.progress(1000)
-        until(lambda: run.agent.committed > committed + 20, "the agent decides who is next")
+        until(lambda: run.agent.committed > committed + 20, "the agent decides")
         for hog in hogs:
             hog.stop()
 
@@ -41,18 +41,20 @@ def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
             wake(sleeper, 5)
             return 20_000_000 < params.slice_ns < 200_000_000
 
-        until(is_between, "longer where BPF places some")
+        until(is_between, "the slice grows while BPF runs some wakeups")
         pair[0].stop()
-        until(lambda: params.slice_ns == 0, "endless again")
+        until(lambda: params.slice_ns == 0, "the slice is endless again")
         before = run.enclave.counters().idle
         wake(sleeper, 20)
-        assert run.enclave.counters().idle >= before + 15, "BPF places it again"
-        told = re.findall(r"^hybrid: (\d+) placed by BPF, (\d+) waited: slice (.*)$", run.process.err, re.MULTILINE)
+        assert run.enclave.counters().idle >= before + 15, "BPF runs it on an idle CPU again"
+        told = re.findall(
+            r"^hybrid: (\d+) placed by BPF, (\d+) had to wait: slice (.*)$", run.process.err, re.MULTILINE
+        )
         assert {"20.0 ms", "endless"} < {slice for _, _, slice in told}
         assert any(int(placed) and int(asked) for placed, asked, _ in told)
 
 
-def test_hybrid_lets_nobody_keep_an_endless_slice_when_others_come(workload: Workload) -> None:
+def test_hybrid_ends_an_endless_slice_when_another_task_waits(workload: Workload) -> None:
     with scheduled(HYBRID, "1") as run:
         first = workload.spinner(run.enclave)
         first.progress(1000)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is in an enclave: those that were put there, their children, and all threads of a process."""
+"""Members of an enclave: tasks that were added, their children, and all threads of a process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KTHREADD = 2
 
 
 def family(me: Me) -> None:
-    """A thread, a child, and a grandchild that runs another program; all wait."""
+    """Start a thread, a child, and a grandchild that executes another program; all wait."""
     threading.Thread(target=threading.Event().wait, daemon=True).start()
     if not os.fork():
         if not os.fork():
@@ -30,7 +30,7 @@ def family(me: Me) -> None:
     me.block()
 
 
-def test_children_threads_and_programs_follow(workload: Workload, enclave: MakeEnclave) -> None:
+def test_children_threads_and_execed_programs_are_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     head = workload.spawn(family, biff)
     tasks = until(lambda: {t.comm: t for t in biff.tasks()}.get("sleep") and biff.tasks(), "the grandchild runs sleep")
@@ -51,7 +51,7 @@ def test_process_outside_stays_outside(workload: Workload, enclave: MakeEnclave)
     assert all(task.enclave == biff.id for task in biff.core.tasks())
 
 
-def test_children_forked_during_a_swap_follow(workload: Workload, enclave: MakeEnclave) -> None:
+def test_children_forked_during_a_swap_are_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-2", "biff", slice="5ms")
 
     def breed(me: Me) -> None:
@@ -67,9 +67,9 @@ def test_children_forked_during_a_swap_follow(workload: Workload, enclave: MakeE
         with Enclaves.change() as enclaves:
             assert enclaves is not None
             enclaves.get(one.id).set_policy(POLICIES[("rr", "biff")[turn % 2]])
-        until(lambda loops=loops: parents[0].loops > loops or not parents[0].alive, "forks go on")
+        until(lambda loops=loops: parents[0].loops > loops or not parents[0].alive, "the parent forks")
     heads = [workload.spawn(family, one) for _ in range(2)]
-    until(lambda: sum(task.comm == "sleep" for task in one.tasks()) == 2, "both families are there")
+    until(lambda: sum(task.comm == "sleep" for task in one.tasks()) == 2, "both families have started")
     for parent in parents:
         parent.stop()
     assert one.nr_tasks == 4 * len(heads)
@@ -129,7 +129,7 @@ def test_kernel_thread_cannot_join(enclave: MakeEnclave) -> None:
     assert biff.nr_tasks == 0
 
 
-def test_zombie_leaves_nothing_behind(workload: Workload, enclave: MakeEnclave) -> None:
+def test_zombie_leaves_no_task_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     if not (pid := os.fork()):
         os._exit(0)
@@ -157,17 +157,17 @@ def test_process_may_move_itself(enclave: MakeEnclave) -> None:
 
 
 def fork_and_show(me: Me) -> None:
-    """Fork a child, and show its pid."""
+    """Fork a child; the value is its pid."""
     if not (pid := os.fork()):
         signal.pause()
     me.set(pid)
     me.block()
 
 
-def test_child_of_a_task_that_resets_on_fork_follows(workload: Workload, enclave: MakeEnclave) -> None:
+def test_child_of_a_task_that_resets_on_fork_is_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     """SCHED_RESET_ON_FORK resets the real-time classes and negative nice values (sched_fork()), not the ext class."""
     biff = enclave("1-2")
-    parent = workload.spawn(fork_and_show, biff, go=False)
+    parent = workload.spawn(fork_and_show, biff, start=False)
     os.sched_setscheduler(parent.pid, SCHED_EXT | os.SCHED_RESET_ON_FORK, os.sched_param(0))
     parent.wake()
     child = until(lambda: parent.value, "it has a child")
@@ -177,12 +177,12 @@ def test_child_of_a_task_that_resets_on_fork_follows(workload: Workload, enclave
 
 def test_child_of_a_departed_task_is_outside(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
-    parent = workload.spawn(fork_and_show, biff, go=False)
+    parent = workload.spawn(fork_and_show, biff, start=False)
     os.sched_setscheduler(parent.pid, os.SCHED_OTHER, os.sched_param(0))
     parent.wake()
     child = until(lambda: parent.value, "it has a child")
     assert not in_ext(child)
-    # Not even if they turn SCHED_EXT by themselves.
+    # Not even if their policy is set to SCHED_EXT.
     for pid in (parent.pid, child):
         os.sched_setscheduler(pid, SCHED_EXT, os.sched_param(0))
         assert in_ext(pid)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Enclaves from within a pid namespace, as in a container: only tasks that are meant are moved."""
+"""Enclaves from within a pid namespace, as in a container: a number names a task of that namespace only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 
 def contained(body: Callable[[], object]) -> None:
-    """Run ``body`` in a pid namespace of its own, with a /proc that shows it; fails where that does."""
+    """Run ``body`` in a new pid namespace with its own /proc; AssertionError if ``body`` raises."""
 
     def enter() -> None:
         os.unshare(os.CLONE_NEWPID | os.CLONE_NEWNS)
@@ -42,8 +42,8 @@ def contained(body: Callable[[], object]) -> None:
     assert done.status == 0, done.err
 
 
-def sleeper_called(tid: int) -> int:
-    """A child that has this number in the pid namespace of the caller, where no other task has it."""
+def sleeper_with_pid(tid: int) -> int:
+    """Fork a sleeper whose pid in the caller's pid namespace is ``tid``; no other task there may have it."""
     LAST_PID.write_text(str(tid - 1))
     pid = os.fork()
     if not pid:
@@ -54,8 +54,8 @@ def sleeper_called(tid: int) -> int:
     return pid
 
 
-def spared(outside: Child) -> None:
-    """Nothing has been done to a task outside that has the same number."""
+def check_unmoved(outside: Child) -> None:
+    """Check that the task outside, which has the same number, was not moved."""
     assert os.sched_getscheduler(outside.pid) == os.SCHED_OTHER
     assert not in_ext(outside.pid)
 
@@ -66,7 +66,7 @@ def test_task_of_the_namespace_joins_and_leaves_and_its_namesake_outside_does_no
     e, outside = enclave("1-2"), workload.sleeper()
 
     def body() -> None:
-        pid = sleeper_called(outside.pid)
+        pid = sleeper_with_pid(outside.pid)
         assert ghostbpf("enclave", "add", e.id, pid) == Done(0, f"1 tasks joined enclave {e.id}\n", "")
         assert in_ext(pid)
         shown = json.loads(ghostbpf("enclave", "show", e.id, "--tasks", "--json").out)
@@ -80,16 +80,16 @@ def test_task_of_the_namespace_joins_and_leaves_and_its_namesake_outside_does_no
         os.waitpid(pid, 0)
 
     contained(body)
-    spared(outside)
+    check_unmoved(outside)
     assert not e.tasks()
 
 
 @pytest.mark.soak
-def test_rule_in_the_namespace_enrols_its_tasks_alone(workload: Workload, enclave: MakeEnclave) -> None:
+def test_rule_in_the_namespace_adds_only_its_tasks(workload: Workload, enclave: MakeEnclave) -> None:
     e, outside = enclave("1-2"), workload.sleeper()
 
     def body() -> None:
-        pid = sleeper_called(outside.pid)
+        pid = sleeper_with_pid(outside.pid)
         done = ghostbpf("enclave", "auto-join", e.id, "--comm", "sleep", "--once", "--json")
         assert [json.loads(line)["tid"] for line in done.out.splitlines()] == [pid], done.err
         assert in_ext(pid)
@@ -97,7 +97,7 @@ def test_rule_in_the_namespace_enrols_its_tasks_alone(workload: Workload, enclav
         os.waitpid(pid, 0)
 
     contained(body)
-    spared(outside)
+    check_unmoved(outside)
 
 
 @pytest.mark.parametrize("policy", ["biff", pytest.param("fifo_centralized", marks=pytest.mark.soak)])
@@ -118,11 +118,11 @@ def test_agent_decides_in_the_namespace(workload: Workload) -> None:
     def body() -> None:
         with running("run", "fifo_centralized", "--cpus", "1-2", "--fastpath", "off") as run:
             run.until(lambda: "add tasks" in run.err)
-            pid = sleeper_called(300)
+            pid = sleeper_with_pid(300)
             assert ghostbpf("enclave", "add", 1, pid).status == 0
             agent = json.loads(ghostbpf("enclave", "show", 1, "--json").out)["agent"]
             assert agent["state"] == "deciding"
-            assert run.pid < agent["tid"] < pid, "it is shown by its number here"
+            assert run.pid < agent["tid"] < pid, "its number in this namespace"
             everywhere = ",".join(map(str, present_cpus()))
             spinner = subprocess.Popen(["taskset", "-c", everywhere, "sh", "-c", "while :; do sleep 0.01; done"])
             assert ghostbpf("enclave", "add", 1, spinner.pid).status == 0
@@ -135,9 +135,9 @@ def test_agent_decides_in_the_namespace(workload: Workload) -> None:
             assert spinner.pid in {task["tid"] for task in states if task["state"]}
             run.signal(2)
             assert run.wait().status == 0
-            for one in (pid, spinner.pid):
-                os.kill(one, 9)
-                os.waitpid(one, 0)
+            for number in (pid, spinner.pid):
+                os.kill(number, 9)
+                os.waitpid(number, 0)
 
     contained(body)
     assert Enclaves.open() is None
@@ -173,5 +173,5 @@ def test_proc_of_another_namespace_is_refused(workload: Workload, enclave: MakeE
             assert "error: /proc is not that of the pid namespace of process" in done.err, done.err
 
     contained(body)
-    spared(outside)
+    check_unmoved(outside)
     assert not e.tasks()

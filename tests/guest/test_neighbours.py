@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Others on an enclave's CPUs: tasks of the fair class, which outrank it, and SCHED_EXT tasks of no enclave."""
+"""Other tasks on an enclave's CPUs: those of the fair class, which is higher, and SCHED_EXT tasks of no enclave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDLESS = "10s"
 
 
 def bound_then_free(workload: Workload, one: Enclave, cpu: int) -> Child:
-    """A spinner that runs on ``cpu`` and may run anywhere."""
+    """A spinner that runs on ``cpu`` and may run on every CPU."""
     child = workload.spinner(one, cpus=[cpu])
     child.progress()
     os.sched_setaffinity(child.pid, set(present_cpus()))
@@ -35,19 +35,19 @@ def turn_ext(child: Child) -> Child:
 
 
 @pytest.mark.parametrize("policy", EITHER_FIFO)
-def test_task_that_a_hog_preempts_goes_on_elsewhere(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
+def test_task_that_a_hog_preempts_runs_elsewhere(workload: Workload, enclave: MakeEnclave, policy: str) -> None:
     one = enclave("1-2", policy)
     for _ in range(5):
         spinner = bound_then_free(workload, one, 1)
         hog = workload.spinner(cpus=[1])
         hog.progress()
-        until(lambda spinner=spinner: spinner.at == 2, "it went to the idle CPU")
+        until(lambda spinner=spinner: spinner.at == 2, "it runs on the idle CPU")
         spinner.progress(100)
         hog.stop()
         spinner.stop()
 
 
-def test_busy_enclave_goes_on_without_the_cpu_of_a_hog(workload: Workload, enclave: MakeEnclave) -> None:
+def test_busy_enclave_runs_on_without_the_cpu_of_a_hog(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2", slice="5ms")
     spinners = [workload.spinner(biff) for _ in range(4)]
     sleeper = workload.sleeper(biff)
@@ -60,37 +60,34 @@ def test_busy_enclave_goes_on_without_the_cpu_of_a_hog(workload: Workload, encla
         assert child.cpus_seen <= biff.cpus
     for turn in range(10):
         sleeper.asleep().wake()
-        until(lambda turn=turn: sleeper.loops > turn, "the sleeper ran")
+        until(lambda turn=turn: sleeper.loops > turn, "the sleeper runs")
     hog.stop()
     until(lambda: CpuSet(child.at for child in spinners) == biff.cpus, "the CPU is used again")
 
 
 @pytest.mark.parametrize("policy", EITHER_FIFO)
-def test_task_woken_onto_a_cpu_that_a_hog_takes_goes_on_elsewhere(
+def test_task_woken_onto_a_cpu_that_a_hog_takes_runs_elsewhere(
     workload: Workload, enclave: MakeEnclave, policy: str
 ) -> None:
-    """The idle CPU that it was to have goes to the fair class, before it ever ran there."""
+    """The fair class takes the idle CPU chosen at the wakeup before the task has run there."""
     one = enclave("1-2", policy)
     sleeper = workload.sleeper(one)
 
-    def hog_until_told(me: Me) -> None:
-        while me.index not in told:
+    def hog_until_stopped(me: Me) -> None:
+        while not me.stopped:
             me.note()
-            if me.stopped:
-                break
 
-    told: set[int] = set()
     for _ in range(15):
         os.sched_setaffinity(sleeper.asleep().pid, {1})
         loops = sleeper.loops
         sleeper.wake()
-        until(lambda loops=loops: sleeper.loops > loops, "it ran on the CPU in question")
+        until(lambda loops=loops: sleeper.loops > loops, "it runs on CPU 1")
         os.sched_setaffinity(sleeper.asleep().pid, set(present_cpus()))
-        hog = workload.spawn(hog_until_told, cpus=[1], go=False)
+        hog = workload.spawn(hog_until_stopped, cpus=[1], start=False)
         loops = sleeper.loops
         sleeper.wake()
         hog.wake()
-        until(lambda loops=loops: sleeper.loops > loops, "it ran, though the hog has its CPU", 20)
+        until(lambda loops=loops: sleeper.loops > loops, "it runs while the hog has its CPU", 20)
         hog.stop()
 
 
@@ -100,7 +97,7 @@ def test_enclave_outlasts_hogs_on_all_its_cpus(workload: Workload, enclave: Make
     for child in spinners:
         child.progress()
     hogs = [workload.spinner(cpus=[cpu]) for cpu in biff.cpus]
-    until(lambda: all(runtime_ns(hog.pid) > 500 * MS for hog in hogs), "the hogs run")
+    until(lambda: all(runtime_ns(hog.pid) > 500 * MS for hog in hogs), "each hog runs for 500 ms")
     for hog in hogs:
         hog.stop()
     for child in spinners:
@@ -120,19 +117,19 @@ def test_task_of_no_enclave_runs_on_free_cpus(workload: Workload, enclave: MakeE
 
 @pytest.mark.parametrize("policy", EITHER_FIFO)
 @pytest.mark.parametrize("spinners", [4, pytest.param(8, marks=pytest.mark.soak)])
-def test_task_of_no_enclave_gets_on_where_enclaves_hold_all_cpus(
+def test_task_of_no_enclave_runs_although_enclaves_hold_all_cpus(
     workload: Workload, enclave: MakeEnclave, policy: str, spinners: int
 ) -> None:
-    """With as many spinners as CPUs nobody waits on the enclave's queue, and Biff alone would preempt no one."""
+    """With as many spinners as CPUs, no task waits on the enclave's queue, so Biff alone would preempt none."""
     one = enclave("0-3", policy, slice=ENDLESS)
     members = [workload.spinner(one) for _ in range(spinners)]
     for child in members[:4]:
         child.progress()
-    loners = [turn_ext(workload.spinner(go=False)) for _ in range(2)]
+    loners = [turn_ext(workload.spinner(start=False)) for _ in range(2)]
     for loner in loners:
         loner.wake()
         loner.progress(1000)
-    # They get a share, not all: the enclave goes on.
+    # They get a share only: the enclave runs on.
     for child in members[:4]:
         child.progress(10)
     for loner in loners:
@@ -146,26 +143,26 @@ def test_task_of_no_enclave_gets_on_where_enclaves_hold_all_cpus(
 def test_tasks_of_no_enclave_leave_the_enclave_its_share(
     workload: Workload, governed: MakeEnclave, policy: str
 ) -> None:
-    """Somebody waits on the fallback queue all the time; where the enclave's wait depends on its policy."""
+    """Tasks always wait on the fallback queue; the queue of the enclave's tasks depends on its policy."""
     one = governed("1-2", policy)
-    loners = [turn_ext(workload.spinner(cpus=[1, 2], go=False)) for _ in range(4)]
+    loners = [turn_ext(workload.spinner(cpus=[1, 2], start=False)) for _ in range(4)]
     for loner in loners:
         loner.wake()
     members = [workload.spinner(one) for _ in range(4)]
     for child in members:
         child.progress(10)
 
-    def used() -> list[int]:
+    def runtimes() -> list[int]:
         return [sum(runtime_ns(child.pid) for child in children) for children in (loners, members)]
 
-    before = used()
+    before = runtimes()
     time.sleep(3)
-    outside, inside = map(operator.sub, used(), before)
+    outside, inside = map(operator.sub, runtimes(), before)
     assert 0 < outside < inside
 
 
-def test_task_of_no_enclave_shares_with_its_like(workload: Workload, enclave: MakeEnclave) -> None:
-    """Both are bound to a CPU whose enclave has work, but none that it could do there."""
+def test_tasks_of_no_enclave_share_a_cpu(workload: Workload, enclave: MakeEnclave) -> None:
+    """They are bound to a CPU of an enclave whose tasks may not run there."""
     biff = enclave("1-2", slice="5ms")
     members = [workload.spinner(biff, cpus=[1]) for _ in range(2)]
     for child in members:
@@ -176,7 +173,7 @@ def test_task_of_no_enclave_shares_with_its_like(workload: Workload, enclave: Ma
             me.spin(0.5)
             time.sleep(0.02)
 
-    loners = [turn_ext(workload.spawn(short, cpus=[2], go=False)) for _ in range(3)]
+    loners = [turn_ext(workload.spawn(short, cpus=[2], start=False)) for _ in range(3)]
     for loner in loners:
         loner.wake()
     for loner in loners:
@@ -186,8 +183,8 @@ def test_task_of_no_enclave_shares_with_its_like(workload: Workload, enclave: Ma
         child.progress(10)
 
 
-def test_waiting_task_of_no_enclave_is_not_forgotten(workload: Workload, enclave: MakeEnclave) -> None:
-    """The CPU has just served the fallback queue, the enclave's queue is never empty, and then the CPU idles."""
+def test_waiting_task_of_no_enclave_runs_when_the_cpu_idles(workload: Workload, enclave: MakeEnclave) -> None:
+    """The CPU idles right after it served the fallback queue, while the enclave's queue is never empty."""
     biff = enclave("1-2", slice="5ms")
     for _ in range(2):
         workload.spinner(biff, cpus=[1]).progress()
@@ -195,6 +192,6 @@ def test_waiting_task_of_no_enclave_is_not_forgotten(workload: Workload, enclave
         first, second = (turn_ext(workload.sleeper(cpus=[2], then=lambda me: me.spin(2))) for _ in range(2))
         first.wake()
         second.wake()
-        until(lambda first=first, second=second: first.loops and second.loops, "both ran", 20)
+        until(lambda first=first, second=second: first.loops and second.loops, "both run", 20)
         first.asleep().close()
         second.asleep().close()

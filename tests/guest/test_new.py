@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``ghostbpf new`` writes schedules real tasks as it is."""
+"""The policy that ``ghostbpf new`` writes schedules real tasks unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]
 
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
-    """The file with a new policy."""
+    """The file of a new policy."""
     assert ghostbpf("new", "brand_new", "--dir", tmp_path).status == 0
     return tmp_path / "brand_new" / "brand_new.py"
 
@@ -30,13 +30,13 @@ def test_new_policy_shares_cpus_among_tasks_that_never_block(policy: Path, workl
             assert in_ext(child.pid)
             assert child.cpus_seen <= run.enclave.cpus
         committed = run.agent.committed
-        until(lambda: run.agent.committed > committed + 50, "the agent decides who is next")
+        until(lambda: run.agent.committed > committed + 50, "the agent decides")
         for child in children:
             child.progress(1000)
             child.stop()
 
 
-def test_new_policy_wakes_those_that_sleep(policy: Path, workload: Workload) -> None:
+def test_new_policy_runs_tasks_that_wake(policy: Path, workload: Workload) -> None:
     with scheduled(policy, "1-2", "--fastpath", "off") as run:
         busy = [workload.spinner(run.enclave) for _ in range(3)]
         sleepers = [workload.sleeper(run.enclave) for _ in range(5)]

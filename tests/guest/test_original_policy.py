@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task that leaves its enclave has the policy again that it had when it joined."""
+"""A task that leaves its enclave gets the policy back that it had when it joined."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ POLICIES = [
 
 
 def scheduled(tid: int) -> tuple[int, int]:
-    """The policy, with its flag, and the priority of a task."""
+    """The policy of a task, with its flag, and its priority."""
     return os.sched_getscheduler(tid), os.sched_getparam(tid).sched_priority
 
 
 def sleepers(workload: Workload, body: object = None) -> list[Child]:
-    """A task of each policy, with nice 3."""
+    """A task of each policy, each with nice 3."""
     children = []
     for policy, priority in POLICIES:
-        child = workload.spawn(body, go=False) if body else workload.sleeper()  # type: ignore[arg-type]
+        child = workload.spawn(body, start=False) if body else workload.sleeper()  # type: ignore[arg-type]
         os.setpriority(os.PRIO_PROCESS, child.pid, 3)
         os.sched_setscheduler(child.pid, policy, os.sched_param(priority))
         children.append(child)
@@ -49,7 +49,7 @@ def destroy(enclave: Enclave) -> None:
 
 
 @pytest.mark.parametrize("end", [pytest.param("rm", marks=pytest.mark.soak), "destroy"])
-def test_task_that_leaves_has_its_policy_priority_flag_and_nice_again(
+def test_task_that_leaves_has_its_former_policy_priority_flag_and_nice(
     workload: Workload, enclave: MakeEnclave, end: str
 ) -> None:
     first, last = enclave("1"), enclave("2")
@@ -57,7 +57,7 @@ def test_task_that_leaves_has_its_policy_priority_flag_and_nice_again(
     for child in children:
         first.add(child.pid)
     for child in children:
-        last.add(child.pid)  # and keeps what it had before the first
+        last.add(child.pid)  # which must keep the policy from before the first
         child.wake()
         until(lambda child=child: child.loops == 1, f"{child} runs")
     assert {os.sched_getscheduler(child.pid) & ~RESET for child in children} == {SCHED_EXT}
@@ -95,16 +95,16 @@ def test_child_forked_in_the_enclave_leaves_with_the_policy_that_it_would_have_i
 
 
 @pytest.mark.kernel_independent
-def test_task_that_cannot_have_its_policy_again_is_an_ordinary_one_and_that_is_said(
+def test_task_whose_policy_cannot_be_restored_is_sched_other_with_a_warning(
     workload: Workload, enclave: MakeEnclave
 ) -> None:
-    def no_more_than_we(me: Me) -> None:
-        without("CAP_SYS_NICE")()  # who may do less than a task may not touch it at all
+    def drop_sys_nice(me: Me) -> None:
+        without("CAP_SYS_NICE")()  # a process may not change a task with more capabilities than its own
         me.note()
         me.block()
 
     one = enclave("1")
-    child = workload.spawn(no_more_than_we)
+    child = workload.spawn(drop_sys_nice)
     until(lambda: child.loops, f"{child} runs")
     child.asleep()
     os.sched_setscheduler(child.pid, os.SCHED_RR, os.sched_param(4))

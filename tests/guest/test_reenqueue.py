@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks on the local queue of a CPU that a higher class takes: the kernel limits how often they are re-enqueued."""
+"""Tasks on the local queue of a CPU taken by a higher class: the kernel limits how often they are re-enqueued."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workload import Child, MakeEnclave, Me, Workload, all_cpus
 pytestmark = pytest.mark.usefixtures("quiet")
 
 CPU = 1
-#: The kernel's limit of 256 was reached within 0.7 to 6 s.
+#: Seconds; an earlier core reached the kernel's limit of 256 within 0.7 to 6 s.
 SECONDS = 6.0
 _FILTERS, _FILTER_LENGTH = 8, 4000
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
@@ -27,8 +27,8 @@ _LOAD, _ADD, _RETURN, _ALLOW = 0x20, 0x04, 0x06, 0x7FFF0000
 
 
 def filter_each_call() -> None:
-    """Have each system call of the calling thread run through filters, where the kernel lets no task migrate."""
-    # The filter depends on the first argument, or the kernel would remember its verdict for each system call.
+    """Install seccomp filters on the calling thread: each system call runs them with migration disabled."""
+    # The verdict depends on the first argument; otherwise the kernel caches it for each system call.
     steps = [(_LOAD, 0, 0, 16), *[(_ADD, 0, 0, 1)] * _FILTER_LENGTH, (_RETURN, 0, 0, _ALLOW)]
     code = libc.ffi.from_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     # struct sock_fprog {length, code}
@@ -39,7 +39,7 @@ def filter_each_call() -> None:
 
 @contextlib.contextmanager
 def ping_pong(workload: Workload, priority: int = 0) -> Iterator[list[Child]]:
-    """Two tasks of a higher class that wake each other on ``CPU`` for the block, in real time with a ``priority``."""
+    """Two tasks of a higher class wake each other on ``CPU`` during the block; with ``priority``, real-time tasks."""
     pipes = [os.pipe(), os.pipe()]
 
     def play(me: Me, start: bool, source: int, target: int) -> None:
@@ -52,8 +52,8 @@ def ping_pong(workload: Workload, priority: int = 0) -> Iterator[list[Child]]:
             me.note()
 
     pair = [
-        workload.spawn(lambda me: play(me, True, pipes[0][0], pipes[1][1]), cpus=[CPU], go=False),
-        workload.spawn(lambda me: play(me, False, pipes[1][0], pipes[0][1]), cpus=[CPU], go=False),
+        workload.spawn(lambda me: play(me, True, pipes[0][0], pipes[1][1]), cpus=[CPU], start=False),
+        workload.spawn(lambda me: play(me, False, pipes[1][0], pipes[0][1]), cpus=[CPU], start=False),
     ]
     for child in pair:
         child.wake()
@@ -67,7 +67,7 @@ def ping_pong(workload: Workload, priority: int = 0) -> Iterator[list[Child]]:
 
 
 def watch_core() -> None:
-    """Wait as long as the core used to live; AssertionError where it is ended."""
+    """Wait for longer than an earlier core survived; AssertionError if the core is ejected."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         assert sched_ext.status().state == "enabled"

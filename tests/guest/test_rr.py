@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Round robin: a short slice for everybody, and then the tail."""
+"""Round robin: each task runs for a short slice, and then goes to the tail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MS = 10**6
 
 
 def loops_per_switch(rr: Enclave, children: list[Child], ms: int) -> float:
-    """Let them run ``ms`` in all: how many loops they did from one of the enclave's switches to the next."""
+    """Let ``children`` run for ``ms`` in total; returns their loops per switch of the enclave."""
     for child in children:
         child.progress()
     ran = stopwatch(children)
@@ -28,7 +28,7 @@ def loops_per_switch(rr: Enclave, children: list[Child], ms: int) -> float:
 
 
 def involuntary(tid: int) -> int:
-    """How often it was switched out, though it did not want to."""
+    """The number of involuntary switches of a task."""
     return int(sched_field(tid, "nr_involuntary_switches"))
 
 
@@ -44,44 +44,44 @@ def test_spinners_take_turns_and_share_equally(workload: Workload, enclave: Make
     def turns() -> list[int]:
         return [involuntary(child.pid) - since for child, since in zip(children, before, strict=True)]
 
-    until(lambda: min(turns()) >= 25, "each has had 25 turns")
+    until(lambda: min(turns()) >= 25, "each has 25 turns")
     out, used = turns(), sum(ran())
     switches = rr.counters().switches - switches
-    # Turns are equal. Time is less so where a virtual CPU is itself taken away in the middle of one.
+    # The numbers of turns are equal. Their times are less equal if the host preempts a virtual CPU.
     assert max(out) < 1.4 * min(out), out
-    # A slice ends at a tick, so it is longer; shorter are those that a kernel thread came into.
+    # A slice ends at a tick, so it is longer than set; preemption by a kernel thread makes some shorter.
     assert used / switches > 5 * MS
-    until(lambda: min(ran()) > 0.15 * sum(ran()), "each has had its share")
+    until(lambda: min(ran()) > 0.15 * sum(ran()), "each has its share")
 
 
 def test_slice_is_what_the_option_says(workload: Workload, enclave: MakeEnclave) -> None:
     rr = enclave("1", "rr", slice="4ms")
     spinners = [workload.spinner(rr) for _ in range(2)]
-    short = loops_per_switch(rr, spinners, 500)  # and not time, which goes on when a virtual CPU is taken away
+    short = loops_per_switch(rr, spinners, 500)  # not time, which runs on while the host preempts a virtual CPU
     with Enclaves.change() as enclaves:
         assert enclaves is not None
         enclaves.get(rr.id).set_policy(POLICIES["rr"].parse({"slice": "200ms"}))
     assert loops_per_switch(rr, spinners, 1500) > 3 * short
 
 
-def test_lone_spinner_goes_on_slice_after_slice(workload: Workload, enclave: MakeEnclave) -> None:
+def test_lone_spinner_keeps_its_cpu_slice_after_slice(workload: Workload, enclave: MakeEnclave) -> None:
     rr = enclave("1-2", "rr", slice="5ms")
     spinner = workload.spinner(rr)
     switches = rr.counters().switches
-    # So often it is asked for the next task, and there is none.
+    # At each end of a slice, the CPU asks for the next task, and there is none.
     until(lambda: rr.counters().switches > switches + 40, "40 slices are used up")
     assert spinner.cpus_seen <= rr.cpus
     spinner.stop()
 
 
-def test_waking_task_waits_for_its_turn_only(workload: Workload, enclave: MakeEnclave) -> None:
+def test_waking_task_waits_for_one_turn_of_each_other(workload: Workload, enclave: MakeEnclave) -> None:
     rr = enclave("1", "rr", slice="5ms")
     spinners = [workload.spinner(rr) for _ in range(3)]
     for spinner in spinners:
         spinner.progress()
     rounds = 20
 
-    def nap_and_look(me: Me) -> None:
+    def nap_and_count(me: Me) -> None:
         turns = 0
         for _ in range(rounds):
             before = sum(involuntary(spinner.pid) for spinner in spinners)
@@ -89,11 +89,11 @@ def test_waking_task_waits_for_its_turn_only(workload: Workload, enclave: MakeEn
             turns += sum(involuntary(spinner.pid) for spinner in spinners) - before
         me.set(turns)
 
-    # It counts itself, for it sleeps by the clock of the CPU that the others spin on.
-    sleeper = workload.spawn(nap_and_look, rr)
+    # The sleeper counts by itself: its timer runs on the CPU that the spinners use.
+    sleeper = workload.spawn(nap_and_count, rr)
     assert sleeper.wait() == 0
-    print(f"{sleeper.value / rounds:.1f} turns of others")
-    # Three turns of others; as many again if its own is over before it has looked.
+    print(f"{sleeper.value / rounds:.1f} turns of other tasks per wakeup")
+    # Three turns of other tasks; three more if its own slice ends before it has counted.
     assert sleeper.value / rounds < 10
 
 

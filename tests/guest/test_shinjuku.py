@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shinjuku: what is short does not wait for what is long, QoS goes first, and hints say who has work at all."""
+"""Shinjuku: short requests do not wait for long ones, higher QoS runs first, and hints tell which tasks have work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH, URGENT = 1, 2
 
 @pytest.fixture
 def one(agent_process: MakeAgentProcess) -> Enclave:
-    """One CPU, and slices without an end."""
+    """An enclave of one CPU with endless slices."""
     return agent_process("1", "shinjuku", slice="inf", **PATIENT)[0]
 
 
@@ -35,7 +35,7 @@ def hints(one: Enclave) -> Iterator[Hints]:
 
 
 def say(me: Me) -> None:
-    me.say("ran")
+    me.log("ran")
 
 
 @pytest.mark.parametrize("slice", [pytest.param("50us", marks=pytest.mark.soak), "5ms"])
@@ -50,17 +50,15 @@ def test_short_request_runs_before_long_ones_end(
     for _ in range(20):
         loops = short.loops
         short.wake()
-        until(lambda loops=loops: short.loops > loops, "the short one ran, though no other has ended")
+        until(lambda loops=loops: short.loops > loops, "the short request runs before the long ones end")
     for child in long:
         child.progress()
-    assert one.counters().preempted == 0, "it is the agent that ends slices"
+    assert one.counters().preempted == 0, "the agent ends the slices"
     assert agent.check()
 
 
-def test_short_request_waits_for_a_slice_and_not_for_all_before_it(
-    workload: Workload, agent_process: MakeAgentProcess
-) -> None:
-    """Behind three long tasks a FIFO would have it wait for three slices, and with no slices for ever."""
+def test_short_request_waits_for_one_slice_only(workload: Workload, agent_process: MakeAgentProcess) -> None:
+    """Behind three long tasks, a FIFO would make it wait for three slices, or for ever with endless slices."""
     slice_ms = 50
     one, _ = agent_process("1", "shinjuku", slice=f"{slice_ms}ms", **PATIENT)
     short = workload.sleeper(one, then=lambda me: me.set(time.monotonic_ns()))
@@ -70,13 +68,13 @@ def test_short_request_waits_for_a_slice_and_not_for_all_before_it(
     for _ in range(25):
         before, woken_ns = short.asleep().value, time.monotonic_ns()
         short.wake()
-        until(lambda before=before: short.value != before, "it ran")
+        until(lambda before=before: short.value != before, "it runs")
         waits_ms.append((short.value - woken_ns) / 1e6)
-    print(f"it waited for {statistics.median(waits_ms):.1f} ms, and for {max(waits_ms):.1f} at most")
+    print(f"waits: median {statistics.median(waits_ms):.1f} ms, maximum {max(waits_ms):.1f} ms")
     assert statistics.median(waits_ms) < 1.5 * slice_ms
 
 
-def test_who_wakes_goes_to_the_head(workload: Workload, one: Enclave) -> None:
+def test_woken_task_goes_to_the_head_of_the_queue(workload: Workload, one: Enclave) -> None:
     sleepers = [workload.sleeper(one, then=say) for _ in range(5)]
     order = Order(workload, sleepers)
     wake_all(one, sleepers)
@@ -94,7 +92,7 @@ def test_higher_qos_goes_first(workload: Workload, one: Enclave, hints: Hints) -
 
 
 def test_requests_take_cpus_from_batch_jobs(workload: Workload, agent_process: MakeAgentProcess) -> None:
-    """Shinjuku and Shenango: slices have no end, so only QoS can take a CPU away."""
+    """Shinjuku and Shenango: with endless slices, only QoS preempts."""
     one, _ = agent_process("1-2", "shinjuku", slice="inf", **PATIENT)
     with Hints.open(one.hints_path) as hints:
         hints.set_class(URGENT, one_shot=True, qos=2)
@@ -104,7 +102,7 @@ def test_requests_take_cpus_from_batch_jobs(workload: Workload, agent_process: M
         for _ in range(10):
             loops = request.loops
             request.wake()
-            until(lambda loops=loops: request.loops > loops, "it ran, though no batch job has ended")
+            until(lambda loops=loops: request.loops > loops, "it runs before a batch job ends")
             for child in batch:
                 child.progress()
     assert one.counters().preempted == 0
@@ -113,7 +111,7 @@ def test_requests_take_cpus_from_batch_jobs(workload: Workload, agent_process: M
 def test_request_takes_an_idle_cpu_rather_than_one_of_a_batch_job(
     workload: Workload, agent_process: MakeAgentProcess
 ) -> None:
-    """Where a higher class has the other CPU just then, the agent's own say, that one is not idle."""
+    """Not always: the other CPU is not idle while a higher class, such as an agent, has it."""
     one, _ = agent_process("1-2", "shinjuku", slice="inf", agent_cpu="0", **PATIENT)
     with Hints.open(one.hints_path) as hints:
         hints.set_class(URGENT, one_shot=True, qos=2)
@@ -125,16 +123,16 @@ def test_request_takes_an_idle_cpu_rather_than_one_of_a_batch_job(
         for _ in range(10):
             loops = request.loops
             request.asleep().wake()
-            until(lambda loops=loops: request.loops > loops, "it ran")
+            until(lambda loops=loops: request.loops > loops, "it runs")
             places.append(request.at)
         assert places.count(2) >= 8
 
 
-def test_another_request_of_a_task_that_runs_lets_who_waits_have_its_cpu(
+def test_running_task_that_begins_another_request_gives_its_cpu_to_a_waiting_task(
     workload: Workload, one: Enclave, hints: Hints
 ) -> None:
-    """Slices have no end here; but where nobody waits when the request changes, there is nobody to make way for."""
-    holder, other = (workload.spinner(one, go=False) for _ in range(2))
+    """Slices are endless here. A request that changes while no task waits preempts nothing."""
+    holder, other = (workload.spinner(one, start=False) for _ in range(2))
     for index, child in enumerate((holder, other)):
         hints.set_item(index, tid=child.pid, work_class=BATCH)
     holder.wake()
@@ -146,7 +144,7 @@ def test_another_request_of_a_task_that_runs_lets_who_waits_have_its_cpu(
     holder.progress(50)
     assert not other.loops
     hints.set_item(0, tid=holder.pid, work_class=BATCH, deadline_ns=2)
-    until(lambda: other.loops, "it has the CPU, and not because the core found it forgotten for 5 s", 3)
+    until(lambda: other.loops, "it gets the CPU before the core runs uncommitted tasks, after 5 s", 3)
 
 
 def test_task_whose_work_is_done_leaves_its_cpu(workload: Workload, one: Enclave, hints: Hints) -> None:
@@ -181,14 +179,14 @@ def test_repeating_work_comes_once_a_period(workload: Workload, one: Enclave) ->
 
 
 @pytest.mark.soak
-def test_long_request_has_its_turn_though_others_wake_all_the_time(workload: Workload, one: Enclave) -> None:
-    """The core's net would let it run only after five seconds."""
+def test_long_request_runs_although_others_wake_all_the_time(workload: Workload, one: Enclave) -> None:
+    """The core itself would run it only after five seconds."""
 
     def nap(me: Me) -> None:
         while not me.stopped:
             time.sleep(0.001)
 
-    def give_way(me: Me) -> None:
+    def yield_often(me: Me) -> None:
         longest_ns = 0
         for _ in range(5):
             began_ns = time.monotonic_ns()
@@ -196,13 +194,13 @@ def test_long_request_has_its_turn_though_others_wake_all_the_time(workload: Wor
             longest_ns = max(longest_ns, time.monotonic_ns() - began_ns)
         me.set(longest_ns)
 
-    children = [workload.spawn(body, one, go=False) for body in [nap] * 40 + [give_way]]
+    children = [workload.spawn(body, one, start=False) for body in [nap] * 40 + [yield_often]]
     for child in children:
         child.wake()
     long = children[-1]
     assert long.wait() == 0
-    print(f"it waited for {long.value / 1e9:.2f} s at most")
-    assert 0.9e9 < long.value < 4e9, "it waited until that was too long"
+    print(f"longest wait: {long.value / 1e9:.2f} s")
+    assert 0.9e9 < long.value < 4e9, "it waits for the policy's limit of 1 s, not for the core's of 5 s"
 
 
 def _state(enclave: Enclave, child: Child) -> str | None:

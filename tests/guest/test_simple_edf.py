@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ghOSt's edf_test and simple_edf: threads with hints come to their end, and in time where there is time."""
+"""ghOSt's edf_test and simple_edf: threads with hints all finish, and meet feasible deadlines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hints(one: Enclave) -> Iterator[Hints]:
 
 
 def hint(hints: Hints, tids: Iterable[int]) -> None:
-    """Each is due in a second."""
+    """Set a deadline of one second for each task."""
     for index, tid in enumerate(sorted(tids)):
         hints.set_item(index, tid=tid, work_class=DUE, deadline_ns=time.monotonic_ns() + S)
 
@@ -54,20 +54,22 @@ def leave() -> None:
 
 @pytest.mark.parametrize("body", [simple, leave], ids=["simple", "departed"])
 @pytest.mark.parametrize("count", [1, 1000])
-def test_threads_come_to_their_end(workload: Workload, one: Enclave, hints: Hints, body: object, count: int) -> None:
+def test_threads_with_hints_all_finish(
+    workload: Workload, one: Enclave, hints: Hints, body: object, count: int
+) -> None:
     for _ in range(2 if count == 1 else 1):
         crowd = workload.crowd(count, body, one)  # type: ignore[arg-type]
         until(lambda crowd=crowd: crowd.value == count, "all threads have started", 120)
         hint(hints, threads(crowd.pid))
         crowd.wake()
         assert crowd.wait(240) == 0
-    until(lambda: one.nr_tasks == 0, "nothing is left")
+    until(lambda: one.nr_tasks == 0, "the enclave is empty")
     assert one.agent is not None
     assert one.agent.state != "gone"
 
 
 def test_busy_run_for(workload: Workload, one: Enclave, hints: Hints) -> None:
-    children = [workload.spawn(lambda me: me.spin(10), one, go=False) for _ in range(100)]
+    children = [workload.spawn(lambda me: me.spin(10), one, start=False) for _ in range(100)]
     hint(hints, (child.pid for child in children))
     for child in children:
         child.wake()
@@ -75,7 +77,7 @@ def test_busy_run_for(workload: Workload, one: Enclave, hints: Hints) -> None:
 
 
 def test_every_deadline_of_a_feasible_set_is_met(workload: Workload, agent_process: MakeAgentProcess) -> None:
-    """Woken in the wrong order, the most urgent would be late if they ran in that."""
+    """The tasks wake in the reverse order: a FIFO would miss the earliest deadlines."""
     one, _ = agent_process("1", "edf", **PATIENT)
     work_ms, apart_ns, slack_ns = 250, 400 * MS, S
 
@@ -91,5 +93,5 @@ def test_every_deadline_of_a_feasible_set_is_met(workload: Workload, agent_proce
         for index, (sleeper, deadline_ns) in enumerate(zip(sleepers, due, strict=True)):
             hints.set_item(index, tid=sleeper.pid, work_class=DUE, deadline_ns=deadline_ns)
         wake_all(one, list(reversed(sleepers)))
-        until(lambda: all(sleeper.value for sleeper in sleepers), "all is done")
+        until(lambda: all(sleeper.value for sleeper in sleepers), "every task has done its work")
     assert [sleeper.value <= deadline for sleeper, deadline in zip(sleepers, due, strict=True)] == [True] * 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SOL: nobody waits for one CPU while another idles, nothing is lost at full speed, and how efficient that is."""
+"""SOL: no task waits for a CPU while another idles, and no message or decision is lost at full speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workload import Me, Workload, until
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
 
-def test_what_was_to_follow_another_need_not_if_a_cpu_idles(
+def test_task_committed_behind_another_runs_on_a_cpu_that_idles(
     workload: Workload, agent_process: MakeAgentProcess
 ) -> None:
     one, _ = agent_process("1-2", "sol", **PATIENT)
@@ -31,13 +31,13 @@ def test_what_was_to_follow_another_need_not_if_a_cpu_idles(
     sleeper.wake()
     until(lambda: _committed(one) > committed, "it is committed to a busy CPU")
     ends.stop()
-    until(lambda: sleeper.loops > loops, "it runs where it can")
+    until(lambda: sleeper.loops > loops, "it runs on the idle CPU")
     stays.progress()
 
 
 @pytest.mark.parametrize("spin", ["no", pytest.param("yes", marks=pytest.mark.soak)])
 def test_nothing_is_lost_at_full_speed(workload: Workload, agent_process: MakeAgentProcess, spin: str) -> None:
-    """Each yield is a message and a decision; none may be missing, and none made twice."""
+    """Each yield is a message and a decision; none is lost or repeated."""
     one, agent = agent_process("1-3", "sol", spin=spin, **PATIENT)
     yields, tasks = 300, 20
 
@@ -46,7 +46,7 @@ def test_nothing_is_lost_at_full_speed(workload: Workload, agent_process: MakeAg
             me.note()
             os.sched_yield()
 
-    children = [workload.spawn(body, one, go=False) for _ in range(tasks)]
+    children = [workload.spawn(body, one, start=False) for _ in range(tasks)]
     for child in children:
         child.wake()
     assert [child.wait() for child in children] == [0] * tasks
@@ -91,7 +91,7 @@ def test_tasks_that_spin_and_sleep_run_once_for_each_decision(
                 child.wake()
             assert [child.wait() for child in children] == [0] * tasks
             actual = time.monotonic_ns() - began
-            # A task that slept, and went on, was committed to a CPU in between.
+            # A task that slept and runs on was committed to a CPU in between.
             slept = sum(child.value for child in children)
             assert slept > 0
             assert _committed(one) - committed >= slept
@@ -103,7 +103,7 @@ def test_tasks_that_spin_and_sleep_run_once_for_each_decision(
 
 
 def _sleeps() -> int:
-    """How often this process has given up its CPU to wait for something."""
+    """The number of voluntary switches of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One agent after another."""
+"""A succession of agents in one enclave."""
 
 from __future__ import annotations
 

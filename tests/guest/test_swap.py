@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replacing a policy while it schedules: nothing is lost, nothing overtakes, nothing is detached."""
+"""Replacing a policy while it schedules: no task is lost or overtaken, and the core stays attached."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _player(hears: int, tells: int, *others: int) -> Callable[[Me], None]:
 
 
 def _load(workload: Workload, enclave: Enclave) -> list[Child]:
-    """Fifty tasks: some fight for CPU 1, some nap, the rest are pairs that wake each other."""
+    """Fifty tasks: six compete for CPU 1, fourteen nap, the rest are pairs that wake each other."""
     children = [workload.spinner(enclave, cpus=[1]) for _ in range(6)]
     children += [workload.spawn(_nap, enclave) for _ in range(14)]
     for _ in range(15):
@@ -96,7 +96,7 @@ def test_waiting_tasks_keep_their_order_across_a_swap(
     workload: Workload, enclave: MakeEnclave, before: Policy, after: Policy
 ) -> None:
     e = enclave("1", before.name, slice="10s")
-    sleepers = [workload.sleeper(e, then=lambda me: me.say("ran")) for _ in range(8)]
+    sleepers = [workload.sleeper(e, then=lambda me: me.log("ran")) for _ in range(8)]
 
     for order in ([3, 0, 7, 1, 6, 2, 5, 4], list(range(8))):
         hog = workload.spinner(e)
@@ -104,11 +104,11 @@ def test_waiting_tasks_keep_their_order_across_a_swap(
         for index in order:
             sleepers[index].wake()
         e.set_policy(after.parse({"slice": "10s"}))
-        assert not workload.said()
+        assert not workload.read_log()
         hog.stop()
-        said: list[object] = []
-        until(lambda said=said: said.extend(workload.said()) or len(said) >= 8)
-        assert said == [(index, "ran") for index in order]
+        lines: list[object] = []
+        until(lambda lines=lines: lines.extend(workload.read_log()) or len(lines) >= 8)
+        assert lines == [(index, "ran") for index in order]
         e.set_policy(before.parse({"slice": "10s"}))
 
 
@@ -124,7 +124,7 @@ def test_task_that_never_blocks_obeys_the_policy_swapped_in(
         ran = sum(runtime_ns(hog.pid) for hog in hogs)
         for hog in hogs:
             hog.progress()
-        # One slice and one tick, of 15 ms together, and not the 10 s of before; the rest is for us to notice.
+        # One slice and one tick are 15 ms, not the former 10 s; the limit allows for the polling of this test.
         assert sum(runtime_ns(hog.pid) for hog in hogs) - ran < 2 * 10**9
         e.set_policy(before.parse({"slice": "10s"}))
     assert sched_ext.status().state == "enabled"
@@ -153,7 +153,7 @@ def test_swap_of_one_enclave_leaves_the_others_policy_alone(workload: Workload, 
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Policy]:
-    """``faulty(name)`` is a policy with that fault; all are in one place, so that each is compiled once."""
+    """``faulty(name)`` is a policy with that fault; all share a directory, so that each is compiled once."""
     directory = tmp_path_factory.mktemp("policies")
     return lambda name: _write(directory, name, _FAULTS[name][1])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracers where sched_ext schedules: that they see its tasks, and see them as the kernel and the core do."""
+"""Tracers beside sched_ext: they see its tasks, and their counts are those of the kernel and of the core."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from workload import Child, MakeEnclave, Me, Workload, runtime_ns, until
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]
 
 ENDLESS = "10s"
-#: How often a task is woken where its wakeups are counted.
+#: The number of wakeups in tests that count them.
 WAKEUPS = 23
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def turns(pid: int) -> int:
-    """How often the kernel put the task on a CPU."""
+    """The number of times that the kernel put the task on a CPU."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[2])
 
 
 def wake(sleeper: Child, times: int = WAKEUPS) -> None:
-    """Wake it, and wait until it sleeps again, so many times."""
+    """Wake the sleeper a number of times; wait each time until it sleeps again."""
     for _ in range(times):
         loops = sleeper.loops
         sleeper.wake()
@@ -37,13 +37,13 @@ def wake(sleeper: Child, times: int = WAKEUPS) -> None:
 
 
 def waiter(me: Me) -> None:
-    """For sleepers that are told apart by their name."""
+    """A body with a task name of its own."""
     Path("/proc/self/comm").write_text("waiter")
     me.note()
 
 
 def hold(holder: Child) -> None:
-    """Wake a sleeper that spins, and wait until it has the CPU."""
+    """Wake a holder, which spins, and wait until it has the CPU."""
     loops = holder.loops
     holder.wake()
     until(lambda: holder.loops > loops, f"{holder} has the CPU")
@@ -69,7 +69,7 @@ def test_runqlat_sees_only_the_enclave_it_is_asked_for(workload: Workload, encla
     assert {line["by"]["tid"] for line in trace.of("histogram", "wait")} == {inside.pid}
 
 
-def test_schedlat_tells_the_wait_for_the_policy_from_the_wait_for_the_cpu(
+def test_schedlat_separates_the_wait_for_the_policy_from_the_wait_for_the_cpu(
     workload: Workload, enclave: MakeEnclave
 ) -> None:
     biff = enclave("1", slice=ENDLESS)
@@ -83,12 +83,12 @@ def test_schedlat_tells_the_wait_for_the_policy_from_the_wait_for_the_cpu(
         until(lambda: sleeper.loops == 1, f"{sleeper} ran")
     decided, started, whole = (trace.histogram(n) for n in ("runnable_to_latched", "latched_to_run", "runnable_to_run"))
     assert decided["count"] == started["count"] == whole["count"]
-    # Biff decides when a CPU asks for a task: here, when the holder sleeps.
+    # Biff decides when a CPU dispatches: here, when the holder sleeps.
     assert 100_000 < decided["max"] < waited_us + 1e6
     assert decided["avg"] + started["avg"] == pytest.approx(whole["avg"], abs=1)
 
 
-def test_schedlat_knows_no_policy_of_a_task_in_no_enclave(workload: Workload) -> None:
+def test_schedlat_shows_no_wait_for_the_policy_of_a_task_in_no_enclave(workload: Workload) -> None:
     sleeper = workload.sleeper()
     with traced("schedlat", "-t", sleeper.pid) as trace:
         wake(sleeper)
@@ -203,10 +203,10 @@ def test_runqlat_and_migrations_agree_with_perf(enclave: MakeEnclave) -> None:
     with traced("runqlat", "-c", "sched-messaging") as waits, traced("migrations", "-c", "sched-messaging") as moves:
         child = subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         biff.add(child.pid)
-        said = child.communicate("go\n")[1]
-    counts = {m[2]: int(m[1]) for m in re.finditer(r"^(\d+),,(sched:\w+)", said, re.MULTILINE)}
-    assert counts["sched:sched_switch"] > 100, said
-    # A task's name is told as it begins to wait by one, and as it comes on a CPU by the other.
+        output = child.communicate("go\n")[1]
+    counts = {m[2]: int(m[1]) for m in re.finditer(r"^(\d+),,(sched:\w+)", output, re.MULTILINE)}
+    assert counts["sched:sched_switch"] > 100, output
+    # One tool takes a task's name when its wait begins, the other when it gets a CPU.
     assert waits.histogram("wait")["count"] == pytest.approx(counts["sched:sched_switch"], rel=0.02)
     moved = sum(row["count"] for row in moves.of("row", "matrix"))
     assert moved == pytest.approx(counts["sched:sched_migrate_task"], rel=0.02, abs=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracers that sample CPUs, where CPUs go and come back."""
+"""Tracers that sample CPUs, during hotplug."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ int perf_sample(struct bpf_perf_event_data *ctx)
 
 
 def longest(text: str, cpu: int) -> list[float]:
-    """From the reports in ``text``: the most tasks that waited on the CPU, each time that it was sampled."""
+    """The longest queue of ``cpu`` in each report of ``text`` that has it."""
     lines = map(json.loads, text.rpartition("\n")[0].splitlines())
     return [line["max"] for line in lines if line["type"] == "histogram" and line["by"]["cpu"] == cpu]
 
@@ -68,7 +68,7 @@ def test_samplers_follow_a_cpu_that_was_offline_between_two_looks(tmp_path: Path
         assert alone.is_alive()
         with offline(AWAY):
             pass
-        # What was open is dead, and stays so.
+        # A sampler of a CPU that was offline stays dead.
         assert not alone.is_alive()
         before = counts[0][AWAY]
         time.sleep(0.2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events of sched_ext tasks that a tracer misses: a program is detached while they happen."""
+"""Missed events of sched_ext tasks: a program of the tracer is detached while they happen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SLEEP = 0.5
 
 
 def turn(sleeper: Child) -> None:
-    """Once on a CPU, and off it again."""
+    """Let the sleeper run once and sleep again."""
     loops = sleeper.loops
     sleeper.wake()
     until(lambda: sleeper.loops > loops, f"{sleeper} ran")
@@ -26,7 +26,7 @@ def turn(sleeper: Child) -> None:
 
 
 @pytest.mark.soak
-def test_dsqlat_takes_no_sleep_for_a_wait_where_switches_were_missed(workload: Workload, enclave: MakeEnclave) -> None:
+def test_dsqlat_counts_no_sleep_as_a_wait_when_switches_are_missed(workload: Workload, enclave: MakeEnclave) -> None:
     sleeper = workload.sleeper(enclave("1"))
     with DSQLAT(Request(Filters(tid=sleeper.pid))) as tool:
         turn(sleeper)

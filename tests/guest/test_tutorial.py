@@ -69,7 +69,7 @@ def test_tutorial_names_each_class_it_builds(lab: Path) -> None:
 def test_fifo_runs_in_order_of_arrival_without_slices(lab: Path, workload: Workload) -> None:
     with scheduled(f"{lab}:Fifo", "1") as run:
         first = workload.spinner(run.enclave)
-        rest = [workload.spawn(lambda me: (me.say("runs"), me.spin(5)), run.enclave) for _ in range(4)]
+        rest = [workload.spawn(lambda me: (me.log("runs"), me.spin(5)), run.enclave) for _ in range(4)]
         ran, switched = runtime_ns(first.pid), sched_field(first.pid, "nr_involuntary_switches")
         until(lambda: runtime_ns(first.pid) > ran + 500 * MS)
         # Higher classes interrupt it now and then; slices of 20 ms would do so as often as this alone.
@@ -77,7 +77,7 @@ def test_fifo_runs_in_order_of_arrival_without_slices(lab: Path, workload: Workl
         first.stop()
         for child in rest:
             assert child.wait() == 0
-        assert [index for index, _ in workload.said()] == [child.index for child in rest]
+        assert [index for index, _ in workload.read_log()] == [child.index for child in rest]
 
 
 def test_turns_share_a_cpu_equally(lab: Path, workload: Workload) -> None:

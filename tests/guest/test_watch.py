@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf enclave watch`` while agents really come and go."""
+"""``ghostbpf enclave watch`` during upgrades and ends of real agents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeAgentProcess = Callable[[], AgentProcess]
 
 @pytest.fixture
 def agent_process() -> Iterator[MakeAgentProcess]:
-    """Makes crews that are ready to take over; they end with the test."""
+    """Make agent processes that are ready to take over; they end with the test."""
     with contextlib.ExitStack() as ends:
 
         def make() -> AgentProcess:
@@ -33,14 +33,12 @@ def agent_process() -> Iterator[MakeAgentProcess]:
 
 
 def _pair(workload: Workload, enclave: Enclave) -> None:
-    """Two tasks for one CPU, who take turns when the core decides."""
+    """Two tasks bound to one CPU, which take turns under the core."""
     for _ in range(2):
         workload.spinner(enclave, cpus=[1]).progress()
 
 
-def test_upgrade_leaves_the_enclave_without_an_agent_for_no_time(
-    enclave: MakeEnclave, agent_process: MakeAgentProcess
-) -> None:
+def test_upgrade_has_no_blackout(enclave: MakeEnclave, agent_process: MakeAgentProcess) -> None:
     e = enclave("1-2", "fifo_centralized")
     first, second, third = agent_process().take_over(e), agent_process(), agent_process()
     with running("enclave", "watch", e.id, "--count", 2, "--json") as watch:
@@ -62,7 +60,7 @@ def test_upgrade_leaves_the_enclave_without_an_agent_for_no_time(
 
 
 @pytest.mark.parametrize("how", [["--sigkill"], []])
-def test_ends_the_agent_and_times_the_blackout_until_the_next(
+def test_watch_ends_the_agent_and_times_the_blackout_until_the_next(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, how: list[str]
 ) -> None:
     e = enclave("1-2", "fifo_centralized")
@@ -71,7 +69,7 @@ def test_ends_the_agent_and_times_the_blackout_until_the_next(
     with running("enclave", "watch", e.id, "--agent-pid", first.pid, *how, "--json") as watch:
         watch.until(lambda: not first.alive)
         before = e.counters().switches
-        until(lambda: e.counters().switches > before + 3, "the core lets both have turns")
+        until(lambda: e.counters().switches > before + 3, "the core lets both run")
         assert watch.out == ""
         e.set_policy(FIFO_CENTRALIZED)
         second.take_over(e)
@@ -86,7 +84,7 @@ def test_ends_the_agent_and_times_the_blackout_until_the_next(
 
 
 @pytest.mark.marathon
-def test_waits_for_the_first_agent_and_says_in_words_what_it_saw(
+def test_watch_waits_for_the_first_agent_and_reports_the_upgrade_as_text(
     enclave: MakeEnclave, agent_process: MakeAgentProcess
 ) -> None:
     e = enclave("1-2", "fifo_centralized")
@@ -103,7 +101,9 @@ def test_waits_for_the_first_agent_and_says_in_words_what_it_saw(
 
 
 @pytest.mark.marathon
-def test_ctrl_c_and_the_enclaves_end_end_it(enclave: MakeEnclave, agent_process: MakeAgentProcess) -> None:
+def test_watch_ends_on_ctrl_c_and_when_the_policy_has_no_agent(
+    enclave: MakeEnclave, agent_process: MakeAgentProcess
+) -> None:
     e = enclave("1-2", "fifo_centralized")
     agent_process().take_over(e)
     with running("enclave", "watch", e.id) as watch, running("enclave", "watch", e.id) as other:
@@ -119,7 +119,7 @@ def test_ctrl_c_and_the_enclaves_end_end_it(enclave: MakeEnclave, agent_process:
 
 
 @pytest.mark.marathon
-def test_refuses_to_kill_what_is_not_the_agent(
+def test_watch_refuses_to_kill_a_process_that_is_not_the_agent(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess
 ) -> None:
     e = enclave("1-2", "fifo_centralized")

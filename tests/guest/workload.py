@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real tasks for the guest tier: forked processes that spin, block and yield, and tell what they saw.
+"""Real tasks for the guest tier: forked processes that spin, block and yield, and record what they saw.
 
     child = workload.spinner(enclave)           # forked, put into the enclave, then let go
     until(lambda: child.loops > 1000)
     assert child.cpus_seen <= enclave.cpus      # CPUs it saw itself on, by sched_getcpu()
     child.stop()
 
-A child starts behind a gate: it sets its affinity, waits there, is put where the test wants it, and runs from
-then on. It dies with the test process, and at the latest with its Workload.
+A child sets its affinity, then waits at its gate until the test has put it into an enclave and wakes it. It dies
+with the test process, and at the latest with its Workload.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from ghostbpf.schedulers.topology import Topology
 
 MakeEnclave = Callable[..., Enclave]
 
-#: For what holds for the core, whichever policy decides.
+#: The policies of tests of the core, which hold for every policy.
 EITHER_FIFO = ["biff", pytest.param("rr", marks=pytest.mark.soak)]
 
-#: Long enough for any slow machine: reaching it means that something hangs.
+#: Seconds; longer than any step takes on a slow machine, so that a timeout means a hang.
 DEADLINE = 60.0
 
 _MAX_CHILDREN = 512
@@ -47,12 +47,12 @@ getcpu = libc.current_cpu
 
 
 def until(condition: Callable[[], Any], what: str = "", seconds: float = DEADLINE) -> Any:
-    """Poll until ``condition()`` is true, and give what it gave; AssertionError after ``seconds``."""
+    """Poll until ``condition()`` is true; returns its value. AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (result := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what or condition}"
         time.sleep(0.005)
-    return found
+    return result
 
 
 def all_cpus() -> CpuSet:
@@ -66,10 +66,10 @@ def present_cpus() -> CpuSet:
 
 
 def sched_field(tid: int, name: str) -> float:
-    """A number from /proc/TID/sched, such as nr_switches or ext.enabled; KeyError where it is not there."""
+    """A number from /proc/TID/sched, such as nr_switches or ext.enabled; KeyError if the file has no such line."""
     file = os.open(f"/proc/{tid}/sched", os.O_RDONLY)
     try:
-        # At one go: where a thousand threads wait for the interpreter, each system call is another wait for it.
+        # One read only: with a thousand threads, each system call is another wait for the interpreter.
         text = os.read(file, 1 << 16).decode()
     finally:
         os.close(file)
@@ -86,7 +86,7 @@ def in_ext(tid: int) -> bool:
 
 
 def ext_tasks() -> dict[int, str]:
-    """The command name of each task that is in SCHED_EXT by its policy and has not ended, by tid."""
+    """The command name of each live task whose policy is SCHED_EXT, by tid."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/task/*"):
         tid = int(path.name)
@@ -107,16 +107,16 @@ def state(tid: int) -> str:
 
 
 def is_off_cpu(tid: int) -> bool:
-    """Whether the task sleeps, and no CPU is still busy with putting it to sleep, as it is when /stat already says S.
+    """Whether the task sleeps and has left its CPU; /proc/TID/stat says S before that.
 
-    What wakes such a one, or moves it, spares it all that a scheduler is told of.
+    A task that is woken or moved before it has left its CPU never blocks, so its scheduler sees no event.
     """
-    # To show in which system call it sleeps, the kernel waits until it has left its CPU.
+    # The kernel shows the system call of a sleeping task only when the task has left its CPU.
     return state(tid) == "S" and Path(f"/proc/{tid}/syscall").read_text() != "running\n"
 
 
 def last_cpu(tid: int) -> int:
-    """The CPU the task is on, or was on last."""
+    """The CPU of the task, or its last one."""
     return int(_stat(tid)[36])
 
 
@@ -125,14 +125,14 @@ def _stat(tid: int) -> list[str]:
 
 
 class Me:
-    """What a child's body is given: its place on the board, its gate, and the log all children share."""
+    """The argument of a child's body: its words of the shared board, its gate, and the log that all children share."""
 
     def __init__(self, index: int, board: memoryview, gate: int, log: int) -> None:
         self.index, self._board, self._gate, self._log = index, board, gate, log
         self._base = index * _WORDS
 
     def note(self) -> None:
-        """Count a loop, and the CPU it is on."""
+        """Count a loop, and record the CPU."""
         if (epoch := self._board[self._base + _ASKED]) != self._board[self._base + _EPOCH]:
             self._board[self._base + _SEEN] = 0
             self._board[self._base + _EPOCH] = epoch
@@ -143,28 +143,28 @@ class Me:
 
     @property
     def stopped(self) -> bool:
-        """Whether the test asked it to end."""
+        """Whether the test has called stop()."""
         return self._board[self._base + _STOP] != 0
 
     def set(self, value: int) -> None:
-        """Show a number to the test, as ``child.value``."""
+        """Set ``child.value`` for the test."""
         self._board[self._base + _FREE] = value
 
     @property
     def value(self) -> int:
-        """The number that set() showed last; 0 at first."""
+        """The last value of set(); 0 before."""
         return self._board[self._base + _FREE]
 
     def block(self) -> None:
         """Sleep until the test calls wake()."""
         os.read(self._gate, 1)
 
-    def say(self, word: object) -> None:
-        """Append a line to the log, in one system call: lines are in the order they were said."""
+    def log(self, word: object) -> None:
+        """Append a line to the log in one system call, so that lines are in the order of the calls."""
         os.write(self._log, f"{self.index} {word}\n".encode())
 
     def spin(self, ms: float) -> None:
-        """Use ``ms`` milliseconds of CPU time of this thread, noting where, at least once."""
+        """Use ``ms`` milliseconds of CPU time of this thread; calls note() at least once."""
         end = time.thread_time_ns() + int(ms * 1e6)
         self.note()
         while time.thread_time_ns() < end:
@@ -175,7 +175,7 @@ Body = Callable[[Me], object]
 
 
 class Child:
-    """A forked task, seen from the test."""
+    """A forked task, as the test sees it."""
 
     def __init__(self, index: int, board: memoryview, pid: int, gate: int) -> None:
         self.index, self.pid, self._board, self._gate = index, pid, board, gate
@@ -189,22 +189,22 @@ class Child:
 
     @property
     def loops(self) -> int:
-        """How often it noted a loop."""
+        """The number of its note() calls."""
         return self._board[self._base + _LOOPS]
 
     @property
     def at(self) -> int:
-        """The CPU of its last loop."""
+        """The CPU of its last note()."""
         return self._board[self._base + _AT]
 
     @property
     def cpus_seen(self) -> CpuSet:
-        """The CPUs it noted since the last forget()."""
+        """The CPUs of its note() calls since the last forget()."""
         return CpuSet.from_bits(self._board[self._base + _SEEN])
 
     @property
     def value(self) -> int:
-        """What it last showed by set()."""
+        """The last value of its set(); 0 before."""
         return self._board[self._base + _FREE]
 
     @property
@@ -213,36 +213,36 @@ class Child:
         return self._poll() is None
 
     def forget(self, wait: bool = True) -> None:
-        """Have it start cpus_seen afresh with its next loop, and wait until it did; it must not sleep then."""
+        """Clear ``cpus_seen`` at its next note(). ``wait`` waits for that, so the task must be running."""
         self._board[self._base + _ASKED] += 1
         asked = self._board[self._base + _ASKED]
         if wait:
-            until(lambda: self._board[self._base + _EPOCH] == asked or not self.alive, f"{self} makes progress")
+            until(lambda: self._board[self._base + _EPOCH] == asked or not self.alive, f"{self} runs")
             self.progress()
 
     def progress(self, loops: int = 1) -> None:
-        """Wait until it has done so many loops more."""
+        """Wait for ``loops`` more note() calls."""
         goal = self.loops + loops
-        until(lambda: self.loops >= goal or not self.alive, f"{self} makes progress")
+        until(lambda: self.loops >= goal or not self.alive, f"{self} runs")
         assert self.loops >= goal, f"{self} ended: {self._status}"
 
     def wake(self) -> None:
-        """End its block(), or its wait behind the gate."""
+        """End its block(), or its wait at the gate."""
         os.write(self._gate, b"!")
 
     def asleep(self) -> Self:
-        """Wait until it sleeps, in block() for one, and is off its CPU."""
+        """Wait until it sleeps, as in block(), and has left its CPU."""
         until(lambda: is_off_cpu(self.pid), f"{self} sleeps")
         return self
 
     def stop(self, wait: bool = True) -> None:
-        """Have it end by itself, and check that it ends well."""
+        """Set ``me.stopped``, and check that it exits with status 0."""
         self._board[self._base + _STOP] = 1
         if wait:
             assert self.wait() == 0
 
     def wait(self, seconds: float = DEADLINE) -> int:
-        """Its exit status (negative: the signal); AssertionError if it does not end."""
+        """Wait for its end; returns its exit status, or the negative signal. AssertionError after ``seconds``."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         assert self._status is not None or poll.poll(seconds * 1000), f"{self} did not end within {seconds:.0f} s"
@@ -251,13 +251,13 @@ class Child:
         return status
 
     def kill(self) -> None:
-        """End it by force."""
+        """Kill it, and wait for its end."""
         if self._poll() is None:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
     def close(self) -> None:
-        """Kill it and all it forked, and forget about it."""
+        """Kill it and its descendants, and close its descriptors."""
         if self._closed:
             return
         self._closed = True
@@ -293,11 +293,11 @@ class Workload:
         self.close()
 
     def spawn(
-        self, body: Body, enclave: Enclave | None = None, *, cpus: Iterable[int] | None = None, go: bool = True
+        self, body: Body, enclave: Enclave | None = None, *, cpus: Iterable[int] | None = None, start: bool = True
     ) -> Child:
-        """Fork a child that runs ``body`` on ``cpus`` (default: all), put into ``enclave`` before it does.
+        """Fork a child, put it into ``enclave``, and let it run ``body`` on ``cpus`` (default: all).
 
-        With ``go=False`` it waits for its first wake(). Its exit status is 1 where ``body`` raised.
+        With ``start=False`` it waits for its first wake(). It exits with 1 if ``body`` raises.
         """
         index = len(self.children)
         assert index < _MAX_CHILDREN
@@ -316,37 +316,38 @@ class Workload:
         self.children.append(child)
         with contextlib.closing(os.fdopen(ready_out, "rb")) as ready:
             assert ready.read(1), f"{child} died before it ran"
-        child.asleep()  # or it joins on a CPU that may not be the enclave's, and goes on there until the next tick
+        child.asleep()  # a task that joins while it runs stays on its CPU until the next tick
         if enclave is not None:
             enclave.add(child.pid)
-        if go:
+        if start:
             child.wake()
         return child
 
-    def spinner(self, enclave: Enclave | None = None, *, cpus: Iterable[int] | None = None, go: bool = True) -> Child:
-        """A task that never blocks, until stop(); it notes its CPU all the time."""
-        return self.spawn(_spin, enclave, cpus=cpus, go=go)
+    def spinner(
+        self, enclave: Enclave | None = None, *, cpus: Iterable[int] | None = None, start: bool = True
+    ) -> Child:
+        """A task that calls note() in a loop, and never blocks, until stop()."""
+        return self.spawn(_spin, enclave, cpus=cpus, start=start)
 
     def sleeper(
         self, enclave: Enclave | None = None, *, cpus: Iterable[int] | None = None, then: Body | None = None
     ) -> Child:
-        """A task blocked on a pipe; with each wake() it does ``then`` (or notes where it is) and blocks again."""
-        child = self.spawn(lambda me: _sleep(me, then or Me.note), enclave, cpus=cpus, go=True)
+        """A task that blocks; with each wake() it calls ``then`` (default: note()) and blocks again."""
+        child = self.spawn(lambda me: _sleep(me, then or Me.note), enclave, cpus=cpus, start=True)
         return child.asleep()
 
     def crowd(
-        self, threads: int, body: Callable[[], object], enclave: Enclave | None = None, *, go: bool = True
+        self, threads: int, body: Callable[[], object], enclave: Enclave | None = None, *, start: bool = True
     ) -> Child:
         """A process that starts ``threads`` threads; they run ``body`` at the next wake(). ``value`` counts them.
 
-        Where ``body`` raises in one of them, the process ends with status 1.
-
-        With ``go=False`` it starts them at its first wake(), so that the next one lets them run.
+        The process exits with 1 if ``body`` raises in a thread. With ``start=False`` it starts the threads at its first
+        wake(), and the threads run ``body`` at the second.
         """
-        return self.spawn(lambda me: _crowd(me, threads, body), enclave, go=go)
+        return self.spawn(lambda me: _crowd(me, threads, body), enclave, start=start)
 
-    def said(self) -> list[tuple[int, str]]:
-        """Lines of the log since the last call: (index of the child, word), in order."""
+    def read_log(self) -> list[tuple[int, str]]:
+        """The lines of the log since the last call, in order: (index of the child, word)."""
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._heard, 65536):
                 self._rest += chunk.decode()
@@ -354,7 +355,7 @@ class Workload:
         return [(int(index), word) for index, _, word in (line.partition(" ") for line in lines)]
 
     def close(self) -> None:
-        """Kill all children and wait until they are gone."""
+        """Kill all children, and wait for their end."""
         for child in self.children:
             child.close()
         self.children.clear()
@@ -365,12 +366,12 @@ class Workload:
 def _run(body: Body, me: Me, mask: set[int], ready: int, parent: int) -> None:
     status = 1
     try:
-        # The test's own handlers and pytest's capture are none of the child's business.
+        # The handlers of the test process must not run in the child.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         libc.set_death_signal(signal.SIGKILL)
         if os.getppid() == parent:
-            os.setpgid(0, 0)  # so that what it forks ends with it
+            os.setpgid(0, 0)  # so that its descendants can be killed with it
             os.sched_setaffinity(0, mask)
             os.write(ready, b"!")
             os.close(ready)
@@ -397,7 +398,7 @@ def _sleep(me: Me, then: Body) -> None:
 
 def _crowd(me: Me, threads: int, body: Callable[[], object]) -> None:
     threading.stack_size(128 * 1024)
-    # Those that wait for the interpreter sleep until it is free; by default each would wake every 5 ms.
+    # By default, each thread that waits for the interpreter would wake every 5 ms.
     sys.setswitchinterval(DEADLINE)
     gate = threading.Event()
 
@@ -426,7 +427,7 @@ def _crowd(me: Me, threads: int, body: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def offline(cpu: int) -> Iterator[None]:
-    """CPU ``cpu`` unplugged for the block."""
+    """Take CPU ``cpu`` offline for the block."""
     set_online(cpu, False)
     try:
         yield
@@ -435,7 +436,7 @@ def offline(cpu: int) -> Iterator[None]:
 
 
 def set_online(cpu: int, online: bool) -> None:
-    """Plug CPU ``cpu`` in or out."""
+    """Take CPU ``cpu`` online or offline."""
     path = Path(f"/sys/devices/system/cpu/cpu{cpu}/online")
     if path.read_text().strip() != str(int(online)):
         path.write_text(str(int(online)))

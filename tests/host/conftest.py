@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the host tier: the running kernel itself, with no scheduler attached to it."""
+"""Fixtures of the host tier, which runs on the host's kernel and attaches no scheduler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tracing import Task
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have hypothesis try the same examples in each run, or those of ``--seed``, however slow the machine."""
+    """Let hypothesis try the same examples in each run, or those of ``--seed``, without a time limit."""
     seed = config.getoption("--seed")
     hypothesis.settings.register_profile(
         "repeatable",
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or fills the user's cache of compiled programs."""
+    """Use a cache of compiled programs of the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -53,9 +53,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Iterator[None]:
-    """What tests start can be ended, also where whoever started the tests ignores the signals (a shell's &, nohup)."""
-    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    """Set handlers of SIGINT and SIGHUP, which children would otherwise inherit as ignored (a shell's &, nohup)."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -63,14 +63,14 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def root() -> None:
-    """Skips where the tests do not run as root."""
+    """Skip unless the tests run as root."""
     if os.geteuid() != 0:
-        pytest.skip("loading BPF takes root")
+        pytest.skip("loading BPF needs root")
 
 
 @pytest.fixture(scope="session")
 def bcc(root: None) -> None:
-    """Skips where C cannot be compiled to BPF."""
+    """Skip if C cannot be compiled to BPF."""
     try:
         _bcc.library()
     except KernelUnsupported as error:
@@ -81,7 +81,7 @@ def bcc(root: None) -> None:
 
 @pytest.fixture
 def bpf_source(bcc: None, tmp_path: Path) -> Callable[..., Path]:
-    """``bpf_source(text, name="test.bpf.c")`` writes C to a file of the test's own directory."""
+    """``bpf_source(text, name="test.bpf.c")`` writes C to a file in the test's directory."""
 
     def write(text: str, name: str = "test.bpf.c") -> Path:
         path = tmp_path / name
@@ -94,7 +94,7 @@ def bpf_source(bcc: None, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def build(bcc: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Object]:
-    """Compiles C text; for objects that several tests share."""
+    """Compile C text, for objects that several tests share."""
 
     def compile_text(text: str) -> Object:
         path = tmp_path_factory.mktemp("source") / "test.bpf.c"
@@ -106,8 +106,8 @@ def build(bcc: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 
 @pytest.fixture(scope="session")
 def bpftool() -> Callable[..., Any]:
-    """``bpftool -j ARGS``, parsed."""
-    # Debian keeps it where only root's PATH looks.
+    """``bpftool("map", "show")`` runs ``bpftool -j`` and parses its output."""
+    # Debian installs it in a directory that only root's PATH has.
     tool = shutil.which("bpftool", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if tool is None:
         pytest.skip("no bpftool on this machine (apt install bpftool)")
@@ -121,7 +121,7 @@ def bpftool() -> Callable[..., Any]:
 
 @pytest.fixture
 def mount(root: None, tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """``mount(kind, options="")`` mounts a file system for the test alone and gives its path."""
+    """``mount(kind, options="")`` mounts a file system for the test; returns its path."""
     with contextlib.ExitStack() as undo:
 
         def mount_one(kind: str, options: str = "") -> Path:
@@ -139,20 +139,20 @@ def mount(root: None, tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 @pytest.fixture
 def bpffs(mount: Callable[..., Path]) -> Path:
-    """A bpffs of the test's own."""
+    """A bpffs for the test."""
     return mount("bpf")
 
 
 @pytest.fixture
 def stack() -> Iterator[contextlib.ExitStack]:
-    """``stack.enter_context(handle)`` closes it when the test is over."""
+    """``stack.enter_context(handle)`` closes the handle at the end of the test."""
     with contextlib.ExitStack() as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def until() -> Callable[[Callable[[], bool]], bool]:
-    """Waits up to ten seconds for what the kernel does in its own time (an RCU grace period, mostly)."""
+    """Wait up to ten seconds for asynchronous work of the kernel, mostly an RCU grace period."""
 
     def wait(condition: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + 10
@@ -181,23 +181,23 @@ def task() -> Iterator[Callable[..., Task]]:
 
 @pytest.fixture(scope="session")
 def cpus() -> list[int]:
-    """CPUs that tests may use; skips where there are less than two."""
+    """The CPUs that tests may use; skip if there is only one."""
     found = sorted(os.sched_getaffinity(0))
     if len(found) < 2:
-        pytest.skip("this takes 2 CPUs")
+        pytest.skip("this needs 2 CPUs")
     return found
 
 
 @pytest.fixture(scope="session")
 def open_fds() -> Callable[[], dict[int, str]]:
-    """The descriptors this process holds, and what each is."""
+    """Return the open descriptors of this process, and the target of each."""
 
-    def look() -> dict[int, str]:
+    def read() -> dict[int, str]:
         found = {}
         for entry in os.listdir("/proc/self/fd"):
-            # The one that listdir itself reads with is gone again.
+            # The descriptor of listdir itself is closed again.
             with contextlib.suppress(FileNotFoundError):
                 found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
         return found
 
-    return look
+    return read

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command, as far as it goes without a sched_ext kernel."""
+"""The command on a kernel without sched_ext."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_unknown_policy_names_the_nearest() -> None:
     assert done.stderr == 'error: there is no policy "bif"\n  try: did you mean biff?\n'
 
 
-def test_unlike_any_policy_lists_them_all() -> None:
+def test_unknown_policy_without_a_near_name_lists_all() -> None:
     with pytest.raises(NoSuchPolicy) as error:
         find("zzz", POLICIES)
     assert error.value.suggestion is None
@@ -125,7 +125,7 @@ def test_run_without_sched_ext_says_what_to_boot() -> None:
 
 
 @no_sched_ext
-def test_doctor_fails_with_a_cure_for_each_lack() -> None:
+def test_doctor_fails_with_a_hint_for_each_missing_feature() -> None:
     done = ghostbpf("doctor", "--json")
     rows = {row["what"]: row for row in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == 1
@@ -135,7 +135,7 @@ def test_doctor_fails_with_a_cure_for_each_lack() -> None:
     assert ghostbpf("doctor").stdout.splitlines()[-1].startswith("NOT READY: sched_ext")
 
 
-def test_only_isolated_scheduling_domains_are_in_the_way() -> None:
+def test_only_isolated_scheduling_domains_prevent_an_attach() -> None:
     assert sched_ext.isolates_domains("1-3")
     assert sched_ext.isolates_domains("domain,managed_irq,2")
     assert not sched_ext.isolates_domains("managed_irq,2-3,5")

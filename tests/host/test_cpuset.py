@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CpuSet against ghOSt's CpuList tests (tests/topology_test.cc), Python's sets and the running kernel.
 
-Moot: IteratorEnd, as a Python iterator has no end to look at, and AtomicBitmapSet, AtomicIterator,
-AtomicIteratorRange and AtomicTestAndClear, as nobody can race to change what never changes.
+Not ported: IteratorEnd, as a Python iterator has no end to compare with, and AtomicBitmapSet, AtomicIterator,
+AtomicIteratorRange and AtomicTestAndClear, as a CpuSet is immutable.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def test_cpu_set_content_empty() -> None:
 
 
 def test_cpu_set_contents() -> None:
-    """The kernel takes a CpuSet as its ``cpu_set_t``, and gives the same CPUs back."""
+    """The kernel takes a CpuSet as its ``cpu_set_t``, and returns the same CPUs."""
     before = os.sched_getaffinity(0)
-    wanted = CpuSet([min(before)])
+    cpus = CpuSet([min(before)])
     try:
-        os.sched_setaffinity(0, wanted)
-        assert CpuSet(os.sched_getaffinity(0)) == wanted
+        os.sched_setaffinity(0, cpus)
+        assert CpuSet(os.sched_getaffinity(0)) == cpus
     finally:
         os.sched_setaffinity(0, before)
     assert CpuSet([0, 1, 2]).words(16) == (0b111, *(0,) * 15)
@@ -159,7 +159,7 @@ def test_wrapped_cpu_list() -> None:
         assert CpuSet([2 + 64 * slot]).words(8) == tuple(array)
 
 
-# The forms are one another's inverse, and the kernel's.
+# Each form reads back, and is the kernel's.
 
 
 def test_every_form_reads_back_as_the_same_set(rng: Random) -> None:
@@ -219,7 +219,7 @@ def test_the_examples_in_the_documentation_are_true() -> None:
     assert doctest.testmod(cpuset) == doctest.TestResults(failed=0, attempted=2)
 
 
-# What is refused, and in which words.
+# Refused input, and the messages.
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_the_examples_in_the_documentation_are_true() -> None:
         ("9" * 5000, f'"{"9" * 5000}" is too large, the highest CPU number is 4095'),
     ],
 )
-def test_a_bad_list_is_refused_with_its_token_and_a_cure(text: str, reason: str) -> None:
+def test_a_bad_list_is_refused_with_its_token_and_a_hint(text: str, reason: str) -> None:
     with pytest.raises(CpuListError) as caught:
         CpuSet.parse(text)
     hint = "write CPUs as numbers and ranges, for example 0-3,6"

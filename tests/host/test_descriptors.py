@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handing open descriptors to other processes. Among others, the cases of ghOSt's fd_server_test."""
+"""Passing open descriptors to other processes, including the cases of ghOSt's fd_server_test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ghostbpf.loaders.link import create_map
 from ghostbpf.loaders.object import MapDef
 from tracing import Task
 
-#: Far longer than anything here takes.
+#: Seconds; far longer than any step here takes.
 LONG = 30.0
 _COMMAND = [sys.executable, "-m", "ghostbpf.tools.cli", "fd"]
 
@@ -45,7 +45,7 @@ class Serving:
             self.result = error
 
     def end(self) -> int | DescriptorError | None:
-        """What came of it."""
+        """Wait for the end of the offer; returns its result."""
         self._thread.join()
         self.offer.close()
         return self.result
@@ -53,7 +53,7 @@ class Serving:
 
 @pytest.fixture
 def note(tmp_path: Path) -> Iterator[int]:
-    """A file of five bytes, open."""
+    """An open file of five bytes."""
     path = tmp_path / "note"
     path.write_text("hello")
     fd = os.open(path, os.O_RDONLY)
@@ -62,7 +62,7 @@ def note(tmp_path: Path) -> Iterator[int]:
 
 
 def call(offer: Offer, *, say: bytes | None = None) -> socket.socket:
-    """A caller that says something, or nothing."""
+    """A connected caller that sends ``say``, or nothing."""
     caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     caller.connect("\0" + offer.address[1:])
     if say is not None:
@@ -70,7 +70,7 @@ def call(offer: Offer, *, say: bytes | None = None) -> socket.socket:
     return caller
 
 
-def test_descriptor_reaches_who_knows_the_nonce_and_is_the_same_file(note: int) -> None:
+def test_caller_with_the_nonce_gets_the_same_open_file(note: int) -> None:
     serving = Serving(note, LONG)
     got = receive(serving.offer.address, serving.offer.nonce, LONG)
     assert serving.end() == os.getpid()
@@ -78,12 +78,12 @@ def test_descriptor_reaches_who_knows_the_nonce_and_is_the_same_file(note: int) 
     assert not os.get_inheritable(got)
     assert os.fstat(got).st_ino == os.fstat(note).st_ino
     assert os.read(got, 100) == b"hello"
-    assert os.read(note, 100) == b"", "they share their position"
+    assert os.read(note, 100) == b"", "both descriptors share their position"
     os.close(got)
 
 
 @pytest.mark.parametrize("spoil", [lambda n: "", lambda n: n[:-1], lambda n: n + "0", lambda n: n[::-1]])
-def test_wrong_nonce_gets_nothing_and_does_not_use_the_offer_up(note: int, spoil: Callable[[str], str]) -> None:
+def test_caller_with_a_wrong_nonce_gets_nothing_and_the_offer_stands(note: int, spoil: Callable[[str], str]) -> None:
     serving = Serving(note, LONG)
     with pytest.raises(DescriptorError, match="the nonce is wrong for"):
         receive(serving.offer.address, spoil(serving.offer.nonce), LONG)
@@ -91,7 +91,7 @@ def test_wrong_nonce_gets_nothing_and_does_not_use_the_offer_up(note: int, spoil
     assert serving.end() == os.getpid()
 
 
-def test_callers_that_are_silent_or_gone_do_not_keep_it_from_others(note: int) -> None:
+def test_silent_or_closed_callers_do_not_block_others(note: int) -> None:
     serving = Serving(note, LONG)
     silent = [call(serving.offer) for _ in range(12)]
     for _ in range(40):
@@ -103,18 +103,18 @@ def test_callers_that_are_silent_or_gone_do_not_keep_it_from_others(note: int) -
         caller.close()
 
 
-def test_more_silent_callers_than_are_waited_for(note: int) -> None:
+def test_oldest_of_too_many_silent_callers_is_dropped(note: int) -> None:
     serving = Serving(note, LONG)
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(call(serving.offer))
         for _ in range(20):
             stack.enter_context(call(serving.offer))
-        assert first.recv(10) == b"", "the one that has waited longest is let go"
+        assert first.recv(10) == b"", "the caller that has waited longest is dropped"
         os.close(receive(serving.offer.address, serving.offer.nonce, LONG))
     assert serving.end() == os.getpid()
 
 
-def test_it_is_offered_once(note: int) -> None:
+def test_descriptor_is_offered_once(note: int) -> None:
     serving = Serving(note, LONG)
     os.close(receive(serving.offer.address, serving.offer.nonce, LONG))
     serving.end()
@@ -123,20 +123,20 @@ def test_it_is_offered_once(note: int) -> None:
     assert error.value.hint
 
 
-def test_offer_that_nobody_takes_ends(note: int) -> None:
+def test_offer_that_is_not_taken_times_out(note: int) -> None:
     with Offer(note) as offer, pytest.raises(DescriptorError, match=r"no process took the descriptor within 0\.05 s"):
         offer.serve(0.05)
     with pytest.raises(DescriptorError, match="nothing is offered at"):
         receive(offer.address, offer.nonce)
-    os.fstat(note)  # it stays the caller's
+    os.fstat(note)  # the caller keeps its descriptor
 
 
-def test_server_that_never_answers_is_not_waited_for(note: int) -> None:
+def test_receive_from_a_server_that_never_answers_times_out(note: int) -> None:
     with Offer(note) as offer, pytest.raises(DescriptorError, match="did not answer within"):
         receive(offer.address, offer.nonce, 0.05)
 
 
-def test_offer_to_a_process_is_for_that_alone(note: int) -> None:
+def test_offer_to_a_process_is_refused_to_any_other(note: int) -> None:
     serving = Serving(note, LONG, taker=os.getpid())
     asked = fd("receive", serving.offer, "--timeout", LONG)
     assert (asked.returncode, "is for another process" in asked.stderr) == (1, True), asked
@@ -162,11 +162,13 @@ def test_offer_to_a_process_of_another_user_reaches_it(note: int) -> None:
     os.close(tell)
 
 
-def test_offer_to_a_process_that_has_ended_is_for_nobody(task: Callable[..., Task], note: int) -> None:
+def test_offer_to_a_process_that_has_ended_is_refused_to_the_next_of_its_pid(
+    task: Callable[..., Task], note: int
+) -> None:
     other = task(lambda: None)
     with Offer(note, taker=other.pid) as offer, contextlib.closing(call(offer, say=offer.nonce.encode())) as caller:
         other.kill()
-        offer.taker = os.getpid()  # as if the number were this process's now
+        offer.taker = os.getpid()  # as if this process had got that pid
         with pytest.raises(DescriptorError, match="no process took"):
             offer.serve(0.05)
         assert caller.recv(10) == b"NOT YOURS"
@@ -210,7 +212,7 @@ def fd(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def sending(*arguments: object) -> Iterator[str]:
-    """``ghostbpf fd send ARGUMENTS`` for the block, and its offer."""
+    """``ghostbpf fd send ARGUMENTS`` during the block; yields the process and its offer."""
     command = [*_COMMAND, "send", "--timeout", str(LONG), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -240,7 +242,7 @@ def test_command_passes_on_what_another_process_has_open(note: int) -> None:
     assert done.stdout == "hello"
 
 
-def test_what_cannot_be_sent_or_received_is_said_with_the_cure(tmp_path: Path) -> None:
+def test_failed_send_or_receive_is_reported_with_a_hint(tmp_path: Path) -> None:
     for arguments, status, says in (
         (("send", tmp_path / "none"), 1, "none: No such file or directory"),
         (("send",), 2, "name a PATH, or --pid and --fd"),
@@ -262,7 +264,7 @@ def test_what_cannot_be_sent_or_received_is_said_with_the_cure(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("root")
-def test_descriptor_of_a_process_that_may_not_be_traced(note: int) -> None:
+def test_descriptor_of_a_process_that_may_not_be_traced_is_refused(note: int) -> None:
     def without_the_right() -> None:
         os.setgroups([])
         os.setresuid(65534, 65534, 65534)
@@ -277,8 +279,8 @@ def test_descriptor_of_a_process_that_may_not_be_traced(note: int) -> None:
         finally:
             os._exit(0)
     os.close(write)
-    with open(read) as said:
-        assert said.read() == f"{PermissionMissing.__name__}: cannot take a descriptor of process {os.getpid()} " + (
+    with open(read) as answer:
+        assert answer.read() == f"{PermissionMissing.__name__}: cannot take a descriptor of process {os.getpid()} " + (
             "without CAP_SYS_PTRACE"
         )
     os.wait()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--done FILE`` of the guest tier: which tests a second guest runs, and what the two report together."""
+"""``--done FILE`` of the guest tier: which tests a second guest runs, and its report of both guests."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ BROKEN, KILLED = os.environ["BROKEN"], os.environ["KILLED"]
 
 
 class Guest:
-    """Runs the same four tests with ``--done``, in a process of their own as in a guest of their own."""
+    """Runs the same four tests with ``--done``, each time in a new process, which stands for a new guest."""
 
     def __init__(self, directory: Path) -> None:
         self._tests, self._done = directory / "test_four.py", directory / "done"
         self._tests.write_text(TESTS)
 
     def run(self, *, broken: bool = False, killed: bool = False) -> tuple[int, str]:
-        """The exit status and the output."""
+        """Run pytest; returns its exit status and its output."""
         words = {True: "yes", False: "no"}
         environment = os.environ | {
             "PYTHONPATH": str(GUEST_TIER),
@@ -90,7 +90,7 @@ def test_skipped_test_is_not_recorded_and_is_reported_by_each_guest(guest: Guest
     assert not [line for line in guest.recorded if "skipped" in line]
 
 
-def test_test_that_failed_in_an_earlier_guest_fails_the_later_one(guest: Guest) -> None:
+def test_failure_in_an_earlier_guest_fails_the_later_one(guest: Guest) -> None:
     status, _ = guest.run(broken=True, killed=True)
     assert status == 123
     assert "failed test_fails_in_its_teardown" in guest.recorded

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When an agent collects garbage: soon where it idles, and also where it never does."""
+"""When an agent collects garbage: soon if it idles, and also if it never idles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ghostbpf.schedulers.userspace.garbage import Garbage
 
 
 class Cycle:
-    """Refers to itself: only the collector can find that it is garbage."""
+    """Refers to itself, so that only the garbage collector frees it."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -21,7 +21,7 @@ class Cycle:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The time, in its one element; and the collector is on again afterwards."""
+    """A clock: the time is its one element. The fixture enables the collector again afterwards."""
     now = [1000.0]
     monkeypatch.setattr(garbage.time, "monotonic", lambda: now[0])
     yield now
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     gc.enable()
 
 
-def test_garbage_is_collected_though_the_agent_never_idles(clock: list[float]) -> None:
+def test_garbage_is_collected_although_the_agent_never_idles(clock: list[float]) -> None:
     one = Garbage()
     assert not gc.isenabled()
     made = weakref.ref(Cycle())
@@ -40,7 +40,7 @@ def test_garbage_is_collected_though_the_agent_never_idles(clock: list[float]) -
     assert made() is None
 
 
-def test_garbage_is_collected_sooner_where_the_agent_idles(clock: list[float]) -> None:
+def test_garbage_is_collected_sooner_if_the_agent_idles(clock: list[float]) -> None:
     one = Garbage()
     made = weakref.ref(Cycle())
     clock[0] += 0.25
@@ -50,7 +50,9 @@ def test_garbage_is_collected_sooner_where_the_agent_idles(clock: list[float]) -
     assert not one.collect(idle=True)
 
 
-def test_busy_agent_spends_a_small_share_of_its_time_on_it(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_agent_spends_a_small_share_of_its_time_on_garbage(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, collected = Garbage(), []
 
     def collect() -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of hints between real processes: ghOSt's prio_table_test by name, and what it does not ask."""
+"""The table of hints between real processes: ghOSt's prio_table_test by name, and cases that it does not have."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SLOTS = 32
 
 @pytest.fixture
 def path(bpffs: Path) -> Iterator[Path]:
-    """Where a table of ITEMS items is pinned."""
+    """The pin of a table of ITEMS items."""
     with Hints.create(bpffs / "hints", items=ITEMS, classes=8) as hints:
         assert hints.header.slots == SLOTS
         yield bpffs / "hints"
@@ -36,7 +36,7 @@ def path(bpffs: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def hints(path: Path) -> Iterator[Hints]:
-    """The table as its reader has it."""
+    """The table as its reader opens it."""
     with Hints.open(path) as opened:
         assert opened.updates() == []
         yield opened
@@ -49,7 +49,7 @@ class Processes:
         self._pids: list[int] = []
 
     def start(self, body: Callable[[], object]) -> int:
-        """Fork one that runs ``body`` and ends, badly where that raises."""
+        """Fork a process that runs ``body``; it exits with an error if ``body`` raises."""
         if not (pid := os.fork()):
             status = 1
             try:
@@ -61,12 +61,12 @@ class Processes:
         return pid
 
     def end(self, pid: int) -> int:
-        """Wait for its end; its exit code, negative for a signal."""
+        """Wait for its end; returns its exit code, negative for a signal."""
         self._pids.remove(pid)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def running(self) -> bool:
-        """Whether any has not ended; those that have must have ended well."""
+        """Whether any process has not ended; AssertionError if one has failed."""
         for pid in list(self._pids):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
@@ -75,7 +75,7 @@ class Processes:
         return bool(self._pids)
 
     def kill(self) -> None:
-        """End all by force."""
+        """Kill all processes."""
         for pid in list(self._pids):
             os.kill(pid, signal.SIGKILL)
             self.end(pid)
@@ -90,7 +90,7 @@ def processes() -> Iterator[Processes]:
 
 
 def as_other(processes: Processes, path: Path, body: Callable[[Hints], object]) -> None:
-    """Let another process, which ends then, do ``body`` with a table of its own."""
+    """Run ``body`` in another process, with a table that it opens, to its end."""
 
     def run() -> None:
         with Hints.open(path) as hints:
@@ -100,7 +100,7 @@ def as_other(processes: Processes, path: Path, body: Callable[[Hints], object]) 
 
 
 def follow(hints: Hints, seen: dict[int, Item], processes: Processes) -> Iterator[tuple[int, Item]]:
-    """Updates until every process has ended, and then the rest; ``seen`` is the last of each item."""
+    """Read updates until every process has ended and none is left; ``seen`` gets the last of each item."""
     for running in itertools.chain(iter(processes.running, False), (False,)):
         for index, item in hints.updates():
             seen[index] = item
@@ -151,7 +151,7 @@ def test_simple_enqueue_then_dequeue(hints: Hints, path: Path, processes: Proces
 
 
 def test_capacity_overflow(hints: Hints, path: Path, processes: Processes) -> None:
-    """More updates than there are slots: each item comes, though most of its entries are covered by others'."""
+    """More updates than slots: each item is reported, although later entries overwrite most of its own."""
 
     def update(theirs: Hints) -> None:
         for turn in range(1, 4):
@@ -179,7 +179,7 @@ def test_one_slot_overflows_and_no_other_item_is_looked_at(hints: Hints, monkeyp
 
 
 def test_contention_overflow(hints: Hints, path: Path, processes: Processes) -> None:
-    """Processes at work on items of the same slot, all the time: the last update of each comes."""
+    """Processes update items of the same slot without a pause: the last update of each is reported."""
     per_slot = ITEMS // SLOTS
 
     def update(index: int) -> None:
@@ -198,7 +198,7 @@ def test_contention_overflow(hints: Hints, path: Path, processes: Processes) -> 
 
 
 def test_stress_threads(hints: Hints, path: Path, processes: Processes) -> None:
-    """Threads of several processes, each with items of its own."""
+    """Threads of several processes, each with its own items."""
 
     def update(first: int) -> None:
         with Hints.open(path) as theirs:
@@ -224,7 +224,7 @@ def test_stress_threads(hints: Hints, path: Path, processes: Processes) -> None:
 
 
 def test_stress_ordering(hints: Hints, path: Path, processes: Processes) -> None:
-    """No update is seen before the one it follows, and the last is never lost."""
+    """No update is reported before the one it follows, and the last is never lost."""
     rounds = 3000
 
     def update(first: int) -> None:
@@ -260,12 +260,12 @@ def test_no_item_is_ever_torn(hints: Hints, path: Path, processes: Processes) ->
         whole += 1
 
 
-#: What an owner has done of an update when it comes to each of its fences.
+#: The part of an update that an owner has done at each of its fences.
 STEPS = ("owned", "odd", "filled", "even", "in its slot")
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_owner_that_dies_while_it_writes_holds_nobody_up(
+def test_owner_that_dies_while_it_writes_blocks_no_other_process(
     hints: Hints, path: Path, processes: Processes, step: str
 ) -> None:
     hints.set_item(9, tid=1, deadline_ns=1)
@@ -333,7 +333,7 @@ def test_next_reader_begins_with_every_item_in_use(hints: Hints, path: Path) -> 
         assert second.updates() == hints.updates() == [(3, hints.item(3))]
 
 
-def test_what_is_not_there_or_makes_no_sense_is_refused(hints: Hints, path: Path, bpffs: Path) -> None:
+def test_missing_items_and_invalid_values_are_refused(hints: Hints, path: Path, bpffs: Path) -> None:
     for index in (-1, ITEMS):
         with pytest.raises(IndexError, match=f"no scheduling item {index}: the table has 0 to {ITEMS - 1}"):
             hints.set_item(index, tid=1)
@@ -362,7 +362,7 @@ def test_what_is_not_there_or_makes_no_sense_is_refused(hints: Hints, path: Path
     assert hints.updates() == []
 
 
-def test_nonsense_that_an_application_wrote_is_read_as_nothing(hints: Hints) -> None:
+def test_invalid_records_of_an_application_are_skipped(hints: Hints) -> None:
     hints._items.write(1, 5, 8, 0xFF, 1, 1)
     hints._stream.announce(1, 2)
     assert [(index, item.work_class, item.flags) for index, item in hints.updates()] == [(1, 0, ItemFlags.RUNNABLE)]
@@ -371,7 +371,7 @@ def test_nonsense_that_an_application_wrote_is_read_as_nothing(hints: Hints) -> 
         assert hints.work_class(1) == (os.getpid(), 0, 0, 0, 0)
 
 
-def test_map_that_is_no_table_is_refused(bpffs: Path) -> None:
+def test_map_that_is_not_a_hints_table_is_refused(bpffs: Path) -> None:
     for name, flags, size in (("plain", 0, 64), ("mapped", 1 << 10, 64), ("larger", 1 << 10, 128)):
         with create_map(MapDef(name, 2, 4, size, 8, flags, 0, 0, 0)) as made:
             made.pin(bpffs / name)
@@ -409,7 +409,7 @@ def test_descriptor_lets_another_user_write(hints: Hints, path: Path, processes:
 
 @pytest.fixture
 def open_bpffs() -> Iterator[Path]:
-    """A bpffs that any user may pass through to."""
+    """A bpffs whose directories any user may traverse."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o711)
         done = subprocess.run(["mount", "-t", "bpf", "bpf", directory], capture_output=True, text=True)
@@ -420,7 +420,7 @@ def open_bpffs() -> Iterator[Path]:
 
 
 def write_as(processes: Processes, path: Path, uid: int, gid: int) -> int:
-    """The errno with which a process of that user and group fails to open the table at ``path``; 0 if it writes it."""
+    """The errno of a process of that user and group that opens the table at ``path`` and writes; 0 if it can."""
 
     def write() -> None:
         os.setgroups([])
@@ -435,7 +435,7 @@ def write_as(processes: Processes, path: Path, uid: int, gid: int) -> int:
     return processes.end(processes.start(write))
 
 
-def test_only_whom_the_owner_admits_can_write(root: None, open_bpffs: Path, processes: Processes) -> None:
+def test_only_admitted_users_can_write(root: None, open_bpffs: Path, processes: Processes) -> None:
     path = open_bpffs / "ghostbpf" / "enclave_1" / "hints"
     for directory in (path.parent.parent, path.parent):
         directory.mkdir(0o700)
@@ -450,7 +450,7 @@ def test_only_whom_the_owner_admits_can_write(root: None, open_bpffs: Path, proc
         assert [index for index, _ in hints.updates()] == [0]
 
 
-def test_nobody_is_admitted_through_a_closed_directory(hints: Hints, path: Path) -> None:
+def test_closed_directory_admits_no_user(hints: Hints, path: Path) -> None:
     before = path.stat()
     with pytest.raises(GhostError, match="is closed to other users") as error:
         admit(path, uid=65534)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applications in C, Python, and BPF at work on one table, and what docs/hints.md shows of them."""
+"""Applications in C and Python, and BPF, on one table, and the examples of docs/hints.md."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def path(bpffs: Path) -> Path:
-    """Where a table is pinned."""
+    """The pin of a table."""
     Hints.create(bpffs / "hints", items=ITEMS, classes=8).close()
     return bpffs / "hints"
 
 
 @pytest.fixture
 def hints(path: Path) -> Iterator[Hints]:
-    """The table as its reader has it."""
+    """The table as its reader opens it."""
     with Hints.open(path) as opened:
         assert opened.updates() == []
         yield opened
@@ -45,7 +45,7 @@ def hints(path: Path) -> Iterator[Hints]:
 
 @pytest.fixture(scope="session")
 def cc(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``cc(text, *flags)`` makes a program of C; skips where there is no compiler."""
+    """``cc(text, *flags)`` compiles a C program; skip if there is no compiler."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         pytest.skip("no C compiler on this machine (apt install gcc)")
@@ -139,7 +139,7 @@ def writer(cc: Callable[..., Path]) -> Path:
 
 
 def check_whole(item: Item) -> None:
-    """Each field tells the same round of WRITER."""
+    """Check that all fields are of the same round of WRITER."""
     turn = item.tid - 1
     assert (item.work_class, item.runnable, item.deadline_ns) == (turn % 8, bool(turn % 2), turn << 20)
 
@@ -160,7 +160,7 @@ def test_threads_in_c_share_an_item_and_nothing_is_torn(hints: Hints, path: Path
     assert run(writer, path, 9, rounds, 4).returncode == 0
     ((index, item),) = hints.updates()
     check_whole(item)
-    assert (index, item.tid) == (9, rounds), "whoever was last wrote the last round"
+    assert (index, item.tid) == (9, rounds), "the last writer wrote the last round"
 
 
 def test_c_and_python_respect_who_owns_an_item(hints: Hints, path: Path, writer: Path) -> None:
@@ -185,7 +185,9 @@ def test_c_and_python_respect_who_owns_an_item(hints: Hints, path: Path, writer:
     assert hints.updates()[-1] == (4, hints.item(4))
 
 
-def test_c_goes_on_where_an_owner_in_c_died(hints: Hints, path: Path, writer: Path, cc: Callable[..., Path]) -> None:
+def test_c_takes_over_the_item_of_an_owner_in_c_that_died(
+    hints: Hints, path: Path, writer: Path, cc: Callable[..., Path]
+) -> None:
     dies = cc(DIES)
     for item in (5, 6):
         assert run(dies, path, item).returncode == -signal.SIGKILL
@@ -196,7 +198,7 @@ def test_c_goes_on_where_an_owner_in_c_died(hints: Hints, path: Path, writer: Pa
     assert [(index, item.tid) for index, item in hints.updates()] == [(6, 7), (5, 2)]
 
 
-def test_c_refuses_what_is_no_table(path: Path, bpffs: Path, writer: Path) -> None:
+def test_c_refuses_a_map_that_is_not_a_hints_table(path: Path, bpffs: Path, writer: Path) -> None:
     assert run(writer, bpffs / "nowhere", 1, 1, 0).returncode == 1
     with create_map(MapDef("plain", 2, 4, 64, 8, 1 << 10, 0, 0, 0)) as plain:
         plain.pin(bpffs / "plain")
@@ -212,7 +214,7 @@ def test_header_serves_cplusplus(cc: Callable[..., Path], tmp_path: Path) -> Non
     subprocess.run([compiler, *strict, "-c", "app.cc"], cwd=tmp_path, check=True)
 
 
-def test_what_the_document_shows_in_python(hints: Hints, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_examples_of_the_document_run(hints: Hints, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GHOSTBPF_HINTS", str(path))
     names: dict[str, object] = {}
     exec(blocks("python")[0], names)
@@ -224,7 +226,7 @@ def test_what_the_document_shows_in_python(hints: Hints, path: Path, monkeypatch
     shown.close()
 
 
-def test_what_the_document_shows_in_c(hints: Hints, path: Path, cc: Callable[..., Path]) -> None:
+def test_c_examples_of_the_document_run(hints: Hints, path: Path, cc: Callable[..., Path]) -> None:
     app = cc(blocks("c")[0])
     assert run(app, GHOSTBPF_HINTS=str(path)).returncode == 0
     ((index, item),) = hints.updates()
@@ -237,7 +239,7 @@ def test_what_the_document_shows_in_c(hints: Hints, path: Path, cc: Callable[...
 
 @pytest.fixture(scope="module")
 def lookup(build: Callable[[str], object]) -> object:
-    """A program that looks its own task's hints up."""
+    """A program that looks up the hints of its own task."""
     return build(
         """
         #include "hints.bpf.h"
@@ -300,6 +302,6 @@ def test_application_in_a_pid_namespace_gets_no_table(path: Path, cc: Callable[.
     )
     unshared = ["unshare", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*unshared, "true"], check=False).returncode:
-        pytest.skip("there can be no pid namespace")
-    said = [subprocess.run([*words, app, path], capture_output=True, check=True).stdout for words in ([], unshared)]
-    assert said == [b"0", f"{-errno.EXDEV}".encode()]
+        pytest.skip("no pid namespace can be made")
+    outputs = [subprocess.run([*words, app, path], capture_output=True, check=True).stdout for words in ([], unshared)]
+    assert outputs == [b"0", f"{-errno.EXDEV}".encode()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The update stream, whatever happens in whatever order: at each fence of one, others may go on. Takes no kernel."""
+"""The update stream under any interleaving: at each fence of an actor, others may run. Needs no kernel."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _FIRST_ITEM = 2
 
 
 class Interleaved:
-    """Owners and a reader in one thread: ``between`` says at which fence, by number, who else does what first.
+    """Owners and a reader in one thread: ``between`` maps the number of a fence to the actors that run there.
 
-    1 + n is the owner of item n; RESCAN is somebody who asks for one.
+    Actor 1 + n is the owner of item n; RESCAN requests a rescan.
     """
 
     def __init__(self, between: dict[int, list[int]]) -> None:
@@ -36,17 +36,17 @@ class Interleaved:
         self._count = 0
 
     def fence(self) -> None:
-        """Let others go on."""
+        """Run the actors of this fence."""
         for choice in self._between.get(next(self._fences), ()):
             self.act(choice)
 
     def act(self, choice: int) -> None:
-        """Do what ``choice`` says, unless whoever it is has not finished what came before."""
+        """Run actor ``choice``, unless it is inside an earlier action."""
         if choice in self._busy:
             return
         self._busy.add(choice)
         if choice == READER:
-            self._look()
+            self._read()
         elif choice == RESCAN:
             self._count += 1
             self.stream.announce_all(self._count)
@@ -61,12 +61,12 @@ class Interleaved:
         self.stream.announce(index, seq)
         self.written[index] = value
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         for index in self.reader.changed():
             if (fields := self.records.read(index)) is not None:
                 _, tid, _, _, deadline_ns, updated_ns = fields
-                assert (deadline_ns, updated_ns) == (tid << 40, tid), "it is torn"
-                assert tid >= self.seen.get(index, 0), "it is older than what was seen before"
+                assert (deadline_ns, updated_ns) == (tid << 40, tid), "the record is torn"
+                assert tid >= self.seen.get(index, 0), "the record is older than one read before"
                 self.seen[index] = tid
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A wheel carries everything, the kernel-side C too; an editable install follows the checkout."""
+"""A wheel has everything, also the kernel-side C; an editable install uses the checkout."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a new virtual environment in which the wheel is installed."""
     where = tmp_path_factory.mktemp("wheel")
-    # A copy: building leaves its own files in the tree.
+    # A copy, since a build leaves files in the tree.
     tree = where / "tree"
     names = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=CHECKOUT, text=True)
     for name in filter(None, names.split("\0")):
@@ -28,7 +28,7 @@ def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = where.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", where / "venv"], check=True)
     python = where / "venv" / "bin" / "python"
-    # The dependencies are this environment's; what is tested is what the wheel brings.
+    # The dependencies are those of this environment; the test is of the wheel's own files.
     site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True)
     Path(site.strip(), "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -40,7 +40,7 @@ def _python(python: Path, code: str, cwd: Path) -> str:
     return subprocess.check_output([python, "-c", code], cwd=cwd, env=environment, text=True).strip()
 
 
-def test_wheel_brings_its_own_modules_and_c(wheel_python: Path, tmp_path: Path) -> None:
+def test_wheel_has_its_own_modules_and_c(wheel_python: Path, tmp_path: Path) -> None:
     found = _python(wheel_python, "from ghostbpf.loaders.source import BPF_DIR; print(BPF_DIR)", tmp_path)
     assert not Path(found).is_relative_to(CHECKOUT)
     brought = {path.relative_to(found) for path in Path(found).rglob("*.[ch]")}
@@ -48,8 +48,10 @@ def test_wheel_brings_its_own_modules_and_c(wheel_python: Path, tmp_path: Path) 
 
 
 def test_wheel_installs_the_command(wheel_python: Path, tmp_path: Path) -> None:
-    said = subprocess.check_output([wheel_python.with_name("ghostbpf"), "policies", "--json"], cwd=tmp_path, text=True)
-    assert '"policy": "biff"' in said
+    output = subprocess.check_output(
+        [wheel_python.with_name("ghostbpf"), "policies", "--json"], cwd=tmp_path, text=True
+    )
+    assert '"policy": "biff"' in output
 
 
 def test_wheel_writes_a_new_policy(wheel_python: Path, tmp_path: Path) -> None:
@@ -67,5 +69,5 @@ def test_wheel_compiles_its_tracer(wheel_python: Path, tmp_path: Path) -> None:
 
 
 def test_editable_install_is_the_checkout(tmp_path: Path) -> None:
-    found = _python(Path(sys.executable), "import ghostbpf.tools.cli as m; print(m.__file__)", tmp_path)
-    assert Path(found).resolve() == CHECKOUT / "tools" / "cli.py"
+    path = _python(Path(sys.executable), "import ghostbpf.tools.cli as m; print(m.__file__)", tmp_path)
+    assert Path(path).resolve() == CHECKOUT / "tools" / "cli.py"

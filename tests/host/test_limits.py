@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU limits of cgroups: those of a cgroup and of all above it, as the files of a tree say."""
+"""CPU limits of cgroups: those of a cgroup and of its ancestors, from the files of a tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ghostbpf.schedulers.limits import Limit
 
 
 def make(root: Path, cgroup: str, **files: str) -> Path:
-    """A cgroup's directory, with the files that the kernel has there where no limit is set, and ``files``."""
+    """A cgroup's directory with the files of a cgroup without limits, and with ``files``."""
     directory = root / cgroup.lstrip("/")
     directory.mkdir(parents=True, exist_ok=True)
     there = {"cpu_max": "max 100000", "cpu_weight": "100", "cpu_idle": "0", "cpu_stat": "usage_usec 1"} | files
@@ -64,7 +64,7 @@ def test_cgroup_outside_the_namespace_names_no_directory_above_the_root(tmp_path
     assert list(limits.at_and_above("/../outside", root)) == [Limit("/", ("cpu.weight 7",))]
 
 
-def test_task_that_is_gone_has_no_limits() -> None:
+def test_ended_task_has_no_limits() -> None:
     if not (pid := os.fork()):
         os._exit(0)
     os.waitpid(pid, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One header for both sides: what Python reads out of it is what the C compiler made of it."""
+"""One header for both sides: Python reads the same layout from it that the C compiler makes."""
 
 from __future__ import annotations
 

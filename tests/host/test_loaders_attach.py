@@ -93,7 +93,7 @@ def pids(iterator: attach.Iterator) -> set[int]:
     return {pid for (pid,) in struct.iter_unpack("I252x", iterator.read())}
 
 
-def test_iterator_goes_over_all_tasks_anew_each_time(module: Module) -> None:
+def test_iterator_visits_all_tasks_each_time(module: Module) -> None:
     with module.load("each_task", Target.iterator("task")) as program:
         iterator = attach.Iterator.attach(program)
     with iterator:
@@ -118,7 +118,7 @@ def test_pinned_iterator_opens_again(module: Module, bpffs: Path) -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_kernel_log_tells_what_was_said_of_sched_ext_since() -> None:
+def test_kernel_log_has_the_lines_on_sched_ext_since_it_was_opened() -> None:
     kmsg = Path("/dev/kmsg")
     kmsg.write_text("sched_ext: said before\n")
     with sched_ext.KernelLog() as log:
@@ -128,7 +128,7 @@ def test_kernel_log_tells_what_was_said_of_sched_ext_since() -> None:
         assert log.lines() == []
 
 
-def test_kernel_log_that_cannot_be_read_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_kernel_log_that_cannot_be_read_is_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sched_ext, "_KMSG", tmp_path / "none")
     with sched_ext.KernelLog() as log:
         assert log.lines() == []
@@ -144,12 +144,12 @@ def test_samplers_sample_each_cpu_until_they_are_closed(
         fds = open_fds()
         with attach.Samplers(program, 1000) as samplers:
             for spinner in spinners:
-                spinner.go()
+                spinner.start()
             for spinner in spinners:
                 spinner.finish()
             before = open_fds()
             samplers.follow()
-            # All are alive: none was opened again.
+            # All samplers are alive: none was opened again.
             assert open_fds() == before
             assert len(before) == len(fds) + len(online)
             found = list(counts[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The BTF reader against bpftool, which reads the same blob on its own."""
+"""The BTF reader against bpftool, which has its own reader."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if not VMLINUX.exists():
 
 @pytest.fixture(scope="module")
 def dump(bpftool: Callable[..., Any]) -> list[Type]:
-    """Every type of the kernel, as bpftool sees it."""
+    """Every type of the kernel, as bpftool reads it."""
     types: list[Type] = bpftool("btf", "dump", "file", VMLINUX)["types"]
     return types
 
 
 def named(dump: list[Type], *kinds: str) -> dict[str, Type]:
-    """The types of ``kinds`` whose name only one of them has."""
+    """The types of ``kinds`` with a unique name."""
     those = [t for t in dump if t["kind"] in kinds and t["name"] != "(anon)"]
     times = Counter(t["name"] for t in those)
     return {t["name"]: t for t in those if times[t["name"]] == 1}
 
 
 def sample(types: dict[str, Type], size: int, *always: str) -> list[Type]:
-    """``size`` of ``types``, spread evenly over the alphabet, the same in each run."""
+    """``size`` of ``types``, spread evenly over the sorted names, the same in each run."""
     names = sorted(types)
     return [types[name] for name in [*names[:: len(names) // size + 1], *(a for a in always if a in types)]]
 
@@ -137,7 +137,7 @@ def test_resolve_takes_typedefs_and_qualifiers_off(dump: list[Type]) -> None:
     assert (resolved["kind"], resolved["name"]) == ("INT", "unsigned int")
 
 
-def test_find_tries_kinds_in_order_and_admits_defeat(dump: list[Type]) -> None:
+def test_find_tries_kinds_in_order_and_returns_none(dump: list[Type]) -> None:
     kernel = Btf.kernel()
     both = sorted(named(dump, "STRUCT").keys() & named(dump, "FUNC").keys())[0]
     struct_id, func_id = named(dump, "STRUCT")[both]["id"], named(dump, "FUNC")[both]["id"]
@@ -155,7 +155,7 @@ def test_what_the_kernel_lacks_is_named() -> None:
     with pytest.raises(KernelUnsupported, match="no enum no_such_thing") as enum_error:
         kernel.enum("no_such_thing")
     assert enum_error.value.feature == "enum no_such_thing"
-    # A struct's name is not an enum's.
+    # The name is that of a struct, not of an enum.
     with pytest.raises(KernelUnsupported):
         kernel.enum("task_struct")
 
@@ -174,7 +174,7 @@ def test_garbage_is_refused(damage: Callable[[bytes], bytes]) -> None:
 
 
 def one_enum64(name: str, *, signed: bool, **values: int) -> bytes:
-    """BTF of a single 64-bit enum, which few kernels have with a sign."""
+    """BTF of a single 64-bit enum; few kernels have a signed one."""
     strings, entries = b"\0" + name.encode() + b"\0", b""
     for enumerator, value in values.items():
         entries += struct.pack("=IQ", len(strings), value & (1 << 64) - 1)

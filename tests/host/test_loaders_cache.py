@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache of compiled objects: a hit costs no compiler, and a bad cache costs only time."""
+"""The cache of compiled objects: a hit runs no compiler, and a bad cache costs only time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def entries(home: Path) -> list[Path]:
 
 
 def compiler_ran(path: Path, **defines: int | str) -> bool:
-    """Whether compile() started a child: each one waited for shows in the page faults of our children."""
+    """Whether compile() started a child: the page faults of this process's ended children have changed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
     compile(path, defines)
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt != before
@@ -137,7 +137,7 @@ def become_directory(entry: Path) -> None:
     entry.mkdir()
 
 
-#: Bodies that are no object: not JSON, JSON of another shape, and fields of other types.
+#: Bodies that are not an object: no JSON, JSON of another shape, and fields of other types.
 RUBBISH = (
     b"",
     b"[]",

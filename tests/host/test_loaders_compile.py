@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiling in a child: what the user is told, and what the caller's process never notices."""
+"""Compiling in a child process: the errors that a user sees, and that the caller's process is unaffected."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_error_after_an_include_is_where_the_user_wrote_it(bpf_source: Source) -
     assert (found.file, found.line) == (str(path), 3)
 
 
-def test_all_errors_are_told_and_no_warnings(bpf_source: Source) -> None:
+def test_all_errors_are_reported_and_no_warnings(bpf_source: Source) -> None:
     found = errors_of(bpf_source("int f(u64 *ctx) { return a; }\n#warning careful\nint g(u64 *ctx) { return b; }\n"))
     assert [(d.line, d.severity) for d in found] == [(1, "error"), (3, "error")]
 
@@ -60,7 +60,7 @@ def test_warning_is_no_error(bpf_source: Source) -> None:
     assert compile(bpf_source("#warning careful\nint f(u64 *ctx) { int unused = 3; return 0; }\n")).functions
 
 
-def test_function_the_kernel_lacks_has_the_guard_as_cure(bpf_source: Source) -> None:
+def test_function_the_kernel_lacks_has_the_guard_as_hint(bpf_source: Source) -> None:
     with pytest.raises(CompileError) as error:
         compile(bpf_source("int f(u64 *ctx) { return scx_bpf_no_such_kfunc(ctx[0]); }"))
     assert "#ifdef HAVE_scx_bpf_no_such_kfunc" in (error.value.hint or "")
@@ -72,8 +72,8 @@ def test_missing_include_is_a_diagnostic_of_the_includer(bpf_source: Source) -> 
     assert (found.file, found.line) == (str(path), 2)
 
 
-def test_a_compiler_that_dies_takes_nobody_along(bpf_source: Source) -> None:
-    # Signed division is what BPF before v4 lacks: LLVM 14 aborts, later ones report an error.
+def test_compiler_that_dies_leaves_its_caller_alive(bpf_source: Source) -> None:
+    # BPF before v4 has no signed division: LLVM 14 aborts, later versions report an error.
     path = bpf_source("s64 f(s64 *ctx) { return ctx[0] / ctx[1]; }", "div.bpf.c")
     with pytest.raises(CompileError, match=r"div\.bpf\.c") as error:
         compile(path)
@@ -83,7 +83,7 @@ def test_a_compiler_that_dies_takes_nobody_along(bpf_source: Source) -> None:
     assert compile(bpf_source(GOOD)).functions
 
 
-def test_the_compiler_keeps_quiet(bpf_source: Source, capfd: pytest.CaptureFixture[str]) -> None:
+def test_compiler_prints_nothing(bpf_source: Source, capfd: pytest.CaptureFixture[str]) -> None:
     compile(bpf_source("#warning careful\n" + GOOD))
     with pytest.raises(CompileError):
         compile(bpf_source("int f(u64 *ctx) { return missing; }"))
@@ -115,8 +115,8 @@ def test_no_scratch_files_or_children_are_left(
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_the_compiler_is_not_in_our_process(bpf_source: Source) -> None:
-    # 30 MB of LLVM that never give their memory back.
+def test_compiler_runs_in_another_process(bpf_source: Source) -> None:
+    # LLVM is 30 MB that are never freed.
     compile(bpf_source(GOOD))
     assert not re.search(r"libbcc|libclang|libLLVM", Path("/proc/self/maps").read_text())
 
@@ -162,7 +162,7 @@ def test_capability_that_compiling_takes_is_named(bpf_source: Source, tmp_path: 
 
 def test_disk_that_is_full_is_named(bpf_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    monkeypatch.setattr("tempfile.tempdir", "/proc")  # where nobody can make a directory
+    monkeypatch.setattr("tempfile.tempdir", "/proc")  # where no directory can be made
     with pytest.raises(GhostError, match=r"cannot compile: .*/proc/") as error:
         compile(bpf_source(GOOD))
     assert error.value.hint == "free some space in /proc, or set TMPDIR"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an error says, and what it carries."""
+"""The messages and the data of errors."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_compile_error_shows_its_diagnostics_without_notes() -> None:
     assert (error.output, error.hint) == ("all that clang said", "drop it")
 
 
-def test_compile_error_without_diagnostics_shows_all_the_compiler_said() -> None:
+def test_compile_error_without_diagnostics_shows_the_compilers_output() -> None:
     assert str(CompileError("a.c", (), "\nLLVM ERROR: out of luck\n")) == "cannot compile a.c\nLLVM ERROR: out of luck"
 
 
-def test_lint_error_shows_each_finding_and_the_first_cure() -> None:
+def test_lint_error_shows_each_finding_and_the_first_hint() -> None:
     error = LintError("a.c", (Finding("f", 3, "is wrong", "mend f"), Finding("g", 0, "is worse", "mend g")))
     assert str(error).splitlines()[1:] == ["f: instruction 3: is wrong", "g: instruction 0: is worse"]
     assert error.hint == "mend f"
@@ -54,7 +54,7 @@ def test_long_verifier_log_is_kept_whole_and_shown_in_part() -> None:
 @pytest.mark.parametrize(
     ("number", "hint"), [(errno.EPERM, "sudo"), (errno.ENOMEM, "ulimit -l"), (errno.ENOSPC, "full")]
 )
-def test_failed_call_says_what_to_do(number: int, hint: str) -> None:
+def test_failed_call_has_a_hint(number: int, hint: str) -> None:
     with pytest.raises(BpfError, match="cannot make a map: ") as error:
         check(-number, "make a map")
     assert error.value.errno == number

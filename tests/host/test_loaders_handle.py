@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors: held once, closed once, given to no child; and nothing is left in the kernel afterwards."""
+"""Descriptors: owned once, closed once, inherited by no child; and nothing is left in the kernel afterwards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_close_closes_once() -> None:
     fd = handle.fd
     handle.close()
     assert not is_open(fd)
-    # Another file may get the number at once: it must not suffer.
+    # Another file may get the same number at once, and must stay open.
     other = a_descriptor()
     assert other == fd
     handle.close()
@@ -56,7 +56,7 @@ def test_with_block_closes_also_on_error() -> None:
     assert not is_open(fd)
 
 
-def test_forgotten_handle_closes() -> None:
+def test_unreferenced_handle_closes() -> None:
     handle = Handle(a_descriptor())
     fd = handle.fd
     del handle
@@ -89,7 +89,7 @@ def test_nothing_is_left_of_fifty_rounds(
     open_fds: Callable[[], dict[int, str]],
     until: Callable[[Callable[[], bool]], bool],
 ) -> None:
-    # Others on this machine may load programs meanwhile, but none of this name.
+    # Other processes may load programs at the same time, but none of this name.
     tag = f"leak{os.getpid()}"
     path = bpf_source(
         f"""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers made from BTF: what a source may use, and that it means the same as in the kernel."""
+"""Headers generated from BTF: names that a source may use, with the same meaning as in the kernel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_PREALLOC, MMAPABLE = 1 << 0, 1 << 10
 
 @pytest.fixture(scope="module")
 def everything(build: Build) -> Object:
-    """A source that uses all that schedulers and tracers are written with."""
+    """A source that uses every construct of schedulers and tracers."""
     return build(
         """
         struct record { u64 when; u32 pid; char comm[TASK_COMM_LEN]; };
@@ -123,7 +123,7 @@ def test_compiled_structs_have_the_kernels_layout(bpf_source: Callable[..., Path
 
 def test_enumerators_have_the_kernels_values(build: Build) -> None:
     values = Btf.kernel().enumerators
-    # Of a nameless enum; above 32 bits; negative.
+    # Of an anonymous enum; above 32 bits; negative.
     names = ["BPF_F_CURRENT_CPU", "BPF_NOEXIST", "PERF_TXN_ABORT_MASK", "CPUHP_INVALID", "CPUHP_ONLINE"]
     suffix = {name: "ULL" if values[name] >> 31 > 0 else "" for name in names}
     build("\n".join(f'_Static_assert({name} == {values[name]}{suffix[name]}, "{name}");' for name in names))
@@ -191,7 +191,7 @@ def test_names_in_text_are_declared_once_each_and_numbered() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "bpf_map_lookup_elem(a, b); bpf_ktime_get_ns();",  # helpers, which are kernel functions by name too
+        "bpf_map_lookup_elem(a, b); bpf_ktime_get_ns();",  # helpers, whose names are also those of kernel functions
         "static int vfs_read(struct file *f) { return 0; } int g(void) { return vfs_read(0); }",
         "#define vfs_read(x) (x)\nint g(void) { return vfs_read(0); }",
         "int g(void) { return ops.vfs_read(0) + ops->vfs_read(1); }",

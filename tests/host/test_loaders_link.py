@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects made into programs: which maps they get, what the verifier says, and running them."""
+"""Objects linked into programs: the maps they get, the verifier's errors, and running them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def ffi() -> cffi.FFI:
 
 
 def add(module: Module, a: int, b: int) -> tuple[int, int]:
-    """The return value of ``add`` and the sum it left in its context."""
+    """The return value of ``add``, and the sum in its context."""
     with module.load("add", Target.syscall()) as program:
         result, context = program.run(struct.pack("3qQ", a, b, 99, 0))
     assert struct.unpack_from("2q", context) == (a, b)
@@ -115,7 +115,7 @@ def test_constant_reaches_the_program(module: Module) -> None:
     assert struct.unpack_from("q", context, 16)[0] == 0x1_0000_0001
 
 
-def test_constant_that_nobody_gave_is_named(compiled: Object, stack: contextlib.ExitStack) -> None:
+def test_constant_without_a_value_is_named(compiled: Object, stack: contextlib.ExitStack) -> None:
     module = stack.enter_context(contextlib.closing(Module(compiled)))
     with pytest.raises(LinkError, match=r"test\.bpf\.c needs a value for tick") as error:
         module.load("tick_is", Target.syscall())
@@ -162,7 +162,7 @@ def test_modules_share_the_maps_they_are_given(
     with other.load("read", Target.syscall()) as program:
         assert program.run()[0] == 109
     other.close()
-    # The owner closes what is shared, nobody else.
+    # Only the owner closes a shared map.
     assert add(module, 1, 0) == (0, 10)
 
 
@@ -198,7 +198,7 @@ def test_loaded_program_keeps_its_maps(compiled: Object) -> None:
         ("endless", "infinite loop detected at insn 0"),
     ],
 )
-def test_verifier_says_why(module: Module, function: str, reason: str) -> None:
+def test_verifier_error_shows_its_reason(module: Module, function: str, reason: str) -> None:
     with pytest.raises(VerifierError, match=f"^the verifier rejects {function}: {reason}\n") as error:
         module.load(function, Target.syscall())
     assert error.value.function == function
@@ -230,7 +230,7 @@ _MERGED = """
 """
 
 
-def test_two_members_read_by_one_load_are_explained_and_the_cure_works(build: Build) -> None:
+def test_two_members_read_by_one_load_are_explained_and_the_hint_works(build: Build) -> None:
     target = Target.tracepoint("sched_process_exit")
     with (
         contextlib.closing(Module(build(_MERGED.replace("PID", "p->pid")))) as merged,
@@ -245,9 +245,9 @@ def test_two_members_read_by_one_load_are_explained_and_the_cure_works(build: Bu
 
 
 def test_many_are_loaded_each_as_its_own(module: Module) -> None:
-    wanted = {str(n): ("add" if n % 2 else "tick_is", Target.syscall()) for n in range(20)}
-    loaded = module.load_all(wanted)
-    assert list(loaded) == list(wanted)
+    targets = {str(n): ("add" if n % 2 else "tick_is", Target.syscall()) for n in range(20)}
+    loaded = module.load_all(targets)
+    assert list(loaded) == list(targets)
     sums = []
     for program in loaded.values():
         with program:
@@ -256,7 +256,7 @@ def test_many_are_loaded_each_as_its_own(module: Module) -> None:
     assert sums[1::2] == [5 * n for n in range(1, 11)]
 
 
-def test_of_many_the_first_that_is_rejected_is_told_and_none_stays(module: Module) -> None:
+def test_load_of_many_reports_the_first_rejected_and_keeps_none(module: Module) -> None:
     names = ["add", "wild_pointer", "tick_is", "may_be_null", "add"]
     before = os.listdir("/proc/self/fd")
     for _ in range(10):
@@ -268,7 +268,7 @@ def test_of_many_the_first_that_is_rejected_is_told_and_none_stays(module: Modul
 def test_typed_tracepoint_program_loads(module: Module) -> None:
     with module.load("on_switch", Target.tracepoint("sched_switch")) as program:
         assert os.readlink(f"/proc/self/fd/{program.fd}") == "anon_inode:bpf-prog"
-    # The context's type is the target's doing: as what it is not, it is refused.
+    # The target sets the context's type: with another target, the program is rejected.
     with pytest.raises(VerifierError):
         module.load("on_switch", Target.tracepoint("sched_process_exit"))
 
@@ -288,7 +288,7 @@ def test_target_the_kernel_lacks_is_named(target: Callable[[], Target], feature:
     assert error.value.feature == feature
 
 
-def test_unprivileged_user_is_told_what_is_missing(compiled: Object, tmp_path: Path) -> None:
+def test_unprivileged_user_gets_an_error_that_names_the_capability(compiled: Object, tmp_path: Path) -> None:
     code = compiled.functions["a_function_with_a_name_longer_than_the_kernel_keeps"]
     alone = Object("x.bpf.c", {code.name: code}, {}, b"")
     child = os.fork()

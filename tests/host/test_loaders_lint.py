@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bcc drops in silence is refused by name; what only looks like it is not."""
+"""Code that bcc drops silently is refused by name; similar but valid code is not."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NO_ADDRESS, NO_TARGET = "has no address", "has no target"
 
 
 def check(*insns: tuple[int, int, int], known: tuple[int, ...] = ()) -> list[int]:
-    """The instructions that lint finds fault with, of (opcode, source register, immediate)."""
+    """The instructions that lint reports, of (opcode, source register, immediate)."""
     code = b"".join(struct.pack("<BBhi", opcode, src << 4, 0, imm) for opcode, src, imm in insns)
     return [f.instruction for f in lint.check(Function("f", code, tuple(Relocation(n, "map", "m") for n in known)))]
 
 
 @pytest.fixture(scope="module")
 def findings(bcc: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finding]:
-    """The first finding of each function of a source that does all that is not allowed, and some that is."""
+    """The first finding of each function of a source with every forbidden construct and some allowed ones."""
     path: Path = tmp_path_factory.mktemp("source") / "wrong.bpf.c"
     path.write_text(
         """
@@ -81,7 +81,7 @@ def test_call_without_a_target_is_found(findings: dict[str, Finding], function: 
 
 
 @pytest.mark.parametrize("function", ["inlined", "zeroes"])
-def test_sound_function_is_not_accused(findings: dict[str, Finding], function: str) -> None:
+def test_sound_function_has_no_finding(findings: dict[str, Finding], function: str) -> None:
     assert function not in findings
 
 
@@ -115,7 +115,7 @@ def test_map_load_is_sound() -> None:
     assert check((LD_IMM64, 1, 0), (0, 0, 0)) == []
 
 
-def test_all_functions_are_looked_at() -> None:
+def test_all_functions_are_checked() -> None:
     bad = struct.pack("<BBhi", CALL, 1 << 4, 0, -1)
     obj = Object("x.bpf.c", {n: Function(n, bad, ()) for n in ("a", "b")}, {}, b"")
     with pytest.raises(LintError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps seen from both sides: what Python stores a BPF program reads, and the other way round."""
+"""Maps from both sides: a BPF program reads what Python stores, and the reverse."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_struct_value_may_be_fields_pointer_or_struct(module: Module, ffi: cffi.
 
 def test_struct_of_another_type_is_refused(module: Module, ffi: cffi.FFI) -> None:
     records = Hash(module.maps["records"], ffi, "u32", "struct record")
-    # Written as it is, the kernel would read past its end.
+    # The kernel would read past the end of the smaller struct.
     with pytest.raises(TypeError):
         records[1] = ffi.new("struct other *")
     assert records.get(1) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hand-made bytecode in, exact bytes out: what the compiler records and what the linker writes."""
+"""Handwritten bytecode in, exact bytes out: the relocations that the compiler records and the linker writes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_code_without_references_has_no_relocations() -> None:
 
 
 def test_second_half_of_a_wide_load_is_not_taken_for_an_instruction() -> None:
-    # Its immediate may look like anything; here a call's opcode would be at the same place.
+    # Its immediate may have any value; here it has a call's opcode at the place of an opcode.
     code = insn(LD_IMM64, dst=1, imm=1) + insn(CALL, imm=0x40000000) + insn(CALL, imm=0x40000001)
     assert relocations(code, {}, HEADERS) == (Relocation(2, "kfunc", "vfs_read"),)
     assert [i.at for i in instructions(code)] == [0, 2]
@@ -107,7 +107,7 @@ def test_bind_leaves_the_object_as_it_was(root: None) -> None:
 
 @pytest.mark.parametrize("value", [0, 1, 0xFFFFFFFF, 1 << 32, (1 << 64) - 1])
 def test_constant_fills_all_64_bits(value: int) -> None:
-    # Rubbish in the second half must not shine through.
+    # Garbage in the second half must be overwritten.
     code = insn(LD_IMM64, dst=4, src=15) + insn(0, imm=0x55555555) + insn(EXIT)
     module = Module(an_object(code, (Relocation(0, "constant", "tick"),)), constants={"tick": value})
     assert module.bind(module.object.functions["f"]) == wide(dst=4, src=0, value=value) + insn(EXIT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ring buffer from the program that fills it to the function that receives."""
+"""A ring buffer, from the program that fills it to the function that receives the records."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def module(compiled: Object) -> Iterator[Module]:
 
 @pytest.fixture
 def emit(module: Module) -> Iterator[Callable[[int], int]]:
-    """``emit(batch)`` puts up to BURST records of that batch into the ring; how many there was room for."""
+    """``emit(batch)`` puts up to BURST records of that batch into the ring; returns the number that fitted."""
     with module.load("emit", Target.syscall()) as program:
         yield lambda batch: program.run(struct.pack("Q", batch))[0]
 
@@ -68,7 +68,7 @@ def test_full_ring_buffer_refuses_and_goes_on_when_read(module: Module, emit: Ca
     sent = 0
     while (sent_now := emit(0)) == BURST:
         sent += BURST
-    # A page, less a head of eight bytes a record of 16.
+    # A page of records of 16 bytes, each with a header of eight bytes.
     assert sent + sent_now == 4096 // 24
     assert ring.consume() == 4096 // 24 == len(got)
     assert emit(0) == BURST

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quoted includes put in place: each once, and every line still knows where it came from."""
+"""Quoted includes are inlined once each, and every line keeps its file and number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Tree = Callable[..., Path]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Writes files by name, a keyword's ``__`` for the dot; gives the path of ``main.c``."""
+    """Write files by keyword, with ``__`` for the dot; returns the path of ``main.c``."""
 
     def write(**files: str) -> Path:
         for name, text in files.items():
@@ -29,7 +29,7 @@ def tree(tmp_path: Path) -> Tree:
 
 
 def origins(text: str) -> list[tuple[str, Path, int]]:
-    """Each line of ``text`` that is not blank, with the file and line the preprocessor would give it."""
+    """Each non-blank line of ``text``, with the file and line number that the preprocessor gives it."""
     found, path, line = [], Path("nowhere"), 0
     for content in text.split("\n"):
         if mark := re.match(r'#line (\d+) "(.*)"$', content):
@@ -117,7 +117,7 @@ def test_sibling_means_beside_the_including_file(tree: Tree) -> None:
     assert code_lines(source.read(main).text) == ["int near;"]
 
 
-def test_missing_include_points_at_the_line_that_wants_it(tree: Tree) -> None:
+def test_missing_include_points_at_the_including_line(tree: Tree) -> None:
     main = tree(main__c='int a;\n#include "a.h"\n', a__h='\n\nint b;\n#include "gone.h"\n')
     with pytest.raises(CompileError, match=r"gone\.h: No such file") as error:
         source.read(main)

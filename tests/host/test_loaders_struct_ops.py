@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations tables end to end, with the one that every kernel has: a TCP congestion control."""
+"""struct_ops end to end, with a TCP congestion control, which every kernel supports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _numbers = itertools.count()
 @pytest.fixture(scope="module")
 def compiled(build: Callable[[str], Object]) -> Object:
     if Btf.kernel().find(f"bpf_struct_ops_{TABLE}", Kind.STRUCT) is None:
-        pytest.skip("this kernel takes no congestion control from BPF")
+        pytest.skip("this kernel supports no congestion control in BPF")
     return build(
         """
         BPF_ARRAY(calls, u64, 2);
@@ -67,7 +67,7 @@ def module(compiled: Object) -> Iterator[Module]:
 
 @pytest.fixture
 def name(until: Until) -> Iterator[str]:
-    """A name that no other congestion control has; whatever happens, nothing of that name stays."""
+    """An unused name for a congestion control; the fixture checks that none of that name is left."""
     chosen = f"t{os.getpid()}_{next(_numbers)}"
     yield chosen
     assert until(lambda: not is_registered(chosen)), f"{chosen} is still registered"
@@ -82,7 +82,7 @@ def attach(module: Module, name: str, **ops: str) -> StructOps:
 
 
 def send(name: str, size: int) -> int:
-    """Send ``size`` bytes over 127.0.0.1 under the congestion control ``name``; the bytes that arrived."""
+    """Send ``size`` bytes over 127.0.0.1 under the congestion control ``name``; returns the bytes received."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         sender = stack.enter_context(socket.socket())
@@ -106,7 +106,7 @@ def test_traffic_runs_through_the_attached_programs(module: Module, name: str) -
         assert (calls[0], calls[1]) == (0, 0)
         assert send(name, MEGABYTE) == MEGABYTE
         assert calls[0] == 1
-        # One acknowledgement at least for each two of the largest segments there are.
+        # At least one acknowledgement for each two segments of the largest size.
         assert calls[1] >= MEGABYTE // (2 * 65536)
         assert send("reno", MEGABYTE) == MEGABYTE
         assert calls[0] == 1
@@ -125,17 +125,19 @@ def test_error_in_a_with_block_detaches(module: Module, name: str, until: Until)
     assert until(lambda: not is_registered(name))
 
 
-def test_forgotten_link_detaches(module: Module, name: str, until: Until) -> None:
+def test_unreferenced_link_detaches(module: Module, name: str, until: Until) -> None:
     attach(module, name)
     assert until(lambda: not is_registered(name))
 
 
-def test_detach_works_whoever_holds_the_link(module: Module, name: str, until: Until, bpffs: Path) -> None:
+def test_detach_works_while_another_descriptor_holds_the_link(
+    module: Module, name: str, until: Until, bpffs: Path
+) -> None:
     with attach(module, name) as link:
         link.pin(bpffs / "link")
         link.detach()
         assert until(lambda: not is_registered(name))
-        # The kernel may have thrown it out first: no reason to fail.
+        # The kernel may have detached it first: not an error.
         link.detach()
 
 

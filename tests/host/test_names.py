@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that tasks give themselves: text has no control character of theirs, and JSON is exact."""
+"""Names that tasks set: text output has none of their control characters, and JSON has the exact name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tracing import Task, objects, run_trace
 
-#: ESC, a line feed, what parts the frames of a flame graph, DEL, and a control character of C1 in UTF-8.
+#: ESC, a line feed, the separator of frames in a flame graph, DEL, and a C1 control character in UTF-8.
 NASTY = "a\x1b[2Jb\n;c\x7f\x9b"
 SHOWN = r"a\x1b[2Jb\n;c\x7f\x9b"
 FOLDED = SHOWN.replace(";", r"\x3b")
 
 
-#: Under that name: it sleeps, spins, wakes another task, and moves.
+#: A task of that name that sleeps, spins, wakes another task, and moves.
 WORK = f"""
 import os, time
 from ghostbpf.loaders import libc
@@ -61,7 +61,7 @@ def test_printable_is_one_line_and_changes_nothing_else(text: str) -> None:
         assert shown == text
 
 
-#: Each tool that prints names, with the lines that the name must be in.
+#: Each tool that prints names, with the lines that must contain the name.
 TOOLS = [
     ("runqlat", "-L"),
     ("runqslower", "--min", "1"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pid and cgroup namespaces: the task and the cgroup that are meant are found, or the refusal says why not."""
+"""Pid and cgroup namespaces: a number or path names the right task or cgroup, or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tracing import DEADLINE, ghostbpf_trace
 
 PIDS = ["--pid", "--fork", "--mount-proc"]
 
-#: A task that waits for a CPU often, told from others by its name.
+#: A task with a name of its own that often waits for a CPU.
 NAPPER = """
     import json, subprocess, sys
     from ghostbpf.schedulers import pids
@@ -28,7 +28,7 @@ NAPPER = """
 
 
 def unshared(options: list[str], *command: object) -> subprocess.CompletedProcess[str]:
-    """COMMAND in namespaces of its own, to its end; skips where there can be none."""
+    """Run COMMAND in new namespaces to its end; skip if they cannot be made."""
     words = ["unshare", *options, *map(str, command)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE, check=False)
     if done.stderr.startswith("unshare: "):
@@ -37,7 +37,7 @@ def unshared(options: list[str], *command: object) -> subprocess.CompletedProces
 
 
 def python(options: list[str], script: str, *arguments: object) -> Any:
-    """What a script prints, as JSON, in namespaces of its own."""
+    """Run a script in new namespaces; returns its output, parsed as JSON."""
     done = unshared(options, sys.executable, "-c", textwrap.dedent(script), *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -61,20 +61,20 @@ def test_numbers_are_those_that_the_kernel_shows_on_either_side() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         if not (line := process.stdout.readline()):
-            pytest.skip("there can be no pid namespace")
+            pytest.skip("no pid namespace can be made")
         local, initial, known, with_each = json.loads(line)
         status = dict(line.split(":", 1) for line in Path(f"/proc/{initial}/status").read_text().splitlines())
         process.stdin.close()
     assert status["NSpid"].split()[-1] == str(local)
     assert int(status["PPid"]) == process.pid
-    # In the initial namespace there are a 1 and a 2, too, but not in this one.
+    # The initial namespace has pids 1 and 2, too; this one does not.
     assert known == {str(initial): local}
     assert with_each == [initial, 0] * 2
 
 
 @pytest.mark.usefixtures("bcc")
 @pytest.mark.parametrize("option", ["-p", "-t"])
-def test_tracer_in_a_pid_namespace_sees_the_task_that_is_meant(option: str) -> None:
+def test_tracer_in_a_pid_namespace_takes_its_pids(option: str) -> None:
     script = f"""{NAPPER}
     trace = subprocess.run([*sys.argv[1:], "{option}", str(napper.pid)], capture_output=True, text=True)
     print(json.dumps([napper.pid, pids.to_initial(napper.pid), trace.returncode, trace.stdout, trace.stderr]))
@@ -103,7 +103,7 @@ def test_stacks_in_a_pid_namespace_have_the_names_of_their_own_process() -> None
     assert status == 0, err
     *seen, _ = map(json.loads, out.splitlines())
     assert any("nanosleep" in frame for line in seen for frame in line["frames"]), out
-    assert hidden == "[unknown]", "1 is another process in the initial namespace"
+    assert hidden == "[unknown]", "pid 1 of the initial namespace is another process"
 
 
 @pytest.mark.usefixtures("bcc")
@@ -161,7 +161,7 @@ def test_hints_are_read_but_not_given_from_within_a_pid_namespace(bpffs: Path) -
         assert [index for index, _ in hints.updates()] == [3]
 
 
-#: Run in a mount namespace; with "inside" in a cgroup namespace, too, whose root is the test's cgroup.
+#: Run in a mount namespace; with "inside", also in a cgroup namespace whose root is the test's cgroup.
 CGROUPS = """
     import json, os, subprocess, sys
     from pathlib import Path
@@ -223,7 +223,7 @@ def test_cgroup_is_its_directory_wherever_it_is_mounted_and_in_a_namespace(tmp_p
         assert outside[path] == meant, path
     assert outside["/below"] is None
     assert pid in outside["/"][1]
-    # From inside, the bind mount's root is /below; the others begin above the namespace's root.
+    # From inside, the root of the bind mount is /below; the other mounts begin above the namespace's root.
     for path in (*by_directory, "/below", "below", f"/../{name}/below"):
         assert inside[path] == meant, path
     assert [inside[path] for path in ("/none", "none", f"/{name}", "/")] == [None] * 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy of one's own, as far as that goes without a sched_ext kernel: written, found, listed, refused."""
+"""A new policy on a kernel without sched_ext: written, found, listed, refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class {0}(AgentPolicy):
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """What ``ghostbpf new my_policy`` has written."""
+    """The package that ``ghostbpf new my_policy`` writes."""
     done = ghostbpf("new", "my_policy", "--dir", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     return tmp_path / "my_policy"
@@ -58,10 +58,10 @@ def test_package_is_well_typed_and_formatted(package: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_next_steps_name_commands_that_are_there(tmp_path: Path) -> None:
-    said = ghostbpf("new", "my_policy", "--dir", str(tmp_path)).stdout
+def test_next_steps_name_existing_commands(tmp_path: Path) -> None:
+    output = ghostbpf("new", "my_policy", "--dir", str(tmp_path)).stdout
     here = tmp_path / "my_policy"
-    commands = [line.removeprefix("  sudo ").split() for line in said.splitlines() if line.startswith("  ")]
+    commands = [line.removeprefix("  sudo ").split() for line in output.splitlines() if line.startswith("  ")]
     assert [command[1:3] for command in commands] == [
         ["run", f"{here}/my_policy.py"],
         ["install", "-e"],
@@ -72,11 +72,11 @@ def test_next_steps_name_commands_that_are_there(tmp_path: Path) -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """The interpreter of a new virtual environment that has all that this one has."""
+    """The interpreter of a new virtual environment with the packages of this one."""
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
-    # addsitedir() also follows what is installed editable, ghostbpf for one.
+    # addsitedir() also finds editable installs, such as ghostbpf.
     Path(site.strip(), "all.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     return python
 
@@ -105,14 +105,14 @@ def test_installed_policy_is_listed_and_can_be_run(package: Path, environment: P
         ("x" * 32, "longer than 31 characters"),
     ],
 )
-def test_bad_name_is_refused_with_a_cure(name: str, why: str) -> None:
+def test_bad_name_is_refused_with_a_hint(name: str, why: str) -> None:
     with pytest.raises(BadName, match=why) as error:
         check(name)
     assert (error.value.exit_status, error.value.name) == (2, name)
     assert error.value.hint
 
 
-def test_longest_name_is_taken() -> None:
+def test_longest_name_is_accepted() -> None:
     check("x" * 31)
 
 
@@ -125,7 +125,7 @@ def test_bad_name_on_the_command_line_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_there_is_not_overwritten(package: Path) -> None:
+def test_existing_file_is_not_overwritten(package: Path) -> None:
     (package / "my_policy.py").write_text("mine")
     done = ghostbpf("new", "my_policy", "--dir", str(package.parent))
     assert (done.returncode, done.stdout) == (1, "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's process events, of real processes."""
+"""The kernel's process events for real processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME = b"\xff\xfe not UTF-8"
 
 @pytest.fixture
 def events() -> Iterator[ProcessEvents]:
-    """Those from now on; skips where the kernel tells none."""
+    """The events from now on; skip if the kernel reports none."""
     try:
         with ProcessEvents() as listening:
             yield listening
@@ -29,7 +29,7 @@ def events() -> Iterator[ProcessEvents]:
 
 
 def child(body: Callable[[], object]) -> int:
-    """Run ``body`` in a child, to its end; its pid."""
+    """Run ``body`` in a child to its end; returns its pid."""
     if not (pid := os.fork()):
         try:
             body()
@@ -40,11 +40,11 @@ def child(body: Callable[[], object]) -> int:
 
 
 def until_exit(events: ProcessEvents, pid: int) -> tuple[list[ProcessEvent], bool]:
-    """The events up to the end of ``pid``, and whether others got lost."""
+    """The events up to the end of ``pid``, and whether events were lost."""
     found: list[ProcessEvent] = []
     lost, deadline = False, time.monotonic() + DEADLINE
     while not any(event.kind == "exit" and event.tid == pid for event in found):
-        assert time.monotonic() < deadline, "its end is told"
+        assert time.monotonic() < deadline, "its end is reported"
         select.select([events], [], [], 1)
         more, missed = events.read()
         found, lost = found + more, lost or missed
@@ -56,7 +56,7 @@ def rename_and_exec() -> None:
     os.execvp("true", ["true"])
 
 
-def test_life_of_a_process_is_told_in_order(events: ProcessEvents) -> None:
+def test_events_of_a_process_are_reported_in_order(events: ProcessEvents) -> None:
     before = time.monotonic_ns()
     pid = child(rename_and_exec)
     after = time.monotonic_ns()
@@ -71,7 +71,7 @@ def test_life_of_a_process_is_told_in_order(events: ProcessEvents) -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_thread_and_another_user_are_told(events: ProcessEvents) -> None:
+def test_new_thread_and_new_user_are_reported(events: ProcessEvents) -> None:
     def body() -> None:
         thread = threading.Thread(target=lambda: os.setresuid(65534, 65534, 65534))
         thread.start()
@@ -84,7 +84,7 @@ def test_thread_and_another_user_are_told(events: ProcessEvents) -> None:
     assert [event.tid for event in found if event.kind == "uid" and event.pid == pid], "the user"
 
 
-def test_loss_is_told_once_it_can_be_and_later_events_come(events: ProcessEvents) -> None:
+def test_loss_is_reported_as_soon_as_possible_and_later_events_arrive(events: ProcessEvents) -> None:
     with ProcessEvents(buffer_bytes=4096) as small:
         for _ in range(50):
             child(lambda: None)
@@ -96,12 +96,12 @@ def test_loss_is_told_once_it_can_be_and_later_events_come(events: ProcessEvents
         ours = [event.kind for event in until_exit(small, last)[0] if event.pid == last]
         assert ours == ["fork", "exit"]
     _, lost = events.read()
-    assert not lost, "who has room loses nothing"
+    assert not lost, "a reader with room loses nothing"
 
 
 @pytest.fixture
 def one_cpu(cpus: list[int]) -> Iterator[None]:
-    """Everything that starts here starts on one CPU."""
+    """Bind this process, and the processes that it starts, to one CPU."""
     os.sched_setaffinity(0, cpus[:1])
     yield
     os.sched_setaffinity(0, cpus)
@@ -120,7 +120,7 @@ def test_gap_in_what_a_cpu_counts_is_a_loss(events: ProcessEvents) -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_user_without_the_right_is_told_which_one() -> None:
+def test_unprivileged_user_may_listen_or_gets_an_error_that_names_the_capability() -> None:
     read, write = os.pipe()
 
     def body() -> None:
@@ -133,5 +133,5 @@ def test_user_without_the_right_is_told_which_one() -> None:
 
     child(body)
     os.close(write)
-    with open(read) as said:
-        assert said.read() in ("listens", PermissionMissing.__name__)
+    with open(read) as answer:
+        assert answer.read() in ("listens", PermissionMissing.__name__)

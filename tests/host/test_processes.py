@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules about tasks, checked on real ones; and control groups."""
+"""Rules that match tasks, on real tasks, and cgroups."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def named(name: bytes) -> Callable[[], None]:
 
 @pytest.fixture
 def cgroup(root: None) -> Iterator[str]:
-    """A cgroup of the test's own, by its directory, with one below it; skips where none can be made."""
+    """The directory of a new cgroup with one below it; skip if none can be made."""
     try:
         top = cgroups.mount_point() / f"ghostbpf-test-{os.getpid()}"
         (top / "below").mkdir(parents=True)
@@ -43,7 +43,7 @@ def put(pid: int, cgroup: str) -> None:
 
 @pytest.fixture
 def emptied(cgroup: str, task: Callable[..., Task]) -> Iterator[Callable[..., Task]]:
-    """``task``, whose tasks are gone before the cgroup is."""
+    """``task``, whose tasks end before the cgroup is removed."""
     made: list[Task] = []
 
     def make(work: Callable[[], object] = lambda: None) -> Task:
@@ -55,7 +55,7 @@ def emptied(cgroup: str, task: Callable[..., Task]) -> Iterator[Callable[..., Ta
         one.kill()
 
 
-def test_name_is_the_processs_and_a_glob_of_it_fits(task: Callable[..., Task]) -> None:
+def test_name_is_the_processs_and_a_glob_of_it_matches(task: Callable[..., Task]) -> None:
     one = task(named(b"abc-[1]\xff"))
     one.run()
     assert ProcTask(one.pid).comm == "abc-[1]\\xff"
@@ -94,7 +94,7 @@ def test_user_is_the_effective_one(task: Callable[..., Task]) -> None:
     assert (nobody.fits_now(one.pid), root.fits_now(one.pid)) == (True, False)
 
 
-def test_descendants_of_a_parent_fit_and_it_does_not(task: Callable[..., Task]) -> None:
+def test_descendants_of_a_parent_match_and_the_parent_does_not(task: Callable[..., Task]) -> None:
     read, write = os.pipe()
 
     def fork_twice() -> None:
@@ -116,7 +116,7 @@ def test_descendants_of_a_parent_fit_and_it_does_not(task: Callable[..., Task]) 
             os.kill(pid, signal.SIGKILL)
 
 
-def test_each_kind_given_has_to_fit(task: Callable[..., Task]) -> None:
+def test_task_must_match_every_kind_of_rule(task: Callable[..., Task]) -> None:
     one = task(named(b"abc"))
     one.run()
     uid, other = frozenset([os.geteuid()]), frozenset([12345])
@@ -125,7 +125,7 @@ def test_each_kind_given_has_to_fit(task: Callable[..., Task]) -> None:
     assert Rule(comms=("abd",), uids=uid).matching() == set()
 
 
-def test_kernel_threads_and_who_is_gone_do_not_fit(task: Callable[..., Task]) -> None:
+def test_kernel_threads_and_ended_tasks_do_not_match(task: Callable[..., Task]) -> None:
     one = task(lambda: None)
     assert Rule().fits_now(one.pid)
     one.kill()
@@ -133,7 +133,7 @@ def test_kernel_threads_and_who_is_gone_do_not_fit(task: Callable[..., Task]) ->
     if not (pid := os.fork()):
         os._exit(0)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert not Rule().fits_now(pid), "a zombie is as good as gone"
+    assert not Rule().fits_now(pid), "a zombie counts as ended"
     assert pid in all_tasks()
     os.waitpid(pid, 0)
     if Path(f"/proc/{KTHREADD}/comm").read_text() == "kthreadd\n":
@@ -147,7 +147,7 @@ def test_cgroup_and_those_below(cgroup: str, emptied: Callable[..., Task]) -> No
     assert cgroups.tasks(cgroup) == {top.pid, below.pid}
     assert Rule(cgroups=(cgroup,)).matching() == {top.pid, below.pid}
     assert Rule(cgroups=(f"{cgroup}/below",)).matching() == {below.pid}
-    assert not Rule(cgroups=(cgroup[:-1],)).fits_now(top.pid), "a name is no prefix"
+    assert not Rule(cgroups=(cgroup[:-1],)).fits_now(top.pid), "a prefix of the name does not match"
     assert not Rule(cgroups=(cgroup,)).fits_now(outside.pid)
     assert Rule(cgroups=(str(cgroups.mount_point()),)).fits_now(outside.pid)
 
@@ -163,7 +163,7 @@ def test_cgroup_that_is_not_there_has_no_tasks_and_is_named(cgroup: str) -> None
         cgroups.find("/proc/self")
 
 
-def test_cgroup_goes_by_its_directory_and_its_name(cgroup: str) -> None:
+def test_cgroup_is_found_by_its_directory_and_by_its_name(cgroup: str) -> None:
     name = Path(cgroup).name
     for path in (cgroup, f"{cgroup}/", f"{cgroup}/below/..", name, f"/{name}", f"{name}/"):
         assert cgroups.find(path) == cgroup, path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf pushtosched`` and the other utilities, as far as they go without a sched_ext kernel."""
+"""``ghostbpf pushtosched`` and the other utilities on a kernel without sched_ext."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_class_and_back(task: Callable[..., Task]) -> None:
     assert os.getpriority(os.PRIO_PROCESS, one.pid) == 5
 
 
-def test_what_moved_what_was_there_and_what_died(task: Callable[..., Task]) -> None:
+def test_each_task_is_reported_as_moved_unchanged_or_ended(task: Callable[..., Task]) -> None:
     one, two, dead = task(lambda: None), task(lambda: None), task(lambda: None)
     os.sched_setscheduler(two.pid, os.SCHED_BATCH, os.sched_param(0))
     dead.kill()
@@ -99,7 +99,7 @@ def test_tasks_are_moved_as_their_lines_come(task: Callable[..., Task]) -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_what_is_not_permitted_fails_with_the_cure(task: Callable[..., Task]) -> None:
+def test_move_without_permission_fails_with_a_hint(task: Callable[..., Task]) -> None:
     one = task(lambda: os.setresuid(NOBODY, NOBODY, NOBODY))
     one.run()
     without = ["setpriv", "--bounding-set", "-sys_nice"]
@@ -127,7 +127,7 @@ def test_what_is_not_permitted_fails_with_the_cure(task: Callable[..., Task]) ->
         ("", 'there is no class ""'),
     ],
 )
-def test_class_that_is_none_says_what_to_write(text: str, says: str) -> None:
+def test_unknown_class_is_refused_with_the_valid_names(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         SchedulingClass.parse(text)
 
@@ -137,7 +137,7 @@ def test_class_is_written_as_it_is_read(text: str) -> None:
     assert str(SchedulingClass.parse(text)) == text
 
 
-def test_class_of_who_is_gone_is_none(task: Callable[..., Task]) -> None:
+def test_class_of_an_ended_task_is_none(task: Callable[..., Task]) -> None:
     one = task(lambda: None)
     assert SchedulingClass.of(one.pid) == SchedulingClass("other")
     one.kill()
@@ -169,7 +169,7 @@ def test_wrong_command_line_exits_2(arguments: tuple[str, ...], says: str) -> No
 
 @pytest.mark.skipif(Path("/sys/fs/bpf/ghostbpf").exists(), reason="this machine has enclaves")
 @pytest.mark.usefixtures("root")
-def test_enclave_that_is_not_there() -> None:
+def test_enclave_that_does_not_exist_is_refused() -> None:
     for line in ("pushtosched ext --enclave 5", "enclave auto-join 5 --comm x", "enclave auto-join 5 --comm x --once"):
         done = ghostbpf(*line.split(), input=str(os.getpid()))
         assert (done.returncode, done.stdout) == (1, ""), line

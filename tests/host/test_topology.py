@@ -2,7 +2,7 @@
 """Topology against ghOSt's tests (tests/topology_test.cc) on its 112-CPU machine, and against this machine.
 
 Its X on a fake sysfs is ``test_x[sysfs]`` here, its CustomX ``test_x[rows]``; what concerns CpuList alone
-is in test_cpuset.py. Moot: UninitializedCpu and UninitializedCpuToString, as there is no invalid Cpu.
+is in test_cpuset.py. Not ported: UninitializedCpu and UninitializedCpuToString, as there is no invalid Cpu.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def test_export_topology(make: Make, l3: bool) -> None:
     assert make(l3=l3).export() == fake_rows(l3=l3)
 
 
-# Nearness.
+# Order by distance.
 
 
 def test_order_keeps_caches_and_cores_together(make: Make) -> None:
@@ -219,7 +219,7 @@ def test_order_keeps_caches_and_cores_together(make: Make) -> None:
 def test_order_follows_caches_smaller_than_a_node_and_larger() -> None:
     small = [("0,8", "0,2,8,10", 0), ("1,9", "1,3,9,11", 0), ("2,10", "0,2,8,10", 0), ("3,11", "1,3,9,11", 0)]
     assert Topology.from_rows(core_rows(*small)).order(range(4)) == (0, 2, 1, 3)
-    # Two caches, and either spans both nodes, as sub-NUMA clustering shows them.
+    # Two caches that each span both nodes, as with sub-NUMA clustering.
     first = [("0", "0,3", 0), ("3", "0,3", 1)]
     second = [("1", "1-2,4", 0), ("2", "1-2,4", 1), ("4", "1-2,4", 0)]
     assert Topology.from_rows(core_rows(*first, *second)).order(range(5)) == (0, 3, 1, 4, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Topology makes of a real sysfs, this machine's, and of those that leave something out."""
+"""Topology from the sysfs of this machine, and from incomplete ones."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_a_topology_is_a_value() -> None:
         machine.cpus[0].core = 7  # type: ignore[misc]
 
 
-# Machines that leave something out.
+# Machines with an incomplete sysfs.
 
 
-def test_a_machine_that_tells_only_its_cpus(tmp_path: Path) -> None:
+def test_a_machine_that_lists_only_its_cpus(tmp_path: Path) -> None:
     """As under gVisor, or in a container with a masked sysfs."""
     topology = sysfs(tmp_path, {"cpu/online": "0-3"})
     assert groups(topology) == ["0", "1", "2", "3"]
@@ -83,7 +83,7 @@ def test_no_cpus_at_all_are_refused(tmp_path: Path) -> None:
         Topology.from_sysfs(tmp_path)
 
 
-def test_a_spoilt_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CpuListError, match='"lots" is not a CPU number'):
         sysfs(tmp_path, {"cpu/online": "0-1", "cpu/cpu0/topology/core_cpus_list": "lots"})
 
@@ -99,7 +99,7 @@ def test_offline_cpus_are_left_out_everywhere(tmp_path: Path) -> None:
 
 
 def test_a_cpu_that_goes_offline_meanwhile_breaks_nothing(tmp_path: Path) -> None:
-    """CPU 0 was read while 1 was there, CPU 1 is gone, and 3 no longer knows of 2."""
+    """The files of CPU 0 still list 1, those of CPU 1 are gone, and those of 3 no longer list 2."""
     files = {"cpu/online": "0-3", "cpu/cpu0/topology/core_cpus_list": "0-1"}
     files |= {"cpu/cpu2/topology/core_cpus_list": "2-3", "cpu/cpu3/topology/core_cpus_list": "3"}
     assert groups(sysfs(tmp_path, files)) == ["0-1", "0-1", "2-3", "2-3"]
@@ -121,7 +121,7 @@ def test_the_l3_is_told_by_its_level_not_its_index(tmp_path: Path) -> None:
 
 
 def test_a_node_without_cpus_counts(tmp_path: Path) -> None:
-    """As with CXL memory, or a node that can be plugged in."""
+    """As with CXL memory, or a node for hotplug."""
     nodes = {"node/possible": "0-3", "node/node0/cpulist": "0-1", "node/node1/cpulist": ""}
     topology = sysfs(tmp_path, {"cpu/online": "0-1", **nodes})
     assert topology.highest_node == 3
@@ -136,7 +136,7 @@ def test_a_hybrid_machine_has_the_smt_of_its_widest_core(tmp_path: Path) -> None
     assert (topology.smt_count, topology.consecutive_smt, str(topology.all_cores)) == (2, True, "0-4")
 
 
-def test_asking_for_what_is_not_there_names_what_is(tmp_path: Path) -> None:
+def test_missing_cpu_or_node_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     topology = sysfs(tmp_path, {"cpu/online": "0-1,4", "node/possible": "0-1"})
     with pytest.raises(TopologyError, match="CPU 2 is offline or does not exist\nchoose from 0-1,4"):
         topology.cpu(2)

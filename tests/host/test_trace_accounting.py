@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU time over fair shares, by scheduling class, and what tasks wait for: beside what the kernel accounts for."""
+"""CPU time over fair shares, by scheduling class, and the delays of tasks, compared with the kernel's accounting."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_each_time_from_wakeup_to_block_counts_once_by_priority(task: Callable[.
     with tracing("schedfair", "-t", worker.pid) as traced:
         before = worker.figures()
         worker.run()
-        found = worker.figures() - before
+        kernel = worker.figures() - before
     windows = traced.named("wake_to_block")
     assert {row["prio"] for row in windows} == {25}
     assert {row["nice"] for row in windows} == {5}
-    assert found.has(total(windows), found.blocked)
+    assert kernel.has(total(windows), kernel.blocked)
     assert total(traced.named("full_trace")) == 1
 
 
@@ -65,8 +65,8 @@ def test_windows_are_of_the_interval_and_the_whole_trace_is_not(task: Callable[.
         before = worker.figures()
         for _ in range(3):
             worker.run()
-        found = worker.figures() - before
-    assert found.has(total(traced.named("wake_to_block")), found.blocked)
+        kernel = worker.figures() - before
+    assert kernel.has(total(traced.named("wake_to_block")), kernel.blocked)
     assert len(traced.named("full_trace")) > 1
     assert {row["count"] for row in traced.named("full_trace")} == {1}
 
@@ -96,13 +96,13 @@ def test_fifo_task_is_counted_as_fifo_for_the_cpu_time_it_used(task: Callable[..
     with tracing("schedclasstop", "-t", spinner.pid) as traced:
         before = spinner.figures()
         spinner.run()
-        found = spinner.figures() - before
-    assert found.ran >= 0.2
+        kernel = spinner.figures() - before
+    assert kernel.ran >= 0.2
     assert {row["cpu"] for row in traced} == {cpus[-1]}
     seconds = {row["class"]: row["cpu_seconds"] for row in traced}
     assert set(seconds) <= {"CFS", "FIFO"}
-    assert seconds["FIFO"] >= 0.2 - found.slack
-    assert sum(seconds.values()) == pytest.approx(found.ran, rel=0.05, abs=found.slack)
+    assert seconds["FIFO"] >= 0.2 - kernel.slack
+    assert sum(seconds.values()) == pytest.approx(kernel.ran, rel=0.05, abs=kernel.slack)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_no_cpu_spends_more_time_than_there_is(cpus: list[int]) -> None:
         assert 0.2 <= sum(times) <= took
 
 
-def test_only_the_wanted_cpu_is_in_the_picture(task: Callable[..., Task], cpus: list[int]) -> None:
-    # Spinners that nothing takes off their CPUs: what they have had is on no switch's account yet.
+def test_only_the_selected_cpu_is_drawn(task: Callable[..., Task], cpus: list[int]) -> None:
+    # Spinners that are never switched out: no switch has accounted their time yet.
     spinners = [task(lambda: spin_for(0.5)(), cpu=cpu) for cpu in cpus]
     for spinner in spinners:
-        spinner.go()
+        spinner.start()
     with tracing("schedclasstop", "-C", cpus[-1]) as traced:
         time.sleep(0.3)
     for spinner in spinners:
@@ -154,7 +154,7 @@ def test_class_times_are_drawn_and_add_up() -> None:
 
 @pytest.fixture
 def delay_accounting() -> Iterator[None]:
-    """The kernel accounts for all delays."""
+    """Enable the kernel's delay accounting."""
     sysctl = Path("/proc/sys/kernel/task_delayacct")
     if not sysctl.exists():
         pytest.skip("this kernel has no CONFIG_TASK_DELAY_ACCT")
@@ -183,7 +183,7 @@ def test_waits_that_bpf_counts_are_those_of_taskstats_and_schedstat(task: Callab
 
 
 @pytest.mark.parametrize("with_pids", [False, True])
-def test_delays_of_whom_a_filter_chooses_are_since_the_trace_began(
+def test_delays_of_filtered_tasks_count_from_the_start_of_the_trace(
     task: Callable[..., Task], cpus: list[int], with_pids: bool
 ) -> None:
     pair = [task(burst_and_nap, cpu=cpus[-1], name=f"pair{n}") for n in range(2)]
@@ -191,12 +191,12 @@ def test_delays_of_whom_a_filter_chooses_are_since_the_trace_began(
     with tracing("delays", "-c", "pair0", *(one.pid for one in pair if with_pids)) as traced:
         before = pair[0].figures()
         run_together(pair)
-        found = pair[0].figures() - before
+        kernel = pair[0].figures() - before
     [row] = traced.named("delays")
     assert (row["tid"], row["comm"]) == (pair[0].pid, "pair0")
-    assert row["cpu"] == found.runs
-    assert row["cpu_ms"] == pytest.approx(found.waited * 1e3, abs=0.01)
-    assert found.has(row["bpf"])
+    assert row["cpu"] == kernel.runs
+    assert row["cpu_ms"] == pytest.approx(kernel.waited * 1e3, abs=0.01)
+    assert kernel.has(row["bpf"])
 
 
 def test_delays_are_reported_each_interval_for_every_thread(task: Callable[..., Task]) -> None:
@@ -211,12 +211,12 @@ def test_delays_are_reported_each_interval_for_every_thread(task: Callable[..., 
     with tracing("delays", process.pid, "-i", 0.05) as traced:
         before = process.figures()
         process.run()
-        found = process.figures() - before
+        kernel = process.figures() - before
     tids = {row["tid"] for row in traced}
-    # The threads had not been made yet when the trace began, and are gone when it ends.
+    # The threads start after the trace begins, and end before it ends.
     assert process.pid in tids
     assert len(tids) == 3
-    assert found.has(sum(row["bpf"] for row in only(traced, tid=process.pid)))
+    assert kernel.has(sum(row["bpf"] for row in only(traced, tid=process.pid)))
 
 
 def test_threads_that_have_ended_have_all_of_the_kernels_figures(task: Callable[..., Task]) -> None:
@@ -247,9 +247,9 @@ def test_threads_that_have_ended_have_all_of_the_kernels_figures(task: Callable[
         assert waited_ns / 1e6 <= row["cpu_ms"] + 0.001
 
 
-def test_exits_that_are_not_read_in_time_are_missed_and_it_says_so() -> None:
+def test_exits_that_are_not_read_in_time_are_reported_as_missed() -> None:
     with TaskStats() as stats, stats.exits() as exits:
-        exits._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel's least
+        exits._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel's minimum
         for _ in range(20):
             subprocess.run(["true"], check=True)
         assert len(exits.read()) < 20

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines that are wrong, and help for those who write them."""
+"""Wrong command lines, and the help."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tracing import ghostbpf_trace
 NO_PID = 4_194_303
 FILTERED = [name for name in TOOLS if name not in ("delays", "dsqlat")]
 
-#: For every tool that takes filters: what is wrong, the exit status and what is said of it.
+#: For every tool with filters: the wrong arguments, the exit status and the message.
 BAD_FILTERS = [
     (("-p", NO_PID), 1, f"there is no process {NO_PID}"),
     (("-t", NO_PID), 1, f"there is no thread {NO_PID}"),
@@ -37,7 +37,7 @@ BAD_FILTERS = [
     (("--enclave", "x"), 2, "'x' is not a valid integer"),
 ]
 
-#: The same for all: how long and how often.
+#: For every tool: durations and intervals.
 BAD_PACES = [
     (("--", ), "no command after --"),
     (("-d", 0), "0.0 is not in the range"),
@@ -86,7 +86,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(root: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """``run(ARGUMENTS)``: ``ghostbpf trace ARGUMENTS`` in this process: exit status, stdout and stderr."""
+    """``run(ARGUMENTS)``: ``ghostbpf trace ARGUMENTS`` in this process; returns exit status, stdout and stderr."""
 
     def run_main(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ghostbpf", "trace", *map(str, arguments)])
@@ -98,20 +98,20 @@ def run(root: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
     return run_main
 
 
-def check(done: tuple[int, str, str], status: int, said: str) -> None:
+def check(done: tuple[int, str, str], status: int, message: str) -> None:
     assert done[:2] == (status, "")
     assert "rror: " in done[2]
-    assert said in done[2]
+    assert message in done[2]
     assert "Tracing" not in done[2]
 
 
-@pytest.mark.parametrize(("arguments", "status", "said"), BAD_FILTERS, ids=str)
+@pytest.mark.parametrize(("arguments", "status", "message"), BAD_FILTERS, ids=str)
 def test_filter_that_nothing_can_match_is_refused(
-    run: Run, arguments: tuple[object, ...], status: int, said: str
+    run: Run, arguments: tuple[object, ...], status: int, message: str
 ) -> None:
     for tool in FILTERED:
-        check(run(tool, *arguments), status, said)
-    check(run("runqlat", "--json", *arguments), status, said)
+        check(run(tool, *arguments), status, message)
+    check(run("runqlat", "--json", *arguments), status, message)
 
 
 def test_thread_is_not_taken_for_a_process(run: Run) -> None:
@@ -130,22 +130,22 @@ def test_enclave_that_is_not_there_is_refused(run: Run) -> None:
         check(run(tool, "--enclave", 63), 1, "there is no enclave 63")
 
 
-@pytest.mark.parametrize(("arguments", "said"), BAD_PACES, ids=str)
-def test_wrong_length_of_the_trace_is_refused(run: Run, arguments: tuple[object, ...], said: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), BAD_PACES, ids=str)
+def test_wrong_length_of_the_trace_is_refused(run: Run, arguments: tuple[object, ...], message: str) -> None:
     for tool in TOOLS:
-        check(run(tool, *arguments), 2, said)
+        check(run(tool, *arguments), 2, message)
 
 
-@pytest.mark.parametrize(("arguments", "said"), BAD_INTERVALS, ids=str)
-def test_wrong_interval_is_refused(run: Run, arguments: tuple[object, ...], said: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), BAD_INTERVALS, ids=str)
+def test_wrong_interval_is_refused(run: Run, arguments: tuple[object, ...], message: str) -> None:
     for tool in TOOLS:
         if tool != "delays":
-            check(run(tool, *arguments), 2, said)
+            check(run(tool, *arguments), 2, message)
 
 
-@pytest.mark.parametrize(("arguments", "status", "said"), BAD_OPTIONS, ids=str)
-def test_wrong_option_of_a_tool_is_refused(run: Run, arguments: tuple[object, ...], status: int, said: str) -> None:
-    check(run(*arguments), status, said)
+@pytest.mark.parametrize(("arguments", "status", "message"), BAD_OPTIONS, ids=str)
+def test_wrong_option_of_a_tool_is_refused(run: Run, arguments: tuple[object, ...], status: int, message: str) -> None:
+    check(run(*arguments), status, message)
 
 
 def test_command_is_not_run_where_the_filter_is_wrong(run: Run, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_command_is_not_run_where_the_filter_is_wrong(run: Run, tmp_path: Path) 
     assert not (tmp_path / "ran").exists()
 
 
-def test_tracing_takes_root(root: None) -> None:
+def test_tracing_needs_root(root: None) -> None:
     done = subprocess.run(
         ghostbpf_trace("runqlat", "-d", "1"), capture_output=True, text=True, user=65534, cwd="/", check=False
     )
@@ -173,7 +173,7 @@ def test_help_shows_examples_within_80_columns(run: Run, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_examples_of_a_tool_are_command_lines_that_it_takes(tool: str) -> None:
+def test_examples_of_a_tool_are_valid_command_lines(tool: str) -> None:
     made = command.get_command(click.Context(command), tool)
     assert made is not None
     lines = [line.strip() for line in (made.epilog or "").splitlines()]

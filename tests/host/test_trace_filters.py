@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is traced and by whom it is broken down: tasks that match beside tasks that do not."""
+"""Filters and breakdowns: tasks that match beside tasks that do not."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def nap_in_threads() -> None:
 
 @pytest.fixture
 def pair(task: Callable[..., Task], cpus: list[int]) -> list[Task]:
-    """Two that do the same, on different CPUs and under different names."""
+    """Two tasks with the same work, on different CPUs and with different names."""
     return [task(nap, cpu=cpus[0], name="wanted"), task(nap, cpu=cpus[1], name="unwanted")]
 
 
 @pytest.fixture
 def cgroup(root: None) -> Iterator[Path]:
-    """A cgroup of the test's own, with one in it."""
+    """A new cgroup with one below it."""
     try:
         hierarchy = cgroups.mount_point()
     except GhostError as error:
@@ -157,7 +157,7 @@ def test_threads_are_broken_down_or_added_up(task: Callable[..., Task], cpus: li
     assert [line["by"] for line in by_process] == [{"pid": process.pid, "comm": "threaded"}]
     assert [line["by"] for line in by_cpu] == [{"cpu": cpus[0]}]
     assert [line["by"] for line in whole] == [{}]
-    # All have seen the same.
+    # Each breakdown has the same total.
     assert whole.count() == sum(line["count"] for line in by_thread) == by_process.count() == by_cpu.count()
     assert leader.count() == by_thread.count(tid=process.pid)
 

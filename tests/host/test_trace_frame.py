@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tracers have in common: when they print, how they end, and what they say if there is nothing to say."""
+"""Behaviour common to all tracers: when they print, how they end, and their output without events."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_intervals_count_only_what_is_new(task: Callable[..., Task]) -> None:
         before = sleeper.figures()
         for _ in range(20):
             sleeper.run()
-        found = sleeper.figures() - before
+        kernel = sleeper.figures() - before
     assert len(list(traced)) > 1
-    assert found.has(sum(report["count"] for report in traced))
+    assert kernel.has(sum(report["count"] for report in traced))
     assert traced.end["events"] == sum(report["count"] for report in traced)
 
 
@@ -104,7 +104,7 @@ def test_reader_that_goes_away_is_no_error() -> None:
         assert process.stderr is not None
         assert process.stdout.readline()
         process.stdout.close()
-        # Nothing but that it has begun.
+        # Only the line that tells that tracing has begun.
         assert process.stderr.read().count("\n") == 1
 
 
@@ -127,7 +127,7 @@ def test_exit_status_is_the_commands(command: list[str], status: int) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_command_is_traced_with_its_children_and_nobody_else(task: Callable[..., Task]) -> None:
+def test_command_is_traced_with_its_children_and_no_other_task(task: Callable[..., Task]) -> None:
     *reports, _ = objects(stdout_of("cpudist", "-P", "--json", "--", "sh", "-c", "sleep 0.01; sleep 0.01 & wait"))
     assert sorted(report["by"]["comm"] for report in reports) == ["sh", "sleep", "sleep"]
     assert len({report["by"]["pid"] for report in reports}) == 3
@@ -139,8 +139,8 @@ def test_command_is_traced_from_its_first_instruction_to_its_end() -> None:
     *schedstats, _ = (line for line in done.stdout.splitlines())
     runs = [int(line.split()[2]) for line in schedstats if not line.startswith("{")]
     *reports, _ = objects("\n".join(line for line in done.stdout.splitlines() if line.startswith("{")))
-    # The first that is reported is the shell, which became a cat: every run but the one in which it was forked and
-    # waited to be let go. It ran at most twice more after the second look, and on its way out.
+    # The shell, which became a cat: every run is counted but the first, in which it was forked and waited to start.
+    # It ran at most twice more after the second cat, as it exited.
     seen = max(report["count"] for report in reports)
     assert runs[0] <= runs[1]
     assert seen >= 0.8 * (runs[1] - 2)
@@ -160,7 +160,7 @@ def test_command_outlives_the_trace_and_still_gives_its_status() -> None:
 
 
 def test_ctrl_c_ends_the_command_and_prints_what_was_gathered() -> None:
-    # A terminal sends the signal to the command, too.
+    # A terminal also sends the signal to the command.
     command = ghostbpf_trace("cpudist", "--", "sh", "-c", "echo up; exec sleep 60")
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -180,13 +180,13 @@ def test_tracer_that_is_terminated_passes_it_on_to_the_command() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.terminate()
-        # Not to the end of the file: the sleep that is left has it open, too.
+        # Not up to the end of the file: the remaining sleep has it open, too.
         assert process.stdout.readline() == "told\n"
         assert process.wait() == 9
         process.kill()
 
 
-def test_nothing_is_said_of_a_task_that_slept(task: Callable[..., Task]) -> None:
+def test_task_that_slept_is_not_reported(task: Callable[..., Task]) -> None:
     sleeper = task(lambda: None)
     done = run_trace("runqlat", "-d", "0.1", "-t", sleeper.pid)
     assert (done.returncode, done.stdout) == (0, "")
@@ -194,7 +194,7 @@ def test_nothing_is_said_of_a_task_that_slept(task: Callable[..., Task]) -> None
     assert line == f"nothing matched: thread {sleeper.pid} was neither woken nor preempted meanwhile"
 
 
-def test_nothing_is_said_of_a_task_that_has_ended(task: Callable[..., Task]) -> None:
+def test_task_that_has_ended_is_not_reported(task: Callable[..., Task]) -> None:
     sleeper = task(lambda: None)
     with tracing("schedghostidle") as idle, tracing("runqlat", "-m", "-p", sleeper.pid, "-c", "other") as traced:
         sleeper.kill()
@@ -210,7 +210,7 @@ class TinyRunqlat(RUNQLAT):
         return Tracer(self.NAME, self.request.filters, by=By.THREAD, entries={"cells": 1})
 
 
-def test_what_there_is_no_room_for_is_counted(task: Callable[..., Task]) -> None:
+def test_times_without_room_are_counted_as_dropped(task: Callable[..., Task]) -> None:
     def nap() -> None:
         for _ in range(50):
             time.sleep(0.001)
@@ -219,12 +219,12 @@ def test_what_there_is_no_room_for_is_counted(task: Callable[..., Task]) -> None
     with TinyRunqlat(Request(Filters(tid=sleeper.pid), By.THREAD)) as tool:
         before = sleeper.figures()
         sleeper.run()
-        found = sleeper.figures() - before
+        kernel = sleeper.figures() - before
         kept = sum(histogram.count for histogram in tool.tracer.histograms().values())
         drops = tool.tracer.drops()
     assert kept > 0
     assert drops > 0
-    assert found.has(kept + drops)
+    assert kernel.has(kept + drops)
 
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histograms: the picture to the letter, buckets as the kernel side has them, percentiles."""
+"""Histograms: the exact text, the buckets of the kernel side, and percentiles."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SCALE = constant("HIST_SCALE")
 
 
 def bucket_of(ns: int, unit_ns: int = USEC) -> int:
-    """The rule of bpf/tracers/trace.h, said another way: the bucket whose edges the value is between."""
+    """The bucket of a value by the rule of bpf/tracers/trace.h, computed in another way."""
     value = min(ns, 2**53) * SCALE // unit_ns
     return next(bucket for bucket in range(BUCKETS) if edges(bucket)[0] <= value < edges(bucket)[1])
 
 
 def histogram(times_ns: Iterable[int], unit_ns: int = USEC) -> Histogram:
-    """What the kernel side would have made of these times."""
+    """The histogram that the kernel side makes of these times."""
     times = list(times_ns)
     counts = [0] * BUCKETS
     for ns in times:
@@ -40,7 +40,7 @@ def histogram(times_ns: Iterable[int], unit_ns: int = USEC) -> Histogram:
     return Histogram(unit_ns, tuple(counts), sum(times), max(times, default=0))
 
 
-def test_picture_is_bccs_to_the_letter() -> None:
+def test_histogram_is_printed_exactly_as_by_bcc() -> None:
     rows = [Row(0, 1, 233), Row(2, 3, 742), Row(4, 7, 203), Row(8, 15, 0), Row(16, 31, 1000), Row(32, 63, 24)]
     assert (
         picture(rows, "usecs")
@@ -55,7 +55,7 @@ def test_picture_is_bccs_to_the_letter() -> None:
     )
 
 
-def test_picture_grows_wide_for_numbers_beyond_32_bits() -> None:
+def test_histogram_is_wider_for_numbers_beyond_32_bits() -> None:
     rows = [Row(0, 1, 1), *(Row(1 << n, (2 << n) - 1, 0) for n in range(1, 31)), Row(1 << 31, (2 << 31) - 1, 2)]
     narrow = picture(rows, "usecs").splitlines()
     assert narrow[-1] == "2147483648 -> 4294967295 : 2        |****************************************|"
@@ -66,7 +66,7 @@ def test_picture_grows_wide_for_numbers_beyond_32_bits() -> None:
     assert max(map(len, [*wide, *narrow])) < 80
 
 
-def test_linear_picture_is_bccs_to_the_letter() -> None:
+def test_linear_histogram_is_printed_exactly_as_by_bcc() -> None:
     assert (
         linear_picture(LinearHistogram("runqlen", (1068, 642, 0, 1, 0, 0)).rows(), "runqlen")
         == """\
@@ -85,7 +85,7 @@ def test_percentiles_of_small_numbers_are_exact() -> None:
     assert lengths.text().splitlines()[-1] == "     p50 0  p90 1  p99 2  p99.9 4  max 4  avg 0.62  (100 in all)"
 
 
-def test_picture_of_nothing_is_its_head() -> None:
+def test_empty_histogram_is_its_header() -> None:
     assert picture([], "usecs") == "     usecs               : count     distribution"
     assert linear_picture([], "runqlen") == "     runqlen       : count     distribution"
     assert Histogram.empty(USEC, BUCKETS).rows() == []
@@ -94,7 +94,7 @@ def test_picture_of_nothing_is_its_head() -> None:
     }  # fmt: skip
 
 
-def test_percentiles_stand_under_the_picture() -> None:
+def test_percentiles_follow_the_histogram() -> None:
     section = HistogramSection("wait", histogram([500, 1_000, 3_000, 6_000_000]), "Waits:", {"pid": 185, "comm": "sh"})
     assert section.text().splitlines() == [
         "Waits:",
@@ -132,7 +132,7 @@ def test_powers_of_two_of_the_unit_are_edges() -> None:
 
 @pytest.fixture(scope="module")
 def kernels_buckets(bcc: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[int], int], list[int]]:
-    """``kernels_buckets(times, unit)``: which buckets the kernel side puts them into."""
+    """``kernels_buckets(times, unit)`` returns the buckets that the kernel side puts the times into."""
     path: Path = tmp_path_factory.mktemp("buckets") / "buckets.bpf.c"
     path.write_text(
         f"""
@@ -234,7 +234,7 @@ def test_histogram_since_another_is_what_came_after_it() -> None:
     found = histogram(early + late).since(histogram(early))
     alone = histogram(late)
     assert (found.counts, found.sum_ns, found.count) == (alone.counts, alone.sum_ns, 3)
-    # The maximum was before: what is known is the bucket that the late one is in.
+    # The maximum came before: of the later times, only the buckets are known.
     assert 31 <= found.max <= 31 * 9 / 8
     assert histogram(early + [80_000]).since(histogram(early)).max == 80
     assert histogram(early).since(histogram(early)).summary()["max"] == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines of JSON: what every tool prints is as tools/trace/schema.json says, and the schema can tell."""
+"""Lines of JSON: the output of every tool conforms to tools/trace/schema.json, and the schema rejects other lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tracing import SCHEMA, objects, run_trace
 #: A command that blocks, runs, is preempted and moves.
 BUSY = "taskset -pc {there} $$ >&2; for i in 1 2 3; do sleep 0.002; taskset -pc {here} $$ >&2; done"
 
-#: Options that make other lines of a tool's.
+#: Options that change the lines of a tool.
 VARIANTS: list[tuple[str, ...]] = [
     *((name,) for name in TOOLS if name != "dsqlat"),
     *(("runqlat", option) for option in ("-P", "-L", "--per-cpu", "-m")),
@@ -32,7 +32,7 @@ VARIANTS: list[tuple[str, ...]] = [
     ("schedrun", "-g"),
 ]
 
-#: Readers that keep numbers as doubles (jq, JavaScript, sqlite) round from here on.
+#: Readers that store numbers as doubles (jq, JavaScript, sqlite) round from this value on.
 EXACT = 1 << 53
 
 no_sched_ext = pytest.mark.skipif(Path("/sys/kernel/sched_ext").exists(), reason="this kernel has sched_ext")
@@ -67,7 +67,7 @@ def test_lines_are_as_the_schema_says(bcc: None, busy: tuple[str, ...], argument
     assert times == sorted(times)
     assert all(time.tzinfo is not None for time in times)
     assert max(numbers([*reports, end])) < EXACT
-    # Nothing of the host is in an enclave, or of sched_ext.
+    # On the host, no task is in an enclave or in SCHED_EXT.
     assert bool(reports) is (arguments not in (("schedghostidle",), ("schedrun", "-g"))) or arguments == ("runqslower",)
 
 
@@ -86,7 +86,7 @@ def test_schema_is_one() -> None:
 
 
 def integers(schema: Any, name: str = "") -> Iterator[str]:
-    """The names of the properties of a schema that are whole numbers."""
+    """The names of the integer properties of a schema."""
     match schema:
         case list():
             for one in schema:

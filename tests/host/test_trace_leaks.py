@@ -18,7 +18,7 @@ from ghostbpf.tools.trace.tool import Request, Tool
 
 TIMES = 50
 
-#: dsqlat takes a kernel with sched_ext.
+#: dsqlat needs a kernel with sched_ext.
 NAMES = [name for name in TOOLS if name != "dsqlat"]
 
 KernelObjects = Callable[[], set[str]]
@@ -26,7 +26,7 @@ KernelObjects = Callable[[], set[str]]
 
 @pytest.fixture
 def kernel_objects(bpftool: Callable[..., Any]) -> KernelObjects:
-    """All programs and maps that there are."""
+    """All programs and maps in the kernel."""
 
     def look() -> set[str]:
         return {f"{kind} {one.get('name')} {one['id']}" for kind in ("prog", "map") for one in bpftool(kind, "show")}
@@ -36,7 +36,7 @@ def kernel_objects(bpftool: Callable[..., Any]) -> KernelObjects:
 
 @pytest.fixture
 def no_collection() -> Iterator[None]:
-    """No garbage collection: what only that would close is a leak."""
+    """Disable garbage collection: an object that only the collector closes is a leak."""
     gc.collect()
     gc.disable()
     yield
@@ -44,7 +44,7 @@ def no_collection() -> Iterator[None]:
 
 
 def make(name: str, number: int = 0) -> Tool:
-    """The tool with the options that it has by default, broken down in one way or another."""
+    """The tool with its default options, and a breakdown."""
     tool = load(name)
     made = command.get_command(click.Context(command), name)
     assert made is not None
@@ -61,7 +61,7 @@ def test_fifty_traces_leave_nothing_behind(
     kernel_objects: KernelObjects,
     until: Callable[[Callable[[], bool]], bool],
 ) -> None:
-    # The first of each loads modules, and keeps the kernel's BTF.
+    # The first run of each tool imports modules and caches the kernel's BTF.
     for name in NAMES:
         with make(name) as tool:
             list(tool.report(1.0))
@@ -75,7 +75,7 @@ def test_fifty_traces_leave_nothing_behind(
 
 
 class Broken(RUNQLAT):
-    """Fails when it is attached already."""
+    """Fails after it is attached."""
 
     def begin(self) -> None:
         raise GhostError("broken")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events that a tracer misses: no time is made up of what is left, and each one that is lost is counted.
+"""Missed events: a tracer makes no wrong time of the events that it has seen, and counts each lost one.
 
-The events are real, and really missed: a program is detached while they happen.
+The events are real: a program of the tracer is detached while they happen.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tracing import Task, is_asleep, objects, run_together, spin, tracing, wait_
 pytestmark = pytest.mark.usefixtures("bcc")
 
 SWITCH, WAKEUP = "tp_sched_switch", "tp_sched_wakeup"
-#: So long are sleeps that may not be taken for waits.
+#: Seconds of a sleep that must not be counted as a wait.
 SLEEP = 0.3
 
 
@@ -44,7 +44,7 @@ def make(name: str, *arguments: object, tid: int) -> Tool:
 
 @contextlib.contextmanager
 def missing(tool: Tool, *functions: str) -> Iterator[None]:
-    """The tool's programs of these names, where it has them, see nothing that happens in the block."""
+    """Detach the tool's programs of these names, if it has them, during the block."""
     detached = [function for function in functions if function in tool.tracer.links]
     for function in detached:
         tool.tracer.links[function].close()
@@ -54,7 +54,7 @@ def missing(tool: Tool, *functions: str) -> Iterator[None]:
 
 
 class Holder:
-    """A task that sleeps until it is told to spin, and then until it is told to sleep."""
+    """A task that sleeps until switch_in(), and then spins until switch_out()."""
 
     def __init__(self, task: Callable[..., Task], cpu: int) -> None:
         self._inlet, self._outlet = os.pipe()
@@ -68,40 +68,40 @@ class Holder:
                 if os.read(self._inlet, 1):
                     return
 
-    def come_on(self) -> None:
+    def switch_in(self) -> None:
         """Wake it, and wait until it has the CPU."""
         runs = self.task.figures().runs
-        self.task.go()
+        self.task.start()
         wait_until(lambda: self.task.figures().runs > runs and not is_asleep(self.pid), f"{self.pid} runs")
 
-    def sleep(self) -> None:
+    def switch_out(self) -> None:
         """Let it sleep."""
         os.write(self._outlet, b"!")
         self.task.finish()
 
     def close(self) -> None:
-        """It can be told nothing more."""
+        """Close its pipe."""
         os.close(self._inlet)
         os.close(self._outlet)
 
     def turn(self) -> None:
-        """Once on a CPU, and off it again."""
-        self.come_on()
-        self.sleep()
+        """Let it run once, and sleep again."""
+        self.switch_in()
+        self.switch_out()
 
 
 @pytest.fixture
 def pair(task: Callable[..., Task], cpus: list[int]) -> Iterator[list[Holder]]:
-    """Two on one CPU, which the test itself keeps off."""
+    """Two holders on one CPU, which the test process does not use."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cpus[0]})
     held = [Holder(task, cpus[-1]) for _ in range(2)]
-    for one in held:
-        one.turn()
+    for holder in held:
+        holder.turn()
     yield held
     os.sched_setaffinity(0, before)
-    for one in held:
-        one.close()
+    for holder in held:
+        holder.close()
 
 
 @pytest.fixture
@@ -111,21 +111,21 @@ def holder(pair: list[Holder]) -> Holder:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a tool has counted between two looks."""
+    """The counts of a tool between two reads."""
 
     count: int
     seconds: float
     missed: Missed
 
 
-class Looks:
-    """Looks at a tool's figures again and again."""
+class Reader:
+    """Reads a tool's counts again and again."""
 
     def __init__(self, tool: Tool) -> None:
         self._tool, self._before = tool, Missed()
 
     def __call__(self) -> Seen:
-        """What there was since the look before."""
+        """The counts since the previous read."""
         sections = list(self._tool.report(1.0))
         histograms = [s.histogram for s in sections if isinstance(s, HistogramSection) and s.name != "all"]
         now, before = self._tool.tracer.missed(), self._before
@@ -138,39 +138,39 @@ class Looks:
 
 
 def miss_end(tool: Tool, holder: Holder) -> None:
-    """It is seen to be woken, and not to come on."""
+    """The tool sees the wakeup, but not the switch in."""
     with missing(tool, SWITCH):
-        holder.come_on()
-    holder.sleep()
+        holder.switch_in()
+    holder.switch_out()
 
 
 def miss_run(tool: Tool, holder: Holder) -> None:
-    """It is seen to be woken, and neither to come on nor to leave."""
+    """The tool sees the wakeup, but neither the switch in nor the switch out."""
     with missing(tool, SWITCH):
         holder.turn()
 
 
 def miss_sleep(tool: Tool, holder: Holder) -> None:
-    """It is seen to come on, and not to leave."""
-    holder.come_on()
+    """The tool sees the switch in, but not the switch out."""
+    holder.switch_in()
     with missing(tool, SWITCH):
-        holder.sleep()
+        holder.switch_out()
 
 
 def miss_wakeup(tool: Tool, holder: Holder) -> None:
-    """It is seen to come on, and not to be woken."""
+    """The tool sees the switch in, but not the wakeup."""
     with missing(tool, WAKEUP):
         holder.turn()
 
 
 def miss_all(tool: Tool, holder: Holder) -> None:
-    """It is not seen at all for a while."""
+    """The tool sees no event of one turn."""
     with missing(tool, WAKEUP, SWITCH):
         holder.turn()
 
 
 def miss_all_but_the_first(tool: Tool, holder: Holder) -> None:
-    """It is seen to be woken; the next that is seen of it is that it comes on, one run later."""
+    """The tool sees the wakeup, and then only the switch in of the next run."""
     with missing(tool, SWITCH):
         holder.turn()
     with missing(tool, WAKEUP):
@@ -187,14 +187,14 @@ Miss = Callable[[Tool, Holder], None]
 @each_miss
 def test_no_sleep_is_a_wait_whatever_event_was_missed(holder: Holder, name: str, miss: Miss) -> None:
     with make(name, tid=holder.pid) as tool:
-        look = Looks(tool)
+        read = Reader(tool)
         holder.turn()
-        assert look().count > 0
+        assert read().count > 0
         before = holder.task.figures()
         miss(tool, holder)
         time.sleep(SLEEP)
         holder.turn()
-        seen, found = look(), holder.task.figures() - before
+        seen, kernel_count = read(), holder.task.figures() - before
     unended, unannounced = {
         miss_end: (1, 0),
         miss_run: (1, 0),
@@ -205,50 +205,50 @@ def test_no_sleep_is_a_wait_whatever_event_was_missed(holder: Holder, name: str,
     }[miss]
     assert seen.missed.unended >= unended
     assert seen.missed.unannounced >= unannounced
-    # Each time that it came on a CPU is one or the other; the kernel's own count says how many these are.
-    assert seen.count + sum(seen.missed) == found.runs
-    assert seen.seconds <= found.waited + 0.002 * found.runs + found.slack
+    # Each switch in is counted or missed; the kernel has their number.
+    assert seen.count + sum(seen.missed) == kernel_count.runs
+    assert seen.seconds <= kernel_count.waited + 0.002 * kernel_count.runs + kernel_count.slack
 
 
 @pytest.mark.parametrize("name", ["cpudist", "cpudist -O", "schedrun"])
 @each_miss
-def test_no_run_is_charged_to_another_task_nor_is_one_time_off_made_of_two(
+def test_missed_event_charges_no_run_to_another_task_and_joins_no_two_times_off_cpu(
     holder: Holder, name: str, miss: Miss
 ) -> None:
     tool_name, *options = name.split()
     with make(tool_name, *options, tid=holder.pid) as tool:
-        look = Looks(tool)
+        read = Reader(tool)
         holder.turn()
         started = time.monotonic()
         holder.turn()
-        assert look().count > 0
+        assert read().count > 0
         before = holder.task.figures()
         miss(tool, holder)
         holder.turn()
-        seen, found = look(), holder.task.figures() - before
+        seen, kernel = read(), holder.task.figures() - before
         took = time.monotonic() - started
     if options:
-        assert seen.count + sum(seen.missed) == found.runs
-        assert seen.seconds <= took - found.ran + 0.002 * found.runs
+        assert seen.count + sum(seen.missed) == kernel.runs
+        assert seen.seconds <= took - kernel.ran + 0.002 * kernel.runs
     else:
-        # A run of which nothing was seen at all is not known of: it is looked at CPU by CPU.
-        assert seen.count + sum(seen.missed) <= found.runs
+        # A run without any seen event is unknown: the tool counts by CPU.
+        assert seen.count + sum(seen.missed) <= kernel.runs
         if miss is miss_sleep:
-            assert seen.missed.unended or found.preempted
-        assert seen.seconds <= found.ran + found.slack + 0.002 * found.runs
+            assert seen.missed.unended or kernel.preempted
+        assert seen.seconds <= kernel.ran + kernel.slack + 0.002 * kernel.runs
 
 
 @each_miss
 def test_only_whole_windows_are_fair_or_not(holder: Holder, miss: Miss) -> None:
     with make("schedfair", tid=holder.pid) as tool:
-        look = Looks(tool)
+        read = Reader(tool)
         holder.turn()
         before = holder.task.figures()
         miss(tool, holder)
         holder.turn()
         windows, *_ = tool.report(1.0)
-        seen, found = look(), holder.task.figures() - before
-    assert sum(row["count"] for row in windows.rows) + sum(seen.missed) >= found.blocked
+        seen, kernel = read(), holder.task.figures() - before
+    assert sum(row["count"] for row in windows.rows) + sum(seen.missed) >= kernel.blocked
     assert any(seen.missed) or miss is miss_wakeup
 
 
@@ -260,25 +260,25 @@ def test_runqslower_reports_no_sleep_as_a_wait(holder: Holder, miss: Miss) -> No
         miss(tool, holder)
         time.sleep(SLEEP)
         holder.turn()
-        found = holder.task.figures() - before
+        kernel = holder.task.figures() - before
         waits = [row["usecs"] for section in tool.report(1.0) for row in section.json()]
-    assert sum(waits) <= 1e6 * (found.waited + found.slack) + 2000 * found.runs
+    assert sum(waits) <= 1e6 * (kernel.waited + kernel.slack) + 2000 * kernel.runs
 
 
 def hand_over_unseen(tool: Tool, first: Holder, second: Holder, waiter: Task | None = None) -> None:
-    """The first has the CPU for long; that the second has it from then on is seen only as it leaves."""
-    for one in (first, second):
-        os.sched_setscheduler(one.pid, os.SCHED_FIFO, os.sched_param(1))
-    first.come_on()
-    second.task.go()
+    """The first task runs for long; of the second, which follows it, the tool sees only the switch out."""
+    for holder in (first, second):
+        os.sched_setscheduler(holder.pid, os.SCHED_FIFO, os.sched_param(1))
+    first.switch_in()
+    second.task.start()
     if waiter is not None:
-        waiter.go()
+        waiter.start()
     time.sleep(SLEEP)
     with missing(tool, SWITCH):
         runs = second.task.figures().runs
-        first.sleep()
+        first.switch_out()
         wait_until(lambda: second.task.figures().runs > runs, f"{second.pid} runs")
-    second.sleep()
+    second.switch_out()
 
 
 @pytest.mark.parametrize("name", ["cpudist", "schedrun"])
@@ -287,9 +287,9 @@ def test_task_is_not_charged_for_a_run_of_the_task_before_it(pair: list[Holder],
         before = pair[1].task.figures()
         hand_over_unseen(tool, *pair)
         pair[0].turn()
-        seen, found = Looks(tool)(), pair[1].task.figures() - before
+        seen, kernel = Reader(tool)(), pair[1].task.figures() - before
     assert sum(seen.missed) > 0
-    assert seen.seconds <= found.ran + found.slack + 0.002 * found.runs
+    assert seen.seconds <= kernel.ran + kernel.slack + 0.002 * kernel.runs
 
 
 def test_culprit_is_not_blamed_for_a_run_of_the_task_before_it(
@@ -301,14 +301,14 @@ def test_culprit_is_not_blamed_for_a_run_of_the_task_before_it(
         pair[0].turn()
         hand_over_unseen(tool, *pair, waiter)
         waiter.finish()
-        found = pair[1].task.figures() - before
+        kernel = pair[1].task.figures() - before
         rows = [row for section in tool.report(1.0) for row in section.json()]
     assert max(row["usecs"] for row in rows) >= 1e6 * SLEEP
     blamed = [c["usecs"] for row in rows for c in row["culprits"] if c["tid"] == pair[1].pid]
-    assert sum(blamed) <= 1e6 * (found.ran + found.slack) + 2000 * found.runs
+    assert sum(blamed) <= 1e6 * (kernel.ran + kernel.slack) + 2000 * kernel.runs
 
 
-def test_waits_add_up_to_the_kernels_whatever_is_missed_and_when(
+def test_waits_and_missed_times_add_up_to_the_kernels_count(
     task: Callable[..., Task], cpus: list[int], rng: Random
 ) -> None:
     def work() -> None:
@@ -318,12 +318,12 @@ def test_waits_add_up_to_the_kernels_whatever_is_missed_and_when(
 
     pair = [task(work, cpu=cpus[-1]) for _ in range(2)]
     with make("runqlat", tid=pair[0].pid) as tool:
-        look = Looks(tool)
+        read = Reader(tool)
         run_together(pair)
-        look()
+        read()
         before = pair[0].figures()
         for one in pair:
-            one.go()
+            one.start()
         while (pair[0].figures() - before).blocked < 250:
             with missing(tool, *rng.sample([SWITCH, WAKEUP], rng.randint(1, 2))):
                 time.sleep(rng.random() * 0.005)
@@ -331,12 +331,12 @@ def test_waits_add_up_to_the_kernels_whatever_is_missed_and_when(
         for one in pair:
             one.finish()
         pair[0].run()
-        seen, found = look(), pair[0].figures() - before
+        seen, kernel = read(), pair[0].figures() - before
     assert seen.missed.unended > 0
     assert seen.missed.unannounced > 0
     assert seen.count > 0
-    assert seen.count + sum(seen.missed) == found.runs
-    assert seen.seconds <= 1.05 * found.waited + 0.0001 * found.runs + found.slack
+    assert seen.count + sum(seen.missed) == kernel.runs
+    assert seen.seconds <= 1.05 * kernel.waited + 0.0001 * kernel.runs + kernel.slack
 
 
 def test_missed_times_are_printed_beside_the_drops(holder: Holder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -364,24 +364,24 @@ def test_filter_that_matches_no_more_misses_nothing(task: Callable[..., Task]) -
         before = worker.figures()
         for _ in range(3):
             worker.run()
-        found = worker.figures() - before
+        kernel = worker.figures() - before
     assert traced.count() > 0
-    # Each hidden switch is one event that is really missed.
-    assert traced.missed <= found.hidden
+    # Each hidden switch is an event that was missed.
+    assert traced.missed <= kernel.hidden
 
 
-def test_task_that_sleeps_waits_in_no_queue_though_it_was_not_seen_to_come_on(holder: Holder) -> None:
-    # Of this class it is not preempted.
+def test_sleeping_task_waits_in_no_queue_although_its_switch_in_was_missed(holder: Holder) -> None:
+    # In this class it is not preempted.
     os.sched_setscheduler(holder.pid, os.SCHED_FIFO, os.sched_param(1))
     with make("runqlen", tid=holder.pid) as tool:
         with missing(tool, "filtered_sched_switch"):
-            holder.come_on()
-        holder.sleep()
+            holder.switch_in()
+        holder.switch_out()
         queues = Array(tool.tracer.map("queues"), ffi(), "u64")
         assert set(queues.values()) == {0}
 
 
-def test_wake_latency_of_the_benchmarks_takes_no_sleep_for_a_wait(holder: Holder) -> None:
+def test_wake_latency_of_the_benchmarks_counts_no_sleep_as_a_wait(holder: Holder) -> None:
     with WakeLatency() as latency:
         latency.mark(holder.pid)
         before = holder.task.figures()
@@ -394,7 +394,7 @@ def test_wake_latency_of_the_benchmarks_takes_no_sleep_for_a_wait(holder: Holder
         )
         time.sleep(SLEEP)
         holder.turn()
-        found = holder.task.figures() - before
+        kernel = holder.task.figures() - before
         seen = latency.read()
     assert seen.switches > 0
-    assert seen.longest <= 1e9 * (found.waited + found.slack) + 2e6
+    assert seen.longest <= 1e9 * (kernel.waited + kernel.slack) + 2e6

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who wakes whom, and who moves where: pairs and moves whose number is known."""
+"""Wakers and migrations: pairs and moves with known numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def move_of(row: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def ping_pong(task: Callable[..., Task], cpu: int) -> tuple[Task, Task]:
-    """Two that pass a byte to and fro, ROUNDS times; on one CPU under SCHED_FIFO, so that each read blocks."""
+    """Two tasks that exchange a byte ROUNDS times; on one CPU under SCHED_FIFO, so that each read blocks."""
     there, from_there = os.pipe()
     back, from_back = os.pipe()
 
@@ -44,10 +44,10 @@ def ping_pong(task: Callable[..., Task], cpu: int) -> tuple[Task, Task]:
     return task(serve, cpu=cpu, name="ping"), task(answer, cpu=cpu, name="pong")
 
 
-def test_each_wakeup_is_told_with_its_waker(task: Callable[..., Task]) -> None:
+def test_each_wakeup_is_reported_with_its_waker(task: Callable[..., Task]) -> None:
     inlet, outlet = os.pipe()
     reader = task(lambda: [os.read(inlet, 1) for _ in range(WAKEUPS)], name="reader")
-    reader.go()
+    reader.start()
     reader.sleeps()
     with tracing("wakers", "-t", reader.pid) as traced:
         for _ in range(WAKEUPS):
@@ -55,7 +55,7 @@ def test_each_wakeup_is_told_with_its_waker(task: Callable[..., Task]) -> None:
             reader.sleeps()
         reader.finish()
     assert total(only(traced, waker=os.getpid(), wakee=reader.pid, wakee_comm="reader")) == WAKEUPS
-    # It tells us that it is done, once. Nobody else is in the picture, but interrupts that it was running under.
+    # It wakes the test once, when it is done. Other wakers are only interrupts while it ran.
     assert total(only(traced, waker=reader.pid, wakee=os.getpid())) <= 1
     assert all(reader.pid in (row["waker"], row["wakee"]) for row in traced)
 
@@ -66,14 +66,14 @@ def test_ping_pong_pair_wakes_each_other_once_a_round_and_moves_nowhere(
     ping, pong = ping_pong(task, cpus[0])
     with tracing("wakers", "-p", ping.pid, "-n", 1000) as woken, tracing("migrations") as moved:
         before = ping.figures(), pong.figures()
-        pong.go()
+        pong.start()
         pong.sleeps()
         ping.run()
         pong.finish()
         ping_blocked, pong_blocked = (
             (one.figures() - then).blocked for one, then in zip((ping, pong), before, strict=True)
         )
-    # One more each: it sleeps again when it is done.
+    # One more each: the task sleeps again when it is done.
     assert ping_blocked == pong_blocked == ROUNDS + 1
     assert total(only(woken, waker=pong.pid, wakee=ping.pid)) == ROUNDS
     assert total(only(woken, waker=ping.pid, wakee=pong.pid)) == ROUNDS
@@ -83,15 +83,15 @@ def test_ping_pong_pair_wakes_each_other_once_a_round_and_moves_nowhere(
 def test_wakers_add_up_by_process_and_the_most_frequent_come_first(task: Callable[..., Task], cpus: list[int]) -> None:
     ping, pong = ping_pong(task, cpus[0])
     with tracing("wakers", "-P", "-n", 3) as traced:
-        pong.go()
+        pong.start()
         ping.run()
         pong.finish()
     counts = [row["count"] for row in traced]
-    assert len(counts) > 3, "JSON has all"
+    assert len(counts) > 3, "JSON has all wakers"
     assert counts == sorted(counts, reverse=True)
 
 
-def test_people_are_shown_the_most_frequent(cpus: list[int]) -> None:
+def test_text_shows_the_most_frequent(cpus: list[int]) -> None:
     here, there = cpus[:2]
     moves = f"taskset -c {here} taskset -c {there} taskset -c {here} sleep 0.01"
     for tool in ("wakers", "migrations"):
@@ -132,7 +132,7 @@ def test_tasks_that_run_wait_or_sleep_move_when_others_change_their_affinity(
     tasks = [*spinners, sleeper]
     with tracing("migrations", "-n", 1000) as traced:
         for spinner in spinners:
-            spinner.go()
+            spinner.start()
         for _ in range(MOVES):
             for one in tasks:
                 os.sched_setaffinity(one.pid, {there})
@@ -152,7 +152,7 @@ def test_tasks_that_run_wait_or_sleep_move_when_others_change_their_affinity(
 
 def test_new_task_that_starts_elsewhere_is_moved_by_its_fork(task: Callable[..., Task], cpus: list[int]) -> None:
     def work() -> None:
-        # A CPU that a SCHED_FIFO task runs on is not for its equals: their fork looks for another.
+        # A SCHED_FIFO child is not put on a CPU that runs a task of its priority.
         be_fifo()
         for _ in range(8):
             if (child := os.fork()) == 0:

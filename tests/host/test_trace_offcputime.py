@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stacks of tasks that have left the CPU, and the time under them."""
+"""Stacks of tasks that are off the CPU, and the time of each."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def nap() -> None:
 
 
 def under(stacks: Iterable[Mapping[str, Any]], function: str) -> tuple[int, float]:
-    """How often and for how long something was asleep in a kernel function whose name has that in it."""
+    """The count and the seconds of the stacks in which a kernel function's name contains the text."""
     found = [s for s in stacks if any(function in frame for frame in s["frames"])]
     return sum(s["count"] for s in found), sum(s["usecs"] for s in found) / 1e6
 
 
 def has(count: int, sleeps: int, found: Figures) -> bool:
-    """Whether so many sleeps were counted; a task that is preempted on its way is off the CPU there once more."""
+    """Whether that many sleeps were counted; each preemption on the way to sleep adds one."""
     return max(sleeps - found.hidden, 0.8 * sleeps - 1) <= count <= sleeps + found.preempted
 
 
@@ -38,9 +38,9 @@ def test_sleep_is_found_under_nanosleep_for_as_long_as_it_took(task: Callable[..
         before, started = sleeper.figures(), time.monotonic()
         sleeper.run()
         took = time.monotonic() - started
-        found = sleeper.figures() - before
+        kernel = sleeper.figures() - before
     count, seconds = under(traced, "nanosleep")
-    assert has(count, NAPS, found)
+    assert has(count, NAPS, kernel)
     assert min(count, NAPS) * NAP <= seconds <= took
     assert {(s["comm"], s["pid"]) for s in traced} == {("napper", sleeper.pid)}
 
@@ -48,7 +48,7 @@ def test_sleep_is_found_under_nanosleep_for_as_long_as_it_took(task: Callable[..
 def test_wait_for_a_pipe_is_found_under_its_read(task: Callable[..., Task]) -> None:
     inlet, outlet = os.pipe()
     reader = task(lambda: [os.read(inlet, 1) for _ in range(NAPS)])
-    reader.go()
+    reader.start()
     reader.sleeps()
     with tracing("offcputime", "-t", reader.pid, "-m", int(NAP * 1e6)) as traced:
         before = reader.figures()
@@ -57,10 +57,10 @@ def test_wait_for_a_pipe_is_found_under_its_read(task: Callable[..., Task]) -> N
             os.write(outlet, b"!")
             reader.sleeps()
         reader.finish()
-        found = reader.figures() - before
-    # When the first began is not known; the last is the one for the next order.
+        kernel = reader.figures() - before
+    # The start of the first wait is unknown; the last is the wait for the next order.
     count, seconds = under(traced, "pipe_read")
-    assert has(count, NAPS - 1, found)
+    assert has(count, NAPS - 1, kernel)
     assert seconds >= count * NAP
 
 
@@ -105,7 +105,7 @@ def test_times_out_of_bounds_are_left_out(task: Callable[..., Task]) -> None:
     assert all(s["usecs"] / s["count"] <= 400_000 for s in short)
 
 
-def test_only_the_wanted_way_to_sleep_is_counted(task: Callable[..., Task]) -> None:
+def test_only_the_selected_state_is_counted(task: Callable[..., Task]) -> None:
     sleeper = task(nap)
     with (
         tracing("offcputime", "-t", sleeper.pid, "--state", "interruptible") as light,
@@ -113,8 +113,8 @@ def test_only_the_wanted_way_to_sleep_is_counted(task: Callable[..., Task]) -> N
     ):
         before = sleeper.figures()
         sleeper.run()
-        found = sleeper.figures() - before
-    assert has(under(light, "nanosleep")[0], NAPS, found)
+        kernel = sleeper.figures() - before
+    assert has(under(light, "nanosleep")[0], NAPS, kernel)
     assert under(deep, "nanosleep")[0] == 0
 
 
@@ -129,12 +129,12 @@ def test_folded_stacks_are_lines_for_flame_graphs() -> None:
     assert len(slept) == 1
     names = slept[0].rpartition(" ")[0].split(";")
     assert names[0] == "sleep"
-    # The outermost frame comes first.
+    # The outermost frame is first.
     assert names.index(next(n for n in names if "syscall" in n.lower())) < names.index("schedule")
     assert int(slept[0].rpartition(" ")[2]) >= 50_000
 
 
-def test_stacks_for_people_have_the_task_and_its_time_under_them() -> None:
+def test_stacks_as_text_end_with_the_task_and_its_time() -> None:
     done = run_trace("offcputime", "-K", "--", "sleep", "0.05")
     stacks = done.stdout.rstrip("\n").split("\n\n")
     slept = [stack.splitlines() for stack in stacks if "nanosleep" in stack]
@@ -142,12 +142,12 @@ def test_stacks_for_people_have_the_task_and_its_time_under_them() -> None:
     assert slept[0][0] == "    __schedule"
     assert re.fullmatch(r"    -  sleep \(\d+\)", slept[0][-2])
     assert int(slept[0][-1]) >= 50_000
-    # The greatest is printed last, where the eye is.
+    # The longest is printed last, next to the prompt.
     times = [int(stack.splitlines()[-1]) for stack in stacks]
     assert times == sorted(times)
 
 
-def test_stacks_that_no_room_is_left_for_are_told_as_missed() -> None:
+def test_stacks_without_room_are_reported_as_missed() -> None:
     done = run_trace(
         "offcputime", "--stack-storage-size", 1, "--folded", "-K", "--", "sh", "-c", "sleep 0.01; sleep 0.01"
     )
@@ -160,11 +160,11 @@ def test_each_interval_has_its_own_times_and_counts(task: Callable[..., Task]) -
         before = sleeper.figures()
         for _ in range(4):
             sleeper.run()
-        found = sleeper.figures() - before
+        kernel = sleeper.figures() - before
     assert len({s["time"] for s in traced}) > 1
-    assert has(under(traced, "nanosleep")[0], 4 * NAPS, found)
-    # It was asleep when the trace began: when it had left the CPU is not known.
-    assert found.has(sum(s["count"] for s in traced), found.runs - 1)
+    assert has(under(traced, "nanosleep")[0], 4 * NAPS, kernel)
+    # It slept when the trace began, so the start of that sleep is unknown.
+    assert kernel.has(sum(s["count"] for s in traced), kernel.runs - 1)
 
 
 def test_end_of_a_task_is_not_charged_to_the_next_of_its_pid(task: Callable[..., Task]) -> None:
@@ -175,7 +175,7 @@ def test_end_of_a_task_is_not_charged_to_the_next_of_its_pid(task: Callable[...,
     with tracing("offcputime", "-p", first.pid) as traced:
         first.run()
         first.kill()
-        # Long enough that it would be seen.
+        # Long enough to be reported.
         time.sleep(0.1)
         second = None
         while second is None or second.pid != first.pid:

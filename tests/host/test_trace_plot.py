@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histograms drawn into files."""
+"""Plots of histograms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def words(path: Path) -> str:
-    """An SVG with its texts: matplotlib leaves what it draws as paths in comments."""
+    """The SVG, in which matplotlib writes each text that it draws as a comment."""
     assert ElementTree.parse(path).getroot().tag == _SVG
     return path.read_text()
 
@@ -59,7 +59,7 @@ class TestCommand:
         assert objects(done.stdout)[-1]["events"] > 0
         assert "<!-- cpudist: time -->" in words(picture)
 
-    def test_nothing_leaves_no_file(self, tmp_path: Path) -> None:
+    def test_empty_trace_leaves_no_file(self, tmp_path: Path) -> None:
         picture = tmp_path / "none.svg"
         done = run_trace("schedghostidle", "--plot", picture, "-d", "0.1")
         assert done.returncode == 0
@@ -67,7 +67,7 @@ class TestCommand:
         assert not picture.exists()
 
     @pytest.mark.parametrize("name", ["waits.pdf", "waits", "missing/waits.svg", "directory.svg"])
-    def test_file_that_cannot_be_is_refused_before_anything_is_traced(self, tmp_path: Path, name: str) -> None:
+    def test_unwritable_file_is_refused_before_the_trace_begins(self, tmp_path: Path, name: str) -> None:
         (tmp_path / "directory.svg").mkdir()
         done = run_trace("runqlat", "--plot", tmp_path / name, "--", "touch", tmp_path / "ran")
         assert (done.returncode, done.stdout) == (2, "")

@@ -26,7 +26,7 @@ def sampled_while_crowded(task: Callable[..., Task], cpu: int, *arguments: objec
     stop = mmap.mmap(-1, 1)
     spinners = [task(lambda: spin_until(lambda: stop[0]), cpu=cpu) for _ in range(SPINNERS)]
     for spinner in spinners:
-        spinner.go()
+        spinner.start()
     with tracing("runqlen", *arguments) as traced:
         time.sleep(0.5)
     stop[0] = 1
@@ -80,8 +80,8 @@ def test_filtered_queue_counts_only_matching_tasks(task: Callable[..., Task], cp
 def test_tasks_that_move_from_cpu_to_cpu_leave_no_length_behind(task: Callable[..., Task], cpus: list[int]) -> None:
     crowd = [task(spin_for(0.5), cpu=cpus[0], name="mover") for _ in range(3)]
     with tracing("runqlen", "-c", "mover", 0.2) as traced:
-        for mover in crowd:
-            mover.go()
+        for one in crowd:
+            one.start()
         for number in range(200):
             os.sched_setaffinity(crowd[number % 3].pid, {cpus[number // 3 % 2]})
             time.sleep(0.001)

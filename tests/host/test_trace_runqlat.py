@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waits for a CPU: runqlat and schedlat beside the kernel's own count of them."""
+"""Waits for a CPU: runqlat and schedlat compared with the kernel's own counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracing import Task, run_together, spin, tracing
 
 WAKEUPS = 23
 
-#: Both see every wait of a task of no enclave; schedlat calls it so.
+#: Both tools count every wait of a task of no enclave, under these names.
 TOOLS = [("runqlat", "wait"), ("schedlat", "runnable_to_run")]
 
 
@@ -19,7 +19,7 @@ TOOLS = [("runqlat", "wait"), ("schedlat", "runnable_to_run")]
 def test_each_wakeup_is_one_wait_and_each_preemption_another(task: Callable[..., Task], tool: str, name: str) -> None:
     inlet, outlet = os.pipe()
     reader = task(lambda: [os.read(inlet, 1) for _ in range(WAKEUPS)])
-    reader.go()
+    reader.start()
     reader.sleeps()
     with tracing(tool, "-t", reader.pid) as traced:
         before = reader.figures()
@@ -27,10 +27,10 @@ def test_each_wakeup_is_one_wait_and_each_preemption_another(task: Callable[...,
             os.write(outlet, b"!")
             reader.sleeps()
         reader.finish()
-        found = reader.figures() - before
-    assert found.blocked == WAKEUPS
-    assert found.has(traced.count(name), WAKEUPS + found.preempted)
-    assert found.has(traced.count(name))
+        kernel = reader.figures() - before
+    assert kernel.blocked == WAKEUPS
+    assert kernel.has(traced.count(name), WAKEUPS + kernel.preempted)
+    assert kernel.has(traced.count(name))
     assert traced.end["drops"] == 0
 
 
@@ -42,8 +42,8 @@ def test_waits_of_spinners_on_one_cpu_add_up_to_the_kernels_run_delay(
     with tracing(tool, "-L") as traced:
         before = [one.figures() for one in spinners]
         run_together(spinners)
-        found = [one.figures() - then for one, then in zip(spinners, before, strict=True)]
-    for one, figures in zip(spinners, found, strict=True):
+        kernel = [one.figures() - then for one, then in zip(spinners, before, strict=True)]
+    for one, figures in zip(spinners, kernel, strict=True):
         assert figures.waited > 0.1
         assert figures.has(traced.count(name, tid=one.pid))
         assert traced.seconds(name, tid=one.pid) == pytest.approx(figures.waited, rel=0.05, abs=figures.slack)

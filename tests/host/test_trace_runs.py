@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time on and off a CPU: cpudist and schedrun beside the kernel's own count of it."""
+"""Time on and off a CPU: cpudist and schedrun compared with the kernel's own counts."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def test_runs_of_a_periodic_task_add_up_to_the_cpu_time_it_used(periodic: Task) 
     with tracing("cpudist", "-t", periodic.pid) as traced:
         before = periodic.figures()
         periodic.run()
-        found = periodic.figures() - before
-    assert found.ran == pytest.approx(PERIODS * RUN, rel=0.2)
-    # A run that follows a hidden switch is counted with what is hidden.
-    assert traced.seconds() == pytest.approx(found.ran, rel=0.05, abs=found.slack)
-    assert traced.count() + traced.missed == found.blocked + found.preempted == found.runs
+        kernel = periodic.figures() - before
+    assert kernel.ran == pytest.approx(PERIODS * RUN, rel=0.2)
+    # A run after a hidden switch includes the hidden run.
+    assert traced.seconds() == pytest.approx(kernel.ran, rel=0.05, abs=kernel.slack)
+    assert traced.count() + traced.missed == kernel.blocked + kernel.preempted == kernel.runs
 
 
 def test_undisturbed_runs_are_as_long_as_the_periods(periodic: Task) -> None:
     with tracing("cpudist", "-m", "-t", periodic.pid) as traced:
         before = periodic.figures()
         periodic.run()
-        found = periodic.figures() - before
+        kernel = periodic.figures() - before
     histogram = traced.histogram()
     assert histogram["unit"] == "msecs"
-    assert counted(histogram) + traced.missed == histogram["count"] + traced.missed == found.runs
+    assert counted(histogram) + traced.missed == histogram["count"] + traced.missed == kernel.runs
     long_ones = sum(bucket["count"] for bucket in histogram["buckets"] if bucket["from"] >= 4)
-    # Each preemption makes two runs of one.
-    assert PERIODS - found.preempted - traced.missed <= long_ones <= PERIODS + found.preempted + found.hidden
-    assert histogram["max"] >= RUN * 1e3 or found.preempted >= PERIODS
+    # Each preemption splits a run in two.
+    assert PERIODS - kernel.preempted - traced.missed <= long_ones <= PERIODS + kernel.preempted + kernel.hidden
+    assert histogram["max"] >= RUN * 1e3 or kernel.preempted >= PERIODS
 
 
 def test_time_off_the_cpu_is_at_least_what_the_task_slept(periodic: Task) -> None:
@@ -58,9 +58,9 @@ def test_time_off_the_cpu_is_at_least_what_the_task_slept(periodic: Task) -> Non
         started = time.monotonic()
         periodic.run()
         took = time.monotonic() - started
-        found = periodic.figures() - before
-    # It was asleep when the trace began: when it had left the CPU is not known.
-    assert found.has(traced.count(), found.runs - 1)
+        kernel = periodic.figures() - before
+    # It slept when the trace began, so the start of that sleep is unknown.
+    assert kernel.has(traced.count(), kernel.runs - 1)
     assert PERIODS * REST <= traced.seconds() <= took
     assert sum(bucket["count"] for bucket in traced.histogram()["buckets"] if bucket["from"] >= 2048) > 0
 
@@ -84,8 +84,8 @@ def test_preempted_and_blocked_runs_are_as_many_as_the_kernel_counts(
     with tracing("schedrun", "-L") as traced:
         before = [one.figures() for one in tasks]
         run_together(tasks)
-        found = [one.figures() - then for one, then in zip(tasks, before, strict=True)]
-    for one, figures in zip(tasks, found, strict=True):
+        kernel = [one.figures() - then for one, then in zip(tasks, before, strict=True)]
+    for one, figures in zip(tasks, kernel, strict=True):
         assert figures.blocked >= PERIODS
         assert figures.has(traced.count("blocked", tid=one.pid), figures.blocked)
         assert figures.has(traced.count("preempted", tid=one.pid), figures.preempted)

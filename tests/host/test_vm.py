@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's host side: package lists, mirrors, kernel images, the cache, and what is refused. No guest is booted."""
+"""The host side of a guest: package lists, mirrors, kernel images, the cache, and refused input. No guest boots."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_mirror_missing_or_malformed(tmp_path: Path, no_mirror_variable: None) -
 
 
 class Lists(Apt):
-    """An apt that only counts how often it goes to the network."""
+    """An apt that only counts its accesses to the network."""
 
     refreshes = 0
     reachable = True
@@ -231,7 +231,7 @@ class Local(Mirror):
 
 
 class Archive:
-    """An archive of one kernel package, in one build of it."""
+    """An archive of one build of one kernel package."""
 
     NAME = "linux-image-9.9.9-cloud-amd64"
 
@@ -241,7 +241,7 @@ class Archive:
         self.index.parent.mkdir(parents=True)
 
     def offer(self, version: str) -> None:
-        """Have this build, and no longer the one before."""
+        """Replace the build in the archive."""
         for deb in self.root.glob("*.deb"):
             deb.unlink()
         control = f"Package: {self.NAME}\nVersion: {version}\nArchitecture: amd64\nMaintainer: x\nDescription: x\n"
@@ -267,9 +267,7 @@ def archive(tmp_path: Path) -> Archive:
 
 
 @pytest.mark.parametrize("change", ["a later build", "no lists"])
-def test_package_that_the_lists_do_not_lead_to_is_found_by_new_ones(
-    archive: Archive, tmp_path: Path, change: str
-) -> None:
+def test_package_that_the_lists_lack_is_found_in_new_lists(archive: Archive, tmp_path: Path, change: str) -> None:
     archive.offer("1")
     apt = Apt(tmp_path / "apt", Local(f"file:{archive.root}"), ["sid"])
     [package] = apt.packages()
@@ -308,7 +306,7 @@ def test_root_with_more_packages_does_not_replace_every_guests() -> None:
     extended = with_packages(("gcc",))
     assert extended.packages == (*GUEST_ROOT.packages, "gcc")
     assert extended.files == GUEST_ROOT.files
-    # tree() removes what matches NAME-*, and no other name.
+    # tree() removes only names that match NAME-*.
     assert not extended.name.startswith(GUEST_ROOT.name)
 
 
@@ -365,7 +363,7 @@ def test_kvm_is_tried_once_and_the_answer_kept(tmp_path: Path, monkeypatch: pyte
     assert choose("auto", memory, "10.0", trial) == "tcg"
     assert choose("auto", memory, "10.0", trial) == "tcg"
     assert len(tries) == 1
-    assert choose("auto", memory, "10.1", lambda: 0) == "kvm", "another QEMU is another answer"
+    assert choose("auto", memory, "10.1", lambda: 0) == "kvm", "another QEMU is tried again"
     assert choose("tcg", memory, "10.1", trial) == "tcg"
 
 
@@ -373,7 +371,7 @@ def test_kvm_is_tried_once_and_the_answer_kept(tmp_path: Path, monkeypatch: pyte
 
 
 def qemu_words(**machine: Any) -> str:
-    """The command line of a machine, in one string."""
+    """The command line of a machine as one string."""
     tools = Tools(("qemu",), ("virtiofsd",), "10.0")
     made = Machine(Path("vmlinux"), cpus=4, memory=1024, **machine)
     return " ".join(qemu_argv(tools, made, console=3, io=4, control=5, shares=[("root", 6)]))
@@ -392,7 +390,7 @@ def test_emulated_guest_zeroes_each_page_before_a_file_is_read_into_it(accel: st
     assert [w for w in qemu_words(accel=accel).split() if w.startswith("init_on_alloc=")] == [word]
 
 
-# What is refused, and how errors read
+# Refused input, and the messages of errors
 
 
 @pytest.mark.parametrize(
@@ -403,7 +401,7 @@ def test_memory_sizes(text: str, mebibytes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "1.5G", "2T", "2 G", "1e3"])
-def test_memory_that_is_no_size(text: str) -> None:
+def test_memory_that_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match=re.escape(repr(text))):
         parse_memory(text)
 
@@ -434,7 +432,7 @@ def test_invalid_timeout_is_refused(timeout: float) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/usr", "/proc", "/nowhere-at-all"])
-def test_directory_that_cannot_be_shared(path: str) -> None:
+def test_directory_that_cannot_be_shared_is_refused(path: str) -> None:
     with pytest.raises(BadRequest, match=path):
         shared_directory(Path(path))
 
@@ -456,7 +454,7 @@ def test_command_refuses(arguments: list[str], status: int, complaint: str, root
     assert (error.exit_status if isinstance(error, VmError) else result.exit_code) == status
 
 
-def test_guest_errors_carry_status_cure_and_the_end_of_the_console() -> None:
+def test_guest_errors_have_status_hint_and_the_end_of_the_console() -> None:
     console = "".join(f"line {n}\n" for n in range(100))
     for kind, status in ((GuestTimeout, 124), (GuestOops, 125), (GuestLost, 128)):
         error = kind("it went wrong", "this", console)
@@ -467,7 +465,7 @@ def test_guest_errors_carry_status_cure_and_the_end_of_the_console() -> None:
         assert len(lines) == 22
     assert VmError("x").exit_status == ImageError("x").exit_status == 1
     assert BadRequest("x").exit_status == 2
-    # One that never came up, however often, is no reason to go on for ever with others.
+    # Guests that never come up must not be retried for ever.
     assert [kind("x", emulation=True).exit_status for kind in (GuestOops, GuestLost)] == [123, 128]
 
 
@@ -513,7 +511,7 @@ def test_kernel_death_is_excused_only_where_qemu_can_have_caused_it(
 
 
 class FakeSession:
-    console = "said"
+    console = "console"
 
     def __init__(self, error: GuestError | None, begun: bool) -> None:
         self.error, self.begun = error, begun
@@ -539,10 +537,10 @@ def test_guest_that_qemu_broke_is_started_again_unless_the_command_had_begun(
     sessions = iter([FakeSession(kind("died", emulation=emulation), begun), FakeSession(None, True)])
     boot: Callable[..., tuple[int, str]] = guest_module._boot
     with outcome:
-        assert boot(lambda: next(sessions), None) == (7, "said")
+        assert boot(lambda: next(sessions), None) == (7, "console")
 
 
-def test_output_that_cannot_be_written_is_an_error_of_ours() -> None:
+def test_full_disk_is_a_vm_error_and_a_closed_pipe_a_broken_pipe_error() -> None:
     with open("/dev/full", "wb") as full, pytest.raises(VmError, match="no space left"):
         guest_module.write_all(full.fileno(), b"x")
     read, write = os.pipe()

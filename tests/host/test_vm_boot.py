@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest itself: real boots. What a command says and how it ends must reach the caller exactly, and nothing stay."""
+"""Real boots: the output and the exit status of a command reach the caller exactly, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from ghostbpf.vm import Guest, GuestLost, GuestOops, capture, catalog, run
 
-# Taken before any fixture gives the tests a cache of their own: making the guest's root takes half a minute.
+# Read before a fixture sets a cache for the tests: making the guest's root takes half a minute.
 _CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 _COMMAND = [sys.executable, "-m", "ghostbpf.tools.cli", "vm"]
 _MARK = "GHOSTBPF_TEST_MARK"
@@ -27,7 +27,7 @@ _MARK = "GHOSTBPF_TEST_MARK"
 
 @pytest.fixture(scope="session")
 def root_made(root: None) -> None:
-    """The guest's kernel and root are there, so that what a test boots has no progress to report; skips without."""
+    """Make the guest's kernel and root, so that no boot reports progress; skip if they cannot be made."""
     if shutil.which("mmdebstrap") is None and not list(Path(_CACHE, "ghostbpf/vm").glob("root-*/")):
         pytest.skip("no mmdebstrap on this machine (apt install mmdebstrap)")
     with pytest.MonkeyPatch.context() as patch:
@@ -37,13 +37,13 @@ def root_made(root: None) -> None:
 
 @pytest.fixture(autouse=True)
 def guest(root_made: None, monkeypatch: pytest.MonkeyPatch) -> Guest:
-    """What every test boots."""
+    """The guest that every test boots."""
     monkeypatch.setenv("XDG_CACHE_HOME", _CACHE)
     return Guest(cpus=2, memory=1024)
 
 
 def marked() -> list[int]:
-    """The processes that have the running test's mark in their environment, this one apart."""
+    """The other processes with the running test's mark in their environment."""
     mark = f"{_MARK}={os.environ[_MARK]}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -59,7 +59,7 @@ def marked() -> list[int]:
 
 @pytest.fixture
 def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Afterwards no process of the test's is alive, and no file is in its temporary directory."""
+    """Check that the test leaves no process and no file in its temporary directory."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setenv(_MARK, uuid.uuid4().hex)
@@ -72,7 +72,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
-    """`ghostbpf vm` with the given arguments, in a process of its own."""
+    """Start `ghostbpf vm` with these arguments."""
     return subprocess.Popen(
         [*_COMMAND, "--cpus", "2", "--memory", "1G", *arguments],
         stdin=subprocess.PIPE,
@@ -109,7 +109,7 @@ def test_output_is_complete_though_read_slowly_and_a_process_left_behind_holds_i
     def slow(data: bytes) -> None:
         nonlocal size
         if not size:
-            # The command is long gone, and most of what it wrote still in the guest, before we read on.
+            # The command has ended, and most of its output is still in the guest, before the next read.
             time.sleep(12)
         size += len(data)
 
@@ -138,8 +138,8 @@ def test_guest_is_what_was_asked_for_and_writes_the_share_in_place(root: None, t
     assert (inside / "here").read_text() == "written\n"
 
 
-def test_kernel_panic_is_told_with_the_end_of_the_console(nothing_left: None) -> None:
-    # Without a command, the shell's script is what comes in.
+def test_kernel_panic_is_reported_with_the_end_of_the_console(nothing_left: None) -> None:
+    # Without a command, the shell reads its script from stdin.
     process = start()
     out, err = process.communicate(b"echo said before; echo c >/proc/sysrq-trigger; sleep 60\n", timeout=120)
     assert process.returncode == 125
@@ -148,7 +148,7 @@ def test_kernel_panic_is_told_with_the_end_of_the_console(nothing_left: None) ->
     assert b"\n  | [" in err
 
 
-def test_guest_that_lost_a_timer_is_not_waited_for(guest: Guest) -> None:
+def test_guest_that_lost_a_timer_is_ended(guest: Guest) -> None:
     lost = "rcu: rcu_preempt kthread timer wakeup didn't happen for 75000 jiffies!"
     begin = time.monotonic()
     with pytest.raises(GuestOops, match="wakeup didn't happen") as raised:
@@ -163,14 +163,14 @@ def test_guest_that_powers_off_is_lost(guest: Guest) -> None:
     assert "Power down" in raised.value.console
 
 
-def test_guest_whose_root_has_gone_still_says_how_its_command_ended(guest: Guest) -> None:
+def test_guest_whose_root_has_gone_still_reports_its_commands_status(guest: Guest) -> None:
     drop = "echo 3 >/proc/sys/vm/drop_caches"
     unbind = "cd /sys/bus/virtio/drivers/virtiofs; for device in virtio*; do echo $device >unbind; done"
     status = run(["sh", "-c", f"{drop}; {unbind}; echo gone; exit 3"], guest, timeout=120, stdin=None)
-    assert status in (3, 128 + signal.SIGBUS)  # the shell's own pages are gone, too
+    assert status in (3, 128 + signal.SIGBUS)  # the pages of the shell itself are gone, too
 
 
-def test_guest_that_cannot_come_up_says_why(guest: Guest) -> None:
+def test_guest_that_cannot_boot_reports_the_reason(guest: Guest) -> None:
     asked = replace(guest, append="root=/dev/nothing rootfstype=ext4")
     with pytest.raises(GuestOops, match="Unable to mount root fs"):
         run(["true"], asked, timeout=120, stdin=None)
@@ -186,7 +186,7 @@ def test_time_out_ends_the_guest(nothing_left: None) -> None:
     assert 20 <= time.monotonic() - begin < 35
 
 
-def test_first_interrupt_is_the_commands_and_the_second_ends_the_guest(nothing_left: None) -> None:
+def test_first_interrupt_reaches_the_command_and_the_second_ends_the_guest(nothing_left: None) -> None:
     process = start("--", "sh", "-c", "trap 'echo trapped' INT; echo up; while :; do sleep 0.1; done")
     assert line_of(process) == b"up\n"
     process.send_signal(signal.SIGINT)
@@ -214,12 +214,12 @@ def test_shell_has_a_terminal_of_the_same_size_and_gives_ours_back(nothing_left:
         process = subprocess.Popen(
             [*_COMMAND, "--cpus", "2", "--memory", "1G"], stdin=theirs, stdout=theirs, stderr=theirs
         )
-        said = b""
-        while b"# " not in said:
-            said += os.read(ours, 1024)
+        output = b""
+        while b"# " not in output:
+            output += os.read(ours, 1024)
         os.write(ours, b"stty size; exit 7\n")
-        while b"33 101" not in said:
-            said += os.read(ours, 1024)
+        while b"33 101" not in output:
+            output += os.read(ours, 1024)
         assert process.wait(60) == 7
         assert termios.tcgetattr(theirs) == before
     finally:
@@ -236,7 +236,7 @@ def test_reader_that_goes_away_ends_the_command(guest: Guest) -> None:
         os.close(write)
 
 
-# Programs of some size, run in turn: the pages of one become those of another, both in the root and in the share.
+# Large programs, run in turn, both in the root and in the share: each takes over pages of another.
 _IN_TURN = """
 cp /usr/bin/bash /usr/bin/mawk /usr/bin/sort .
 for round in 1 2 3 4 5 6 7 8; do
@@ -274,7 +274,7 @@ def test_program_edited_on_the_host_is_the_new_one_in_the_guest(nothing_left: No
     assert process.stdin is not None
     for text in ("first", "second", "third and longer"):
         edit(text)
-        # The guest may go by what it knows of a file's size and times for 1 s: virtiofsd's limit for --cache=auto.
+        # The guest may use cached file sizes and times for 1 s, the limit of virtiofsd with --cache=auto.
         time.sleep(1.2)
         process.stdin.write(b"\n")
         process.stdin.flush()
@@ -298,7 +298,7 @@ print(time.perf_counter_ns() - start)
 def test_exact_guest_gives_one_work_the_same_time_twice(guest: Guest) -> None:
     exact = replace(guest, exact=True)
     first, second = (int(capture(["python3", "-c", _FIXED_LOOP], exact, timeout=240).stdout) for _ in range(2))
-    assert 20_000 * 5 < first < 20_000 * 1000, "nanoseconds that are instructions"
+    assert 20_000 * 5 < first < 20_000 * 1000, "a nanosecond is an instruction"
     assert abs(first - second) <= 0.03 * first
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's kernels: how an image is judged, and which one a name means. Images and packages are made here."""
+"""The guest's kernels: the check of an image, and the resolution of a name. The images and packages are made here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ghostbpf.vm.packages import Apt, Package
 
 
 def btf_blob(functions: dict[str, Sequence[str]], *, sched_ext: bool = True) -> bytes:
-    """BTF of functions, each with the names of its parameters' types; `struct NAME *` and `const struct NAME *`."""
+    """BTF of functions, each with the names of its parameter types: `struct NAME *` and `const struct NAME *`."""
     strings, types = bytearray(b"\0"), []
 
     def name(text: str) -> int:
@@ -91,7 +91,7 @@ def test_kfuncs_that_still_show_their_aux_parameter_are_malformed() -> None:
     assert verdict.reason == "3 malformed kfuncs"
 
 
-def test_sound_kernel_is_usable_and_one_without_sched_ext_is_not() -> None:
+def test_kernel_with_sched_ext_is_usable_and_one_without_is_not() -> None:
     assert judge(btf_blob({**SOUND, **ALSO_SOUND})) == Verdict(True, ())
     without = judge(btf_blob(SOUND, sched_ext=False))
     assert (without.usable, without.reason) == (False, "no sched_ext")
@@ -114,7 +114,7 @@ def test_btf_is_found_through_bzimage_and_elf() -> None:
         (bz_image(elf_file(None))[:0x248] + struct.pack("<II", 0, 16) + bytes(2000), "neither zstd, xz nor gzip"),
     ],
 )
-def test_what_is_no_kernel_image_is_named(image: bytes, complaint: str) -> None:
+def test_file_that_is_no_kernel_image_is_refused(image: bytes, complaint: str) -> None:
     with pytest.raises(ImageError, match=complaint):
         vmlinux_of(image)
 
@@ -123,7 +123,7 @@ def test_what_is_no_kernel_image_is_named(image: bytes, complaint: str) -> None:
 
 
 class Archive(Apt):
-    """An archive whose packages are made as they are asked for."""
+    """An archive whose packages are made on request."""
 
     def __init__(self, home: Path, verdicts: dict[str, bytes | None]) -> None:
         super().__init__(home, Mirror("http://archive.invalid/debian"))
@@ -144,7 +144,7 @@ class Archive(Apt):
             release = package.name.removeprefix("linux-binary-")
             self.fetched.append(release)
             made = where / f"make-{release}"
-            # Both layouts that Debian has used.
+            # Both layouts of Debian's kernel packages.
             place = "boot/vmlinuz-" + release if release.startswith("6") else f"usr/lib/modules/{release}/vmlinuz"
             (made / place).parent.mkdir(parents=True)
             (made / place).write_bytes(bz_image(elf_file(self.images[release], release)))
@@ -180,7 +180,7 @@ def test_newest_oldest_and_series_pass_over_unusable_kernels(kernels: KernelCata
     assert seen["7.1.3"] == (False, None)
 
 
-def test_kernel_is_fetched_and_judged_once_and_then_needs_no_network(kernels: KernelCatalog, archive: Archive) -> None:
+def test_kernel_is_fetched_and_checked_once_and_then_needs_no_network(kernels: KernelCatalog, archive: Archive) -> None:
     first = kernels.resolve("7.3")
     assert archive.fetched == ["7.3.4+deb13-cloud-amd64"]
     assert kernels.resolve("7.3.4") == first
@@ -208,7 +208,7 @@ def test_unknown_kernel_names_the_spec_and_the_suites(kernels: KernelCatalog) ->
     assert "newest" in str(raised.value.hint)
 
 
-def test_kernel_by_path_is_judged_again_only_when_it_changes(kernels: KernelCatalog, tmp_path: Path) -> None:
+def test_kernel_by_path_is_checked_again_only_when_it_changes(kernels: KernelCatalog, tmp_path: Path) -> None:
     path = tmp_path / "bzImage"
     path.write_bytes(bz_image(elf_file(btf_blob(SOUND), "7.9.9-mine")))
     image = kernels.resolve(str(path))
@@ -220,7 +220,7 @@ def test_kernel_by_path_is_judged_again_only_when_it_changes(kernels: KernelCata
     assert (again.release, again.verdict.usable) == ("7.9.10-mine", False)
 
 
-def test_kernel_by_path_that_is_none(kernels: KernelCatalog, tmp_path: Path) -> None:
+def test_path_that_is_no_kernel_is_refused(kernels: KernelCatalog, tmp_path: Path) -> None:
     with pytest.raises(KernelNotFound, match="absent: no such file"):
         kernels.resolve(str(tmp_path / "absent"))
     (tmp_path / "text").write_text("root")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real tasks whose numbers are known, and tracers run beside them as users run them.
+"""Real tasks with known numbers, and tracers that run beside them as users run them.
 
-child = task(lambda: spin(0.1), cpu=1)      # forked, pinned, asleep until it is let go
+child = task(lambda: spin(0.1), cpu=1)      # forked, pinned, asleep until start()
 with tracing("runqlat", "-t", child.pid) as traced:
     before = child.figures()
-    child.run()                             # let go, and asleep again after that
+    child.run()                             # works once, and sleeps again
 assert traced.count() == (child.figures() - before).runs
 """
 
@@ -27,25 +27,25 @@ import jsonschema
 from ghostbpf.loaders import libc
 from ghostbpf.tools import trace
 
-#: Long enough for any slow machine: reaching it means that something hangs.
+#: Seconds; longer than any step takes on a slow machine, so that a timeout means a hang.
 DEADLINE = 60.0
 SCHEMA = Path(trace.__file__).with_name("schema.json")
 
 
 def ghostbpf_trace(*arguments: object) -> list[str]:
-    """The command line that a user would type."""
+    """The command line of a tracer, as a user types it."""
     return [sys.executable, "-m", "ghostbpf.tools.cli", "trace", *map(str, arguments)]
 
 
 def run_trace(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """``ghostbpf trace ARGUMENTS``, to its end."""
+    """Run ``ghostbpf trace ARGUMENTS`` to its end."""
     return subprocess.run(
         ghostbpf_trace(*arguments), capture_output=True, text=True, timeout=DEADLINE, check=False, **options
     )
 
 
 def objects(text: str) -> list[dict[str, Any]]:
-    """Lines of JSON, each as the schema says."""
+    """Parse lines of JSON; each must conform to the schema."""
     validator = jsonschema.validators.validator_for(schema := json.loads(SCHEMA.read_text()))(schema)
     lines = [json.loads(line) for line in text.splitlines()]
     for line in lines:
@@ -55,13 +55,13 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Traced:
-    """What a tracer printed; filled in when its with block is left."""
+    """The output of a tracer, complete at the end of the with block."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     stderr: str = ""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The lines, but the last."""
+        """Every line but the last."""
         return iter(self.lines[:-1])
 
     @property
@@ -72,7 +72,7 @@ class Traced:
 
     @property
     def missed(self) -> int:
-        """How many times are not in the figures because an event was missed, of all that match."""
+        """The number of times that match and are not counted because an event was missed."""
         return int(self.end["unended"] + self.end["unannounced"])
 
     def named(self, name: str) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class Traced:
         return [line for line in self if line["name"] == name]
 
     def histogram(self, name: str | None = None, **by: int) -> dict[str, Any]:
-        """The only histogram of this name, of that owner; one of nothing where there is none."""
+        """The only histogram of this name and owner; an empty one if there is none."""
         found = [
             line
             for line in self
@@ -92,11 +92,11 @@ class Traced:
         return found[0] if found else {"count": 0, "avg": 0.0, "max": 0.0, "buckets": []}
 
     def count(self, name: str | None = None, **by: int) -> int:
-        """How many times are in it."""
+        """The number of times in the histogram."""
         return int(self.histogram(name, **by)["count"])
 
     def seconds(self, name: str | None = None, **by: int) -> float:
-        """The sum of the times in it."""
+        """The sum of the times in the histogram."""
         found = self.histogram(name, **by)
         scale = 1e3 if found.get("unit") == "msecs" else 1e6
         return float(found["count"] * found["avg"] / scale)
@@ -104,7 +104,7 @@ class Traced:
 
 @contextlib.contextmanager
 def tracing(tool: str, *arguments: object) -> Iterator[Traced]:
-    """``ghostbpf trace TOOL --json ARGUMENTS`` for the length of the block, ended as by Ctrl-C."""
+    """``ghostbpf trace TOOL --json ARGUMENTS`` during the block, ended as by Ctrl-C."""
     traced = Traced()
     command = ghostbpf_trace(tool, "--json", *arguments)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -126,23 +126,23 @@ def tracing(tool: str, *arguments: object) -> Iterator[Traced]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the kernel itself counts of a thread: schedstat's three, and its switches from status."""
+    """The kernel's own counts of a thread: the three of schedstat, and the switches of status."""
 
     ran: float
     waited: float
-    #: How many times it came on a CPU.
+    #: The number of times that it got a CPU.
     runs: int
     blocked: int
     preempted: int
-    #: How many times init's threads did. Some sandboxes hide their own process, the init, from BPF, and with it each
+    #: The same for init's threads. Some sandboxes hide their own process, the init, from BPF, and with it each
     #: switch from it to another task.
     hidden: int
-    #: What a hypervisor took from the CPUs, in seconds: runs are longer by it than the CPU time that they used.
+    #: Steal time of the CPUs, in seconds: runs are longer by it than the CPU time that they used.
     stolen: float
 
     @classmethod
     def of(cls, pid: int, tid: int | None = None) -> Figures:
-        """As they are now; times in seconds."""
+        """The current counts; times in seconds."""
         at = Path(f"/proc/{pid}/task/{tid or pid}")
         ran, waited, runs = _schedstat(at)
         status = dict(line.split(":", 1) for line in (at / "status").read_text().splitlines())
@@ -165,11 +165,11 @@ class Figures:
 
     @property
     def slack(self) -> float:
-        """How much a tracer's sum of times may be off for want of what was hidden: a short run for each switch."""
+        """The tolerance of a tracer's sum of times: a short run for each hidden switch."""
         return 0.002 * self.hidden + self.stolen
 
     def has(self, count: int, runs: int | None = None) -> bool:
-        """Whether a tracer that has seen ``count`` runs has seen all, or ``runs``, but those that were hidden: few."""
+        """Whether ``count`` is the number of all runs, or of ``runs``, without the few that were hidden."""
         runs = self.runs if runs is None else runs
         return max(runs - self.hidden, 0.8 * runs - 1) <= count <= runs
 
@@ -180,7 +180,7 @@ def _schedstat(thread: Path) -> tuple[int, int, int]:
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
-    """Poll until the condition holds; AssertionError after the deadline."""
+    """Poll until the condition is true; AssertionError after the deadline."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
@@ -188,9 +188,9 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
 
 
 def is_asleep(pid: int, tid: int | None = None) -> bool:
-    """Whether it is in a system call and off its run queue; the kernel makes sure of that before it answers.
+    """Whether the task is in a system call and off its runqueue; the kernel waits for that before it answers.
 
-    It takes a task for asleep, though, that has been woken for a CPU which has not taken it in yet: ``stat`` says R.
+    /proc/TID/syscall also shows a woken task that its new CPU has not yet enqueued, so ``stat`` must not say R.
     """
     thread = Path(f"/proc/{pid}/task/{tid or pid}")
     is_runnable = b") R " in (thread / "stat").read_bytes()
@@ -198,20 +198,20 @@ def is_asleep(pid: int, tid: int | None = None) -> bool:
 
 
 def spin(cpu_seconds: float) -> None:
-    """Use so much CPU time, by the thread's own clock."""
+    """Use ``seconds`` of CPU time of this thread."""
     end = time.thread_time() + cpu_seconds
     while time.thread_time() < end:
         pass
 
 
 def spin_until(condition: Callable[[], object]) -> None:
-    """Keep the CPU until ``condition()`` is true."""
+    """Spin until ``condition()`` is true."""
     while not condition():
         pass
 
 
 def spin_for(seconds: float) -> Callable[[], None]:
-    """Spin for so long by the clock on the wall, whoever else has the CPU."""
+    """A body that spins for ``seconds`` of wall-clock time."""
 
     def work() -> None:
         end = time.monotonic() + seconds
@@ -221,12 +221,12 @@ def spin_for(seconds: float) -> Callable[[], None]:
 
 
 def be_fifo() -> None:
-    """Become a task of SCHED_FIFO, lowest priority."""
+    """Set SCHED_FIFO with the lowest priority."""
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
 class Task:
-    """A forked child: pinned to ``cpu``, it sleeps until it is let go, does ``work`` and sleeps again."""
+    """A forked child pinned to ``cpu``: it sleeps until start(), does ``work``, and sleeps again."""
 
     def __init__(self, work: Callable[[], object], cpu: int | None = None, name: str | None = None) -> None:
         gate, self._gate = os.pipe()
@@ -240,29 +240,29 @@ class Task:
         self.sleeps()
 
     def sleeps(self) -> None:
-        """Wait until it does."""
+        """Wait until it sleeps."""
         wait_until(lambda: is_asleep(self.pid), f"{self.pid} sleeps")
 
-    def go(self) -> None:
-        """Let it do its work, once more if it has done it already."""
+    def start(self) -> None:
+        """Let it do its work once."""
         os.write(self._gate, b"!")
 
     def finish(self) -> None:
-        """Wait until it has done its work and sleeps; AssertionError if that failed."""
+        """Wait until it has done its work and sleeps; AssertionError if the work failed."""
         assert os.read(self._done, 1) == b".", f"task {self.pid} failed"
         self.sleeps()
 
     def run(self) -> None:
-        """Let it do its work, to the end."""
-        self.go()
+        """Let it do its work, and wait until it is done."""
+        self.start()
         self.finish()
 
     def figures(self) -> Figures:
-        """What the kernel counts of it."""
+        """The kernel's counts of it."""
         return Figures.of(self.pid)
 
     def kill(self) -> None:
-        """End it; a second time is no error."""
+        """Kill it; does nothing if it has ended."""
         if self._done >= 0:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -290,10 +290,10 @@ def _child(work: Callable[[], object], gate: int, done: int, cpu: int | None, na
 
 
 def run_together(tasks: Iterable[Task]) -> None:
-    """Let all do their work at once, and wait for all."""
+    """Let all tasks do their work at once, and wait for all."""
     tasks = list(tasks)
     for one in tasks:
-        one.go()
+        one.start()
     for one in tasks:
         one.finish()
 
