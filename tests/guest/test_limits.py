@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that an enclave does not suit: limits that do not hold there, and CPUs that are not theirs. Users are told."""
+"""Warnings of tasks that do not suit an enclave: CPU limits that are void there, and affinities without its CPUs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def enter(cgroup: Path) -> Callable[[], object]:
 
 
 def elsewhere() -> int:
-    """How many tasks of enclave 1 run elsewhere, as ``enclave ls`` says."""
+    """The number of tasks of enclave 1 that run elsewhere, from ``enclave ls``."""
     return int(json.loads(ghostbpf("enclave", "ls", "--json").out)["elsewhere"])
 
 
@@ -54,7 +54,7 @@ def test_limits_that_do_not_hold_are_named_once_per_command(
     workload: Workload, enclave: MakeEnclave, cgroup: Path
 ) -> None:
     enclave("1-2")
-    (cgroup / "cpu.max").write_text("400000 100000")  # which slows down nothing here
+    (cgroup / "cpu.max").write_text("400000 100000")  # which slows down no test
     (cgroup / "below/cpu.weight").write_text("50")
     sleepers = [workload.sleeper() for _ in range(2)]
     for sleeper in sleepers:
@@ -87,7 +87,7 @@ def test_command_that_may_use_no_cpu_of_the_enclave_does_not_run(cgroup: Path, t
     assert (done.status, done.out, ran.exists()) == (1, "", False)
     assert "the command may use CPU 0,3 by its affinity, and enclave 1 has CPU 1-2" in done.err
     assert "--cpus 0,3" in done.err
-    # A partition of its own takes CPU 3 from every other cgroup.
+    # A partition takes CPU 3 from every other cgroup.
     (cgroup / "cpuset.cpus").write_text("3")
     (cgroup / "cpuset.cpus.partition").write_text("isolated")
     assert (cgroup / "cpuset.cpus.partition").read_text() == "isolated\n"
@@ -98,7 +98,7 @@ def test_command_that_may_use_no_cpu_of_the_enclave_does_not_run(cgroup: Path, t
     assert (done.status, done.err, ran.exists()) == (0, "", True)
 
 
-def test_tasks_that_may_use_no_cpu_of_the_enclave_are_told_of(
+def test_tasks_that_may_use_no_cpu_of_the_enclave_are_reported(
     workload: Workload, enclave: MakeEnclave, cgroup: Path
 ) -> None:
     biff = enclave("1-2")
@@ -112,7 +112,7 @@ def test_tasks_that_may_use_no_cpu_of_the_enclave_are_told_of(
     assert [task.tid for task in biff.tasks() if task.elsewhere] == [outside.pid]
     os.sched_setaffinity(outside.pid, {2})
     assert elsewhere() == 0
-    # What changes later shows, too: by sched_setaffinity(), and by a cpuset.
+    # Later changes by sched_setaffinity() and by a cpuset are shown, too.
     os.sched_setaffinity(outside.pid, {3})
     (cgroup / "cpuset.cpus").write_text("0")
     (cgroup / "cgroup.procs").write_text(str(inside.pid))
@@ -123,7 +123,7 @@ def test_tasks_that_may_use_no_cpu_of_the_enclave_are_told_of(
 
 
 def has_children(me: Me) -> None:
-    """A child, and a grandchild; all wait."""
+    """Fork a child and a grandchild; all wait."""
     if not os.fork():
         if not os.fork():
             signal.pause()
@@ -131,7 +131,9 @@ def has_children(me: Me) -> None:
     me.block()
 
 
-def test_descendants_that_do_not_come_are_told_of_and_tree_takes_them(workload: Workload, enclave: MakeEnclave) -> None:
+def test_descendants_that_stay_outside_are_reported_and_tree_adds_them(
+    workload: Workload, enclave: MakeEnclave
+) -> None:
     biff = enclave("1-2")
     head = workload.spawn(has_children)
 
@@ -139,7 +141,7 @@ def test_descendants_that_do_not_come_are_told_of_and_tree_takes_them(workload: 
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         return children + [one for child in children for one in below(child)]
 
-    until(lambda: len(below(head.pid)) == 2, "both are there")
+    until(lambda: len(below(head.pid)) == 2, "both descendants exist")
     done = ghostbpf("enclave", "add", 1, head.pid)
     assert (done.status, done.out, [task.tid for task in biff.tasks()]) == (0, "1 tasks joined enclave 1\n", [head.pid])
     assert "warning: 2 descendants did not join: " in done.err

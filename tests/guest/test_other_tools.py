@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other tools, and the kernel's files, show of a task in an enclave: the rows of docs/other-tools.md.
+"""The output of other tools and of the kernel's files for a task in an enclave: the rows of docs/other-tools.md.
 
-A tool that answers otherwise has learned of SCHED_EXT, or has been understood wrongly: the page is to be corrected.
+If a tool's output differs, it knows SCHED_EXT by now, or the page is wrong: correct the page.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ S = 10**9
 MS = 10**6
 
 
-def says(*argv: object, status: int = 0) -> str:
-    """What a tool prints, on either stream."""
+def output_of(*argv: object, status: int = 0) -> str:
+    """Run a tool; returns its output on both streams."""
     words = [str(word) for word in argv]
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print("$", *words)
@@ -44,7 +44,7 @@ def says(*argv: object, status: int = 0) -> str:
 
 
 def anywhere() -> None:
-    """For a command that would inherit the test's CPU."""
+    """For ``first``: allow all CPUs instead of the test's own."""
     os.sched_setaffinity(0, set(all_cpus()))
 
 
@@ -54,8 +54,8 @@ def spinning(workload: Workload, one: Enclave) -> Child:
     return child
 
 
-def gone_on(child: Child) -> Callable[[], bool]:
-    """Whether ``child`` has looped since."""
+def has_run(child: Child) -> Callable[[], bool]:
+    """A function that tells whether ``child`` has run since this call."""
     before = child.loops
     return lambda: child.loops > before + 10
 
@@ -87,17 +87,17 @@ def group(parent: Path, name: str, *children: Child, **settings: str) -> Path:
 
 def test_ps_top_and_chrt_do_not_know_the_class_by_name(workload: Workload, enclave: MakeEnclave) -> None:
     pid = spinning(workload, enclave("1")).pid
-    says("ps", "--version")
-    assert says("ps", "-o", "cls=,policy=,rtprio=,ni=,pri=", "-p", pid).split() == ["#7", "#7", "0", "-", "19"]
-    row = says("top", "-b", "-n", 1, "-p", pid).splitlines()[-1].split()
+    output_of("ps", "--version")
+    assert output_of("ps", "-o", "cls=,policy=,rtprio=,ni=,pri=", "-p", pid).split() == ["#7", "#7", "0", "-", "19"]
+    row = output_of("top", "-b", "-n", 1, "-p", pid).splitlines()[-1].split()
     assert row[:1] + row[2:4] == [str(pid), "20", "0"]
-    version = says("chrt", "--version")
-    if "--ext" in says("chrt", "--help"):
-        assert "SCHED_EXT" in says("chrt", "-p", pid)
+    version = output_of("chrt", "--version")
+    if "--ext" in output_of("chrt", "--help"):
+        assert "SCHED_EXT" in output_of("chrt", "-p", pid)
     else:
-        assert f"pid {pid}'s current scheduling policy: unknown" in says("chrt", "-p", pid), version
-        assert "SCHED_EXT" not in says("chrt", "-m")
-        assert "invalid option" in says("chrt", "-e", 0, "true", status=1)
+        assert f"pid {pid}'s current scheduling policy: unknown" in output_of("chrt", "-p", pid), version
+        assert "SCHED_EXT" not in output_of("chrt", "-m")
+        assert "invalid option" in output_of("chrt", "-e", 0, "true", status=1)
     assert os.sched_getscheduler(pid) == SCHED_EXT
     assert in_ext(pid)
 
@@ -105,9 +105,9 @@ def test_ps_top_and_chrt_do_not_know_the_class_by_name(workload: Workload, encla
 def test_renice_and_uclampset_work_and_leave_it_in(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1", "cfs_bpf")
     child = spinning(workload, one)
-    says("renice", "-n", 5, "-p", child.pid)
+    output_of("renice", "-n", 5, "-p", child.pid)
     assert os.getpriority(os.PRIO_PROCESS, child.pid) == 5
-    says("uclampset", "-m", 512, "-p", child.pid)
+    output_of("uclampset", "-m", 512, "-p", child.pid)
     assert [task.tid for task in one.tasks()] == [child.pid]
 
 
@@ -115,7 +115,7 @@ def test_chrt_takes_it_out_and_add_brings_it_back(workload: Workload, enclave: M
     one = enclave("1")
     child = spinning(workload, one)
     for option in ("--batch", "--idle", "--other"):
-        says("chrt", option, "-p", 0, child.pid)
+        output_of("chrt", option, "-p", 0, child.pid)
         assert not one.tasks()
         assert ghostbpf("enclave", "add", one.id, child.pid).status == 0
         assert [task.tid for task in one.tasks()] == [child.pid]
@@ -124,8 +124,8 @@ def test_chrt_takes_it_out_and_add_brings_it_back(workload: Workload, enclave: M
 def test_taskset_to_other_cpus_leaves_it_in_and_runs_it_there(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-2")
     child = spinning(workload, one)
-    says("taskset", "-pc", 3, child.pid)
-    until(lambda: child.at == 3, "it runs where it may")
+    output_of("taskset", "-pc", 3, child.pid)
+    until(lambda: child.at == 3, "it runs on CPU 3")
     assert [task.tid for task in one.tasks()] == [child.pid]
     assert one.counters().affinity_misses > 0
 
@@ -162,7 +162,7 @@ def test_accounts_of_waiting_and_running_are_right(workload: Workload, enclave: 
     )
     assert waited / S == pytest.approx(2 * took, rel=0.2)
     assert kernel / S == pytest.approx(2 * took, rel=0.2)
-    # The kernel adds up pressure every two seconds.
+    # The kernel sums pressure every two seconds.
     assert took - 2.5 < stalled < took + 2.5
     assert sched_field(children[0].pid, "nr_switches") > 0
 
@@ -170,10 +170,10 @@ def test_accounts_of_waiting_and_running_are_right(workload: Workload, enclave: 
 def test_perf_sched_is_right_about_latencies(workload: Workload, enclave: MakeEnclave, tmp_path: Path) -> None:
     one = enclave("1", "rr", slice="50ms")
     children = [spinning(workload, one) for _ in range(3)]
-    says("perf", "--version")
+    output_of("perf", "--version")
     data = tmp_path / "perf.data"
-    says("perf", "sched", "record", "-o", data, "sleep", 3)
-    table = says("perf", "sched", "-i", data, "latency", "-p")
+    output_of("perf", "sched", "record", "-o", data, "sleep", 3)
+    table = output_of("perf", "sched", "-i", data, "latency", "-p")
     for child in children:
         (average,) = re.findall(rf":{child.pid}\s*\|[^|]*\|[^|]*\|\s*avg:\s*([\d.]+) ms", table)
         assert 60 < float(average) < 300
@@ -210,14 +210,14 @@ def test_cpu_weights_have_no_effect(workload: Workload, enclave: MakeEnclave, cg
 
 
 def test_freezer_and_sigstop_wait_for_a_turn(workload: Workload, enclave: MakeEnclave, cgroup: Path) -> None:
-    """A task has to run to stop, and a waiting one does so only when the turn of the task before it ends."""
+    """A task stops only when it runs: a waiting task must first get a CPU."""
     one = enclave("1", "rr", slice="1s")
     child, other = (spinning(workload, one) for _ in range(2))
     frozen = group(cgroup, "frozen", child)
 
     def stops_after(stop: Callable[[], object], is_stopped: Callable[[], bool]) -> float:
-        until(gone_on(child), "it has a turn")
-        until(gone_on(other), "the other's turn begins")
+        until(has_run(child), "it runs")
+        until(has_run(other), "the other runs")
         began = time.monotonic()
         stop()
         until(is_stopped, "it stops")
@@ -233,12 +233,12 @@ def test_freezer_and_sigstop_wait_for_a_turn(workload: Workload, enclave: MakeEn
     print(f"frozen after {1000 * freezing:.0f} ms, stopped after {1000 * stopping:.0f} ms")
     assert freezing > 0.2
     assert stopping > 0.2
-    until(gone_on(child), "it goes on")
+    until(has_run(child), "it runs on")
     assert len(one.tasks()) == 2
 
 
 def test_priority_inheritance_lends_a_real_time_priority(workload: Workload, enclave: MakeEnclave) -> None:
-    """The holder of a lock is out of the class, and not out of the enclave, for as long as a FIFO task waits for it."""
+    """While a FIFO task waits for a lock, its holder is out of the class, but not out of the enclave."""
     one = enclave("1")
     shared = mmap.mmap(-1, 4096)
     ffi = cffi.FFI()
@@ -275,7 +275,7 @@ def test_priority_inheritance_lends_a_real_time_priority(workload: Workload, enc
     holder = workload.spawn(hold, one)
     until(lambda: holder.value == 1, "it has the lock")
     waiter = workload.spawn(wait, cpus=[2])
-    until(lambda: not in_ext(holder.pid), "it is lent a priority")
+    until(lambda: not in_ext(holder.pid), "it inherits a priority")
     assert os.sched_getscheduler(holder.pid) == SCHED_EXT
     holder.wake()
     until(lambda: in_ext(holder.pid), "it is back")
@@ -297,16 +297,16 @@ def test_io_workers_of_io_uring_are_in_the_enclave(tmp_path: Path) -> None:
 
 
 def test_stress_ng_has_its_own_name_for_the_class(tmp_path: Path) -> None:
-    says("stress-ng", "--version")
-    listed = says("stress-ng", "--sched", "list", status=1)
+    output_of("stress-ng", "--version")
+    listed = output_of("stress-ng", "--sched", "list", status=1)
     (name,) = re.findall(r"\b(?:sched_)?ext\b", listed)
-    assert "successful run" in says("stress-ng", "--cpu", 1, "--sched", name, "-t", 1, "--temp-path", tmp_path)
+    assert "successful run" in output_of("stress-ng", "--cpu", 1, "--sched", name, "-t", 1, "--temp-path", tmp_path)
 
 
 def test_system_suspend_bypasses_the_enclave(
     workload: Workload, enclave: MakeEnclave, kernel_events: KernelEvents
 ) -> None:
-    """The guest's devices refuse to suspend at last; by then every task has been frozen."""
+    """The guest's devices refuse to suspend, after every task has been frozen."""
     kernel_events.expect(BYPASS)
     one = enclave("1", slice="10s")
     children = [spinning(workload, one), *(workload.spinner(one) for _ in range(2))]
@@ -317,12 +317,12 @@ def test_system_suspend_bypasses_the_enclave(
         print("suspend:", error)
     assert kernel_events.counts()[BYPASS] > before
     assert kernel_events.trouble() == []
-    until(gone_on(children[0]), "it goes on")
+    until(has_run(children[0]), "it runs on")
     assert len(one.tasks()) == 3
 
 
 def test_fair_hog_leaves_what_the_ext_server_gives(workload: Workload, enclave: MakeEnclave) -> None:
-    """Since 7.0, a few percent; before, nothing."""
+    """A few percent since 7.0; nothing before."""
     one = enclave("1")
     child = spinning(workload, one)
     hog = workload.spinner(cpus=[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An upgrade that fails changes nothing: the policy before it goes on, with the agent that it had."""
+"""An upgrade that fails changes nothing: the current policy schedules on, with its agent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Broken(FifoCentralized):
 
 
 class Init(Fifo):
-    """Cannot be made."""
+    """Raises in its constructor."""
 
     name = "init"
 
@@ -42,7 +42,7 @@ class Init(Fifo):
 
 
 class New(Fifo):
-    """Cannot be told of a task."""
+    """Raises when it gets a new task."""
 
     name = "new"
 
@@ -51,7 +51,7 @@ class New(Fifo):
 
 
 class Schedule(Fifo):
-    """Cannot decide."""
+    """Raises when it decides."""
 
     name = "schedule"
 
@@ -60,7 +60,7 @@ class Schedule(Fifo):
 
 
 class Nonsense(Fifo):
-    """Decides what is no decision."""
+    """Yields an invalid transaction."""
 
     name = "nonsense"
 
@@ -69,7 +69,7 @@ class Nonsense(Fifo):
 
 
 class LastCpu(Fifo):
-    """Cannot be made for one CPU."""
+    """Raises in the constructor of one CPU's agent."""
 
     name = "last_cpu"
     per_cpu = True
@@ -111,7 +111,7 @@ SOAK = pytest.mark.soak
         *(pytest.param("fifo_per_cpu", policy, marks=SOAK) for policy in (Init, New, Schedule)),
     ],
 )
-def test_agent_that_fails_before_it_takes_over_leaves_the_one_before_it_in_charge(
+def test_agent_that_fails_before_it_takes_over_leaves_the_current_agent_in_charge(
     workload: Workload,
     agent_process: MakeAgentProcess,
     before: str,
@@ -119,7 +119,7 @@ def test_agent_that_fails_before_it_takes_over_leaves_the_one_before_it_in_charg
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     one, agents = agent_process("1-3", before, fastpath="off", agent_timeout="10s")
-    children = [workload.spawn(naps, one) for _ in range(2)]  # each time one wakes, the agent decides
+    children = [workload.spawn(naps, one) for _ in range(2)]  # the agent decides at each wakeup
     for child in children:
         child.progress()
     tid = one.agent and one.agent.tid
@@ -130,14 +130,14 @@ def test_agent_that_fails_before_it_takes_over_leaves_the_one_before_it_in_charg
     assert {path.name for path in one.path.iterdir()} == {"agent", "policy_0"}
     assert agents.check()
     committed = one.agent.committed
-    until(lambda: one.agent and one.agent.committed > committed, "it decides")
+    until(lambda: one.agent and one.agent.committed > committed, "the agent decides")
     for child in children:
         child.progress()
     assert "RuntimeError: a mistake" in capfd.readouterr().err or policy is Nonsense
 
 
 @pytest.mark.parametrize("policy", [pytest.param(Init, marks=SOAK), New])
-def test_agent_that_cannot_follow_a_policy_without_one_leaves_that_in_charge(
+def test_agent_that_fails_to_start_leaves_a_policy_without_agent_in_charge(
     workload: Workload, enclave: MakeEnclave, policy: type[Fifo], capfd: pytest.CaptureFixture[str]
 ) -> None:
     one = enclave("1", "biff", slice="5ms")
@@ -153,7 +153,7 @@ def test_agent_that_cannot_follow_a_policy_without_one_leaves_that_in_charge(
     assert "RuntimeError: a mistake" in capfd.readouterr().err
 
 
-def test_run_of_a_policy_that_cannot_start_says_so_and_the_enclave_goes_on(
+def test_run_reports_a_policy_that_cannot_start_and_the_enclave_keeps_its_own(
     workload: Workload, agent_process: MakeAgentProcess, tmp_path: Path
 ) -> None:
     one, agents = agent_process("1", "fifo_centralized", agent_timeout="10s")
@@ -169,7 +169,7 @@ def test_run_of_a_policy_that_cannot_start_says_so_and_the_enclave_goes_on(
     assert agents.check()
     assert one.agent is not None
     assert (one.policy, one.agent.state) == ("fifo_centralized", "deciding")
-    # In an enclave of its own, nothing is left.
+    # In a new enclave, nothing is left.
     done = ghostbpf("run", file, "--cpus", "2", "--enclave", "9", "--", "sh", "-c", "echo it ran")
     assert (done.status, done.out) == (1, "")
     assert "the agent of enclave 9 is gone: RuntimeError: no such table" in done.err
@@ -177,7 +177,7 @@ def test_run_of_a_policy_that_cannot_start_says_so_and_the_enclave_goes_on(
 
 
 @pytest.mark.parametrize("moment", [pytest.param("before", marks=SOAK), "after"])
-def test_loader_killed_beside_the_store_that_makes_a_policy_live_leaves_the_old_agent_or_the_new_one(
+def test_loader_killed_in_an_upgrade_leaves_the_old_agent_or_the_new_one(
     workload: Workload, agent_process: MakeAgentProcess, moment: str
 ) -> None:
     one, agents = agent_process("1", "fifo_centralized", fastpath="off", agent_timeout="10s")
@@ -206,15 +206,15 @@ def test_loader_killed_beside_the_store_that_makes_a_policy_live_leaves_the_old_
     assert agent.state != "gone"
     assert one.policy == ("fifo_centralized" if moment == "before" else "fifo_per_cpu")
     assert (agent.tid == before) is (moment == "before")
-    until(lambda: agents.check() is (moment == "before"), "the old agent has left, if it is to")
+    until(lambda: agents.check() is (moment == "before"), "the old agent leaves if it is replaced")
     with Enclaves.change():
-        pass  # which clears away what the dead one left
+        pass  # which removes what the dead loader left
     assert len([path for path in one.path.iterdir() if path.name.startswith("policy_")]) == 1
     child.progress()
 
 
 @SOAK
-def test_upgrade_that_is_ended_while_the_agent_starts_changes_nothing(
+def test_upgrade_interrupted_while_the_agent_starts_changes_nothing(
     workload: Workload, agent_process: MakeAgentProcess, tmp_path: Path
 ) -> None:
     one, agents = agent_process("1", "fifo_centralized", agent_timeout="10s")

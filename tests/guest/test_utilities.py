@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The utilities: tasks pushed to any class, cgroups and tasks by rule enrolled, and maps handed to others."""
+"""The utilities: tasks moved to any class, cgroups and matching tasks added to an enclave, and maps passed on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rename(name: str) -> None:
 
 
 def take_name(me: Me) -> None:
-    """Take the name that the rule is about, and sleep; with each wake() after that, fork a child that takes another."""
+    """Set the name that the rule matches, and sleep; with each later wake(), fork a child with another name."""
     rename("enrol-me")
     me.set(1)
     while True:
@@ -59,7 +59,7 @@ def rows(out: str) -> list[dict[str, Any]]:
 
 
 def stdin(*lines: object) -> Callable[[], None]:
-    """For ``first``: what a command reads from its standard input."""
+    """For ``first``: ``text`` as the standard input."""
 
     def first() -> None:
         fd = os.memfd_create("stdin")
@@ -94,7 +94,7 @@ def put(child: Child, cgroup: str) -> None:
 
 
 def breed(me: Me) -> None:
-    """Fork a child that ends, again and again."""
+    """Fork a child that ends, in a loop."""
     while not me.stopped:
         if not (pid := os.fork()):
             os._exit(0)
@@ -193,7 +193,7 @@ def test_cgroup_is_followed_until_ctrl_c(workload: Workload, enclave: MakeEnclav
     assert {task.tid for task in e.tasks()} == {first.pid, later.pid}
 
 
-def test_cgroup_that_is_not_there(enclave: MakeEnclave, cgroup: str) -> None:
+def test_cgroup_that_does_not_exist_is_refused(enclave: MakeEnclave, cgroup: str) -> None:
     e = enclave("1")
     done = ghostbpf("enclave", "add", e.id, "--cgroup", f"{cgroup}/none")
     assert (done.status, done.out) == (1, "")
@@ -201,7 +201,7 @@ def test_cgroup_that_is_not_there(enclave: MakeEnclave, cgroup: str) -> None:
 
 
 def joined(daemon: Running, child: Child) -> str:
-    """Wait until the daemon tells that ``child`` has joined; why it looked at it."""
+    """Wait until the daemon reports that ``child`` has joined; returns the cause."""
 
     def row() -> list[dict[str, Any]]:
         return [row for row in rows(daemon.out) if row["tid"] == child.pid]
@@ -217,24 +217,24 @@ def exec_by_name(path: Path) -> Callable[[Me], None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_rule_enrols_who_is_there_and_who_comes(
+def test_rule_adds_present_and_later_tasks(
     workload: Workload, enclave: MakeEnclave, tmp_path: Path, number: int
 ) -> None:
     e = enclave("1-2")
     before, outside = workload.spawn(take_name), workload.sleeper()
-    until(lambda: before.value, "it has its name")
+    until(lambda: before.value, "it has set its name")
     with running("enclave", "auto-join", e.id, "--comm", "enrol-*", "--uid", "root", "--json") as daemon:
         assert joined(daemon, before) == "scan"
         assert joined(daemon, workload.spawn(take_name)) in ("fork", "comm")
         assert joined(daemon, workload.spawn(exec_by_name(tmp_path / "enrol-program"))) in ("fork", "exec", "comm")
         before.wake()
-        until(lambda: before.value > 1 and in_ext(before.value), "its child follows, whatever it is called")
+        until(lambda: before.value > 1 and in_ext(before.value), "its child joins under another name")
         daemon.signal(number)
         done = daemon.wait()
     assert done.status == (0 if number == signal.SIGTERM else 128 + number)
-    # The daemon is gone, and everybody stays where they are.
+    # The daemon has ended: no task joins or leaves.
     late = workload.spawn(take_name)
-    until(lambda: late.value, "it has its name")
+    until(lambda: late.value, "it has set its name")
     assert not in_ext(late.pid)
     assert not in_ext(outside.pid)
     assert e.nr_tasks == 4
@@ -256,31 +256,29 @@ def test_end_of_the_enclave_ends_the_daemon(enclave: MakeEnclave) -> None:
     assert f"error: there is no enclave {e.id}" in done.err
 
 
-def test_lost_events_are_made_up_for(workload: Workload, enclave: MakeEnclave) -> None:
+def test_lost_events_cause_a_scan(workload: Workload, enclave: MakeEnclave) -> None:
     e = enclave("1-2")
     with ProcessEvents(buffer_bytes=4096) as events:
         auto_join = AutoJoin(e, BY_NAME, events)
         assert list(auto_join.scan()) == []
         children = [workload.spawn(take_name) for _ in range(30)]
-        until(lambda: all(child.value for child in children), "all have their names")
+        until(lambda: all(child.value for child in children), "all have set their names")
         outcomes = list(auto_join.handle())
         assert auto_join.resyncs == 1
         assert {outcome.tid for outcome in outcomes} == {child.pid for child in children}
         assert "resync" in {outcome.cause for outcome in outcomes}
         assert {task.tid for task in e.tasks()} == {child.pid for child in children}
-        # From here on, events are enough again.
+        # From here on, no event is lost.
         last = workload.spawn(take_name)
-        until(lambda: last.value, "it has its name")
-        until(lambda: last.pid in {outcome.tid for outcome in auto_join.handle()}, "it is enrolled")
+        until(lambda: last.value, "it has set its name")
+        until(lambda: last.pid in {outcome.tid for outcome in auto_join.handle()}, "it joins")
 
 
-def test_child_whose_making_had_begun_before_its_parent_joined_follows(
-    workload: Workload, enclave: MakeEnclave
-) -> None:
-    """Such a child is of the class that its parent had. A child that was put back is just like it."""
+def test_child_forked_while_its_parent_joins_is_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
+    """Such a child is in the class that its parent had, like the child of a task that was removed."""
     e = enclave("1-2")
     parent, departed = workload.spawn(take_name), workload.spawn(take_name)
-    until(lambda: parent.value and departed.value, "both have their names")
+    until(lambda: parent.value and departed.value, "both have set their names")
     with ProcessEvents() as events:
         auto_join = AutoJoin(e, BY_NAME, events)
         assert {outcome.tid for outcome in auto_join.scan()} == {parent.pid, departed.pid}
@@ -292,10 +290,10 @@ def test_child_whose_making_had_begun_before_its_parent_joined_follows(
         found: list[Outcome] = []
         until(lambda: found.extend(auto_join.handle()) or parent.value in {one.tid for one in found}, "it joins")
         assert in_ext(parent.value)
-        assert not in_ext(departed.value), "that of one that has left does not"
+        assert not in_ext(departed.value), "the child of a removed task does not join"
 
 
-def test_without_events_scans_find_who_comes(workload: Workload, enclave: MakeEnclave) -> None:
+def test_without_events_scans_find_new_tasks(workload: Workload, enclave: MakeEnclave) -> None:
     e, stop = enclave("1-2"), os.eventfd(0)
     outcomes = AutoJoin(e, BY_NAME, period=0.02).follow(stop)
     for _ in range(2):
@@ -307,7 +305,7 @@ def test_without_events_scans_find_who_comes(workload: Workload, enclave: MakeEn
     os.close(stop)
 
 
-def test_agents_are_not_enrolled_in_what_they_schedule(
+def test_agents_do_not_join_the_enclave_that_they_schedule(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess
 ) -> None:
     e, agent = agent_process("1-2", "fifo_centralized")
@@ -316,7 +314,7 @@ def test_agents_are_not_enrolled_in_what_they_schedule(
     assert done.status == 0
     assert [row["tid"] for row in rows(done.out)] == [child.pid]
     assert not in_ext(agent.pid)
-    # One that was in an enclave before it was an agent leaves it.
+    # A task in an enclave leaves it when it becomes an agent.
     half = POLICIES["fifo_centralized"]
     assert isinstance(half, AgentPolicySpec)
     second = AgentProcess(half.parse())
@@ -329,12 +327,12 @@ def test_agents_are_not_enrolled_in_what_they_schedule(
         second.end()
 
 
-def test_tasks_join_as_soon_as_they_are_to_be_seen(workload: Workload, enclave: MakeEnclave) -> None:
-    """They are to be seen before fork() has made them ready for a class; the kernel's log says if it minds."""
+def test_task_joins_as_soon_as_its_pid_is_visible(workload: Workload, enclave: MakeEnclave) -> None:
+    """A task is visible before fork() has prepared its class; the kernel would log an error."""
     e, parent = enclave("1-2"), workload.spawn(breed)
     caught: set[int] = set()
 
-    def lie_in_wait() -> None:
+    def catch_next_child() -> None:
         child = int(Path("/proc/loadavg").read_text().split()[-1]) + 1
         for _ in range(500):
             with contextlib.suppress(TaskError):
@@ -342,12 +340,12 @@ def test_tasks_join_as_soon_as_they_are_to_be_seen(workload: Workload, enclave: 
                 caught.add(child)
                 return
 
-    until(lambda: lie_in_wait() or len(caught) >= 50, "children join")
+    until(lambda: catch_next_child() or len(caught) >= 50, "children join")
     assert not in_ext(parent.pid)
     parent.stop()
 
 
-def test_map_of_an_enclave_reaches_a_user_who_may_not_open_it(enclave: MakeEnclave) -> None:
+def test_offered_map_reaches_a_user_without_access_to_its_pin(enclave: MakeEnclave) -> None:
     e = enclave("1")
     path = core.CORE / "enclaves"
 

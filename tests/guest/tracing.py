@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ghostbpf trace`` beside a test's workload, and what it said, line by line."""
+"""``ghostbpf trace`` beside a test's workload, and its lines of output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCHEMA = json.loads(Path(trace.__file__).with_name("schema.json").read_text())
 
 
 class Trace:
-    """The JSON lines of one tracer, there once its block is left."""
+    """The JSON lines of one tracer, complete at the end of its block."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -28,7 +28,7 @@ class Trace:
         return [line for line in self.lines if line["type"] == type and line["name"] == name]
 
     def histogram(self, name: str, **by: object) -> dict[str, Any]:
-        """The one histogram called ``name`` whose breakdown has these values."""
+        """The only histogram called ``name`` with these values in its breakdown."""
         (found,) = [line for line in self.of("histogram", name) if by.items() <= line["by"].items()]
         return found
 
@@ -39,7 +39,7 @@ class Trace:
 
 @contextlib.contextmanager
 def traced(tool: str, *arguments: object) -> Iterator[Trace]:
-    """``tool`` traces for the block, from the first instruction to the last; it must end well and drop nothing."""
+    """Run ``tool`` during the whole block; it must succeed and drop no event."""
     found = Trace()
     with running("trace", tool, "--json", *arguments) as process:
         process.until(lambda: "Hit Ctrl-C" in process.err)
