@@ -124,12 +124,11 @@ class Task:
     boosted: bool  #: it was interrupted in its slice, and should run again soon
     word: int  #: the number of its status word
     next_cpu: int  #: the CPU that it is committed to; only while it is LATCHED
-    refusals: int  #: failed transactions since the last message about it
     refused: int  #: bit n: CPU n, from 64 on, was refused since then; ``allowed`` has no bits for these CPUs
 
     def __init__(self, gtid: int) -> None:
         self.gtid, self.tid = gtid, gtid & 0xFFFFFFFF
-        self.tgid = self.seq = self.runtime_ns = self.since_ns = self.word = self.refusals = self.refused = 0
+        self.tgid = self.seq = self.runtime_ns = self.since_ns = self.word = self.refused = 0
         self.state, self.cpu, self.next_cpu, self.weight = BLOCKED, -1, -1, 100
         self.allowed, self.boosted = 0, False
 

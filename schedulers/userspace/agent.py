@@ -33,6 +33,7 @@ from ..enclave import Enclave
 from ..enclave_view import Counters
 from .agent_cpu import AgentCpu
 from .garbage import Garbage
+from .refusals import Refusals
 
 _RING_BYTES = 1 << 20
 #: How often run() does the upkeep, and how long an idle agent sleeps at most.
@@ -56,9 +57,6 @@ _NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED = (
 )
 _COMPLETE, _TASK_ON_CPU = int(TxnState.COMPLETE), int(TxnState.ON_CPU)
 _STATES = tuple(TxnState)  # by number
-#: For how long a task that was refused rests, when nothing was told of it since it was refused before: twice as long
-#: each time. What it may do and what the core does not agree, and the next try would end as the last did.
-_REST_LEAST_NS, _REST_MOST_NS = 1_000_000, 64_000_000
 _RECALL_NS = 100_000_000
 _SOON_AGAIN = (TxnState.STALE, TxnState.INVALID_CPU, TxnState.CPU_OFFLINE, TxnState.POISONED)
 
@@ -83,9 +81,7 @@ class Agent:
         self._kernel = kernel = kernel or KernelInterface(enclave, spec, bank)
         self.enclave, self.cpu, self._values = enclave, cpu, values
         self.tasks: dict[int, Task] = {}
-        self._resting: dict[Task, tuple[int, Transaction, TxnState]] = {}  # refused again and again: until when
-        self._refused_tasks: set[Task] = set()  # since the last message about each
-        self._shunned = 0  # until when CPUs that were refused are not tried again; 0: there are none
+        self._refusals = Refusals()
         self.topology = kernel.topology()
         self.status_words = kernel.status_words()
         self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
@@ -181,8 +177,8 @@ class Agent:
                     self._failed(transaction, state)
                 elif (task := transaction.task) is not None:
                     task.state, task.next_cpu = LATCHED, transaction.cpu
-                    if self._refused_tasks:
-                        self._forgive(task)
+                    if self._refusals.tasks:
+                        self._refusals.forget(task)
             results += states
         self._channel.count(committed=results.count(_COMPLETE), failed=len(results) - results.count(_COMPLETE))
         return results
@@ -190,7 +186,7 @@ class Agent:
     def associate(self, task: Task, cpu: int) -> bool:
         """Give ``task`` to the agent of ``cpu``, or the enclave's if ``cpu`` has none; False where the task is gone."""
         self.tasks.pop(task.gtid, None)
-        self._forgive(task)
+        self._refusals.forget(task)
         return self._is_rehearsing or self._channel.associate(task.gtid, 1 + cpu)
 
     def take(self, limit: int, cpu: int | None = None) -> int:
@@ -303,8 +299,7 @@ class Agent:
     def _pause(self) -> float:
         """For how many seconds the agent may sleep if no message comes."""
         due_ns = self.policy.due_ns
-        if self._resting:
-            rested_ns = min(until_ns for until_ns, _, _ in self._resting.values())
+        if rested_ns := self._refusals.due_ns:
             due_ns = min(due_ns or rested_ns, rested_ns)
         if not due_ns:
             return self._pause_s
@@ -316,8 +311,9 @@ class Agent:
         if self._channel.overflowed:
             self.resync()
         read = self._read()
-        if self._resting or self._shunned:
-            self._try_again()
+        if self._refusals.tasks:
+            for transaction, state in self._refusals.rested(time.monotonic_ns()):
+                self.policy.on_refused(transaction, state)
         if began_ns >= self._recall_ns:
             self._recall_ns = began_ns + _RECALL_NS
             self._recall()
@@ -347,7 +343,7 @@ class Agent:
         words = self._words_by_age(lambda word: word.channel == own or (own == 0 and word.channel not in others))
         gone = self.tasks.keys() - {word.gtid for _, word in words}
         for gtid in gone:
-            self._forgive(self.tasks[gtid])
+            self._refusals.forget(self.tasks[gtid])
             self.policy.on_task_departed(self.tasks.pop(gtid))
         for number, word in words:
             self._learn(number, word)
@@ -365,7 +361,7 @@ class Agent:
         elif word.seq == task.seq:
             return
         before, allowed = task.state, task.allowed
-        if self._forgive(task):
+        if self._refusals.forget(task):
             before = BLOCKED  # the policy does not have it in a queue
         task.word, task.seq, task.cpu, task.tgid = number, word.seq, word.cpu, word.tgid
         task.weight, task.allowed, task.runtime_ns = word.weight, word.allowed, word.runtime_ns
@@ -381,7 +377,7 @@ class Agent:
 
     def _read(self) -> int:
         records = self._channel.read()
-        tasks, callbacks, refused = self.tasks, self._callbacks, self._refused_tasks
+        tasks, callbacks, refused = self.tasks, self._callbacks, self._refusals.tasks
         for _, gtid, runtime_ns, at_ns, allowed, seq, kind, flags, word, cpu, tgid, weight in records:
             if not gtid:
                 callbacks[kind](cpu)
@@ -395,7 +391,7 @@ class Agent:
                 kind = _NEW if kind <= _LAST_WAITING else kind
             elif seq <= task.seq:
                 continue  # the status words were newer
-            rested = refused and task in refused and self._forgive(task)
+            rested = refused and task in refused and self._refusals.forget(task)
             before = task.allowed
             task.seq, task.cpu, task.since_ns, task.allowed = seq, cpu, at_ns, allowed
             task.weight, task.tgid, task.word = weight, tgid, word
@@ -441,37 +437,11 @@ class Agent:
             task.state = BLOCKED
         elif state in _SOON_AGAIN and self._still_waits(task):
             task.state = WAITING
-            self._refused(transaction, task, TxnState(state))
+            if not self._refusals.add(transaction, task, TxnState(state), time.monotonic_ns()):
+                self.policy.on_refused(transaction, TxnState(state))
         elif self.tasks.pop(task.gtid, None) is not None:
-            self._forgive(task)
+            self._refusals.forget(task)
             self.policy.on_task_departed(task)
-
-    def _refused(self, transaction: Transaction, task: Task, state: TxnState) -> None:
-        """The policy gets ``task`` back: at once the first time, and if that goes on without a word of it, later."""
-        now, cpu = time.monotonic_ns(), transaction.cpu
-        self._refused_tasks.add(task)
-        if state == TxnState.INVALID_CPU and cpu > 63 and task.may_run_on(cpu):
-            self._shunned = self._shunned or now + int(_UPKEEP_S * 1e9)
-            task.refused |= 1 << cpu
-        else:
-            task.refusals += 1
-        if task.refusals > 1:
-            rest_ns = min(_REST_LEAST_NS << min(task.refusals - 2, 16), _REST_MOST_NS)
-            self._resting[task] = now + rest_ns, transaction, state
-        else:
-            self.policy.on_refused(transaction, state)
-
-    def _try_again(self) -> None:
-        """The policy gets back those that have rested; what was refused long ago may not be any more."""
-        now = time.monotonic_ns()
-        for task, (until_ns, transaction, state) in list(self._resting.items()):
-            if until_ns <= now:
-                del self._resting[task]
-                self.policy.on_refused(transaction, state)
-        if self._shunned and now >= self._shunned:
-            self._shunned = 0
-            for task in self.tasks.values():
-                task.refused = 0
 
     def _recall(self) -> None:
         """Decide again for tasks that still wait though they are committed to an idle or offline CPU.
@@ -485,12 +455,6 @@ class Agent:
             if self.status_words.waits(task):
                 task.state = WAITING
                 self.policy.on_refused(Transaction(task, task.next_cpu), TxnState.CPU_OFFLINE)
-
-    def _forgive(self, task: Task) -> bool:
-        """There is news of ``task``, and what was refused may not be any more; whether it rested."""
-        task.refusals = task.refused = 0
-        self._refused_tasks.discard(task)
-        return self._resting.pop(task, None) is not None
 
     def _still_waits(self, task: Task) -> bool:
         word = self.status_words[task.word]
