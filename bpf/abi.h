@@ -240,7 +240,7 @@ struct channel {
 	u32 ticks; /* the agent wants MSG_CPU_TICK */
 	u32 spins; /* the agent spins: the core does not wake it */
 	u32 timed_out; /* the agent had timed out at the last check */
-	u32 reserved;
+	u32 confirmed; /* of channel 0: the last take-over is complete; before that, the former agents may return */
 	/* Written by the agent about itself. */
 	u64 messages; /* messages read */
 	u64 committed; /* transactions that completed */

@@ -297,7 +297,7 @@ class Enclave(EnclaveView):
         """Replace its policy: the new one is loaded beside the old one, and one store makes it live.
 
         ``agent``, started by ``policy.start_agent()``, prepares before that store and takes over after it. If both
-        policies have agents, the old agent stays until a new one takes over; if the new policy has none, the old agent
+        policies have agents, the old agent stays until a new one has taken over without a failure; if the new policy has none, the old agent
         leaves. The caller holds the lock of Enclaves.change() or create(), and ends ``agent`` if this raises.
 
         On any failure the old policy is live, with its agent. Raises UpgradeError (AgentError if the old agent is
@@ -305,7 +305,8 @@ class Enclave(EnclaveView):
         """
         options = PolicyOptions.of(policy)
         options.policy.check(options.values, self.cpus)
-        before, old = self.policy, self._banks.live
+        before, old, agents = self.policy, self._banks.live, self._agents()
+        had_agent = agents is not None and agents.channels[0].tid
         try:
             loaded = self._banks.load(options)
             self._banks.fill(1 - old, loaded)
@@ -318,6 +319,8 @@ class Enclave(EnclaveView):
                     agent.take_over(self)
             except BaseException:
                 self._banks.make_live(old)
+                if agents is not None and had_agent:
+                    agents.wait_for_return()
                 raise
         except BaseException as error:
             self._banks.empty(1 - old)

@@ -96,8 +96,11 @@ class Channel:
     def take_over(self, *, timeout_ns: int, fastpath: bool, spins: bool, policy: str, per_cpu: bool) -> None:
         """Make this thread the channel's agent with one last store, and the enclave's agent so far leaves.
 
-        The agent of one CPU replaces only the agent of that CPU. The enclave's agent dismisses those of all CPUs, too.
+        The agent of one CPU replaces only the agent of that CPU. The enclave's agent replaces those of all CPUs, too;
+        the agents that it replaces leave after confirm().
         """
+        if self.number == 0:
+            self.record.confirmed = 0
         self._offer_ring()
         known = self._known
         # Not record.tid alone: an agent that left or was killed has cleared that, and is still in the table.
@@ -116,6 +119,16 @@ class Channel:
                 self._agents.channels[other].tid = 0
         record.since_ns = self.begin_turn()
         record.tid = self.tid
+
+    def confirm(self) -> None:
+        """Record that the enclave's agent, and those of its CPUs, have taken over without a failure."""
+        self._agents.channels[0].confirmed = 1
+
+    @property
+    def successor(self) -> tuple[bool, int]:
+        """Whether the enclave's last take-over is complete, and the tid of its agent, or 0 if that has left."""
+        first = self._agents.channels[0]
+        return bool(first.confirmed), int(first.tid)  # in this order: an agent that returns confirms last
 
     def register_waiting(self) -> None:
         """Give every waiting task a status word."""

@@ -30,6 +30,8 @@ from .layout import packer
 
 #: The maps that successive agents of one enclave share.
 SHARED = ("agent_tasks", "status_words", "free_words", "channels", "word_allocator", "rings", "txns", "agents")
+#: How long an agent may take to come back where its successor failed, and how often to look.
+_RETURN_S, _POLL_S = 4.0, 0.01
 _RT_PRIORITY = 1
 _BEST_NICE = -20
 _STATES = ("blocked", "waiting", "on CPU")
@@ -101,6 +103,18 @@ class Agents:
         age_ns = int(now - first.since_ns)
         tid = pids.to_local([int(first.tid)]).get(int(first.tid), 0)
         return AgentState(state, tid, text(first.policy), text(first.reason), **counts, age_ns=age_ns)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the agent has left, and no agent that it replaced may return."""
+        first = self.channels[0]
+        return not first.tid and bool(first.confirmed)
+
+    def wait_for_return(self) -> None:
+        """Wait until the former agent has taken over again, at most _RETURN_S seconds: it may have died."""
+        deadline = time.monotonic() + _RETURN_S
+        while not self.channels[0].tid and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     @property
     def words_used(self) -> int:

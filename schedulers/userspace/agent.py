@@ -248,7 +248,7 @@ class Agent:
     def take_over(self, *, per_cpu: bool = False) -> None:
         """Become the agent that the core sends messages to. Raises what the policy raises.
 
-        With ``per_cpu`` it assigns tasks to the agents of CPUs.
+        With ``per_cpu`` it assigns tasks to the agents of CPUs, and the take-over is complete after confirm().
         """
         self._own_cpu.bind()
         self._channel.take_over(
@@ -264,6 +264,22 @@ class Agent:
         self.resync()
         self._decide()
         self._channel.end_turn()
+        if self.cpu is None and not per_cpu:
+            self.confirm()
+
+    def confirm(self) -> None:
+        """Complete the take-over: the former agents leave. Until then, they return if this agent fails."""
+        self._channel.confirm()
+
+    @property
+    def tid(self) -> int:
+        """The tid of its thread in the initial pid namespace."""
+        return self._channel.tid
+
+    @property
+    def successor(self) -> tuple[bool, int]:
+        """Whether the enclave's last take-over is complete, and the tid of its agent, or 0 if that has left."""
+        return self._channel.successor
 
     def run(self, upkeep: Callable[[], None] | None = None) -> None:
         """Decide until another agent takes over, the enclave is gone, or stop() is called.

@@ -3,7 +3,8 @@
 
 A loader is never an agent itself, for an agent must not wait for a task that it schedules. The lead process is the
 agent of the enclave; where each CPU has an agent, it assigns new tasks to them and is their parent. The processes may
-outlive the loader. They end when another agent takes over, or when the enclave is destroyed.
+outlive the loader. They end when another agent has taken over, or when the enclave is destroyed. If the other agent
+fails before its take-over is complete, they return.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _READY, _IN_CHARGE = "ready", "in charge"
 _END_TIMEOUT_S = 4.0
 #: How often a loader that waits for an agent to start checks for signals that end the loader.
 _SIGNAL_CHECK_S = 0.25
+#: How often a replaced agent checks whether the take-over of its successor is complete.
+_SUCCESSION_CHECK_S = 0.01
 #: The exit status of an agent that ended because of SIGTERM.
 _TOLD, _TOLD_REASON = 3, "it was told to end"
 # What the lead process and the process of one CPU's agent tell each other.
@@ -123,7 +126,7 @@ class AgentProcess:
         Raises AgentError where it has ended for any other reason.
         """
         agents = Agents.open(self._id)
-        abandoned = agents is not None and not agents.channels[0].tid
+        abandoned = agents is not None and agents.is_abandoned
         if self.alive and not abandoned:
             return True
         reason = self.reason()
@@ -217,24 +220,26 @@ def _lead(spec: AgentPolicySpec, values: dict[str, int], gate: int, reports: int
         if not os.read(gate, 1) and enclave.core.enclaves[id].bank != bank:
             return 0
         _take_over(agent, per_cpu=others is not None)
-        _listen(agent)
         if others is not None:
             others.take_over()
+            agent.confirm()
+        _listen(agent)
         if stay:
             _close_streams()
         _report(reports, _IN_CHARGE)
-        agent.run(None if others is None else others.start_missing)
+        _serve(agent, bank, agent.tid, others)
         if others is not None and (failed := others.end()):
             raise GhostError(failed)
     except BaseException as error:
         reason = _one_line(error)
-        _report(reports, reason[:4096])
         raise
     finally:
         if agent is not None:
             agent.leave(reason)
         if others is not None:
             others.end()
+        if reason:
+            _report(reports, reason[:4096])  # last, since the loader then makes the former agents return
     return _TOLD if agent.stopped else 0
 
 
@@ -306,12 +311,12 @@ class _CpuAgents:
 
     def _start(self, cpu: int) -> None:
         ours, theirs = socket.socketpair()
-        lead, bank = os.getpid(), self._bank
+        parent, lead, bank = os.getpid(), self._lead.tid, self._bank
         if not (pid := os.fork()):
             ours.close()
             self._close_sockets()
             enclave, spec, values = self._lead.enclave, self._spec, self._values
-            _run(lambda: _run_on(cpu, enclave, spec, values, bank, theirs, lead))
+            _run(lambda: _run_on(cpu, enclave, spec, values, bank, lead, theirs, parent))
         theirs.close()
         self._pids[cpu], self._sockets[cpu] = pid, ours
 
@@ -340,7 +345,8 @@ def _run_on(
     spec: AgentPolicySpec,
     values: dict[str, int],
     bank: int,
-    lead: socket.socket,
+    lead: int,
+    reports: socket.socket,
     parent: int,
 ) -> int:
     libc.set_death_signal(signal.SIGTERM)
@@ -350,20 +356,20 @@ def _run_on(
         _set_agent_class(enclave, warns=False)
         agent = Agent(enclave, spec, values, cpu, bank)
         agent.prepare()
-        lead.send(_CPU_READY)
-        if lead.recv(1) != _CPU_GO:
+        reports.send(_CPU_READY)
+        if reports.recv(1) != _CPU_GO:
             return 0
         _take_over(agent)
         _listen(agent)
     except BaseException as error:
         with contextlib.suppress(ConnectionError):
-            lead.send(_one_line(error)[:4096].encode(errors="replace"))
+            reports.send(_one_line(error)[:4096].encode(errors="replace"))
         raise
     with contextlib.suppress(ConnectionError):
-        lead.send(_CPU_IN_CHARGE)
-    lead.close()
+        reports.send(_CPU_IN_CHARGE)
+    reports.close()
     try:
-        agent.run()
+        _serve(agent, bank, lead)
     except BaseException as error:
         agent.leave(_one_line(error))
         raise
@@ -387,6 +393,37 @@ def _take_over(agent: Agent, *, per_cpu: bool = False) -> None:
     agent.take_over(per_cpu=per_cpu)
     # An auto-join rule may have put this process into an enclave before, but leaves agents in charge alone.
     set_agent_class(0, agent.enclave.core)
+
+
+def _serve(agent: Agent, bank: int, lead: int, others: _CpuAgents | None = None) -> None:
+    """Let ``agent`` decide for the policy in ``bank`` until it is told to end, or other agents have taken over.
+
+    If they fail to, it takes over again, once the loader has made its policy live. ``lead`` is the tid of the enclave's
+    agent in the initial pid namespace; the agents of CPUs take over again after that agent.
+    """
+    while True:
+        agent.run(None if others is None else others.start_missing)
+        while (returns := _must_return(agent, bank, lead)) is None:
+            time.sleep(_SUCCESSION_CHECK_S)
+        if not returns:
+            return
+        _take_over(agent, per_cpu=others is not None)
+        if agent.cpu is None:
+            agent.confirm()  # then the agents of CPUs take over again
+
+
+def _must_return(agent: Agent, bank: int, lead: int) -> bool | None:
+    """Whether ``agent``, which was replaced, must take over again; None while the new take-over is not complete."""
+    enclave = agent.enclave
+    exists = enclave in Enclaves(enclave.core) and (enclave.path / f"policy_{bank}").exists()
+    if agent.stopped or not exists:
+        return False
+    confirmed, tid = agent.successor
+    if confirmed:
+        return tid == lead
+    if agent.cpu is None and not tid and enclave.core.enclaves[enclave.id].bank == bank:
+        return True
+    return None
 
 
 def _one_line(error: BaseException) -> str:

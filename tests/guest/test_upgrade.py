@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from agents import Fifo, MakeAgentProcess
 from command import Done, fork, ghostbpf, running
-from ghostbpf.schedulers.agents import has_pins
+from ghostbpf.schedulers.agents import Agents, has_pins
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import AgentError, AgentProcess, Task, Transaction, spec_of
@@ -29,6 +29,20 @@ class Broken(FifoCentralized):
 
     def __init__(self, agent, **options):
         raise RuntimeError("no such table")
+"""
+
+LATE = """
+from ghostbpf.schedulers.userspace import FifoPerCpu
+
+class Late(FifoPerCpu):
+    name = "late"
+    decided = 0
+
+    def schedule(self):
+        Late.decided += 1
+        if Late.decided > 1:
+            raise RuntimeError("no such table")
+        return super().schedule()
 """
 
 
@@ -78,6 +92,43 @@ class LastCpu(Fifo):
         if agent.cpu == 3:  # type: ignore[attr-defined]
             raise RuntimeError("a mistake")
         super().__init__(agent, **options)  # type: ignore[arg-type]
+
+
+class Late(Fifo):
+    """Decides when it is tried, and fails when it is in charge."""
+
+    name = "late"
+    decided = 0
+
+    def schedule(self) -> Iterator[Transaction]:
+        type(self).decided += 1
+        if type(self).decided > 1:
+            self.fail()
+        return super().schedule()
+
+    def fail(self) -> None:
+        raise RuntimeError("a mistake")
+
+
+class LateLastCpu(Late):
+    """The agent of one CPU fails when it is in charge."""
+
+    name = "late_last_cpu"
+    per_cpu = True
+
+    def fail(self) -> None:
+        if self.agent.cpu == 3:
+            super().fail()
+
+
+class KilledLate(LateLastCpu):
+    """The agent of one CPU is killed when it is in charge."""
+
+    name = "killed_late"
+
+    def fail(self) -> None:
+        if self.agent.cpu == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def naps(me: Me) -> None:
@@ -136,6 +187,50 @@ def test_agent_that_fails_before_it_takes_over_leaves_the_current_agent_in_charg
     assert "RuntimeError: a mistake" in capfd.readouterr().err or policy is Nonsense
 
 
+def tids(enclave: Enclave) -> list[int]:
+    """Of the enclave's agent, and of the agents of its CPUs, in the initial pid namespace."""
+    agents = Agents.open(enclave.id)
+    assert agents is not None
+    return [int(channel.tid) for channel in agents.channels]
+
+
+@pytest.mark.parametrize(
+    ("before", "policy"),
+    [
+        ("fifo_centralized", Late),
+        ("fifo_per_cpu", LateLastCpu),
+        *(pytest.param("fifo_per_cpu", policy, marks=SOAK) for policy in (Late, KilledLate)),
+        *(pytest.param("fifo_centralized", policy, marks=SOAK) for policy in (LateLastCpu, KilledLate)),
+    ],
+)
+def test_agents_come_back_when_their_successor_fails_after_it_took_over(
+    workload: Workload, agent_process: MakeAgentProcess, before: str, policy: type[Fifo]
+) -> None:
+    one, agents = agent_process("1-3", before, fastpath="off", agent_timeout="10s")
+    children = [workload.spawn(naps, one) for _ in range(4)]
+    for child in children:
+        child.progress()
+    known = tids(one)
+    for _ in range(2):
+        with pytest.raises(AgentError, match=r"a mistake|agent of CPU 3 could not start"):
+            upgrade(one, policy)
+        assert one.agent is not None
+        assert (one.policy, one.swaps, one.agent.state, one.agent.reason) == (before, 0, "deciding", "")
+        assert {path.name for path in one.path.iterdir()} == {"agent", "policy_0"}
+        assert agents.check()
+        until(lambda: tids(one) == known, "every agent is the same as before")
+        committed = one.agent.committed
+        until(lambda committed=committed: one.agent and one.agent.committed > committed, "it decides")
+        for child in children:
+            child.progress()
+    # One that does not fail takes over from them, and they leave.
+    new = upgrade(one, Fifo)
+    until(lambda: not agents.check(), "those before it have left")
+    assert new.check()
+    assert one.policy == Fifo.name
+    new.end()
+
+
 @pytest.mark.parametrize("policy", [pytest.param(Init, marks=SOAK), New])
 def test_agent_that_fails_to_start_leaves_a_policy_without_agent_in_charge(
     workload: Workload, enclave: MakeEnclave, policy: type[Fifo], capfd: pytest.CaptureFixture[str]
@@ -168,6 +263,16 @@ def test_run_reports_a_policy_that_cannot_start_and_the_enclave_keeps_its_own(
     )
     assert agents.check()
     assert one.agent is not None
+    assert (one.policy, one.agent.state) == ("fifo_centralized", "deciding")
+    # The same if it fails after it has taken over.
+    late = tmp_path / "late.py"
+    late.write_text(LATE)
+    workload.spinner(one).progress()
+    done = ghostbpf("run", late, "--enclave", one.id, "--", "sh", "-c", "echo it ran")
+    assert (done.status, done.out) == (1, "")
+    assert f"the new agent of enclave {one.id} could not start: the agent of CPU 1 could not start: " in done.err
+    assert f"  try: enclave {one.id} goes on under fifo_centralized, as before\n" in done.err
+    assert agents.check()
     assert (one.policy, one.agent.state) == ("fifo_centralized", "deciding")
     # In a new enclave, nothing is left.
     done = ghostbpf("run", file, "--cpus", "2", "--enclave", "9", "--", "sh", "-c", "echo it ran")
