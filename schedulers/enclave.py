@@ -297,8 +297,9 @@ class Enclave(EnclaveView):
         """Replace its policy: the new one is loaded beside the old one, and one store makes it live.
 
         ``agent``, started by ``policy.start_agent()``, prepares before that store and takes over after it. If both
-        policies have agents, the old agent stays until a new one has taken over without a failure; if the new policy has none, the old agent
-        leaves. The caller holds the lock of Enclaves.change() or create(), and ends ``agent`` if this raises.
+        policies have agents, the old agent stays until a new one has taken over without a failure; if the new policy
+        has none, the old agent leaves. The caller holds the lock of Enclaves.change() or create(), and ends ``agent``
+        if this raises.
 
         On any failure the old policy is live, with its agent. Raises UpgradeError (AgentError if the old agent is
         gone, too) and what loading raises.

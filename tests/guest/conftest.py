@@ -13,6 +13,7 @@ import contextlib
 import os
 import random
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from pathlib import Path
 
 import pytest
 from ghostbpf.loaders import sched_ext as kernel
-from ghostbpf.loaders.errors import BpfError, KernelUnsupported
-from ghostbpf.schedulers import core
+from ghostbpf.loaders.errors import BpfError, GhostError, KernelUnsupported
+from ghostbpf.schedulers import cgroups, core
 from ghostbpf.schedulers.agents import AgentPolicySpec
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
@@ -39,7 +40,7 @@ from done import pytest_addoption  # noqa: F401
 from kernel_events import KernelEvents
 from kernel_log import KernelLog
 from refusals import Refusals
-from workload import DEADLINE, MakeEnclave, Workload, all_cpus, ext_tasks, present_cpus, set_online
+from workload import DEADLINE, MakeEnclave, Workload, all_cpus, ext_tasks, present_cpus, set_online, until
 
 #: The CPU of the test process and its helpers, so that they do not disturb enclaves, which use other CPUs.
 HOME = 0
@@ -200,6 +201,30 @@ def quiet() -> Iterator[None]:
     os.sched_setaffinity(0, {HOME})
     yield
     os.sched_setaffinity(0, before)
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path) -> Iterator[Path]:
+    """The directory of a cgroup with one ``below`` it, where the controllers cpu and cpuset can be used.
+
+    What a test makes below it goes with it.
+    """
+    try:
+        root, mounted = cgroups.mount_point(), False
+    except GhostError:
+        subprocess.run(["mount", "-t", "cgroup2", "cgroup2", tmp_path], check=True)
+        root, mounted = tmp_path, True
+    (root / "cgroup.subtree_control").write_text("+cpu +cpuset")
+    top = root / "ghostbpf-test"
+    (top / "below").mkdir(parents=True)
+    (top / "cgroup.subtree_control").write_text("+cpu")
+    yield top
+    (top / "cgroup.kill").write_text("1")
+    until(lambda: "populated 0" in (top / "cgroup.events").read_text(), "it is empty")
+    for directory in (*filter(Path.is_dir, top.iterdir()), top):
+        directory.rmdir()
+    if mounted:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 def _leftovers() -> list[str]:

@@ -17,7 +17,7 @@ from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import Transaction
 from test_agent_failures import deciding, go_on, load
-from tracing import traced
+from trace_tool import traced
 from workload import MakeEnclave, Me, Workload, offline, present_cpus, until
 
 pytestmark = pytest.mark.usefixtures("quiet")

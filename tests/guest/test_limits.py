@@ -6,38 +6,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command import ghostbpf
-from ghostbpf.loaders.errors import GhostError
-from ghostbpf.schedulers import cgroups
 from workload import MakeEnclave, Me, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
-
-
-@pytest.fixture
-def cgroup(tmp_path: Path) -> Iterator[Path]:
-    """The directory of a cgroup with one below it, where the controllers cpu and cpuset can be used."""
-    try:
-        root, mounted = cgroups.mount_point(), False
-    except GhostError:
-        subprocess.run(["mount", "-t", "cgroup2", "cgroup2", tmp_path], check=True)
-        root, mounted = tmp_path, True
-    (root / "cgroup.subtree_control").write_text("+cpu +cpuset")
-    top = root / "ghostbpf-test"
-    (top / "below").mkdir(parents=True)
-    (top / "cgroup.subtree_control").write_text("+cpu")
-    yield top
-    for directory in (top / "below", top):
-        (directory / "cgroup.kill").write_text("1")
-        until(lambda directory=directory: not (directory / "cgroup.procs").read_text(), "it is empty")
-        directory.rmdir()
-    if mounted:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 def enter(cgroup: Path) -> Callable[[], object]:

@@ -12,14 +12,13 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cffi
 import pytest
 from command import ghostbpf, running
-from ghostbpf.schedulers import cgroups
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.tasks import SCHED_EXT
 from ghostbpf.tools.trace.taskstats import TaskStats
@@ -58,20 +57,6 @@ def has_run(child: Child) -> Callable[[], bool]:
     """A function that tells whether ``child`` has run since this call."""
     before = child.loops
     return lambda: child.loops > before + 10
-
-
-@pytest.fixture
-def cgroup() -> Iterator[Path]:
-    """A cgroup below which there are limits of CPU time."""
-    top = cgroups.mount_point() / "other-tools"
-    (top.parent / "cgroup.subtree_control").write_text("+cpu")
-    top.mkdir()
-    (top / "cgroup.subtree_control").write_text("+cpu")
-    yield top
-    (top / "cgroup.kill").write_text("1")
-    until(lambda: "populated 0" in (top / "cgroup.events").read_text(), "it is empty")
-    for directory in (*filter(Path.is_dir, top.iterdir()), top):
-        directory.rmdir()
 
 
 def group(parent: Path, name: str, *children: Child, **settings: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command import ghostbpf
 from ghostbpf.loaders import Module, compile, sched_ext
-from tracing import traced
+from trace_tool import traced
 from workload import Child, MakeEnclave, Me, Workload, runtime_ns, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]

@@ -7,8 +7,7 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from agents import MakeAgentProcess
 from command import Running, fork, ghostbpf, nobody, running
 from ghostbpf.loaders import libc
 from ghostbpf.loaders.descriptors import Offer, receive
-from ghostbpf.loaders.errors import GhostError
 from ghostbpf.loaders.handle import open_pinned
 from ghostbpf.loaders.maps import Map, MmapArray
 from ghostbpf.schedulers import cgroups, core, tasks
@@ -70,27 +68,8 @@ def stdin(*lines: object) -> Callable[[], None]:
     return first
 
 
-@pytest.fixture
-def cgroup(tmp_path: Path) -> Iterator[str]:
-    """A cgroup with one below it, by name."""
-    try:
-        root, mounted = cgroups.mount_point(), False
-    except GhostError:
-        subprocess.run(["mount", "-t", "cgroup2", "cgroup2", tmp_path], check=True)
-        root, mounted = tmp_path, True
-    top = root / "ghostbpf-test"
-    (top / "below").mkdir(parents=True)
-    yield f"/{top.name}"
-    for directory in (top / "below", top):
-        (directory / "cgroup.kill").write_text("1")
-        until(lambda directory=directory: not cgroups.tasks(str(directory)), "it is empty")
-        directory.rmdir()
-    if mounted:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
-
-
-def put(child: Child, cgroup: str) -> None:
-    (cgroups.mount_point() / cgroup.lstrip("/") / "cgroup.procs").write_text(str(child.pid))
+def put(child: Child, cgroup: Path) -> None:
+    (cgroup / "cgroup.procs").write_text(str(child.pid))
 
 
 def breed(me: Me) -> None:
@@ -147,23 +126,23 @@ def test_push_of_a_kernel_thread_fails_and_the_others_move(workload: Workload, e
     assert in_ext(sleeper.pid)
 
 
-def test_cgroup_joins_with_all_below_while_they_fork(workload: Workload, enclave: MakeEnclave, cgroup: str) -> None:
+def test_cgroup_joins_with_all_below_while_they_fork(workload: Workload, enclave: MakeEnclave, cgroup: Path) -> None:
     e = enclave("1-2")
     parents = [workload.spawn(breed) for _ in range(2)]
     crowd, outside = workload.crowd(20, lambda: None), workload.sleeper()
     until(lambda: crowd.value == 20, "all threads have started")
     put(parents[0], cgroup)
     for child in (parents[1], crowd):
-        put(child, f"{cgroup}/below")
+        put(child, cgroup / "below")
     for parent in parents:
         parent.progress()
-    done = ghostbpf("enclave", "add", e.id, "--cgroup", cgroup)
+    done = ghostbpf("enclave", "add", e.id, "--cgroup", f"/{cgroup.name}")
     assert done.status == 0
     joined = int(done.err.split()[0])
     assert done.err == f"{joined} tasks joined enclave {e.id}\n"
     assert len(done.out.splitlines()) == joined >= 23
     for _ in range(20):
-        members = cgroups.tasks(cgroups.find(cgroup))
+        members = cgroups.tasks(cgroups.find(str(cgroup)))
         inside = {task.tid for task in e.tasks()}
         assert not {tid for tid in members - inside if tasks.policy_of(tid) not in (tasks.SCHED_EXT, None)}
         assert outside.pid not in inside
@@ -175,14 +154,14 @@ def test_cgroup_joins_with_all_below_while_they_fork(workload: Workload, enclave
     assert crowd.wait() == 0
 
 
-def test_cgroup_is_followed_until_ctrl_c(workload: Workload, enclave: MakeEnclave, cgroup: str) -> None:
+def test_cgroup_is_followed_until_ctrl_c(workload: Workload, enclave: MakeEnclave, cgroup: Path) -> None:
     e = enclave("1-2")
     first, later = workload.sleeper(), workload.sleeper()
     put(first, cgroup)
-    with running("enclave", "add", e.id, "--cgroup", cgroup, "--follow") as daemon:
+    with running("enclave", "add", e.id, "--cgroup", f"/{cgroup.name}", "--follow") as daemon:
         daemon.until(lambda: f"{first.pid} " in daemon.out)
         assert in_ext(first.pid)
-        put(later, f"{cgroup}/below")
+        put(later, cgroup / "below")
         daemon.until(lambda: f"{later.pid} " in daemon.out)
         assert in_ext(later.pid)
         daemon.signal(signal.SIGINT)
@@ -193,11 +172,11 @@ def test_cgroup_is_followed_until_ctrl_c(workload: Workload, enclave: MakeEnclav
     assert {task.tid for task in e.tasks()} == {first.pid, later.pid}
 
 
-def test_cgroup_that_does_not_exist_is_refused(enclave: MakeEnclave, cgroup: str) -> None:
+def test_cgroup_that_does_not_exist_is_refused(enclave: MakeEnclave, cgroup: Path) -> None:
     e = enclave("1")
-    done = ghostbpf("enclave", "add", e.id, "--cgroup", f"{cgroup}/none")
+    done = ghostbpf("enclave", "add", e.id, "--cgroup", f"/{cgroup.name}/none")
     assert (done.status, done.out) == (1, "")
-    assert done.err.startswith(f"error: there is no cgroup {cgroup}/none\n  try: ")
+    assert done.err.startswith(f"error: there is no cgroup /{cgroup.name}/none\n  try: ")
 
 
 def joined(daemon: Running, child: Child) -> str:
