@@ -18,11 +18,11 @@ from ...loaders.maps import Hash, MmapArray
 from ...loaders.object import MapDef
 from ...loaders.ring import Ring
 from .. import pids
-from ..core import constant, ffi
+from ..core import constant, ffi, synchronize_rcu
 from ..cpuset import CpuSet
 from ..topology import nr_cpu_words
 from .layout import column, packer
-from .shared import Agents
+from .shared import Agents, is_timed_out
 from .spec import AgentPolicySpec, EnclaveView
 from .task import Transaction, TxnState, message_format
 
@@ -102,7 +102,9 @@ class Channel:
         if self.number == 0:
             self.record.confirmed = 0
         self._offer_ring()
-        known = self._known
+        first, known = self._agents.channels[0], self._known
+        # Agents of CPUs take over while the enclave's agent decides.
+        self._was_delegated = bool(first.tid) and not is_timed_out(first, time.monotonic_ns()) and not first.fastpath
         # Not record.tid alone: an agent that left or was killed has cleared that, and is still in the table.
         for tid in [tid for tid in known if known.get(tid) == self.number]:
             with contextlib.suppress(KeyError):
@@ -131,8 +133,17 @@ class Channel:
         return bool(first.confirmed), int(first.tid)  # in this order: an agent that returns confirms last
 
     def register_waiting(self) -> None:
-        """Give every waiting task a status word."""
+        """Give every waiting task a status word.
+
+        If there was no agent before, or an agent that was not asked about each task, an op that runs now may be about
+        to queue a task without a message: wait for these ops first.
+        """
+        if not self._was_delegated and not self.record.fastpath:
+            self._wait_for_ops()
         self._register_waiting.run()
+
+    def _wait_for_ops(self) -> None:
+        synchronize_rcu()
 
     def begin_turn(self) -> int:
         """Tell the core that the agent is about to read; returns the time."""

@@ -97,7 +97,7 @@ class Agents:
         first = self.channels[0]
         now = time.monotonic_ns()
         active = [first, *(channel for channel in islice(self.channels, 1, None) if channel.tid)]
-        timed_out = any(_is_timed_out(channel, now) for channel in active)
+        timed_out = any(is_timed_out(channel, now) for channel in active)
         state = ("timed_out" if timed_out else "deciding") if first.tid else "gone"
         counts = {name: sum(int(getattr(channel, name)) for channel in active) for name in _COUNTS}
         age_ns = int(now - first.since_ns)
@@ -173,8 +173,8 @@ def set_agent_class(tid: int, core: Core) -> None:
         os.setpriority(os.PRIO_PROCESS, tid, _BEST_NICE)
 
 
-def _is_timed_out(channel: Any, now: int) -> bool:
-    """The same as is_timed_out() of bpf/agent/channels.bpf.h."""
+def is_timed_out(channel: Any, now: int) -> bool:
+    """Whether the agent of ``channel`` takes longer than its time-out; the same as in bpf/agent/channels.bpf.h."""
     since = max(channel.oldest_pending_ns, channel.heartbeat_ns)
     late = channel.asked != channel.answered and now - since > channel.timeout_ns
     return bool(late or (channel.state == constant("AGENT_BUSY") and now - channel.heartbeat_ns > channel.timeout_ns))

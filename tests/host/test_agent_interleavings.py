@@ -33,6 +33,7 @@ CENTRAL = [name for name, spec in POLICIES.items() if not spec.agent.per_cpu]
 #: A byte for each choice: which event happens at a point, and to which task or CPU.
 SCHEDULES = st.binary(min_size=160, max_size=160)
 HOTPLUG = "turn turn wake wake take release preempt offline online"
+COMEBACK = "turn turn wake wake block preempt exec affinity return depart join"
 TAKEOVER = "turn turn wake wake block preempt exec affinity replace depart join"
 
 
@@ -66,6 +67,13 @@ def test_when_agents_are_replaced_every_task_gets_a_cpu(name: str, schedule: byt
 
 
 @pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=130)
+@given(schedule=SCHEDULES)
+def test_when_agents_come_back_after_others_failed_every_task_gets_a_cpu(name: str, schedule: bytes) -> None:
+    World(POLICIES[name], events=COMEBACK).play(schedule)
+
+
+@pytest.mark.parametrize("name", POLICIES)
 @settings(max_examples=60)
 @given(schedule=SCHEDULES)
 def test_beyond_cpu_63_every_task_gets_a_cpu(name: str, schedule: bytes) -> None:
@@ -80,6 +88,7 @@ FAULTS = {
     "follows_exec": (SOL, "turn turn wake block preempt exec", "these get no CPU"),
     "posts_in_order": (CFS, "", "sleeps, and has been asked"),
     "words_stay": (CFS, "turn turn turn wake wake block depart join", "was told of with the sequence numbers"),
+    "waits_for_ops": (SHINJUKU, COMEBACK, "these get no CPU"),
     "stock_does_not_guess": (SOL, "turn wake affinity replace", "these get no CPU"),
 }
 

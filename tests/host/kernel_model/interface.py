@@ -71,6 +71,11 @@ class ModelChannel(Channel):
         self._interface.kernel.sleepers[self.number] = self.wake
         self.woken = False
 
+    def _wait_for_ops(self) -> None:
+        kernel = self._interface.kernel
+        if kernel.fixes.waits_for_ops:
+            self._interface.run(kernel.wait_for_ops())
+
     def wake(self) -> None:
         """The core wakes the agent."""
         self.woken = True

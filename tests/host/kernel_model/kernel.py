@@ -28,7 +28,7 @@ Steps = Iterator[None]
 
 @dataclass(frozen=True)
 class Fixes:
-    """Which bugs of earlier versions of the core are fixed; tests switch off one fix to see the model find the bug."""
+    """Which bugs of earlier versions are fixed; tests switch off one fix to see the model find the bug."""
 
     #: Both tries of a commit make the iterator before they check task and CPU: whatever changes a task takes it off its
     #: queue meanwhile, and an iterator moves no task that was inserted after the iterator was made.
@@ -49,6 +49,8 @@ class Fixes:
     hotplug_empties_all: bool = True
     #: Registering the waiting tasks does not take a task for running because it is on no queue right now.
     stock_does_not_guess: bool = True
+    #: An agent that takes over where none was asked waits for what the CPUs are about to queue, and takes stock then.
+    waits_for_ops: bool = True
 
 
 ALL_FIXES = Fixes()
@@ -695,9 +697,14 @@ class Kernel:
 
     def wait_for_rcu(self) -> Steps:
         """Return when each program that runs now has ended."""
-        readers, locked = set(self.readers_now), [task for task in self.tasks if task.locked]
-        while readers & self.readers_now or any(task.locked for task in locked):
-            locked = [task for task in locked if task.locked]
+        readers, ops = set(self.readers_now), self.wait_for_ops()
+        while readers & self.readers_now or next(ops, self) is None:
+            yield
+
+    def wait_for_ops(self) -> Steps:
+        """Return when each op that runs now has ended: its task is locked as long."""
+        locked = [task for task in self.tasks if task.locked]
+        while locked := [task for task in locked if task.locked]:
             yield
 
     def check_task(self, task: Task, txn: Any) -> int:

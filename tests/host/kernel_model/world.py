@@ -43,6 +43,12 @@ class Runner:
         self.agent.take_over()
         self.in_turn = False
 
+    def come_back(self) -> None:
+        """Take over again, where the agent that took over has left."""
+        self.in_turn, self.due = True, True
+        self.agent.take_over()
+        self.in_turn = False
+
     @property
     def ring(self) -> Any:
         return self.channel._ring
@@ -247,6 +253,23 @@ class World:
             return
         self._is_replacing = True
         self.runners[index] = Runner(self, self.spec, None)
+        self._is_replacing = False
+
+    def _return(self, byte: int) -> None:
+        """Other agents of the same policy take over, do for a while, and leave; those before them take over again."""
+        before = self.runners
+        if self._is_replacing or any(runner.in_turn for runner in before):
+            return
+        self._is_replacing = True
+        self._start_agents()
+        for _ in range(byte % 8):
+            self.point()
+        for runner in self.runners:
+            runner.agent.leave("a mistake")
+            self.point()
+        self.runners = before
+        for runner in before:
+            runner.come_back()
         self._is_replacing = False
 
     def _wake(self, byte: int) -> None:
