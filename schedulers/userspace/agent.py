@@ -231,14 +231,15 @@ class Agent:
     def _rehearse(self) -> None:
         """Have the policy decide once for the tasks of the agent in charge, and discard policy and decisions.
 
-        A new policy object takes over.
+        Every task is shown as waiting: the policy gets no callback for a task that sleeps. A new policy object takes
+        over.
         """
         if not (words := self._words_by_age(lambda word: True)):
             return
         self._is_rehearsing = True
         try:
             for number, word in words:
-                self._learn(number, word)
+                self._learn(number, word._replace(state=WAITING))
             self._channel.check(list(self.policy.schedule() or ()))
         finally:
             self._is_rehearsing = False
