@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command import ghostbpf
+from ghostbpf.loaders import sched_ext
 from workload import MakeEnclave, Me, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
@@ -72,6 +73,33 @@ def test_command_that_may_use_no_cpu_of_the_enclave_does_not_run(cgroup: Path, t
     assert "by the cpuset of cgroup /, and enclave 1 has CPU 3" in done.err
     done = ghostbpf("run", "biff", "--cpus", "3", "--", "touch", ran, first=enter(cgroup))
     assert (done.status, done.err, ran.exists()) == (0, "", True)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_isolated_partition_does_not_refuse_the_attach_and_its_tasks_run_in_an_enclave(
+    workload: Workload, enclave: MakeEnclave, cgroup: Path, moment: str
+) -> None:
+    """An isolated partition takes its CPU out of the scheduling domains, as isolcpus= does at boot."""
+
+    def isolate() -> None:
+        (cgroup / "cpuset.cpus").write_text("3")
+        (cgroup / "cpuset.cpus.partition").write_text("isolated")
+        assert (cgroup / "cpuset.cpus.partition").read_text() == "isolated\n"
+        assert Path("/sys/devices/system/cpu/isolated").read_text() == "3\n"
+
+    if moment == "before":
+        isolate()
+    biff = enclave("2-3")  # the first enclave: the core is attached here
+    if moment == "after":
+        isolate()
+    isolated, other = workload.spinner(go=False), workload.spinner(biff)
+    (cgroup / "cgroup.procs").write_text(str(isolated.pid))
+    assert ghostbpf("enclave", "add", 1, isolated.pid).err == ""
+    isolated.wake()
+    until(lambda: (isolated.at, other.at) == (3, 2), "each runs on the CPU that it may use")
+    assert {task.tid for task in biff.tasks()} == {isolated.pid, other.pid}
+    assert elsewhere() == 0
+    assert sched_ext.status().state == "enabled"
 
 
 def test_tasks_that_may_use_no_cpu_of_the_enclave_are_reported(
