@@ -22,12 +22,56 @@ from ..schedulers.enclave import Enclaves
 from ..schedulers.registry import POLICIES
 from ..vm import Guest, run
 
-PACKAGES = ("schedtool", "tuna", "bpftrace")
-_LIMIT_S = 240
-_GUEST_S = 900
+PACKAGES = ("schedtool", "tuna", "bpftrace", "systemd", "golang-go", "default-jre-headless")
+_LIMIT_S = 900
+_GUEST_S = 3600
+
+#: A manager of units that is not the first process: it looks for that directory, and for nothing else of a booted one.
+_MANAGER = (
+    "mkdir -p /run/systemd/system /tmp/u; export XDG_RUNTIME_DIR=/tmp/u; [ -S /tmp/u/systemd/private ] || "
+    "setsid /usr/lib/systemd/systemd --user > /tmp/systemd.out 2>&1 < /dev/null & "
+    "until [ -S /tmp/u/systemd/private ]; do sleep 0.1; done; "
+)
+_UNIT = "systemd-run --user --wait --pipe -q"
+_WHICH = """python3 -c 'import os; print("policy", os.sched_getscheduler(0))'"""
+#: In the enclave, which has CPU 1 alone.
+_INSIDE = "ghostbpf enclave add 1 $$ > /dev/null && "
+_GO = (
+    (
+        "cd /tmp && export HOME=/tmp GOTOOLCHAIN=local GO111MODULE=off && "
+        r"printf 'package main\nimport \"runtime\"\nfunc main() { println(runtime.NumCPU(), runtime.GOMAXPROCS(0)) }' "
+        "> cpus.go && go build -o cpus cpus.go && "
+    )
+    .replace("{", "{{")
+    .replace("}", "}}")
+)
+#: The log has what Runtime.availableProcessors() says, and by which the JVM sizes its own pools.
+_JAVA = "java -Xlog:gc+init -version"
 
 #: Tool, command for its version, command ({pid}: a task in an enclave), and pattern of the output.
 ROWS = (
+    (
+        "systemd CPUSchedulingPolicy=ext",
+        "systemctl --version",
+        f"{_MANAGER} {_UNIT} -p CPUSchedulingPolicy=ext true",
+        r"Failed to parse CPUSchedulingPolicy: ext",
+    ),
+    ("systemd-run from inside", "systemctl --version", f"{_MANAGER} {_INSIDE} {_UNIT} {_WHICH}", r"policy 0"),
+    (
+        "systemd-run --scope from inside",
+        "systemctl --version",
+        f"{_MANAGER} {_INSIDE} systemd-run --user --scope -q {_WHICH}",
+        r"policy 7",
+    ),
+    (
+        "systemd unit of ghostbpf run",
+        "systemctl --version",
+        f"{_MANAGER} {_UNIT} ghostbpf run biff --cpus 2 -- {_WHICH}",
+        r"policy 7",
+    ),
+    ("nproc", "nproc --version", f"{_INSIDE} nproc", r"(?m)^4$"),
+    ("Java", "java -version", _INSIDE + _JAVA, r"CPUs: 4 total, 4 available"),
+    ("Go", "go version", f"{_GO} {_INSIDE} ./cpus", r"(?m)^4 4$"),
     ("schedtool", "dpkg-query -W schedtool", "schedtool {pid}", r"POLICY 7\s+<UNKNOWN>"),
     ("tuna", "tuna --version", "tuna show_threads -t {pid}", r"(?m)^\s*{pid}\s+N\s"),
     ("bpftrace runqlat", "bpftrace --version", "timeout -s INT 75 runqlat.bt", r"@usecs:\s*\n(.*\n)*.*\[64K, 128K\)"),

@@ -92,7 +92,7 @@ def test_isolated_partition_does_not_refuse_the_attach_and_its_tasks_run_in_an_e
     biff = enclave("2-3")  # the first enclave: the core is attached here
     if moment == "after":
         isolate()
-    isolated, other = workload.spinner(go=False), workload.spinner(biff)
+    isolated, other = workload.spinner(start=False), workload.spinner(biff)
     (cgroup / "cgroup.procs").write_text(str(isolated.pid))
     assert ghostbpf("enclave", "add", 1, isolated.pid).err == ""
     isolated.wake()
