@@ -145,7 +145,7 @@ def test_example_of_a_registered_policy_is_one() -> None:
     (block,) = blocks("policies/index.md", "python")
     names: dict[str, Any] = {"__file__": __file__}
     exec(block, names)
-    assert names["MINE"].values({"slice": "2ms"}) == {"slice_ns": 2_000_000}
+    assert names["MINE"].parse({"slice": "2ms"}).values == {"slice_ns": 2_000_000}
     assert names["MINE"].source == Path(__file__).with_name("mine.bpf.c")
 
 
