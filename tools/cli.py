@@ -55,8 +55,23 @@ class Lazy(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from .version import version  # importlib.metadata takes tens of milliseconds
+
+        click.echo(f"ghostbpf {version()}")
+        ctx.exit()
+
+
 @click.group(cls=Lazy, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ghostbpf")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def ghostbpf() -> None:
     """ghOSt's scheduling model on mainline Linux: enclaves of CPUs, each with its own scheduler,
     written in BPF C or Python and replaced while they run."""

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A wheel has everything, also the kernel-side C; an editable install uses the checkout."""
 
+import json
 import os
 import subprocess
 import sys
-import sysconfig
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+_VERSION = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +32,40 @@ def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = where.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", where / "venv"], check=True)
     python = where / "venv" / "bin" / "python"
-    # The dependencies are those of this environment; the test is of the wheel's own files.
     site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True)
-    Path(site.strip(), "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # The venv sees the wheel's dependencies, linked from this environment, and none of its other packages.
+    _link_dependencies(where / "dependencies")
+    Path(site.strip(), "dependencies.pth").write_text(f"{where / 'dependencies'}\n")
+    # pip checks the dependencies: it fails if one is missing, as it has no index to fetch it from.
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-index", wheel], check=True)
     return python
 
 
+def _link_dependencies(directory: Path) -> None:
+    """Link the files of all direct and indirect dependencies of ghostbpf into `directory`."""
+    directory.mkdir()
+    pending, seen = ["ghostbpf"], {"ghostbpf"}
+    while pending:
+        for requirement in map(Requirement, metadata.requires(pending.pop()) or ()):
+            if requirement.name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+                continue
+            pending.append(requirement.name)
+            seen.add(requirement.name)
+            distribution = metadata.distribution(requirement.name)
+            for top in {file.parts[0] for file in distribution.files or () if file.parts[0] != ".."}:
+                (directory / top).symlink_to(Path(str(distribution.locate_file(top))))
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def _python(python: Path, code: str, cwd: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.check_output([python, "-c", code], cwd=cwd, env=environment, text=True).strip()
+    return subprocess.check_output([python, "-c", code], cwd=cwd, env=_environment(), text=True).strip()
+
+
+def _ghostbpf(python: Path, *arguments: str, cwd: Path) -> str:
+    return subprocess.check_output([python.with_name("ghostbpf"), *arguments], cwd=cwd, env=_environment(), text=True)
 
 
 def test_wheel_has_its_own_modules_and_c(wheel_python: Path, tmp_path: Path) -> None:
@@ -48,24 +76,33 @@ def test_wheel_has_its_own_modules_and_c(wheel_python: Path, tmp_path: Path) -> 
 
 
 def test_wheel_installs_the_command(wheel_python: Path, tmp_path: Path) -> None:
-    output = subprocess.check_output(
-        [wheel_python.with_name("ghostbpf"), "policies", "--json"], cwd=tmp_path, text=True
-    )
-    assert '"policy": "biff"' in output
+    assert '"policy": "biff"' in _ghostbpf(wheel_python, "policies", "--json", cwd=tmp_path)
+
+
+def test_wheel_has_the_version_of_pyproject(wheel_python: Path, tmp_path: Path) -> None:
+    assert _ghostbpf(wheel_python, "--version", cwd=tmp_path) == f"ghostbpf {_VERSION}\n"
+
+
+def test_checkout_that_is_not_installed_has_the_version_of_pyproject(wheel_python: Path, tmp_path: Path) -> None:
+    (tmp_path / "ghostbpf").symlink_to(CHECKOUT)
+    # -S leaves site-packages out: like a guest, the interpreter finds no metadata of ghostbpf.
+    code = "from ghostbpf.tools.version import version; print(version())"
+    environment = _environment() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([wheel_python, "-S", "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == f"{_VERSION}\n", done.stderr
 
 
 def test_wheel_writes_a_new_policy(wheel_python: Path, tmp_path: Path) -> None:
-    subprocess.check_call([wheel_python.with_name("ghostbpf"), "new", "mine"], cwd=tmp_path)
+    _ghostbpf(wheel_python, "new", "mine", cwd=tmp_path)
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"mine.py", "pyproject.toml"}
 
 
 @pytest.mark.usefixtures("root", "bcc")
-def test_wheel_compiles_its_tracer(wheel_python: Path, tmp_path: Path) -> None:
-    code = (
-        "from ghostbpf.loaders import compile; from ghostbpf.loaders.source import BPF_DIR;"
-        "print(sorted(compile(BPF_DIR / 'tracers' / 'wakelat.bpf.c').functions))"
-    )
-    assert "wakelat_switch" in _python(wheel_python, code, tmp_path)
+def test_wheel_traces(wheel_python: Path, tmp_path: Path) -> None:
+    lines = _ghostbpf(wheel_python, "trace", "runqlat", "--json", "1", "1", cwd=tmp_path).splitlines()
+    histogram, end = map(json.loads, lines)
+    assert histogram["tool"] == "runqlat"
+    assert 0 < histogram["count"] == end["events"]
 
 
 def test_editable_install_is_the_checkout(tmp_path: Path) -> None:
