@@ -36,6 +36,11 @@ Examples:
   sudo ghostbpf run biff --keep -- true   make an enclave that stays
   sudo ghostbpf run biff --all            every task of the fair class
   sudo ghostbpf run ./mine.py -- make     a policy from a Python file
+
+\b
+Exit status: CMD's own (128+N if signal N ended it, 126 or 127 if it
+cannot be run), 0 after Ctrl-C without CMD; or 1 if the policy, or the
+enclave, failed, 2 if the command line is wrong.
 """
 
 

@@ -45,6 +45,12 @@ _INTERVALS = "  {name} 1 10                  a report each second, 10 times\n"
 _PID = "  {name} -d 5 -p 4711          one process, for 5 s\n"
 _COMM = "  {name} -c nginx --json       tasks with this name, as JSON lines\n"
 _COMMAND = "  {name} -- ./server --port 1  a command and its children\n"
+_EXIT_STATUS = """
+\b
+Exit status: CMD's own (128+N if signal N ended it, 126 or 127 if it
+cannot be run); without CMD, 0 when it is done or Ctrl-C ends it. 1 if
+tracing failed, 2 if the command line is wrong.
+"""
 
 
 class _TraceCommand(click.Command):
@@ -144,7 +150,8 @@ def _command_for(tool: type[Tool]) -> click.Command:
 
 def _examples(tool: type[Tool]) -> str:
     intervals = "" if tool.ARGUMENTS else _INTERVALS
-    return tool.EXAMPLES + _COMMON_EXAMPLES + intervals + (_PID if "pid" in tool.FILTERS else "") + _COMM + _COMMAND
+    pid = _PID if "pid" in tool.FILTERS else ""
+    return tool.EXAMPLES + _COMMON_EXAMPLES + intervals + pid + _COMM + _COMMAND + _EXIT_STATUS
 
 
 def _filters() -> list[click.Option]:
