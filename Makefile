@@ -13,7 +13,7 @@ KERNELS ?= oldest newest
 # Those of them that get the tests of what no kernel should change, too; the others get them in `make test-soak`.
 INDEPENDENT_ON ?= newest
 
-.PHONY: help setup demo test check lint test-host test-soak-host test-guest test-soak test-marathon bench wheel docs clean
+.PHONY: help setup demo test check lint test-host test-soak-host test-guest test-soak test-marathon bench wheel deb docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -22,6 +22,7 @@ help:
 	@echo 'make lint test-host test-guest test-guest-oldest   the parts of make test'
 	@echo 'make test-soak       200 swaps, killed loaders, races, every policy under storms; on both kernels'
 	@echo 'make test-marathon   the tests that take minutes each, on both kernels'
+	@echo 'make wheel deb   a Python wheel and a Debian package, in dist/'
 	@echo 'make bench   the measurements that the README quotes'
 	@echo 'make docs    the site of docs/, in build/site; a warning fails it'
 
@@ -50,6 +51,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.typing $(BIN)/mypy --explicit-package-bases -p ghostbpf.loaders -p ghostbpf.schedulers -p ghostbpf.tools -p ghostbpf.vm -p ghostbpf.experiments
+	MYPYPATH=.typing $(BIN)/mypy --explicit-package-bases packaging/deb.py
 
 test-host: setup
 	$(BIN)/python -m pytest -m 'not soak' tests/host
@@ -95,6 +97,10 @@ bench: setup
 
 wheel: setup
 	$(BIN)/python -m build --wheel
+
+# The build runs in its own Debian root, so setup does not install the packaging tools.
+deb: setup
+	$(BIN)/python packaging/deb.py build dist
 
 # Material for MkDocs prints an advertisement of its successor unless this is set.
 docs: setup

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .cache import locked, remove_unless_in_use, scratch_dir, stage, write_atomically
@@ -63,11 +63,13 @@ class Recipe:
     packages: tuple[str, ...]
     directories: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    #: Patterns of files that dpkg does not unpack.
+    excluded: tuple[str, ...] = field(default=_EXCLUDED, repr=False)
 
     @property
     def fingerprint(self) -> str:
         """A hash of the recipe, in 12 hex digits."""
-        return hashlib.sha256(repr((SUITE, _EXCLUDED, self)).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr((SUITE, self.excluded, self)).encode()).hexdigest()[:12]
 
 
 GUEST_ROOT = Recipe("root", "essential", ROOT_PACKAGES, _DIRECTORIES, (("usr/local/bin/ghostbpf", _COMMAND),))
@@ -96,7 +98,7 @@ def tree(home: Path, recipe: Recipe, mirror: Mirror) -> tuple[Path, Path]:
             return place, lock
         with scratch_dir(home, recipe.name) as scratch:
             part = scratch / "tree"
-            with stage(f"making the guest's {recipe.name} from {len(recipe.packages)} {SUITE} packages"):
+            with stage(f"making the tree {recipe.name} from {len(recipe.packages)} {SUITE} packages"):
                 _bootstrap(recipe, mirror, part)
             for name in recipe.directories:
                 (part / name).mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,7 @@ def _bootstrap(recipe: Recipe, mirror: Mirror, target: Path) -> None:
         f"--include={','.join(recipe.packages)}",
         "--architectures=amd64",
         '--aptopt=APT::Install-Recommends "false"',
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.excluded),
         SUITE,
         str(target),
         mirror.source(SUITE),
