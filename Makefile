@@ -85,7 +85,7 @@ test-guest-%: setup
 test-soak-host: setup
 	$(BIN)/python -m pytest -m soak tests/host
 
-test-soak-%: setup
+test-soak-%: setup deb
 	$(call in_guest,$*,soak and not marathon$(call where_independent,$*,, or kernel_independent and not marathon),7200)
 
 # What takes minutes: agents killed and replaced a hundred times, a million messages, thousands of tasks, stress-ng.
