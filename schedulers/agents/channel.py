@@ -17,6 +17,7 @@ from ...loaders.link import Module, Program, Target, create_map
 from ...loaders.maps import Hash, MmapArray
 from ...loaders.object import MapDef
 from ...loaders.ring import Ring
+from ...loaders.uapi import map_type
 from .. import pids
 from ..core import constant, ffi, synchronize_rcu
 from ..cpuset import CpuSet
@@ -26,7 +27,6 @@ from .shared import Agents, is_timed_out
 from .spec import AgentPolicySpec, EnclaveView
 from .task import Transaction, TxnState, message_format
 
-_RINGBUF = 27
 _PULSE_HZ = 20
 _TXN, _COMMIT, _TASK, _TAKE, _AGENT = map(packer, ("txn", "commit_args", "agent_task_args", "take_args", "agent_args"))
 _IDLE, _BUSY = constant("AGENT_IDLE"), constant("AGENT_BUSY")
@@ -79,7 +79,7 @@ class Channel:
                 switches = module.load("tp_sched_switch", Target.tracepoint("sched_switch"))
                 self._watches.append(Link.tracepoint(switches))
             self._pulse = Pulse(pulse, lambda: CpuSet.from_words(enclave.core.state.online))
-        self._ring_map = create_map(MapDef("ring", _RINGBUF, 0, 0, ring_bytes, 0, 0, 0, 0))
+        self._ring_map = create_map(MapDef("ring", map_type("RINGBUF"), 0, 0, ring_bytes, 0, 0, 0, 0))
         self._ring = Ring(self._ring_map, message_format())
         self._txn_records = MmapArray(self._agents.maps["txns"], ffi(), "struct txn")
         self._known = Hash(self._maps["agents"], ffi(), "u32", "u32")

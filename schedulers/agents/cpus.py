@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .. import libc
+from ...loaders import libc
 from .layout import column
 from .spec import EnclaveView
 

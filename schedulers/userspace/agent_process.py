@@ -20,8 +20,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, Self
 
+from ...loaders import libc
 from ...loaders.errors import GhostError
-from .. import libc
 from ..agents import AgentPolicySpec, Agents, set_agent_class
 from ..enclave import Enclave, Enclaves
 from ..errors import AgentError

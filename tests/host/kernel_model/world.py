@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ghostbpf.schedulers import libc
+from ghostbpf.loaders import libc
 from ghostbpf.schedulers.agents import AgentPolicySpec, channel, status_words
 from ghostbpf.schedulers.userspace import agent as agent_module
 from ghostbpf.schedulers.userspace import central, cfs, edf, shinjuku

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ghostbpf.schedulers import libc
+from ghostbpf.loaders import libc
 
 
 def test_current_cpu_is_the_one_that_the_thread_is_bound_to() -> None:
@@ -27,7 +27,7 @@ def test_current_cpu_is_the_one_that_the_thread_is_bound_to() -> None:
 def run(code: str) -> str:
     """What ``code`` prints in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", f"from ghostbpf.schedulers import libc\n{code}"],
+        [sys.executable, "-c", f"from ghostbpf.loaders import libc\n{code}"],
         capture_output=True,
         text=True,
         check=True,
@@ -51,7 +51,7 @@ def test_locked_memory_covers_the_whole_process() -> None:
 
 
 def test_refused_call_raises_with_the_reason() -> None:
-    with pytest.raises(OSError, match=r"prctl\(1, 1000\): Invalid argument"):
+    with pytest.raises(OSError, match=r"prctl: Invalid argument"):
         libc.set_death_signal(1000)
 
 
@@ -73,7 +73,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     # The orphan holds the pipes of its output open, so this returns when the orphan has ended.
     done = subprocess.run(
-        [sys.executable, "-c", f"from ghostbpf.schedulers import libc\n{code}"], capture_output=True, check=False
+        [sys.executable, "-c", f"from ghostbpf.loaders import libc\n{code}"], capture_output=True, check=False
     )
     assert done.returncode == -signal.SIGKILL
     assert report.read_text() == str(int(signal.SIGTERM))
