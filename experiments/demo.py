@@ -78,14 +78,19 @@ def _destroy(id: int) -> None:
 
 
 def _compare(enclave: Enclave) -> None:
-    rows = []
+    rows, saved = [], []
     for title, workload in (("messaging, 160 tasks", _MESSAGING), ("1,000 short threads", _THREADS)):
+        switches = {}
         for scheduler, prepare in (("EEVDF", None), ("Biff", enclave.add_process)):
             say(f"{title} under {scheduler}")
             seconds, seen = _measure(workload, prepare)
-            rows.append([title, scheduler, f"{seconds:.2f} s", seen.switches, human_ns(seen.p50), human_ns(seen.p99)])
-    headers = ["workload", "scheduler", "time", "switches", "wake-to-run p50", "p99"]
+            switches[scheduler] = seen.switches
+            rows.append([title, scheduler, f"{seconds:.2f} s", seen.switches, human_ns(seen.p50)])
+        saved.append(f"{1 - switches['Biff'] / switches['EEVDF']:.0%}")
+    headers = ["workload", "scheduler", "time", "context switches", "median wait for a CPU"]
     print(f"\n{tabulate(rows, headers, disable_numparse=True)}\n", flush=True)
+    say(f"Biff runs each task until it blocks: {' and '.join(saved)} fewer switches")
+    say("the price: a task waits longer for its turn, as in each FIFO")
 
 
 def _measure(workload: str, prepare: Callable[[int], object] | None) -> tuple[float, Latencies]:

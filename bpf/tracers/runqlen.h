@@ -6,7 +6,7 @@
 
 /* Per CPU; the last count includes all longer queues. */
 struct runqlen_counts {
-	u64 samples[128]; /* by queue length: tasks that wait, without the one that runs */
+	u64 samples[128]; /* by queue length: tasks that wait; the running task is not counted */
 };
 
 #endif

@@ -2,7 +2,7 @@
 /*
  * ghOSt's schedlat: how long a task waits for its policy, and then for the CPU.
  *
- * Tasks of no enclave have no policy of ours: only their whole wait is recorded.
+ * Of a task in no enclave only the whole wait is recorded: no policy of an enclave decides about it.
  */
 #define HISTS 3
 #include "hist.bpf.h"
