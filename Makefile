@@ -50,6 +50,8 @@ lint: setup
 	@mkdir -p .typing && ln -sfn .. .typing/ghostbpf
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files -z | xargs -0 $(BIN)/codespell
+	$(BIN)/python tests/lint/words.py
 	MYPYPATH=.typing $(BIN)/mypy --explicit-package-bases -p ghostbpf.loaders -p ghostbpf.schedulers -p ghostbpf.tools -p ghostbpf.vm -p ghostbpf.experiments
 	MYPYPATH=.typing $(BIN)/mypy --explicit-package-bases packaging/deb.py
 
