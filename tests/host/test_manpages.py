@@ -77,14 +77,16 @@ def test_page_shows_what_help_shows(pages: dict[str, Path], command: str) -> Non
 def test_name_is_what_whatis_finds(pages: dict[str, Path]) -> None:
     done = subprocess.run(["lexgrog", *map(str, pages.values())], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert 'ghostbpf-enclave-ls - list the enclaves there are"' in done.stdout
+    names = re.findall(r': "(\S+) - \S', done.stdout)
+    assert sorted(names) == sorted(pages)
 
 
 @needs_man
 def test_exit_status_is_the_commands_own(pages: dict[str, Path]) -> None:
     for name in ("run", "run-biff", "trace-runqlat", "vm"):
         section = _shown(pages[f"ghostbpf-{name}"]).partition("EXIT STATUS")[2]
-        assert section.split()[:3] == ["CMD's", "own", "(128+N"], name
+        assert section.split()[0] == "CMD's", name
+        assert "128+N" in section, name
 
 
 @needs_man
