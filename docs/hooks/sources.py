@@ -21,13 +21,20 @@ _INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 _LINK = re.compile(r"(\]\()([^)\s:#]+)((?:#[^)\s]*)?\))")
 
 
-def on_config(config: Any) -> Any:
-    """Link the packages into one directory: their parent is the repository, which no tool should walk as a package."""
+def on_startup(**_: Any) -> None:
+    """Link the packages into one directory: their parent is the repository, which no tool should walk as a package.
+
+    mkdocstrings ignores a path that does not exist when it is configured, so this runs before that.
+    """
     namespace = _ROOT / "build" / "docs" / "ghostbpf"
     namespace.mkdir(parents=True, exist_ok=True)
     for name in _PACKAGES:
         with contextlib.suppress(FileExistsError):
             (namespace / name).symlink_to(_ROOT / name)
+
+
+def on_config(config: Any) -> Any:
+    """Add the repository's own pages to the section "Project"."""
     (project,) = (section["Project"] for section in config.nav if "Project" in section)
     project.extend(name for name in _PAGES if (_ROOT / name).exists())
     return config

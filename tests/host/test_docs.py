@@ -163,4 +163,4 @@ def test_commands_that_need_no_sched_ext_run_here(line: str) -> None:
         [sys.executable, "-m", "ghostbpf.tools.cli", *words], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert done.stdout or "nothing matched" in done.stderr

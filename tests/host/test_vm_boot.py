@@ -308,7 +308,7 @@ def test_attach_refused_for_isolated_cpus_says_why_and_what_to_do(guest: Guest) 
         try:
             sched_ext.attach(Module(compile("examples/fifo.bpf.c")), "fifo_", name="fifo")
         except GhostError as error:
-            print(error, error.cure, sep="\\n")
+            print(error, error.hint, sep="\\n")
     """
     done = capture(
         ["python3", "-c", textwrap.dedent(script)],
