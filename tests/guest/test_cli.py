@@ -307,5 +307,5 @@ def test_doctor_finds_this_guest_ready() -> None:
     assert all(list(row) == ["what", "verdict", "found", "hint"] for row in rows)
     assert {row["verdict"] for row in rows} <= {"ok", "warn"}
     found = {row["what"]: row["found"] for row in rows}
-    assert found["sched_ext"] == "there, no scheduler loaded"
+    assert found["sched_ext"] == "available, no scheduler loaded"
     assert found["kernel"].startswith(os.uname().release)
