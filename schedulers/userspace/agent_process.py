@@ -427,6 +427,9 @@ def _must_return(agent: Agent, bank: int, lead: int) -> bool | None:
 
 
 def _one_line(error: BaseException) -> str:
+    """What went wrong; of an error that is not ghostbpf's own, also its type and where it was raised."""
+    if isinstance(error, GhostError):
+        return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     at = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{at}"

@@ -85,7 +85,7 @@ def test_isolated_partition_does_not_refuse_the_attach_and_its_tasks_run_in_an_e
         (cgroup / "cpuset.cpus").write_text("3")
         (cgroup / "cpuset.cpus.partition").write_text("isolated")
         assert (cgroup / "cpuset.cpus.partition").read_text() == "isolated\n"
-        assert Path("/sys/devices/system/cpu/isolated").read_text() == "3\n"
+        assert (cgroup.parent / "cpuset.cpus.isolated").read_text() == "3\n"
 
     if moment == "before":
         isolate()

@@ -157,9 +157,8 @@ SOAK = pytest.mark.soak
     ("before", "policy"),
     [
         ("fifo_centralized", Schedule),
-        ("fifo_per_cpu", LastCpu),
         *(pytest.param("fifo_centralized", policy, marks=SOAK) for policy in (Init, New, Nonsense, LastCpu)),
-        *(pytest.param("fifo_per_cpu", policy, marks=SOAK) for policy in (Init, New, Schedule)),
+        *(pytest.param("fifo_per_cpu", policy, marks=SOAK) for policy in (LastCpu, Init, New, Schedule)),
     ],
 )
 def test_agent_that_fails_before_it_takes_over_leaves_the_current_agent_in_charge(
@@ -198,11 +197,11 @@ def tids(enclave: Enclave) -> list[int]:
     ("before", "policy"),
     [
         ("fifo_centralized", Late),
-        ("fifo_per_cpu", LateLastCpu),
-        *(pytest.param("fifo_per_cpu", policy, marks=SOAK) for policy in (Late, KilledLate)),
+        *(pytest.param("fifo_per_cpu", policy, marks=SOAK) for policy in (LateLastCpu, Late, KilledLate)),
         *(pytest.param("fifo_centralized", policy, marks=SOAK) for policy in (LateLastCpu, KilledLate)),
     ],
 )
+@pytest.mark.timeout(900)  # an agent for each of three CPUs starts, three times
 def test_agents_come_back_when_their_successor_fails_after_it_took_over(
     workload: Workload, agent_process: MakeAgentProcess, before: str, policy: type[Fifo]
 ) -> None:
