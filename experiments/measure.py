@@ -42,16 +42,21 @@ def summary(what: str, values: list[float], unit: str, against: list[float] | No
 
 def perf(workload: str, join: Callable[[int], object] | None = None) -> float:
     """Run a perf benchmark, after ``join`` was called with its pid; returns the seconds that it reports."""
+    output = perf_output(workload, join)
+    match = re.search(r"Total time: ([\d.]+)", output)
+    if match is None:
+        raise GhostError(f"{workload} reported no time: {output[-200:]}")
+    return float(match[1])
+
+
+def perf_output(workload: str, join: Callable[[int], object] | None = None) -> str:
+    """Run a perf benchmark, after ``join`` was called with its pid; returns what it prints."""
     child = subprocess.Popen(
         ["sh", "-c", f"read go; exec {workload} 2>&1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     if join is not None:
         join(child.pid)
-    output = child.communicate(b"go\n")[0].decode()
-    match = re.search(r"Total time: ([\d.]+)", output)
-    if match is None:
-        raise GhostError(f"{workload} reported no time: {output[-200:]}")
-    return float(match[1])
+    return child.communicate(b"go\n")[0].decode()
 
 
 def in_child(body: Callable[[], Any]) -> Any:
