@@ -13,7 +13,7 @@ KERNELS ?= oldest newest
 # Those of them that get the tests of what no kernel should change, too; the others get them in `make test-soak`.
 INDEPENDENT_ON ?= newest
 
-.PHONY: help setup demo test check lint test-host test-soak-host test-guest test-soak test-marathon bench wheel deb docs clean
+.PHONY: help setup demo test check lint test-host test-soak-host test-guest test-soak test-marathon bench bench-exact wheel deb docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -24,6 +24,7 @@ help:
 	@echo 'make test-marathon   the tests that take minutes each, on both kernels'
 	@echo 'make wheel deb   a Python wheel and a Debian package, in dist/'
 	@echo 'make bench   the measurements that the README quotes'
+	@echo 'make bench-exact   schedulers compared in instructions; ARGS="--help" shows the options'
 	@echo 'make docs    the site of docs/, in build/site; a warning fails it'
 
 setup: $(STAMP)
@@ -96,6 +97,9 @@ test-marathon-%: setup
 
 bench: setup
 	@$(BIN)/python -m ghostbpf.experiments.bench
+
+bench-exact: setup
+	@$(BIN)/python -m ghostbpf.experiments.bench_exact $(ARGS)
 
 wheel: setup
 	$(BIN)/python -m build --wheel

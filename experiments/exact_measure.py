@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``make bench-exact`` measures in its guest: schedulers, one after the other, in instructions.
+
+One nanosecond of that guest's clock is one instruction of any CPU. While a CPU has work, the clock does not jump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..loaders.errors import GhostError
+from ..schedulers.agents import AgentPolicySpec, AgentState
+from ..schedulers.enclave import Enclaves
+from ..schedulers.policy import Policy, PolicyOptions
+from ..schedulers.registry import POLICIES
+from ..tools.output import printable_lines
+from .bench_agents import commit_costs
+from .comparison import EEVDF
+from .exact_report import Figure
+from .measure import bpf_stats, perf, perf_output, programs
+from .other_scheduler import attached
+
+TRANSACTIONS = "transactions"
+
+#: What the name of a policy with agents ends in when they decide everything.
+FAST_PATH_OFF = ", fast path off"
+
+_OPERATIONS = 2000
+_WARM_UP = 100
+_GROUPS, _LOOPS = 2, 20
+#: In each group, 20 senders send to 20 receivers.
+_MESSAGES = _GROUPS * 20 * 20 * _LOOPS
+_MESSAGING = f"perf bench sched messaging -g {_GROUPS} -l {_LOOPS}"
+_SETTLE_S = 1.0
+#: Tasks that wait while transactions are measured.
+_BACKLOG = 100
+
+
+@dataclass(frozen=True)
+class _Attached:
+    """An attached scheduler: ``join`` puts a task under it, ``check`` raises GhostError if it is attached no longer."""
+
+    join: Callable[[int], object] | None = None
+    check: Callable[[], object] = lambda: None
+    agent: Callable[[], AgentState | None] = lambda: None
+
+
+_Scheduler = Callable[[], contextlib.AbstractContextManager[_Attached]]
+
+
+def names() -> list[str]:
+    """What can be measured without a command: EEVDF, each policy, and transactions."""
+    return [EEVDF, *POLICIES, TRANSACTIONS]
+
+
+def measure(selected: Sequence[str], others: Mapping[str, Sequence[str]]) -> int:
+    """Print the figures of names() in ``selected`` and of the schedulers of commands; 1 if a scheduler failed, else 0.
+
+    A scheduler that fails is named on stderr, and the others are measured.
+    """
+    status = 0
+    schedulers = {name: scheduler for known in selected for name, scheduler in _own(known)}
+    schedulers |= {name: _by_command(command) for name, command in others.items()}
+    for name, scheduler in schedulers.items():
+        print(f"{printable_lines(name)} …", file=sys.stderr, flush=True)
+        try:
+            with scheduler() as running:
+                _print(_figures(name, running))
+        except GhostError as error:
+            status = _report(name, error)
+    if TRANSACTIONS in selected:
+        print(f"{TRANSACTIONS} …", file=sys.stderr, flush=True)
+        try:
+            _print(_transactions())
+        except GhostError as error:
+            status = _report(TRANSACTIONS, error)
+    return status
+
+
+def _own(name: str) -> Iterator[tuple[str, _Scheduler]]:
+    """The schedulers of one of names(): a policy with agents is measured with the fast path and without."""
+    if name == EEVDF:
+        yield name, lambda: contextlib.nullcontext(_Attached())
+    elif (policy := POLICIES.get(name)) is not None:
+        yield name, _by_policy(policy.parse())
+        if isinstance(policy, AgentPolicySpec):
+            yield name + FAST_PATH_OFF, _by_policy(policy.parse({"fastpath": "off"}))
+
+
+def _by_policy(options: PolicyOptions[Policy]) -> _Scheduler:
+    @contextlib.contextmanager
+    def scheduler() -> Iterator[_Attached]:
+        with Enclaves.temporary(options) as enclave:
+
+            def check() -> None:
+                if enclave not in Enclaves(enclave.core):
+                    raise GhostError("the kernel ejected the core", hint="see dmesg")
+                if (process := enclave.agent_process) is not None and not process.check():
+                    raise GhostError("another agent took over")
+
+            yield _Attached(enclave.add, check, lambda: enclave.agent)
+
+    return scheduler
+
+
+def _by_command(command: Sequence[str]) -> _Scheduler:
+    @contextlib.contextmanager
+    def scheduler() -> Iterator[_Attached]:
+        with attached(command) as other:
+            # The command may go on with its start-up, on the same clock. A second that is idle passes at once.
+            time.sleep(_SETTLE_S)
+            yield _Attached(other.join, other.check)
+
+    return scheduler
+
+
+def _figures(name: str, running: _Attached) -> list[Figure]:
+    """All figures of one scheduler, if it was attached throughout."""
+
+    def after(value: float) -> float:
+        running.check()
+        return value
+
+    after(_pipe(_WARM_UP, running))
+    before = running.agent()
+    pipe = after(_pipe(_OPERATIONS, running))
+    agent = running.agent()
+    messaging = after(perf(_MESSAGING, running.join) * 1e9 / _MESSAGES)
+    return [
+        Figure(name, "workload", "pipe", "instructions per operation", pipe),
+        Figure(name, "workload", "messaging", "instructions per message", messaging),
+        *(_decisions(name, before, agent) if before and agent else ()),
+        *_bpf(name, running),
+    ]
+
+
+def _bpf(name: str, running: _Attached) -> list[Figure]:
+    """BPF in pipe: instructions of all programs per operation; per program, instructions per call and calls.
+
+    A program that is tail-called counts as part of its caller. The kernel's statistics cost instructions of their own.
+    """
+    with bpf_stats():
+        before = _runs()
+        _pipe(_OPERATIONS, running)
+        after = _runs()
+    running.check()
+    counts: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+    for key, (count, ns) in after.items():
+        earlier_count, earlier_ns = before.get(key, (0, 0))
+        _, program = key
+        counts[program] += count - earlier_count
+        spent[program] += ns - earlier_ns
+    rows = [Figure(name, "workload", "BPF in pipe", "instructions per operation", spent.total() / _OPERATIONS)]
+    for program in sorted(counts, key=lambda program: -spent[program]):
+        # Programs that do not run for each operation (when a task joins, or at a tick) run too rarely to be exact.
+        if counts[program] >= _OPERATIONS / 10:
+            per_call, calls = spent[program] / counts[program], counts[program] / _OPERATIONS
+            rows.append(Figure(name, "bpf", program, "instructions per call", per_call))
+            rows.append(Figure(name, "bpf", program, "calls per operation", calls))
+    return rows
+
+
+def _runs() -> dict[tuple[int, str], tuple[int, int]]:
+    """How often each BPF program has run while statistics were on, and its nanoseconds."""
+    return {(p["id"], p.get("name", "?")): (p["run_cnt"], p["run_time_ns"]) for p in programs() if p.get("run_cnt")}
+
+
+def _decisions(name: str, before: AgentState, after: AgentState) -> Iterator[Figure]:
+    """An agent's instructions per decision and message; none if the fast path left it next to nothing to decide."""
+    if after.lost != before.lost or after.timeouts != before.timeouts:
+        raise GhostError("its agent lost messages or timed out", hint="run it again")
+    committed, messages, busy = (
+        getattr(after, count) - getattr(before, count) for count in ("committed", "messages", "busy_ns")
+    )
+    if committed >= _OPERATIONS:
+        yield Figure(name, "agent", "decision", "instructions per decision", busy / committed)
+        yield Figure(name, "agent", "message", "instructions per message", busy / messages)
+        yield Figure(name, "agent", "messages", "messages per decision", messages / committed)
+
+
+def _transactions() -> list[Figure]:
+    result = commit_costs(_BACKLOG)
+    if refused := {state: count for state, count in result["states"].items() if state != "COMPLETE"}:
+        raise GhostError(f"transactions were refused: {refused}")
+    return [
+        Figure("Agent.commit", "transaction", batch, "instructions per transaction", ns)
+        for batch, ns in result["ns"].items()
+    ]
+
+
+def _pipe(operations: int, running: _Attached) -> float:
+    """Instructions of all CPUs per operation: two wakeups and two switches."""
+    output = perf_output(f"perf bench sched pipe -l {operations}", running.join)
+    match = re.search(r"([\d.]+) usecs/op", output)
+    if match is None:
+        raise GhostError(f"perf bench sched pipe reported no time: {output[-200:]}")
+    return float(match[1]) * 1000
+
+
+def _print(figures: Sequence[Figure]) -> None:
+    for figure in figures:
+        print(json.dumps(figure.as_row()), flush=True)
+
+
+def _report(name: str, error: GhostError) -> int:
+    message = f"error: {name}: {error}" + (f"\n  try: {error.hint}" if error.hint else "")
+    print(printable_lines(message), file=sys.stderr, flush=True)
+    return 1
