@@ -56,8 +56,7 @@ def show_longest_pause(me: Me) -> None:
     "policy",
     [
         "fifo_centralized",
-        pytest.param("fifo_per_cpu", marks=pytest.mark.kernel_independent),
-        *(pytest.param(policy, marks=pytest.mark.soak) for policy in ("sol", "shinjuku", "edf", "cfs")),
+        *(pytest.param(policy, marks=pytest.mark.soak) for policy in ("fifo_per_cpu", "sol", "shinjuku", "edf", "cfs")),
     ],
 )
 def test_healthy_agent_under_load_and_at_rest_is_never_timed_out(

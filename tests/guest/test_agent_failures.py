@@ -214,7 +214,8 @@ def test_stopped_agent_is_timed_out_and_decides_again_when_continued(
 @pytest.mark.parametrize(
     "policies",
     [
-        ("fifo_centralized", "fifo_per_cpu"),
+        ("fifo_centralized", "fifo_centralized"),
+        pytest.param(("fifo_centralized", "fifo_per_cpu"), marks=SOAK),
         *(pytest.param((policy, policy), marks=SOAK) for policy in ("sol", "shinjuku", "edf")),
     ],
     ids="-".join,

@@ -19,7 +19,7 @@ from ghostbpf.schedulers.enclave import Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from workload import MakeEnclave, Workload, in_ext, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(on="oldest")]
 
 #: The keys of ``enclave ls --json``, a stable interface.
 LS_KEYS = ["enclave", "policy", "cpus", "tasks", "elsewhere", "swaps", "uid", "age"]

@@ -21,7 +21,7 @@ from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES
 from workload import MakeEnclave, Workload, in_ext, offline, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(on="oldest")]
 
 
 def params(enclave: Enclave, policy: Policy, bank: int = 0) -> MmapArray:

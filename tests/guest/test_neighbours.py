@@ -13,7 +13,7 @@ from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import SCHED_EXT
 from workload import EITHER_FIFO, Child, MakeEnclave, Me, Workload, in_ext, present_cpus, runtime_ns, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(on="oldest")]
 
 MS = 10**6
 ENDLESS = "10s"

@@ -194,23 +194,23 @@ def tids(enclave: Enclave) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("before", "policy"),
+    ("before", "policy", "rounds"),
     [
-        ("fifo_centralized", Late),
-        *(pytest.param("fifo_per_cpu", policy, marks=SOAK) for policy in (LateLastCpu, Late, KilledLate)),
-        *(pytest.param("fifo_centralized", policy, marks=SOAK) for policy in (LateLastCpu, KilledLate)),
+        ("fifo_centralized", Late, 1),
+        *(pytest.param("fifo_per_cpu", policy, 2, marks=SOAK) for policy in (LateLastCpu, Late, KilledLate)),
+        *(pytest.param("fifo_centralized", policy, 2, marks=SOAK) for policy in (LateLastCpu, KilledLate)),
     ],
 )
 @pytest.mark.timeout(900)  # an agent for each of three CPUs starts, three times
 def test_agents_come_back_when_their_successor_fails_after_it_took_over(
-    workload: Workload, agent_process: MakeAgentProcess, before: str, policy: type[Fifo]
+    workload: Workload, agent_process: MakeAgentProcess, before: str, policy: type[Fifo], rounds: int
 ) -> None:
     one, agents = agent_process("1-3", before, fastpath="off", agent_timeout="10s")
     children = [workload.spawn(naps, one) for _ in range(4)]
     for child in children:
         child.progress()
     known = tids(one)
-    for _ in range(2):
+    for _ in range(rounds):
         with pytest.raises(AgentError, match=r"a mistake|agent of CPU 3 could not start"):
             upgrade(one, policy)
         assert one.agent is not None
@@ -263,7 +263,19 @@ def test_run_reports_a_policy_that_cannot_start_and_the_enclave_keeps_its_own(
     assert agents.check()
     assert one.agent is not None
     assert (one.policy, one.agent.state) == ("fifo_centralized", "deciding")
-    # The same if it fails after it has taken over.
+    # In a new enclave, nothing is left.
+    done = ghostbpf("run", file, "--cpus", "2", "--enclave", "9", "--", "sh", "-c", "echo it ran")
+    assert (done.status, done.out) == (1, "")
+    assert "the agent of enclave 9 is gone: RuntimeError: no such table" in done.err
+    assert [e.id for e in Enclaves.open() or ()] == [one.id]
+
+
+@SOAK
+def test_run_reports_a_policy_that_fails_after_it_took_over_and_the_enclave_keeps_its_own(
+    workload: Workload, agent_process: MakeAgentProcess, tmp_path: Path
+) -> None:
+    one, agents = agent_process("1", "fifo_centralized", agent_timeout="10s")
+    assert one.agent is not None
     late = tmp_path / "late.py"
     late.write_text(LATE)
     workload.spinner(one).progress()
@@ -273,14 +285,10 @@ def test_run_reports_a_policy_that_cannot_start_and_the_enclave_keeps_its_own(
     assert f"  try: enclave {one.id} goes on under fifo_centralized, as before\n" in done.err
     assert agents.check()
     assert (one.policy, one.agent.state) == ("fifo_centralized", "deciding")
-    # In a new enclave, nothing is left.
-    done = ghostbpf("run", file, "--cpus", "2", "--enclave", "9", "--", "sh", "-c", "echo it ran")
-    assert (done.status, done.out) == (1, "")
-    assert "the agent of enclave 9 is gone: RuntimeError: no such table" in done.err
-    assert [e.id for e in Enclaves.open() or ()] == [one.id]
 
 
-@pytest.mark.parametrize("moment", [pytest.param("before", marks=SOAK), "after"])
+@SOAK
+@pytest.mark.parametrize("moment", ["before", "after"])
 def test_loader_killed_in_an_upgrade_leaves_the_old_agent_or_the_new_one(
     workload: Workload, agent_process: MakeAgentProcess, moment: str
 ) -> None:

@@ -196,7 +196,7 @@ def test_first_interrupt_reaches_the_command_and_the_second_ends_the_guest(nothi
     assert process.returncode == 130
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.soak), signal.SIGTERM])
 def test_guest_dies_with_its_host_process(nothing_left: None, number: signal.Signals) -> None:
     process = start("--", "sh", "-c", "echo up; sleep 1000")
     assert line_of(process) == b"up\n"
@@ -261,6 +261,7 @@ def test_programs_run_in_turn_survive_dropped_caches(guest: Guest, tmp_path: Pat
     assert done.status == 0, done.stderr
 
 
+@pytest.mark.soak
 def test_program_edited_on_the_host_is_the_new_one_in_the_guest(nothing_left: None, tmp_path: Path) -> None:
     (tmp_path / "share").mkdir()
     program = tmp_path / "share" / "program"
