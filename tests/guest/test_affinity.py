@@ -79,6 +79,7 @@ def test_new_task_starts_within_its_affinity(workload: Workload, enclave: MakeEn
     assert workload.spawn(fork_and_look, biff, cpus=[2]).wait() == 0
 
 
+@pytest.mark.kernel_independent
 def test_waking_task_honours_a_mask_changed_while_it_slept(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-3")
     sleeper = workload.sleeper(biff)
@@ -90,6 +91,7 @@ def test_waking_task_honours_a_mask_changed_while_it_slept(workload: Workload, e
         assert woken(sleeper.asleep()) in (2, 3)
 
 
+@pytest.mark.kernel_independent
 def test_queued_task_honours_a_changed_mask(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2", slice=ENDLESS)
     first, second = workload.spinner(biff, cpus=[1]), workload.spinner(biff, cpus=[2])
@@ -106,6 +108,7 @@ def test_queued_task_honours_a_changed_mask(workload: Workload, enclave: MakeEnc
     assert queued.cpus_seen == CpuSet([2])
 
 
+@pytest.mark.kernel_independent
 def test_running_task_moves_when_its_mask_changes(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-3")
     spinner = workload.spinner(biff)
@@ -126,6 +129,7 @@ def test_running_task_that_the_kernel_moves_out_comes_back(workload: Workload, e
         moved(spinner, CpuSet(mask) & biff.cpus)
 
 
+@pytest.mark.kernel_independent
 def test_task_that_binds_itself_is_there_at_once(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-3", slice="5ms")
     for _ in range(3):
@@ -177,6 +181,7 @@ def test_waiting_and_sleeping_affinity_misses_return_when_the_affinity_changes(
         assert woken(sleeper.asleep()) in biff.cpus
 
 
+@pytest.mark.kernel_independent
 def test_affinity_misses_do_not_stop_their_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2", slice="5ms")
     members = [workload.spinner(biff) for _ in range(3)]
@@ -196,6 +201,7 @@ def count_loops_outside(me: Me) -> None:
         me.set(times)
 
 
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize("crowded", [False, True], ids=["idle", "busy"])
 def test_spinner_moves_in_soon(workload: Workload, enclave: MakeEnclave, crowded: bool) -> None:
     biff = enclave("1-2", slice="5ms")
@@ -234,6 +240,7 @@ def test_spinner_moves_from_one_enclave_to_another(workload: Workload, enclave: 
     assert first.nr_tasks == 0
 
 
+@pytest.mark.kernel_independent
 def test_sleeper_wakes_in_the_enclave_it_joined_asleep(workload: Workload, enclave: MakeEnclave) -> None:
     first, second = enclave("1"), enclave("2")
     sleeper = workload.sleeper(cpus=[3])

@@ -149,6 +149,7 @@ def test_commit_of_a_task_that_ended_is_not_found(workload: Workload, agent: Mak
         assert one.commit([Transaction(task, 1)]) == [TxnState.NOT_FOUND]
 
 
+@pytest.mark.kernel_independent
 def test_group_is_all_or_nothing(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-3")
     children = [sleeper(workload, one) for _ in range(3)]
@@ -170,6 +171,7 @@ def test_group_is_all_or_nothing(workload: Workload, agent: MakeAgent) -> None:
         one.commit([Transaction(None, 1)] * 65, group=True)
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_take_moves_the_tasks_that_have_waited_longest_for_another_cpu(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-3")
@@ -226,6 +228,7 @@ def sleeper_beside(workload: Workload, agent: Agent, say: int | None = None) -> 
     return child
 
 
+@pytest.mark.kernel_independent
 def test_commit_with_head_runs_before_tasks_committed_earlier(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1")
     hog, _ = spinner(workload, one, 1)
@@ -259,6 +262,7 @@ def test_committed_task_can_be_committed_elsewhere(workload: Workload, agent: Ma
     assert moved >= 3, "all but the tasks that CPU 1 had run already"
 
 
+@pytest.mark.kernel_independent
 def test_committed_slice_ends_with_a_preempt_message(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1")
     child = workload.spinner(one.enclave)
@@ -279,6 +283,7 @@ def test_committed_slice_ends_with_a_preempt_message(workload: Workload, agent: 
     drive(one, lambda: one.status_words[task.word].state == ON_CPU, "it runs on, or runs again after a higher class")
 
 
+@pytest.mark.kernel_independent
 def test_each_change_of_a_task_is_a_message(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
 
@@ -333,6 +338,7 @@ def test_departing_is_a_message_and_a_task_that_returns_has_a_new_gtid(
     assert again.gtid not in {running.gtid, waits.gtid, sleeps.gtid}, "a gtid is never used again"
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_forked_child_is_a_new_task(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
@@ -350,6 +356,7 @@ def test_forked_child_is_a_new_task(workload: Workload, agent: MakeAgent) -> Non
     assert new[1].tgid == new[1].tid != new[0].tid
 
 
+@pytest.mark.kernel_independent
 def test_idle_and_tick_of_a_cpu_are_messages(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     child, _ = spinner(workload, one, 1)
@@ -363,6 +370,7 @@ def test_idle_and_tick_of_a_cpu_are_messages(workload: Workload, agent: MakeAgen
     drive(one, lambda: ("idle", 1) in manual(one).cpu_log, "CPU 1 idles")
 
 
+@pytest.mark.kernel_independent
 def test_agent_at_rest_is_woken_only_for_messages_that_ask_for_a_decision(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     child = sleeper(workload, one)
@@ -405,6 +413,7 @@ def test_cpu_taken_by_a_higher_class_is_a_message_to_an_agent_that_watches_cpus(
     assert messages() == ["busy", "available"] * (len(messages()) // 2)
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_agent_that_does_not_watch_cpus_gets_no_message_of_higher_classes(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")

@@ -85,6 +85,7 @@ def test_healthy_agent_under_load_and_at_rest_is_never_timed_out(
     assert agents.check()
 
 
+@pytest.mark.kernel_independent
 def test_waiting_task_moved_to_another_enclave_runs_there(
     workload: Workload, agent: MakeAgent, enclave: MakeEnclave
 ) -> None:
@@ -108,6 +109,7 @@ def test_agent_that_hangs_in_a_turn_is_timed_out(workload: Workload, agent_proce
     assert agents.alive
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_sol_under_all_decides_for_an_ordinary_task(workload: Workload) -> None:
     sleeper = workload.sleeper()
@@ -151,6 +153,7 @@ def test_cpu_offline_at_the_start_has_no_agent_and_no_load(
         assert loads(one)[1 + 3] == 0
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_tasks_of_a_cpu_that_goes_offline_pass_to_other_agents(
     workload: Workload, agent_process: MakeAgentProcess

@@ -75,6 +75,7 @@ def test_killed_agent_is_reported_and_the_command_runs_on() -> None:
     assert "ghostbpf run POLICY --enclave 1" in done.err
 
 
+@pytest.mark.soak
 def test_exception_in_a_policy_is_reported_with_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(BAD)
     options = ("--cpus", "1", "--fastpath", "off")
@@ -83,6 +84,7 @@ def test_exception_in_a_policy_is_reported_with_file_and_line(tmp_path: Path) ->
     assert re.search(r"the agent of enclave 1 is gone: KeyError: 'a mistake' \(bad.py:\d+\)", done.err), done.err
 
 
+@pytest.mark.soak
 def test_all_has_an_agent_schedule_ordinary_tasks(workload: Workload) -> None:
     bystander = workload.spinner()
     script = f"cat /proc/{bystander.pid}/sched; exit 6"

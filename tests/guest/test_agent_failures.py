@@ -269,8 +269,7 @@ def each_once(names: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     "walk",
     [
-        pytest.param(["fifo_centralized", "biff"], id="some"),
-        pytest.param(["fifo_centralized", "fifo_per_cpu", "biff"], id="per_cpu", marks=SOAK),
+        pytest.param(["fifo_centralized", "fifo_per_cpu", "biff"], id="some", marks=SOAK),
         pytest.param(each_once(sorted(POLICIES)), id="each", marks=SOAK),
         pytest.param(2 * each_pair(sorted(POLICIES)), id="each_pair_twice", marks=MINUTES),
     ],

@@ -155,7 +155,9 @@ def test_work_that_forks_blocks_and_spins_is_shared_by_all_cpus(workload: Worklo
 
 
 @pytest.mark.kernel_independent
-@pytest.mark.parametrize("policy", ["sol", "fifo_centralized", "fifo_per_cpu"])
+@pytest.mark.parametrize(
+    "policy", ["fifo_centralized", *(pytest.param(name, marks=pytest.mark.soak) for name in ("sol", "fifo_per_cpu"))]
+)
 def test_tasks_run_in_the_order_they_became_runnable(
     workload: Workload, agent_process: MakeAgentProcess, policy: str
 ) -> None:

@@ -106,6 +106,7 @@ def test_thousand_threads_all_finish(workload: Workload, agent_process: MakeAgen
     assert agents.check()
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_exiting_threads_finish_without_a_commit(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """A thread that is preempted while it exits has no pid any more, so no transaction can name it."""

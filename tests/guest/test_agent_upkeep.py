@@ -119,6 +119,7 @@ class Litters(Fifo):
         return super().schedule()
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_agent_that_spins_collects_its_garbage(workload: Workload, agent_process: MakeAgentProcess) -> None:
     one, agents = agent_process("1-3", Litters, spin="yes")
@@ -129,6 +130,7 @@ def test_agent_that_spins_collects_its_garbage(workload: Workload, agent_process
     child.progress()
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_agent_whose_memory_cannot_be_locked_warns_and_decides() -> None:
     def limit() -> None:

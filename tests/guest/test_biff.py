@@ -92,6 +92,7 @@ def test_lone_thread_that_sleeps_and_yields_finds_an_idle_cpu_and_is_never_preem
     assert child.wait() == 0
 
 
+@pytest.mark.kernel_independent
 def test_thousand_threads_all_finish_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     child = workload.crowd(1000, sleep_yield_sleep, biff)
@@ -107,6 +108,7 @@ def test_thousand_threads_all_finish_in_the_enclave(workload: Workload, enclave:
     assert biff.nr_tasks == 0
 
 
+@pytest.mark.kernel_independent
 def test_hundred_busy_threads_all_get_their_cpu_time(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2", slice="5ms")
 
@@ -141,6 +143,7 @@ def test_tasks_run_in_the_order_they_became_runnable(workload: Workload, enclave
         assert [index for index, _ in _collect(workload, 12)] == [sleepers[number].index for number in order]
 
 
+@pytest.mark.kernel_independent
 def test_yield_goes_to_the_tail(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1", slice=ENDLESS)
     holder = Holder(workload, biff)
@@ -160,6 +163,7 @@ def test_yield_goes_to_the_tail(workload: Workload, enclave: MakeEnclave) -> Non
     assert _collect(workload, 12) == [(sleeper.index, str(turn)) for turn in range(3) for sleeper in sleepers]
 
 
+@pytest.mark.kernel_independent
 def test_yield_alone_keeps_the_cpu(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1")
 
@@ -200,6 +204,7 @@ def test_two_spinners_take_turns_by_the_slice(workload: Workload, enclave: MakeE
     until(lambda: min(ran()) > 0.1 * sum(ran()), "each has had its CPU time")
 
 
+@pytest.mark.kernel_independent
 def test_unused_slice_preempts_no_task(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1", slice=ENDLESS)
     holder = workload.spinner(biff)
@@ -227,6 +232,7 @@ def test_idle_cpu_is_used_at_once(workload: Workload, enclave: MakeEnclave) -> N
     assert sleeper.cpus_seen <= biff.cpus
 
 
+@pytest.mark.kernel_independent
 def test_idle_cpu_runs_a_task_bound_to_it(workload: Workload, enclave: MakeEnclave) -> None:
     """The kernel calls no select_cpu() for a task with one allowed CPU: it is queued, and the CPU must be kicked."""
     biff = enclave("1-2", slice=ENDLESS)
@@ -240,6 +246,7 @@ def test_idle_cpu_runs_a_task_bound_to_it(workload: Workload, enclave: MakeEncla
     assert sleeper.cpus_seen == CpuSet([2])
 
 
+@pytest.mark.kernel_independent
 def test_every_cpu_takes_from_the_one_queue(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-3", slice=ENDLESS)
     sleepers = [workload.sleeper(biff) for _ in range(5)]
@@ -263,7 +270,12 @@ def test_every_cpu_takes_from_the_one_queue(workload: Workload, enclave: MakeEnc
 @pytest.mark.kernel_independent
 @pytest.mark.parametrize(
     ("policy", "cpus", "share"),
-    [("biff", "1-3", False), ("biff", "1", True), ("fifo_centralized", "1", True), ("fifo_per_cpu", "1-3", False)],
+    [
+        ("biff", "1-3", False),
+        ("biff", "1", True),
+        pytest.param("fifo_centralized", "1", True, marks=pytest.mark.soak),
+        pytest.param("fifo_per_cpu", "1-3", False, marks=pytest.mark.soak),
+    ],
 )
 def test_pair_that_wakes_each_other_shares_a_cpu_only_if_no_other_is_idle(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, policy: str, cpus: str, share: bool

@@ -129,6 +129,7 @@ def test_late_task_gets_no_more_than_its_share(workload: Workload, enclave: Make
     until(lambda: ran()[1] - ran()[0] < 250 * MS, "the hog catches up")
 
 
+@pytest.mark.kernel_independent
 def test_lone_spinner_is_never_preempted(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-2", "cfs_bpf")
     child = workload.spinner(one)
@@ -136,6 +137,7 @@ def test_lone_spinner_is_never_preempted(workload: Workload, enclave: MakeEnclav
     assert one.counters().preempted == 0
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_yield_lets_the_next_have_a_turn(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1", "cfs_bpf")
@@ -154,6 +156,7 @@ def test_yield_lets_the_next_have_a_turn(workload: Workload, enclave: MakeEnclav
     assert sched_field(hog.pid, "nr_involuntary_switches") - turns >= loops / 2
 
 
+@pytest.mark.kernel_independent
 def test_idle_cpu_takes_a_task_that_waits_for_another_cpu(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-2", "cfs_bpf")
     hogs = [workload.spinner(one, cpus=[cpu]) for cpu in (1, 1, 2)]
@@ -165,6 +168,7 @@ def test_idle_cpu_takes_a_task_that_waits_for_another_cpu(workload: Workload, en
     until(lambda: {hog.at for hog in hogs[:2]} == {1, 2}, "each has a CPU")
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_new_tasks_are_spread_over_busy_cpus(workload: Workload, enclave: MakeEnclave) -> None:
     """The tasks come from one CPU outside, so all have the same nearest CPU; no CPU of the enclave is idle."""
@@ -183,6 +187,7 @@ def test_new_tasks_are_spread_over_busy_cpus(workload: Workload, enclave: MakeEn
     assert {child.value - 1 for child in late} == {1, 2, 3}, "the CPUs on which they ran first"
 
 
+@pytest.mark.kernel_independent
 def test_changing_affinities_are_honoured(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-3", "cfs_bpf")
 

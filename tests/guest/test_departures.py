@@ -78,6 +78,7 @@ def test_task_that_another_process_puts_into_the_fair_class_runs_on(
     workload.spinner(one).progress(100)
 
 
+@pytest.mark.kernel_independent
 def test_departed_task_may_come_back(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1")
     spinner = workload.spinner(biff)
@@ -91,6 +92,7 @@ def test_departed_task_may_come_back(workload: Workload, enclave: MakeEnclave) -
     until(lambda: spinner.at == 1, "it is back")
 
 
+@pytest.mark.kernel_independent
 def test_departures_leave_other_tasks_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2", slice="5ms")
     stay = [workload.spinner(biff) for _ in range(3)]
@@ -304,6 +306,7 @@ def test_boosted_task_whose_class_is_changed_is_dead_to_its_agent(workload: Work
     assert one.policy.log[-1] == ("dead", task)
 
 
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize("way", [pytest.param("lent", marks=pi_futex), "left"])
 def test_cfs_bpf_charges_no_run_time_from_outside_the_enclave(
     workload: Workload, enclave: MakeEnclave, way: str
@@ -373,6 +376,7 @@ def test_task_that_returns_to_the_class_by_itself_is_in_no_enclave(workload: Wor
     assert [task.tid for task in biff.tasks()] == [child.pid]
 
 
+@pytest.mark.kernel_independent
 def test_only_tasks_that_leave_by_themselves_are_counted(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     removed, pushed, ended = (workload.sleeper(biff) for _ in range(3))

@@ -50,6 +50,7 @@ def test_earlier_deadlines_go_first(workload: Workload, one: Enclave, hints: Hin
     assert order.ran() == order.of(sleepers[number] for number in by_deadline)
 
 
+@pytest.mark.soak
 def test_qos_goes_before_deadline(workload: Workload, one: Enclave, hints: Hints) -> None:
     sleepers = [workload.sleeper(one, then=say) for _ in range(6)]
     now = time.monotonic_ns()
@@ -61,6 +62,7 @@ def test_qos_goes_before_deadline(workload: Workload, one: Enclave, hints: Hints
     assert order.ran() == order.of([*sleepers[3:], *sleepers[:3]])
 
 
+@pytest.mark.soak
 def test_deadline_that_changes_while_a_task_waits_counts(
     workload: Workload, agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +95,7 @@ def test_deadline_that_changes_while_a_task_waits_counts(
     assert order.ran() == order.of([sleepers[2], sleepers[0], sleepers[1]])
 
 
+@pytest.mark.soak
 def test_an_earlier_deadline_takes_no_cpu_away(workload: Workload, one: Enclave, hints: Hints) -> None:
     def hold_and_say(me: Me) -> None:
         while not me.stopped:
@@ -141,6 +144,7 @@ def test_higher_qos_takes_a_cpu_away(workload: Workload, one: Enclave, hints: Hi
     assert one.counters().preempted == 0
 
 
+@pytest.mark.soak
 def test_task_whose_work_is_done_waits_for_more(workload: Workload, one: Enclave, hints: Hints) -> None:
     child = workload.spinner(one)
     hints.set_item(0, tid=child.pid, work_class=NORMAL)

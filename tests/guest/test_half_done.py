@@ -58,6 +58,7 @@ def test_next_command_dismisses_the_agent_that_a_killed_swap_left(
     child.progress()
 
 
+@pytest.mark.soak
 def test_next_command_reports_the_task_that_a_killed_add_moved(
     workload: Workload, agent_process: MakeAgentProcess, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:

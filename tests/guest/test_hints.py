@@ -92,6 +92,7 @@ def test_next_agent_knows_the_hints_given_to_a_killed_agent(
     applications.expect(3, 1, 2, 0)
 
 
+@pytest.mark.soak
 def test_table_stays_as_long_as_the_enclave(
     enclave: MakeEnclave, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
 ) -> None:
@@ -109,6 +110,7 @@ def test_table_stays_as_long_as_the_enclave(
     assert not e.hints_path.exists()
 
 
+@pytest.mark.soak
 def test_policy_without_hints_has_none(agent_process: MakeAgentProcess) -> None:
     one, _ = agent_process("1", "fifo_centralized")
     assert not one.hints_path.exists()
@@ -214,6 +216,7 @@ def test_only_the_admitted_process_of_a_user_can_write_hints(
         assert [(index, item.tid, item.owner) for index, item in hints.updates()] == [(5, app.pid, app.pid)]
 
 
+@pytest.mark.soak
 def test_hints_commands_are_refused_where_the_policy_reads_no_hints(enclave: MakeEnclave) -> None:
     enclave("1")
     for arguments in (("show", "1"), ("admit", "1", "--user", "nobody")):

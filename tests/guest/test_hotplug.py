@@ -147,6 +147,7 @@ def test_tasks_bound_to_a_cpu_that_goes_offline_run_on(
     come_back(bound, one)
 
 
+@pytest.mark.kernel_independent
 def test_tasks_of_no_enclave_bound_to_a_cpu_that_goes_offline_run_on(workload: Workload, enclave: MakeEnclave) -> None:
     enclave("1")
     bound = [workload.spinner(cpus=[2], start=False) for _ in range(4)]
@@ -159,6 +160,7 @@ def test_tasks_of_no_enclave_bound_to_a_cpu_that_goes_offline_run_on(workload: W
     run(bound)
 
 
+@pytest.mark.kernel_independent
 def test_hotplug_of_a_cpu_of_no_enclave_leaves_the_enclave_alone(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     spinners = [workload.spinner(biff) for _ in range(3)]

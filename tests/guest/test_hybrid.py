@@ -54,6 +54,7 @@ def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
         assert any(int(placed) and int(asked) for placed, asked, _ in told)
 
 
+@pytest.mark.soak
 def test_hybrid_ends_an_endless_slice_when_another_task_waits(workload: Workload) -> None:
     with scheduled(HYBRID, "1") as run:
         first = workload.spinner(run.enclave)

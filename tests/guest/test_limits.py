@@ -75,7 +75,7 @@ def test_command_that_may_use_no_cpu_of_the_enclave_does_not_run(cgroup: Path, t
     assert (done.status, done.err, ran.exists()) == (0, "", True)
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.soak), "after"])
 def test_isolated_partition_does_not_refuse_the_attach_and_its_tasks_run_in_an_enclave(
     workload: Workload, enclave: MakeEnclave, cgroup: Path, moment: str
 ) -> None:

@@ -41,6 +41,7 @@ def test_children_threads_and_execed_programs_are_in_the_enclave(workload: Workl
     assert all(task.cpu in biff.cpus for task in tasks)
 
 
+@pytest.mark.kernel_independent
 def test_process_outside_stays_outside(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     inside, outside = workload.spinner(biff), workload.spawn(family)
@@ -88,6 +89,7 @@ def test_add_process_moves_every_thread(workload: Workload, enclave: MakeEnclave
     assert crowd.wait() == 0
 
 
+@pytest.mark.kernel_independent
 def test_add_process_moves_threads_that_are_being_created(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     for begin in range(1, 40, 3):
@@ -129,6 +131,7 @@ def test_kernel_thread_cannot_join(enclave: MakeEnclave) -> None:
     assert biff.nr_tasks == 0
 
 
+@pytest.mark.kernel_independent
 def test_zombie_leaves_no_task_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     if not (pid := os.fork()):
@@ -175,6 +178,7 @@ def test_child_of_a_task_that_resets_on_fork_is_in_the_enclave(workload: Workloa
     assert {task.tid for task in biff.tasks()} == {parent.pid, child}
 
 
+@pytest.mark.kernel_independent
 def test_child_of_a_departed_task_is_outside(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     parent = workload.spawn(fork_and_show, biff, start=False)

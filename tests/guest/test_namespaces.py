@@ -159,6 +159,7 @@ def test_enclave_with_tasks_outside_is_not_destroyed_from_within(workload: Workl
     assert [task.tid for task in e.tasks()] == [outside.pid]
 
 
+@pytest.mark.soak
 def test_proc_of_another_namespace_is_refused(workload: Workload, enclave: MakeEnclave) -> None:
     e, outside = enclave("1-2"), workload.sleeper()
 

@@ -57,6 +57,7 @@ def test_short_request_runs_before_long_ones_end(
     assert agent.check()
 
 
+@pytest.mark.soak
 def test_short_request_waits_for_one_slice_only(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """Behind three long tasks, a FIFO would make it wait for three slices, or for ever with endless slices."""
     slice_ms = 50
@@ -74,6 +75,7 @@ def test_short_request_waits_for_one_slice_only(workload: Workload, agent_proces
     assert statistics.median(waits_ms) < 1.5 * slice_ms
 
 
+@pytest.mark.soak
 def test_woken_task_goes_to_the_head_of_the_queue(workload: Workload, one: Enclave) -> None:
     sleepers = [workload.sleeper(one, then=say) for _ in range(5)]
     order = Order(workload, sleepers)
@@ -108,6 +110,7 @@ def test_requests_take_cpus_from_batch_jobs(workload: Workload, agent_process: M
     assert one.counters().preempted == 0
 
 
+@pytest.mark.soak
 def test_request_takes_an_idle_cpu_rather_than_one_of_a_batch_job(
     workload: Workload, agent_process: MakeAgentProcess
 ) -> None:
@@ -128,6 +131,7 @@ def test_request_takes_an_idle_cpu_rather_than_one_of_a_batch_job(
         assert places.count(2) >= 8
 
 
+@pytest.mark.soak
 def test_running_task_that_begins_another_request_gives_its_cpu_to_a_waiting_task(
     workload: Workload, one: Enclave, hints: Hints
 ) -> None:
@@ -147,6 +151,7 @@ def test_running_task_that_begins_another_request_gives_its_cpu_to_a_waiting_tas
     until(lambda: other.loops, "it gets the CPU before the core runs uncommitted tasks, after 5 s", 3)
 
 
+@pytest.mark.soak
 def test_task_whose_work_is_done_leaves_its_cpu(workload: Workload, one: Enclave, hints: Hints) -> None:
     child = workload.spinner(one)
     hints.set_item(0, tid=child.pid, work_class=BATCH)

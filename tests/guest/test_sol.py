@@ -35,7 +35,8 @@ def test_task_committed_behind_another_runs_on_a_cpu_that_idles(
     stays.progress()
 
 
-@pytest.mark.parametrize("spin", ["no", pytest.param("yes", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("spin", ["no", "yes"])
 def test_nothing_is_lost_at_full_speed(workload: Workload, agent_process: MakeAgentProcess, spin: str) -> None:
     """Each yield is a message and a decision; none is lost or repeated."""
     one, agent = agent_process("1-3", "sol", spin=spin, **PATIENT)

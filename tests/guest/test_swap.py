@@ -141,6 +141,7 @@ def test_swap_pins_the_new_parameters_and_unpins_the_old(enclave: MakeEnclave) -
         assert (e.policy, e.swaps) == (policy.name, number)
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_swap_of_one_enclave_leaves_the_others_policy_alone(workload: Workload, enclave: MakeEnclave) -> None:
     changed, other = enclave("1", "biff"), enclave("2", "biff")

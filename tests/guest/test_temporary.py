@@ -54,6 +54,7 @@ def test_existing_enclave_gets_the_policy_and_stays(enclave: MakeEnclave) -> Non
     assert (one.policy, str(one.cpus)) == ("rr", "1")
 
 
+@pytest.mark.soak
 def test_later_enclave_with_the_same_id_is_not_destroyed(enclave: MakeEnclave) -> None:
     with Enclaves.temporary(BIFF, CpuSet([1])) as one:
         with Enclaves.change() as enclaves:
@@ -65,6 +66,7 @@ def test_later_enclave_with_the_same_id_is_not_destroyed(enclave: MakeEnclave) -
     assert not one.is_active
 
 
+@pytest.mark.soak
 def test_kept_enclave_outlives_the_block() -> None:
     with Enclaves.temporary(BIFF, CpuSet([1]), keep=True) as one:
         pass

@@ -230,7 +230,8 @@ def test_agents_come_back_when_their_successor_fails_after_it_took_over(
     new.end()
 
 
-@pytest.mark.parametrize("policy", [pytest.param(Init, marks=SOAK), New])
+@SOAK
+@pytest.mark.parametrize("policy", [Init, New])
 def test_agent_that_fails_to_start_leaves_a_policy_without_agent_in_charge(
     workload: Workload, enclave: MakeEnclave, policy: type[Fifo], capfd: pytest.CaptureFixture[str]
 ) -> None:

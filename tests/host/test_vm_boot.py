@@ -103,6 +103,7 @@ def test_exit_status(guest: Guest, script: str, status: int) -> None:
     assert run(["sh", "-c", script], guest, timeout=120, stdin=None) == status
 
 
+@pytest.mark.soak
 def test_output_is_complete_though_read_slowly_and_a_process_left_behind_holds_it_open(guest: Guest) -> None:
     size = 0
 
@@ -157,12 +158,14 @@ def test_guest_that_lost_a_timer_is_ended(guest: Guest) -> None:
     assert time.monotonic() - begin < 120
 
 
+@pytest.mark.soak
 def test_guest_that_powers_off_is_lost(guest: Guest) -> None:
     with pytest.raises(GuestLost, match="ended without an exit status") as raised:
         run(["sh", "-c", "echo o >/proc/sysrq-trigger; sleep 60"], guest, timeout=120, stdin=None)
     assert "Power down" in raised.value.console
 
 
+@pytest.mark.soak
 def test_guest_whose_root_has_gone_still_reports_its_commands_status(guest: Guest) -> None:
     drop = "echo 3 >/proc/sys/vm/drop_caches"
     unbind = "cd /sys/bus/virtio/drivers/virtiofs; for device in virtio*; do echo $device >unbind; done"
