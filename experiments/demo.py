@@ -90,7 +90,7 @@ def _compare(enclave: Enclave) -> None:
     headers = ["workload", "scheduler", "time", "context switches", "median wait for a CPU"]
     print(f"\n{tabulate(rows, headers, disable_numparse=True)}\n", flush=True)
     say(f"Biff runs each task until it blocks: {' and '.join(saved)} fewer switches")
-    say("the price: a task waits longer for its turn, as in each FIFO")
+    say("a task waits until the tasks before it block, so its wait may be shorter or longer")
 
 
 def _measure(workload: str, prepare: Callable[[int], object] | None) -> tuple[float, Latencies]:
