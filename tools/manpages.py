@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 
-from .cli import ghostbpf
+from .cli import ghostbpf, subcommands
 from .version import version
 
 #: click's mark of a paragraph that keeps its line breaks.
@@ -40,17 +40,8 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def _pages(ctx: click.Context) -> Iterator[tuple[str, str]]:
     yield _name(ctx), page(ctx)
-    for subcommand in _subcommands(ctx):
+    for subcommand in subcommands(ctx):
         yield from _pages(subcommand)
-
-
-def _subcommands(ctx: click.Context) -> Iterator[click.Context]:
-    """Yield the commands that the group's help lists."""
-    if isinstance(group := ctx.command, click.Group):
-        for name in group.list_commands(ctx):
-            command = group.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                yield command.make_context(name, [], parent=ctx, resilient_parsing=True)
 
 
 def _name(ctx: click.Context) -> str:
@@ -59,7 +50,7 @@ def _name(ctx: click.Context) -> str:
 
 def page(ctx: click.Context) -> str:
     """Return the roff text of a command's page."""
-    command, subcommands = ctx.command, list(_subcommands(ctx))
+    command, below = ctx.command, list(subcommands(ctx))
     description, examples, exit_status = _paragraphs(command.help), list[str](), list[str]()
     for paragraph in _paragraphs(command.epilog):
         plain = paragraph.removeprefix(_VERBATIM)
@@ -75,15 +66,15 @@ def page(ctx: click.Context) -> str:
     lines += [".SH SYNOPSIS", f".B {_escape(ctx.command_path)}"]
     lines += [_escape(" ".join(command.collect_usage_pieces(ctx)))]
     lines += [".SH DESCRIPTION", *_text(description)]
-    if subcommands:
+    if below:
         lines += [".SH COMMANDS"]
-        for subcommand in subcommands:
+        for subcommand in below:
             lines += [".TP", _reference(f"{_name(subcommand)}(1)"), _escape(_first_sentence(subcommand))]
     lines += [".SH OPTIONS", *_options(ctx)]
     if examples := examples or _group_examples(ctx):
         lines += [".SH EXAMPLES", *_examples(examples)]
     lines += [".SH EXIT STATUS", *(_text(exit_status) or _default_exit_status())]
-    lines += [".SH SEE ALSO", _see_also(ctx, subcommands)]
+    lines += [".SH SEE ALSO", _see_also(ctx, below)]
     return "\n".join(lines) + "\n"
 
 
@@ -158,12 +149,12 @@ def _default_exit_status() -> list[str]:
     return [line for status, meaning in _EXIT_STATUS.items() for line in (".TP", f".B {status}", meaning)]
 
 
-def _see_also(ctx: click.Context, subcommands: list[click.Context]) -> str:
+def _see_also(ctx: click.Context, below: list[click.Context]) -> str:
     """Return references to the group and its other commands; those of a group are to its own commands."""
     if ctx.parent is None:
-        return ",\n".join(map(_reference, [*(f"{_name(command)}(1)" for command in subcommands), *_EXTERNAL_PAGES]))
-    siblings = [command for command in _subcommands(ctx.parent) if command.info_name != ctx.info_name]
-    return ",\n".join(_reference(f"{_name(command)}(1)") for command in (ctx.parent, *(subcommands or siblings)))
+        return ",\n".join(map(_reference, [*(f"{_name(command)}(1)" for command in below), *_EXTERNAL_PAGES]))
+    siblings = [command for command in subcommands(ctx.parent) if command.info_name != ctx.info_name]
+    return ",\n".join(_reference(f"{_name(command)}(1)") for command in (ctx.parent, *(below or siblings)))
 
 
 def _reference(page: str) -> str:

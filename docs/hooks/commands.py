@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
-from ghostbpf.tools.cli import ghostbpf
+from ghostbpf.tools.cli import ghostbpf, subcommands
 from mkdocs.structure.files import File, Files
 
 #: click's mark of a paragraph whose lines are kept.
@@ -44,21 +44,12 @@ def _root() -> click.Context:
 
 
 def _top() -> Iterator[click.Context]:
-    yield from _children(_root())
-
-
-def _children(ctx: click.Context) -> Iterator[click.Context]:
-    """The commands of a group that its help lists."""
-    if isinstance(group := ctx.command, click.Group):
-        for name in group.list_commands(ctx):
-            command = group.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                yield command.make_context(name, [], parent=ctx, resilient_parsing=True)
+    yield from subcommands(_root())
 
 
 def _with_pages(ctx: click.Context) -> list[click.Context]:
     """The commands of a group that have pages of their own: all but the policies of `run`, which differ in options."""
-    return [] if ctx.info_name == "run" else list(_children(ctx))
+    return [] if ctx.info_name == "run" else list(subcommands(ctx))
 
 
 def _title(ctx: click.Context) -> str:
@@ -87,7 +78,7 @@ def _sections(ctx: click.Context) -> Iterator[str]:
     if ctx.parent is not None and ctx.parent.info_name == "trace":
         yield f"[{ctx.info_name}](../trace/{ctx.info_name}.md) explains the output, the overhead and the limits.\n"
     if not _with_pages(ctx):
-        for policy in _children(ctx):
+        for policy in subcommands(ctx):
             yield f"## {policy.info_name}\n\n[{policy.info_name}](../policies/{policy.info_name}.md): "
             yield f"{_cell(policy.command.help or '')}.\n\n{_options(policy)}\n"
 
