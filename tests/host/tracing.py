@@ -101,6 +101,12 @@ class Traced:
         scale = 1e3 if found.get("unit") == "msecs" else 1e6
         return float(found["count"] * found["avg"] / scale)
 
+    def missed_seconds(self, name: str | None = None, **by: int) -> float:
+        """What the missed times of a thread may add up to, if none is longer than the longest in the histogram."""
+        found = self.histogram(name, **by)
+        scale = 1e3 if found.get("unit") == "msecs" else 1e6
+        return float(self.missed * found["max"] / scale)
+
 
 @contextlib.contextmanager
 def tracing(tool: str, *arguments: object) -> Iterator[Traced]:
