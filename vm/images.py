@@ -51,7 +51,14 @@ _COMMAND = """#!/bin/sh
 exec python3 -m ghostbpf.tools.cli "$@"
 """
 
-_EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
+# man's own directories stay: update-alternatives of packages such as a JRE makes links there, and fails without them.
+_EXCLUDED = (
+    "/usr/share/doc/*",
+    "/usr/share/man/*/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/lintian/*",
+)
 
 
 @dataclass(frozen=True)
