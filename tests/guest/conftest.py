@@ -40,6 +40,7 @@ from done import pytest_addoption  # noqa: F401
 from kernel_events import KernelEvents
 from kernel_log import KernelLog
 from refusals import Refusals
+from shared_core import SharedCore
 from workload import DEADLINE, MakeEnclave, Workload, all_cpus, ext_tasks, present_cpus, set_online, until
 
 #: The CPU of the test process and its helpers, so that they do not disturb enclaves, which use other CPUs.
@@ -80,8 +81,26 @@ def sched_ext() -> None:
         pytest.skip("these tests need 4 CPUs")
 
 
+@pytest.fixture(scope="session")
+def session_core(sched_ext: None) -> Iterator[SharedCore]:
+    """The core that the tests with the mark ``shared_core`` share."""
+    core = SharedCore(HOME)
+    yield core
+    core.detach()
+
+
+@pytest.fixture(autouse=True)
+def shared_core(session_core: SharedCore, request: pytest.FixtureRequest) -> SharedCore:
+    """Attach the shared core for tests with the mark ``shared_core``, but not ``own_core``; detach it for others."""
+    if request.node.get_closest_marker("shared_core") and not request.node.get_closest_marker("own_core"):
+        session_core.attach()
+    else:
+        session_core.detach()
+    return session_core
+
+
 @pytest.fixture
-def kernel_log() -> Iterator[KernelLog]:
+def kernel_log(shared_core: SharedCore) -> Iterator[KernelLog]:
     """The kernel's log since the test began."""
     log = KernelLog()
     yield log
@@ -89,7 +108,7 @@ def kernel_log() -> Iterator[KernelLog]:
 
 
 @pytest.fixture
-def kernel_events(sched_ext: None) -> Iterator[KernelEvents]:
+def kernel_events(shared_core: SharedCore) -> Iterator[KernelEvents]:
     """The kernel's events since the test began."""
     events = KernelEvents()
     yield events
@@ -105,18 +124,23 @@ def refusals(sched_ext: None) -> Iterator[Refusals]:
 
 
 @pytest.fixture(autouse=True)
-def watched(sched_ext: None, kernel_log: KernelLog, kernel_events: KernelEvents, refusals: Refusals) -> Iterator[None]:
+def watched(
+    shared_core: SharedCore, kernel_log: KernelLog, kernel_events: KernelEvents, refusals: Refusals
+) -> Iterator[None]:
     """Fail the test if it left anything behind, and remove that."""
-    assert kernel.status().state == "disabled", "the previous test could not be cleaned up"
+    keep = shared_core if shared_core.attached else None
+    if not keep:
+        assert kernel.status().state == "disabled", "the previous test could not be cleaned up"
     refusals.report()
     yield
-    problems = [*_leftovers(), *(f"kernel: {line}" for line in kernel_log.trouble())]
+    problems = [*_leftovers(keep), *(f"kernel: {line}" for line in kernel_log.trouble())]
     problems += [f"kernel event {line}" for line in kernel_events.trouble()]
     problems += refusals.report()
     if any("sched_ext" in line for line in problems):
         problems.append(kernel_log.dump())
-    _clean_up()
-    problems += [f"the clean-up did not remove: {what}" for what in _leftovers()]
+    if problems or not keep:
+        _clean_up()
+        problems += [f"the clean-up did not remove: {what}" for what in _leftovers()]
     if problems:
         pytest.fail("\n".join(["the test left behind:", *problems]), pytrace=False)
 
@@ -227,21 +251,33 @@ def cgroup(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
-def _leftovers() -> list[str]:
+def _leftovers(keep: SharedCore | None = None) -> list[str]:
+    """What a test left behind; ``keep`` is to be there, and is one if it is not."""
     found = []
     try:
         if (enclaves := Enclaves.open()) is not None:
-            found += [f"enclave {one.id} ({one.policy} on CPU {one.cpus})" for one in enclaves]
+            left = [one for one in enclaves if keep is None or one.id != keep.id]
+            found += [f"enclave {one.id} ({one.policy} on CPU {one.cpus})" for one in left]
     except Ejected as ejected:
         found.append(f"{ejected}\n{ejected.dump[:4000]}")
+    if keep:
+        if not keep.attached:
+            found.append("no shared core")
+    else:
+        found += _leftovers_of_core()
+    if stray := _stray_tasks():
+        found.append(f"in SCHED_EXT, though no enclave is left: {stray}")
+    if missing := present_cpus() - all_cpus():
+        found.append(f"CPU {missing} offline")
+    return found
+
+
+def _leftovers_of_core() -> list[str]:
+    found = []
     if core.ROOT.exists():
         found += [f"pin {path}" for path in (core.ROOT, *core.ROOT.iterdir())]
     if (status := kernel.status()).state != "disabled":
         found.append(f"the scheduler {status.ops}, {status.state}")
-    elif stray := _stray_tasks():
-        found.append(f"in SCHED_EXT, though no enclave is left: {stray}")
-    if missing := present_cpus() - all_cpus():
-        found.append(f"CPU {missing} offline")
     return found
 
 

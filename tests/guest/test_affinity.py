@@ -10,7 +10,7 @@ import pytest
 from ghostbpf.schedulers.cpuset import CpuSet
 from workload import EITHER_FIFO, Child, MakeEnclave, Me, Workload, getcpu, in_ext, last_cpu, runtime_ns, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 ENDLESS = "10s"
 

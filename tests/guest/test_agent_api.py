@@ -15,7 +15,7 @@ from ghostbpf.schedulers.core import constant
 from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Task, Transaction, TxnState, spec_of
 from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_cpu, offline, runtime_ns, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 AT_REST, WOKEN = constant("AGENT_IDLE"), constant("AGENT_WOKEN")
 
@@ -77,6 +77,7 @@ def test_committed_task_runs_on_the_cpu_of_its_transaction(workload: Workload, a
     assert as_committed >= 3, "all but the tasks whose CPU another class took"
 
 
+@pytest.mark.own_core
 def test_each_refused_transaction_has_its_own_code_and_strands_no_task(
     workload: Workload, agent: MakeAgent, enclave: MakeEnclave
 ) -> None:

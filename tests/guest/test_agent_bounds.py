@@ -20,7 +20,7 @@ from test_agent_failures import deciding, go_on, load
 from trace_tool import traced
 from workload import MakeEnclave, Me, Workload, offline, present_cpus, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 
 class Hangs(Fifo):

@@ -21,7 +21,7 @@ from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import Agent, AgentError, AgentProcess, Task, Transaction
 from workload import Child, MakeEnclave, Me, Workload, in_ext, offline, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 SOAK = pytest.mark.soak
 MINUTES = [pytest.mark.marathon, pytest.mark.timeout(2400)]

@@ -17,7 +17,7 @@ from order import Order
 from shares import MS, stopwatch
 from workload import Child, Me, Workload, in_ext, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 KINDS = {
     "centralized": ("fifo_centralized", {}),

@@ -15,7 +15,7 @@ from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.userspace import Message, MessageType
 from workload import DEADLINE, MakeEnclave, Me, Workload, all_cpus, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 SOAKED = ("sol", "shinjuku", "edf")
 ENDS = (MessageType.TASK_DEAD, MessageType.TASK_DEPARTED)

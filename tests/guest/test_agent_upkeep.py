@@ -19,7 +19,7 @@ from ghostbpf.schedulers.userspace import Agent, AgentError, Transaction
 from ghostbpf.schedulers.userspace import agent_process as agent_process_module
 from workload import MakeEnclave, Workload, offline, set_online, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 
 def agent_of(enclave: Enclave, cpu: int) -> int:

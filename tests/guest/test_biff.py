@@ -26,7 +26,7 @@ from workload import (
     until,
 )
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 #: A slice longer than any test.
 ENDLESS = "10s"

@@ -18,7 +18,7 @@ from ghostbpf.schedulers.userspace import AgentError
 from shares import MS, expect_shares, renice, spinners, stopwatch
 from workload import Child, Me, Workload, present_cpus, runtime_ns, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.soak]
 
 
 @pytest.fixture

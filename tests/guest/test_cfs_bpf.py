@@ -31,7 +31,7 @@ from workload import (
     until,
 )
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 
 def _simple() -> None:

@@ -25,7 +25,7 @@ from ghostbpf.schedulers.tasks import SCHED_EXT
 from ghostbpf.schedulers.userspace import PREEMPT, Transaction, TxnState
 from workload import Child, MakeEnclave, Me, Workload, in_ext, runtime_ns, sched_field, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 ENDLESS = "10s"
 _LOCK_PI, _UNLOCK_PI = 6, 7

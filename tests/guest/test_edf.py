@@ -15,7 +15,7 @@ from ghostbpf.schedulers.userspace.edf import Edf
 from order import Order
 from workload import Me, Workload, sched_field, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.kernel_independent]
 
 NORMAL, URGENT, REPEATING = 1, 2, 3
 MS, S = 10**6, 10**9

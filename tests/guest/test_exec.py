@@ -11,7 +11,7 @@ from agents import MakeAgentProcess, loads
 from ghostbpf.schedulers.enclave import Enclave
 from workload import DEADLINE, Me, Workload, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 #: The core runs a task that its agent cannot find once in 5 s: this many sleeps then exceed every deadline.
 SLEEPS = int(DEADLINE / 5) + 8

@@ -23,7 +23,7 @@ from ghostbpf.schedulers.userspace import Agent, AgentPolicy
 from order import Order
 from workload import DEADLINE, Child, MakeEnclave, Me, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.kernel_independent]
 
 SOAK = pytest.mark.soak
 

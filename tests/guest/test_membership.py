@@ -15,7 +15,7 @@ from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.tasks import SCHED_EXT, threads
 from workload import MakeEnclave, Me, Workload, in_ext, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 KTHREADD = 2
 

@@ -11,7 +11,7 @@ from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.tasks import SCHED_EXT
 from workload import Child, MakeEnclave, Me, Workload, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 RESET = os.SCHED_RESET_ON_FORK
 POLICIES = [

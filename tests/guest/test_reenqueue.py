@@ -16,7 +16,7 @@ from ghostbpf.schedulers.enclave import Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from workload import Child, MakeEnclave, Me, Workload, all_cpus
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 CPU = 1
 #: Seconds; an earlier core reached the kernel's limit of 256 within 0.7 to 6 s.
@@ -95,6 +95,7 @@ def test_task_in_migrate_disable_beside_ping_pong_does_not_end_the_core(
 
 
 @pytest.mark.kernel_independent
+@pytest.mark.own_core
 def test_kernel_thread_beside_real_time_ping_pong_does_not_end_the_core(workload: Workload) -> None:
     with Enclaves.create(full=True) as enclaves:
         enclaves.new(all_cpus(), POLICIES["biff"], id=1)

@@ -12,7 +12,7 @@ from ghostbpf.schedulers.registry import POLICIES
 from shares import stopwatch
 from workload import Child, MakeEnclave, Me, Workload, sched_field, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(on="oldest")]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.kernel_independent(on="oldest")]
 
 MS = 10**6
 

@@ -15,7 +15,7 @@ from ghostbpf.schedulers.enclave import Enclave
 from order import Order
 from workload import Child, Me, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.kernel_independent]
 
 BATCH, URGENT = 1, 2
 

@@ -15,7 +15,12 @@ from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import threads
 from workload import Me, Workload, in_ext, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent, pytest.mark.soak]
+pytestmark = [
+    pytest.mark.usefixtures("quiet"),
+    pytest.mark.shared_core,
+    pytest.mark.kernel_independent,
+    pytest.mark.soak,
+]
 
 DUE = 1
 MS, S = 10**6, 10**9

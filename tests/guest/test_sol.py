@@ -14,7 +14,7 @@ from command import ghostbpf
 from ghostbpf.schedulers.enclave import Enclave
 from workload import Me, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.kernel_independent]
 
 
 def test_task_committed_behind_another_runs_on_a_cpu_that_idles(

@@ -11,7 +11,7 @@ from ghostbpf.loaders.maps import possible_cpus
 from ghostbpf.schedulers.userspace import FIFO_CENTRALIZED, AgentProcess
 from workload import MakeEnclave, Workload, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.kernel_independent]
 
 
 @pytest.mark.soak

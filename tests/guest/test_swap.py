@@ -22,7 +22,7 @@ from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES
 from workload import Child, MakeEnclave, Me, Workload, in_ext, runtime_ns, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 BIFF, RR = POLICIES["biff"], POLICIES["rr"]
 _SWAPS = 200
@@ -227,7 +227,7 @@ _FAULTS = {
 
 @pytest.mark.kernel_independent
 @pytest.mark.parametrize(
-    "name", ["unknown", "overrun", *(pytest.param(name, marks=pytest.mark.soak) for name in ("syntax", "global"))]
+    "name", ["overrun", *(pytest.param(name, marks=pytest.mark.soak) for name in ("unknown", "syntax", "global"))]
 )
 def test_policy_with_a_fault_changes_nothing(
     workload: Workload, enclave: MakeEnclave, faulty: Callable[[str], Policy], name: str
@@ -236,6 +236,8 @@ def test_policy_with_a_fault_changes_nothing(
     policy = faulty(name)
     e = enclave("1", "biff")
     child = workload.spinner(e)
+    enclaves = [one.id for one in Enclaves.open() or ()]
+    pins = {path.name for path in core.ROOT.iterdir()}
     with pytest.raises(kind, match=culprit) as swapped:
         e.set_policy(policy)
     if isinstance(swapped.value, CompileError):
@@ -245,13 +247,14 @@ def test_policy_with_a_fault_changes_nothing(
         assert culprit in text[first.line - 1]
         assert text[first.line - 1][first.column - 1 :].startswith(culprit)
     assert (e.policy, e.swaps) == ("biff", 0)
-    assert [one.id for one in Enclaves.open() or ()] == [e.id]
+    assert [one.id for one in Enclaves.open() or ()] == enclaves
     assert {path.name for path in e.path.iterdir()} == {"policy_0"}
-    assert {path.name for path in core.ROOT.iterdir()} == {"core", "enclave_1"}
+    assert {path.name for path in core.ROOT.iterdir()} == pins
     child.progress()
 
 
 @pytest.mark.kernel_independent
+@pytest.mark.own_core
 def test_policy_with_a_fault_makes_no_enclave(faulty: Callable[[str], Policy], enclave: MakeEnclave) -> None:
     def refused() -> None:
         with pytest.raises(VerifierError, match="overrun_dispatch"), Enclaves.create() as enclaves:
