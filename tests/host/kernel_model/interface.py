@@ -18,8 +18,9 @@ from ghostbpf.schedulers.topology import CpuRow, Topology
 from ghostbpf.schedulers.userspace import Agent
 from ghostbpf.schedulers.userspace.central import BARE
 
-from .kernel import ENCLAVE, WORDS, Kernel
+from .kernel import Kernel
 from .memory import Ring
+from .state import ENCLAVE, WORDS
 
 _tids = itertools.count(1_000_000)
 
