@@ -7,7 +7,6 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -76,15 +75,6 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def ghostbpf() -> None:
     """ghOSt's scheduling model on mainline Linux: enclaves of CPUs, each with its own scheduler,
     written in BPF C or Python and replaced while they run."""
-
-
-def subcommands(ctx: click.Context) -> Iterator[click.Context]:
-    """The commands of a group that its help lists; man pages and the documentation have a page for each."""
-    if isinstance(group := ctx.command, click.Group):
-        for name in group.list_commands(ctx):
-            command = group.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                yield command.make_context(name, [], parent=ctx, resilient_parsing=True)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ any other to the end of DESCRIPTION.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import os
 import re
@@ -23,11 +22,10 @@ from pathlib import Path
 
 import click
 
-from .cli import ghostbpf, subcommands
+from .cli import ghostbpf
+from .help_text import Paragraph, options, paragraphs, subcommands
 from .version import version
 
-#: click's mark of a paragraph that keeps its line breaks.
-_VERBATIM = "\b\n"
 _EXIT_STATUS = {0: "Success.", 1: "The action failed.", 2: "The command line is wrong.", 130: "Ctrl-C interrupted it."}
 #: SEE ALSO of ghostbpf(1), besides the pages of its commands.
 _EXTERNAL_PAGES = ("chrt(1)", "sched(7)")
@@ -51,13 +49,12 @@ def _name(ctx: click.Context) -> str:
 def page(ctx: click.Context) -> str:
     """Return the roff text of a command's page."""
     command, below = ctx.command, list(subcommands(ctx))
-    description, examples, exit_status = _paragraphs(command.help), list[str](), list[str]()
-    for paragraph in _paragraphs(command.epilog):
-        plain = paragraph.removeprefix(_VERBATIM)
-        if plain.startswith("Exit status:"):
-            exit_status.append(_capital(plain.removeprefix("Exit status:").strip()))
-        elif re.search(r"^ ", plain, re.MULTILINE):
-            examples.append(plain)
+    description, examples, exit_status = paragraphs(command.help), list[str](), list[Paragraph]()
+    for paragraph in paragraphs(command.epilog):
+        if paragraph.text.startswith("Exit status:"):
+            exit_status.append(Paragraph(_capital(paragraph.text.removeprefix("Exit status:").strip()), False))
+        elif paragraph.has_indented_lines:
+            examples.append(paragraph.text)
         else:
             description.append(paragraph)
     date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
@@ -76,12 +73,6 @@ def page(ctx: click.Context) -> str:
     lines += [".SH EXIT STATUS", *(_text(exit_status) or _default_exit_status())]
     lines += [".SH SEE ALSO", _see_also(ctx, below)]
     return "\n".join(lines) + "\n"
-
-
-def _paragraphs(text: str | None) -> list[str]:
-    # click ends the help text at a form feed.
-    split = re.split(r"\n(?:[ \t]*\n)+|\n(?=[\b]\n)", inspect.cleandoc(text or "").split("\f")[0])
-    return [paragraph.rstrip() for paragraph in split if paragraph.strip("\b\n ")]
 
 
 def _first_sentence(ctx: click.Context) -> str:
@@ -107,25 +98,22 @@ def _escape(text: str) -> str:
     return re.sub(r"^\.", r"\\&.", text, flags=re.MULTILINE)
 
 
-def _text(paragraphs: list[str]) -> list[str]:
+def _text(shown: list[Paragraph]) -> list[str]:
     lines = []
-    for number, paragraph in enumerate(paragraphs):
+    for number, (text, is_verbatim) in enumerate(shown):
         lines += [".PP"] if number else []
-        text = paragraph.removeprefix(_VERBATIM)
         # A verbatim paragraph without aligned columns is prose that was broken for 80 columns: man fills it again.
-        is_table = text != paragraph and "  " in text
+        is_table = is_verbatim and "  " in text
         lines += [".EX", _escape(text), ".EE"] if is_table else [_escape(re.sub(r"\s*\n\s*", "\n", text))]
     return lines
 
 
 def _options(ctx: click.Context) -> Iterator[str]:
-    for parameter in ctx.command.get_params(ctx):
-        if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
-            names, text = record
-            yield ".TP"
-            # In "-p, --pid PID" the options are bold and the metavar is italic.
-            yield re.sub(r"[^ ,]+", lambda m: f"\\f{'B' if m[0][0] == '-' else 'I'}{_escape(m[0])}\\fR", names)
-            yield _escape(text)
+    for names, text in options(ctx):
+        yield ".TP"
+        # In "-p, --pid PID" the options are bold and the metavar is italic.
+        yield re.sub(r"[^ ,]+", lambda m: f"\\f{'B' if m[0][0] == '-' else 'I'}{_escape(m[0])}\\fR", names)
+        yield _escape(text)
 
 
 def _examples(blocks: list[str]) -> Iterator[str]:
@@ -140,7 +128,8 @@ def _examples(blocks: list[str]) -> Iterator[str]:
 
 def _group_examples(ctx: click.Context) -> list[str]:
     """Return the lines of the group's examples that call this command."""
-    lines = ((ctx.parent and ctx.parent.command.epilog) or "").splitlines()
+    epilog = ctx.parent.command.epilog if ctx.parent is not None else None
+    lines = (line for paragraph in paragraphs(epilog) for line in paragraph.text.splitlines())
     calls = [line for line in lines if line.startswith(" ") and re.search(rf"{ctx.command_path}\b", line)]
     return ["\n".join(calls)] if calls else []
 

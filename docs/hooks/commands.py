@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import html
-import inspect
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
-from ghostbpf.tools.cli import ghostbpf, subcommands
+from ghostbpf.tools.cli import ghostbpf
+from ghostbpf.tools.help_text import Paragraph, options, paragraphs, subcommands
 from mkdocs.structure.files import File, Files
-
-#: click's mark of a paragraph whose lines are kept.
-_VERBATIM = "\b\n"
 
 
 def on_config(config: Any) -> Any:
@@ -87,34 +84,24 @@ def _body(ctx: click.Context) -> str:
     """Usage, description, options and examples."""
     command = ctx.command
     usage = " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
-    parts = [f"```text\n{usage}\n```", *_paragraphs(command.help), _options(ctx), *_paragraphs(command.epilog)]
+    description, epilog = (map(_text, paragraphs(text)) for text in (command.help, command.epilog))
+    parts = [f"```text\n{usage}\n```", *description, _options(ctx), *epilog]
     return "".join(f"{part}\n\n" for part in parts if part)
 
 
-def _paragraphs(text: str | None) -> Iterator[str]:
-    """Help text as Markdown; paragraphs whose lines are kept become blocks of code."""
-    found = re.split(r"\n(?:[ \t]*\n)+|\n(?=\x08\n)", inspect.cleandoc(text or "").split("\f")[0])
-    for paragraph in found:
-        plain = paragraph.removeprefix(_VERBATIM).strip("\b\n")
-        if not plain.strip():
-            continue
-        if plain == paragraph or not re.search(r"^ ", plain, re.MULTILINE):
-            yield _escaped(plain)
-            continue
-        title, _, rest = plain.partition("\n")
-        if title.startswith(" "):
-            yield f"```text\n{textwrap.dedent(plain)}\n```"
-        else:
-            yield f"{_escaped(title)}\n\n```text\n{textwrap.dedent(rest)}\n```"
+def _text(paragraph: Paragraph) -> str:
+    """The paragraph as Markdown; indented lines whose breaks are kept become a block of code."""
+    text = paragraph.text
+    if not paragraph.is_verbatim or not paragraph.has_indented_lines:
+        return _escaped(text)
+    title, _, rest = text.partition("\n")
+    if title.startswith(" "):
+        return f"```text\n{textwrap.dedent(text)}\n```"
+    return f"{_escaped(title)}\n\n```text\n{textwrap.dedent(rest)}\n```"
 
 
 def _options(ctx: click.Context) -> str:
-    records = [
-        record
-        for parameter in ctx.command.get_params(ctx)
-        if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None
-    ]
-    rows = "".join(f"| `{names.replace('|', chr(92) + '|')}` | {_cell(text)} |\n" for names, text in records)
+    rows = "".join(f"| `{names.replace('|', chr(92) + '|')}` | {_cell(text)} |\n" for names, text in options(ctx))
     return f"| option | |\n|---|---|\n{rows}" if rows else ""
 
 
