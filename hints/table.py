@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Self
 
+from ..loaders import pid_namespace
 from ..loaders.closing import Closing
 from ..loaders.descriptors import TIMEOUT, take
 from ..loaders.errors import GhostError
@@ -18,7 +19,6 @@ from ..loaders.link import create_map
 from ..loaders.maps import Map
 from ..loaders.object import MapDef
 from ..loaders.uapi import BPF_F_MMAPABLE, map_type
-from ..schedulers import pids
 from .layout import (
     CLASS,
     CLASS_ENTRY,
@@ -65,7 +65,7 @@ class Hints(Closing):
         self._reader = Reader(self._stream, self._items.seqs)
         self._reported: set[int] = set()
         self._lock = threading.Lock()
-        self._writable = pids.is_initial()
+        self._writable = pid_namespace.is_initial()
 
     @classmethod
     def create(cls, path: str | Path, *, items: int = ITEMS, classes: int = CLASSES) -> Self:
@@ -141,7 +141,7 @@ class Hints(Closing):
 
     def _need_writable(self) -> None:
         if not self._writable:
-            pids.need_initial("give hints")
+            pid_namespace.need_initial("give hints")
 
     def _store(self, index: int, tid: int, work_class: int, flags: int, deadline_ns: int) -> None:
         seq = self._items.write(index, tid, work_class, flags, deadline_ns, time.monotonic_ns())

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Self
 
-from ..loaders import sched_ext
+from ..loaders import pid_namespace, sched_ext
 from ..loaders.errors import GhostError
 from ..loaders.maps import possible_cpus
 from . import agents, pids, tasks
@@ -339,7 +339,7 @@ class Enclave(EnclaveView):
         Raises NamespaceError if it has tasks outside of this process's pid namespace, which cannot be moved from here.
         """
         if hidden := self._hidden_tasks():
-            raise pids.NamespaceError(
+            raise pid_namespace.NamespaceError(
                 f"enclave {self.id} has {hidden} tasks outside of this pid namespace",
                 hint=f"in the initial pid namespace, on the host: ghostbpf enclave destroy {self.id}",
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pid namespaces: translating a task's number between this process and the kernel's BPF programs.
+"""Translation of a task's number between this process's pid namespace and the kernel's BPF programs.
 
 BPF programs, and so the core, its maps and an agent's messages, use a task's number in the initial namespace. System
 calls and /proc use the namespace of the calling process. All Python code has the numbers of its own namespace, except
@@ -14,7 +14,6 @@ In the initial namespace both numbers are the same, and the kernel is not asked.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,53 +21,10 @@ from typing import Any
 from ..loaders import abi
 from ..loaders.attach import Iterator as TaskIterator
 from ..loaders.compiler import compile
-from ..loaders.errors import GhostError
 from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Map
+from ..loaders.pid_namespace import is_initial
 from ..loaders.source import BPF_DIR
-
-#: The inode of the initial namespace (PROC_PID_INIT_INO of the kernel).
-_INITIAL = 0xEFFFFFFC
-_SELF = Path("/proc/self")
-_ON_THE_HOST = "run it in the initial pid namespace: on the host, not in a container"
-
-
-class NamespaceError(GhostError):
-    """The action is not possible in this pid namespace."""
-
-
-def is_initial(process: Path = _SELF) -> bool:
-    """Whether ``process``, a directory of /proc (default: this process), is in the initial pid namespace.
-
-    Raises NamespaceError if /proc does not say.
-    """
-    try:
-        return (process / "ns/pid").stat().st_ino == _INITIAL
-    except OSError:
-        raise _foreign_proc() from None
-
-
-def need_own_proc() -> None:
-    """Raise NamespaceError if /proc shows the tasks of another pid namespace than this process's."""
-    try:
-        lines = (_SELF / "status").read_text(errors="replace").splitlines()
-    except OSError:
-        raise _foreign_proc() from None
-    # One number for each namespace from that of /proc down to the process's own.
-    numbers = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
-    if len(numbers) > 1:
-        raise _foreign_proc()
-
-
-def need_initial(action: str) -> None:
-    """Raise NamespaceError, saying that ``action`` is impossible, unless this is the initial pid namespace."""
-    if not is_initial():
-        raise NamespaceError(f"cannot {action} from within a pid namespace", hint=_ON_THE_HOST)
-
-
-def note() -> str:
-    """The note for output with numbers of the initial namespace; empty in that namespace."""
-    return "" if is_initial() else "tids and pids are those of the initial pid namespace"
 
 
 def to_initial(tid: int) -> int:
@@ -128,10 +84,3 @@ def _ffi() -> Any:
 
 def _source() -> Path:
     return BPF_DIR / "core" / "pids.bpf.c"
-
-
-def _foreign_proc() -> NamespaceError:
-    return NamespaceError(
-        f"/proc is not that of the pid namespace of process {os.getpid()}",
-        hint="mount -t proc proc /proc, in a mount namespace of its own (unshare --pid --fork --mount-proc)",
-    )

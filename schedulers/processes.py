@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-from . import cgroups, pids
+from ..loaders import pid_namespace
+from . import cgroups
 from .tasks import is_movable, threads
 
 #: The characters that the kernel keeps of a process's name.
@@ -109,5 +110,5 @@ class Rule:
 
 def all_tasks() -> set[int]:
     """Every thread of every process now; raises NamespaceError if /proc is another namespace's."""
-    pids.need_own_proc()
+    pid_namespace.need_own_proc()
     return {tid for entry in os.listdir("/proc") if entry.isdecimal() for tid in threads(int(entry))}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import pids
+from ..loaders import pid_namespace
 from .errors import NotRestored, TaskError
 
 # Not in the os module.
@@ -44,7 +44,7 @@ def policy_of(tid: int) -> int | None:
 
 def check(tid: int) -> None:
     """Raise TaskError unless ``tid`` is a user's task; NamespaceError if /proc is another namespace's."""
-    pids.need_own_proc()
+    pid_namespace.need_own_proc()
     try:
         kernel = _flags(tid) & _PF_KTHREAD
     except OSError:
@@ -126,7 +126,7 @@ def each_thread(pid: int, move: Callable[[int], None], forking: Callable[[], set
     may show a new thread that did not move with it. Raises TaskError, and NamespaceError if /proc is another
     namespace's.
     """
-    pids.need_own_proc()
+    pid_namespace.need_own_proc()
     seen: set[int] = set()
     unsettled: set[int] = set()
     deadline = time.monotonic() + FORK_TIMEOUT_S

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import click
 
+from ..loaders import pid_namespace
 from ..loaders.errors import KernelUnsupported, PermissionMissing
-from ..schedulers import cgroups, pids
+from ..schedulers import cgroups
 from ..schedulers.auto_join import AutoJoin, Outcome
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.launch import termination_signals
@@ -54,7 +55,7 @@ def _uid_of(user: str) -> int:
 
 
 def _parent(_ctx: click.Context, _param: click.Parameter, given: tuple[int, ...]) -> frozenset[int]:
-    pids.need_own_proc()
+    pid_namespace.need_own_proc()
     for pid in given:
         if not Path(f"/proc/{pid}").exists():
             raise click.BadParameter(f"there is no process {pid}")

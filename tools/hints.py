@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from ..hints import INCLUDE, Hints, Item, admit
+from ..loaders import pid_namespace
 from ..loaders.descriptors import Offer
 from ..loaders.errors import GhostError
-from ..schedulers import pids
 from ..schedulers.enclave import Enclave, Enclaves
 from .fd import hand_over, timeout_option
 from .output import human_ns, json_option, show
@@ -76,10 +76,10 @@ def admit_to(id: int, user: str | None, group: str | None, pid: int | None, time
 
 
 def _check_namespace(pid: int) -> None:
-    pids.need_own_proc()
+    pid_namespace.need_own_proc()
     process = Path(f"/proc/{pid}")
-    if process.exists() and not pids.is_initial(process):
-        raise pids.NamespaceError(
+    if process.exists() and not pid_namespace.is_initial(process):
+        raise pid_namespace.NamespaceError(
             f"process {pid} is in another pid namespace: its tids differ from the scheduler's",
             hint="let a process of the initial pid namespace give the hints, by its tids",
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import click
 
+from ..loaders import pid_namespace
 from ..loaders.errors import GhostError
 from ..schedulers import pids
 from ..schedulers.agents import Agents
@@ -77,7 +78,7 @@ def watch(id: int, agent_pid: int | None, sigkill: bool, count: int, as_json: bo
     agents = _wait_for_agent(enclave)
     changes = _changes(enclave, agents)
     first = next(changes)
-    if note := pids.note():
+    if note := pid_namespace.note():
         click.echo(note, err=True)
     click.echo(f"enclave {id}: agent {first.tid} is in charge; Ctrl-C ends", err=True)
     killed_ns = None if agent_pid is None else _end(enclave, agent_pid, first.tid, sigkill)

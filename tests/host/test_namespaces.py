@@ -141,7 +141,7 @@ def test_hints_are_read_but_not_given_from_within_a_pid_namespace(bpffs: Path) -
         script = """
             import json, sys
             from ghostbpf.hints import Hints
-            from ghostbpf.schedulers.pids import NamespaceError
+            from ghostbpf.loaders.pid_namespace import NamespaceError
 
             said = []
             with Hints.open(sys.argv[1]) as hints:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ...loaders import pid_namespace
 from ...loaders.errors import GhostError, KernelUnsupported
 from ...schedulers import pids
 from ..output import table
@@ -55,7 +56,7 @@ Examples:
 
     def make(self) -> Tracer:
         """runqlat's tracer: a thread's histogram has the count and the sum of its waits."""
-        pids.need_own_proc()
+        pid_namespace.need_own_proc()
         self._pids: tuple[int, ...] = self.request.options["pids"]
         filters = self.request.filters
         if not self._pids and not filters.choose_tasks:

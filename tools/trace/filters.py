@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from ...loaders import pid_namespace
 from ...loaders.errors import GhostError
 from ...schedulers import cgroups, pids
 from ...schedulers.enclave import Enclaves
@@ -80,7 +81,7 @@ class Filters:
 def _existing(number: int | None, what: str) -> int:
     if number is None:
         return 0
-    pids.need_own_proc()
+    pid_namespace.need_own_proc()
     if not Path(f"/proc/{number}").exists():
         raise _none(what, number)
     return number

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import click
 
+from ...loaders import pid_namespace
 from ...loaders.errors import GhostError
-from ...schedulers import pids
 from ...schedulers.launch import Command, termination_signals
 from ..output import printable
 from .report import HistogramSection, Section
@@ -107,7 +107,7 @@ def run(tool: Tool, pace: Pace, output: Output, command: tuple[str, ...]) -> int
 def _trace(tool: Tool, pace: Pace, output: Output, child: Command | None) -> int:
     printer = Printer(tool, output)
     with tool:
-        if tool.SHOWS_BPF_IDS and (note := pids.note()):
+        if tool.SHOWS_BPF_IDS and (note := pid_namespace.note()):
             click.echo(note, err=True)
         if child is None:
             click.echo(f"Tracing {tool.TRACES}... Hit Ctrl-C to end.", err=True)
