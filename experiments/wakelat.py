@@ -10,6 +10,7 @@ from typing import Self
 
 from ..loaders import Hash, Link, MmapArray, Module, PerCpuArray, Target, abi, compile
 from ..loaders.source import BPF_DIR
+from ..tools.trace.histogram import edges
 
 _SOURCE = BPF_DIR / "tracers" / "wakelat.bpf.c"
 _TRACEPOINTS = {
@@ -95,17 +96,10 @@ class WakeLatency:
 
 
 def _percentile(counts: list[int], share: float) -> int:
-    """The upper edge, in ns, of the percentile's bucket; 0 without counts."""
+    """The highest value, in ns, of the percentile's bucket; 0 without counts."""
     target, seen = share * sum(counts), 0
     for bucket, count in enumerate(counts):
         seen += count
         if count and seen >= target:
-            return _upper_edge(bucket)
+            return edges(bucket)[1] - 1
     return 0
-
-
-def _upper_edge(bucket: int) -> int:
-    if bucket < 8:
-        return bucket
-    power, step = bucket // 8 + 2, bucket % 8
-    return (8 + step + 1 << power - 3) - 1

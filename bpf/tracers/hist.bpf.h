@@ -7,6 +7,7 @@
 #ifndef GHOSTBPF_HIST_BPF_H
 #define GHOSTBPF_HIST_BPF_H
 
+#include "buckets.bpf.h"
 #include "trace.bpf.h"
 #include "trace.h"
 
@@ -18,20 +19,11 @@ BPF_PERCPU_ARRAY(hists, struct hist, HISTS);
 BPF_HASH(cells, struct cell_key, struct cell, 65536);
 BPF_HASH(names, u64, struct task_name, 16384);
 
-static u32 bucket_of(u64 ns)
+/* A time's bucket, by 1/HIST_SCALE of the unit; the last bucket includes all longer times. */
+static u32 bucket_of_time(u64 ns)
 {
-	u64 value = ns >> 53 ? ~0ULL >> 1 : ns * HIST_SCALE / LINK_CONSTANT(unit), rest = value;
-	u32 power = 0, bucket;
+	u32 bucket = bucket_of(ns >> 53 ? ~0ULL >> 1 : ns * HIST_SCALE / LINK_CONSTANT(unit));
 
-	if (value < 8)
-		return value;
-	if (rest >> 32) { power += 32; rest >>= 32; }
-	if (rest >> 16) { power += 16; rest >>= 16; }
-	if (rest >> 8) { power += 8; rest >>= 8; }
-	if (rest >> 4) { power += 4; rest >>= 4; }
-	if (rest >> 2) { power += 2; rest >>= 2; }
-	power += rest >> 1;
-	bucket = (power - 2) * 8 + (value >> (power - 3) & 7);
 	return bucket < HIST_BUCKETS ? bucket : HIST_BUCKETS - 1;
 }
 
@@ -79,7 +71,7 @@ static void record_cell(struct cell_key *key, struct task_struct *p, u64 ns)
 /* Add a time to histogram `which`; with a breakdown, to the histogram `which` of id. */
 static void record_for(u64 id, u32 which, struct task_struct *p, u64 ns)
 {
-	u32 bucket = bucket_of(ns);
+	u32 bucket = bucket_of_time(ns);
 	struct hist *hist;
 
 	if (LINK_CONSTANT(by)) {

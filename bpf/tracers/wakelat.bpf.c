@@ -5,28 +5,12 @@
  * User space marks the tree's root in the marks map; fork passes the mark on. A wait starts when a marked task is woken
  * or made, and when it is taken off a CPU while runnable; it ends when the task comes on a CPU.
  */
+#include "buckets.bpf.h"
 #include "wakelat.h"
 
 BPF_TASK_STORAGE(marks, struct wakelat_mark);
 BPF_PERCPU_ARRAY(waits, u64, WAKELAT_BUCKETS);
 BPF_F_TABLE("array", u32, struct wakelat_totals, totals, 1, BPF_F_MMAPABLE);
-
-/* The power of two below ns, and the three bits that follow it. */
-static u32 bucket_of(u64 ns)
-{
-	u64 rest = ns;
-	u32 power = 0;
-
-	if (ns < 8)
-		return ns;
-	if (rest >> 32) { power += 32; rest >>= 32; }
-	if (rest >> 16) { power += 16; rest >>= 16; }
-	if (rest >> 8) { power += 8; rest >>= 8; }
-	if (rest >> 4) { power += 4; rest >>= 4; }
-	if (rest >> 2) { power += 2; rest >>= 2; }
-	power += rest >> 1;
-	return (power - 2) * 8 + (ns >> (power - 3) & 7);
-}
 
 static u64 switches_of(struct task_struct *p)
 {

@@ -153,7 +153,7 @@ def kernels_buckets(bcc: None, tmp_path_factory: pytest.TempPathFactory) -> Call
             ns = asked.lookup(&index);
             if (!ns)
                 return 0;
-            answer = bucket_of(*ns);
+            answer = bucket_of_time(*ns);
             answers.update(&index, &answer);
             *at += 1;
             return 0;

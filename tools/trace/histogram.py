@@ -181,7 +181,7 @@ class LinearHistogram:
 
 
 def edges(bucket: int) -> tuple[int, int]:
-    """The lowest value of a bucket and of the next one, in 1/1024 of the unit."""
+    """The lowest value of a bucket of bpf/tracers/buckets.bpf.h, and of the next one."""
     if bucket < 8:
         return bucket, bucket + 1
     power, step = bucket // 8 + 2, bucket % 8
