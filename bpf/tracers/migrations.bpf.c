@@ -7,9 +7,10 @@
  * sched_ext dispatch, or by load balancing.
  */
 #include "migrations.h"
-#include "trace.bpf.h"
 
-BPF_HASH(moves, struct migration_key, u64, 16384);
+#define COUNT_KEY struct migration_key
+#include "counts.bpf.h"
+#include "trace.bpf.h"
 
 static bool may_stay(struct task_struct *p)
 {
@@ -38,19 +39,9 @@ static u32 reason_of(struct task_struct *p)
 static int count_move(struct task_struct *p, u32 from, u32 to, u32 reason)
 {
 	struct migration_key key = { .tid = p->pid, .reason = reason, .from = from, .to = to };
-	u64 *count, one = 1;
 
 	bpf_probe_read_kernel_str(key.comm, sizeof(key.comm), p->comm);
-	count = moves.lookup(&key);
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	else if (moves.insert(&key, &one)) {
-		count = moves.lookup(&key);
-		if (count)
-			__sync_fetch_and_add(count, 1);
-		else
-			count_dropped();
-	}
+	count_event(&key);
 	return 0;
 }
 

@@ -5,16 +5,16 @@
  * The waker is the task on the CPU that makes the wakeup. For a wakeup in an interrupt that is the interrupted task,
  * mostly the idle task. A wakeup of a task that still runs counts, too.
  */
-#include "trace.bpf.h"
 #include "wakers.h"
 
-BPF_HASH(wakes, struct wake_key, u64, 16384);
+#define COUNT_KEY struct wake_key
+#include "counts.bpf.h"
+#include "trace.bpf.h"
 
 static int count_wakeup(struct task_struct *p)
 {
 	struct task_struct *waker = bpf_get_current_task_btf();
 	struct wake_key key = {};
-	u64 *count, one = 1;
 
 	if (!matches_cpu() || (!matches(p) && !matches(waker)))
 		return 0;
@@ -22,16 +22,7 @@ static int count_wakeup(struct task_struct *p)
 	key.wakee = LINK_CONSTANT(by) == BY_PROCESS ? p->tgid : p->pid;
 	bpf_probe_read_kernel_str(key.waker_comm, sizeof(key.waker_comm), waker->comm);
 	bpf_probe_read_kernel_str(key.wakee_comm, sizeof(key.wakee_comm), p->comm);
-	count = wakes.lookup(&key);
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	else if (wakes.insert(&key, &one)) {
-		count = wakes.lookup(&key);
-		if (count)
-			__sync_fetch_and_add(count, 1);
-		else
-			count_dropped();
-	}
+	count_event(&key);
 	return 0;
 }
 

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The growth of counters between two reports."""
+"""Counters of events, and their growth between two reports."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from typing import Any
+
+import click
+
+#: How many of the largest counts to print.
+TOP = click.Option(
+    ["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="Number of rows; JSON has all."
+)
 
 
 class Counters:

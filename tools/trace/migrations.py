@@ -10,7 +10,7 @@ import click
 from tabulate import tabulate
 
 from .classes import ext_class
-from .counts import Counters
+from .counts import TOP, Counters
 from .report import Section, Table
 from .tool import Tool
 from .tracer import Tracer, comm, ffi
@@ -31,9 +31,7 @@ class TOOL(Tool):
     PLOTS = False
     OPTIONS = (
         click.Option(["-M", "--matrix"], is_flag=True, help="Print only the matrix of CPUs."),
-        click.Option(
-            ["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="Number of rows; JSON has all."
-        ),
+        TOP,
     )
 
     def make(self) -> Tracer:
@@ -47,7 +45,7 @@ class TOOL(Tool):
     def report(self, seconds: float) -> Iterable[Section]:
         now = {
             (key.tid, comm(key.comm), getattr(key, "from"), key.to, self._reasons[key.reason]): count
-            for key, count in self.tracer.hash("moves", "struct migration_key", "u64").items()
+            for key, count in self.tracer.hash("counts", "struct migration_key", "u64").items()
         }
         moves = self._counters.growth(now)
         if not self.request.options["matrix"]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import click
 
-from .counts import Counters
+from .counts import TOP, Counters
 from .filters import By
 from .report import Section, Table
 from .tool import Tool
@@ -25,9 +25,7 @@ class TOOL(Tool):
     PLOTS = False
     OPTIONS = (
         click.Option(["-P", "--pids"], is_flag=True, help="Sum over the threads of each process."),
-        click.Option(
-            ["-n", "--top"], type=click.IntRange(1), default=20, show_default=True, help="Number of rows; JSON has all."
-        ),
+        TOP,
     )
 
     def make(self) -> Tracer:
@@ -40,7 +38,7 @@ class TOOL(Tool):
     def report(self, seconds: float) -> Iterable[Section]:
         now = {
             (key.waker, comm(key.waker_comm), key.wakee, comm(key.wakee_comm)): count
-            for key, count in self.tracer.hash("wakes", "struct wake_key", "u64").items()
+            for key, count in self.tracer.hash("counts", "struct wake_key", "u64").items()
         }
         rows = [
             {"waker": waker, "waker_comm": name, "wakee": wakee, "wakee_comm": wakee_name, "count": count}
