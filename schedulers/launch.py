@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 #: A shell's exit status for a command that it cannot find, and for one that it may not execute.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
@@ -15,6 +16,18 @@ def termination_signals() -> set[signal.Signals]:
     """The signals that ask this process to end, except those that it ignores (nohup, a shell's &)."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+
+
+@contextlib.contextmanager
+def signals_blocked(numbers: set[signal.Signals]) -> Iterator[None]:
+    """Block signals for the block, for sigtimedwait(); afterwards, drop termination signals that came too late."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        while signal.sigtimedwait(termination_signals(), 0) is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Command:

@@ -21,7 +21,7 @@ from ..schedulers.cpuset import CpuListError, CpuSet
 from ..schedulers.enclave import Enclave, Enclaves, check_cpus
 from ..schedulers.enclave_view import Counters
 from ..schedulers.errors import AgentError, NoSuchEnclave
-from ..schedulers.launch import Command, termination_signals
+from ..schedulers.launch import Command, signals_blocked, termination_signals
 from ..schedulers.policy import OptionError, Policy, PolicyOptions, find
 from ..schedulers.registry import POLICIES, from_file, is_file
 from .caveats import Caveats, tell_departures
@@ -90,7 +90,7 @@ def _command_for(policy: Policy) -> click.Command:
             raise click.UsageError("--all takes every CPU: leave --cpus out")
         if everything and enclave not in (None, DEFAULT_ENCLAVE):
             raise click.UsageError(f"--all is enclave {DEFAULT_ENCLAVE}: leave --enclave out")
-        with _signals(), _enclave(options, cpu_set, enclave, everything, keep) as target:
+        with signals_blocked({signal.SIGCHLD}), _enclave(options, cpu_set, enclave, everything, keep) as target:
             guard, caveats = _Guard(target), Caveats(target)
             if everything:
                 caveats.everything_joined()
@@ -236,15 +236,3 @@ def _print_stats(enclave: Enclave, before: Counters, now: Counters, seconds: flo
         f"{row['policy']}: tasks={row['tasks']} busy={busy:.2f}/{len(enclave.cpus)} "
         + " ".join(f"{name}={value:.0f}/s" for name, value in rate.items())
     )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Block SIGCHLD for the block, for sigtimedwait(); afterwards, drop termination signals that came too late."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    try:
-        yield
-    finally:
-        while signal.sigtimedwait(termination_signals(), 0) is not None:
-            pass
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

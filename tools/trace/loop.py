@@ -8,7 +8,6 @@ import math
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ import click
 
 from ...loaders import pid_namespace
 from ...loaders.errors import GhostError
-from ...schedulers.launch import Command, termination_signals
+from ...schedulers.launch import Command, signals_blocked, termination_signals
 from ..output import printable
 from .report import HistogramSection, Section
 from .tool import Tool
@@ -93,7 +92,7 @@ class Printer:
 def run(tool: Tool, pace: Pace, output: Output, command: tuple[str, ...]) -> int:
     """Trace and print reports; returns the exit status, which is the ``command``'s if there is one."""
     _check_plot(output.plot)
-    with _signals_blocked():
+    with signals_blocked({signal.SIGCHLD, *termination_signals()}):
         child = Command(command) if command else None
         try:
             status = _trace(tool, pace, output, child)
@@ -185,15 +184,3 @@ def _check_plot(path: Path | None) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise GhostError("--plot needs matplotlib", hint="apt install python3-matplotlib") from None
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Block signals that would end this process, so that sigtimedwait() receives them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *termination_signals()})
-    try:
-        yield
-    finally:
-        while signal.sigtimedwait(termination_signals(), 0) is not None:
-            pass
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
