@@ -9,7 +9,7 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, a map of the core, or a pinned program changes its name or meaning. */
-#define ABI_VERSION 11
+#define ABI_VERSION 12
 
 #define MAX_ENCLAVES 64 /* enclave ids start at 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
@@ -61,7 +61,7 @@ struct cpu {
 	u32 told_idle; /* the agent has got MSG_CPU_IDLE since a task of the enclave last ran here */
 	u32 told_busy; /* the agent has got MSG_CPU_BUSY, and no MSG_CPU_AVAILABLE since */
 	u32 kick; /* TXN_KICK_…: the kick that the current commit owes this CPU */
-	u32 sync_waker_stays; /* that of the task on it; see task_ctx */
+	u32 after_sync; /* that of the task on it; see task_ctx */
 	u32 rescue_in; /* the number of dispatches until the policy goes before latched tasks; 0: never */
 	u64 checked_at; /* when it last looked for tasks that wait too long; CLOCK_MONOTONIC */
 	u64 sync_wake_at; /* when the task on it last made a sync wakeup; ns of scx_bpf_now(), 0: it has not */
@@ -78,6 +78,13 @@ struct core {
 	u64 reenqueue_after; /* no local queue is re-enqueued before this time; CLOCK_MONOTONIC */
 };
 
+/* How soon a task slept after a sync wakeup. */
+enum after_sync {
+	SYNC_UNKNOWN, /* not seen yet, or neither at once nor late */
+	SYNC_SLEPT, /* at once */
+	SYNC_STAYED, /* late, or not at all */
+};
+
 /* A task, in task storage. */
 struct task_ctx {
 	u32 enclave;
@@ -88,7 +95,7 @@ struct task_ctx {
 	u64 woke_at_runtime_ns; /* a per-CPU kernel thread's run time at its last wakeup; full mode only */
 	u64 latched_at; /* when it was last put on a CPU's own queue; CLOCK_MONOTONIC */
 	u32 committed; /* an agent put it there */
-	u32 sync_waker_stays; /* after its last sync wakeup it stayed on its CPU */
+	u32 after_sync; /* enum after_sync: what it did after its last sync wakeup */
 	u32 reenqueued; /* times it was re-enqueued since it last ran */
 	u32 released_by; /* the process (tgid) of a loader that is about to take it out of the class; 0: none */
 	u32 policy; /* SCHED_… before it joined, restored when it is handed back */

@@ -33,28 +33,45 @@
 /* A waker that still runs this long after a sync wakeup was not about to sleep. */
 #define LINGER (1000 * 1000ULL)
 
-/*
- * This CPU, if its task, the waker, is about to sleep and leaves the CPU free: the CPU is e's, the waker is a task of
- * e, and no task waits for the CPU. -1 otherwise. A sync wakeup does not always mean sleep (every write to a pipe makes
- * one), so what the waker did after its previous sync wakeup decides.
- */
-static s32 sync_waker_cpu(u32 id, struct enclave *e, struct core *c, const struct cpumask *allowed)
-{
-	s32 here = bpf_get_smp_processor_id();
-	struct cpu *cpu = cpu_of(here);
+/* A waker that sleeps within this time leaves its CPU sooner than another CPU would leave a deep idle state. */
+#define AT_ONCE (50 * 1000ULL)
 
-	if (!cpu || cpu->running != id || !is_usable(e, c, allowed, here) ||
-	    scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | here) || has_waiting_tasks(id, e, here))
-		return -1;
-	cpu->sync_wake_at = scx_bpf_now();
-	return cpu->sync_waker_stays ? -1 : here;
+/*
+ * Return true if a task of e that wakes may follow the waker on CPU `here`: the CPU is e's, the waker is a task of e,
+ * and no task waits for the CPU.
+ */
+static bool may_follow(struct cpu *cpu, s32 here, u32 id, struct enclave *e, struct core *c, const struct cpumask *allowed)
+{
+	return cpu->running == id && is_usable(e, c, allowed, here) &&
+	       !scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | here) && !has_waiting_tasks(id, e, here);
 }
 
 /*
- * ops.select_cpu for most policies: run p at once on an idle CPU, for slice ns; if there is none, p will be enqueued.
+ * A CPU that p, which wakes, may run on at once: an idle CPU, which is then marked busy, or that of a waker that is
+ * about to sleep (WAKE_SYNC). -1 if there is none.
  *
- * If no CPU idles, a waker that is about to sleep (WAKE_SYNC) leaves its CPU to p, unless a task waits for it: p then
- * skips the queue. If the waker does not sleep after all, p runs at the next tick.
+ * Every write to a pipe makes a sync wakeup, so what the waker did after its previous one decides. A waker that sleeps
+ * at once is preferred to an idle CPU: its CPU's cache has what it wrote for p, and no CPU has to leave its idle state.
+ */
+static s32 claim_cpu(u32 id, struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev, u64 wake_flags)
+{
+	s32 here = bpf_get_smp_processor_id(), cpu;
+	struct cpu *waker = wake_flags & SCX_WAKE_SYNC ? cpu_of(here) : NULL;
+	u32 after_sync = SYNC_STAYED;
+
+	if (waker && may_follow(waker, here, id, e, c, allowed)) {
+		waker->sync_wake_at = scx_bpf_now();
+		after_sync = waker->after_sync;
+	}
+	if (after_sync == SYNC_SLEPT)
+		return here;
+	cpu = claim_idle_cpu(e, c, allowed, prev);
+	return cpu < 0 && after_sync == SYNC_UNKNOWN ? here : cpu;
+}
+
+/*
+ * ops.select_cpu for most policies: run p at once on the CPU of claim_cpu(), for slice ns; if there is none, p will be
+ * enqueued. On the CPU of a waker, p skips the queue; if the waker does not sleep after all, p runs at the next tick.
  *
  * Without CAN_REENQUEUE a fair task that wakes at the same moment could take the CPU and strand p on its local queue.
  * There p goes through the queue: enqueue_pending() finds the CPU that was chosen here idle, and kicks it.
@@ -68,9 +85,7 @@ static s32 select_idle(u32 id, struct task_struct *p, s32 prev, u64 wake_flags, 
 	if (!e || !c)
 		return prev;
 #if CAN_REENQUEUE
-	cpu = claim_idle_cpu(e, c, p->cpus_ptr, prev);
-	if (cpu < 0 && wake_flags & SCX_WAKE_SYNC)
-		cpu = sync_waker_cpu(id, e, c, p->cpus_ptr);
+	cpu = claim_cpu(id, e, c, p->cpus_ptr, prev, wake_flags);
 	if (cpu >= 0)
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice, 0);
 #else

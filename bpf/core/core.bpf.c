@@ -36,12 +36,13 @@
  */
 static u32 scheduling_enclave(struct task_struct *p, struct task_ctx *t, struct enclave **e)
 {
-	struct core *c = the_core();
 	u32 id = membership(t, e);
+	struct core *c;
 
-	if (!id || !*e || !c || is_percpu_kthread(p))
+	if (!id || !*e || is_percpu_kthread(p))
 		return 0;
-	if (is_any_usable(*e, c, p->cpus_ptr))
+	c = the_core();
+	if (c && is_any_usable(*e, c, p->cpus_ptr))
 		return id;
 	COUNT(id, affinity_misses);
 	return 0;
@@ -227,7 +228,7 @@ BPF_PROG(core_running, struct task_struct *p)
 	if (t && t->reenqueued)
 		t->reenqueued = 0;
 	cpu->running = id;
-	cpu->sync_waker_stays = t && t->sync_waker_stays;
+	cpu->after_sync = t ? t->after_sync : SYNC_UNKNOWN;
 	allow_next_latch(cpu, here);
 	cpu->running_since = scx_bpf_now();
 	COUNT(id, switches);
@@ -236,14 +237,15 @@ BPF_PROG(core_running, struct task_struct *p)
 	return 0;
 }
 
-/* A task leaves its CPU after a sync wakeup: note whether it stayed, if that differs from the last time. */
+/* A task leaves its CPU after a sync wakeup: note how long it stayed, if that differs from the last time. */
 static void note_sync_waker(struct cpu *cpu, struct task_struct *p, u64 now)
 {
-	bool stays = elapsed(cpu->sync_wake_at, now) > LINGER;
-	struct task_ctx *t = stays == cpu->sync_waker_stays ? NULL : task_ctx_of(p);
+	u64 stayed = elapsed(cpu->sync_wake_at, now);
+	u32 after = stayed > LINGER ? SYNC_STAYED : stayed > AT_ONCE ? SYNC_UNKNOWN : SYNC_SLEPT;
+	struct task_ctx *t = after == cpu->after_sync ? NULL : task_ctx_of(p);
 
 	if (t)
-		t->sync_waker_stays = stays;
+		t->after_sync = after;
 	cpu->sync_wake_at = 0;
 }
 

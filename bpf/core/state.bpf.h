@@ -64,14 +64,16 @@ static bool is_live(struct enclave *e, u32 generation)
 /* The enclave of a task with this record, and its struct in *e; 0 if the task is in none. */
 static u32 membership(struct task_ctx *t, struct enclave **e)
 {
-	struct core *c = the_core();
-	u32 id = c ? c->default_enclave : 0;
+	struct core *c;
+	u32 id;
 
 	if (t && t->enclave) {
 		*e = enclave_of(t->enclave);
 		if (*e && is_live(*e, t->generation))
 			return t->enclave;
 	}
+	c = the_core();
+	id = c ? c->default_enclave : 0;
 	*e = enclave_of(id);
 	return id && *e && (*e)->state == ENCLAVE_ACTIVE ? id : 0;
 }
