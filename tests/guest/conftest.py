@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import done
 from agents import MakeAgent, MakeAgentProcess, Manual
 from done import pytest_addoption  # noqa: F401
+from failures import Failures
 from kernel_events import KernelEvents
 from kernel_log import KernelLog
 from refusals import Refusals
@@ -52,6 +53,7 @@ _DYING_S = 5.0
 
 def pytest_configure(config: pytest.Config) -> None:
     done.pytest_configure(config)
+    config.pluginmanager.register(Failures(config))
     if config.option.seed is None:
         # Each run kills, interrupts and races at other moments.
         config.option.seed = random.randrange(1 << 32)
