@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make bench-exact``: schedulers in instructions, whatever else the host runs.
 
-In a guest with 2 CPUs that counts instructions (`ghostbpf vm --exact`), perf's
+In a guest (--cpus 2) that counts instructions (`ghostbpf vm --exact`), perf's
 pipe and messaging run under EEVDF, under every policy, and under the scheduler
 of each --with. A policy with agents runs with its fast path and without. The
 figures are instructions of all CPUs per operation, per call of each BPF
@@ -22,21 +22,22 @@ from pathlib import Path
 from ..loaders.errors import GhostError
 from ..vm.errors import KILLED_BY_EMULATION
 from .exact_measure import FAST_PATH_OFF, measure, names
-from .exact_report import Figure, read_baseline, tables
+from .exact_report import Figure, grown, read_baseline, tables
 
-_CPUS = 2
 _GHOSTBPF = (sys.executable, "-m", "ghostbpf.tools.cli")
 _EXAMPLES = """\
 examples:
   make bench-exact
   make bench-exact ARGS="--json" >before.jsonl
   make bench-exact ARGS="--baseline before.jsonl"
+  make bench-exact ARGS="--baseline before.jsonl --limit 10 biff"
   make bench-exact ARGS="EEVDF biff sol"
   make bench-exact ARGS="--share /opt/scx --with 'fifo=/opt/scx/scx_simple -f'"
 
 exit status: 0; 1 if a scheduler did not start, did not attach, was ejected, or
-left a scheduler behind (stderr names it, and the others are measured); 2 for a
-wrong command line; or that of `ghostbpf vm` if the guest failed
+left a scheduler behind (stderr names it, and the others are measured), or if a
+figure is above its --limit; 2 for a wrong command line; or that of `ghostbpf
+vm` if the guest failed
 """
 
 
@@ -56,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(figure.as_row(baseline)))
     elif figures:
         print(tables(figures, baseline), end="")
+    if arguments.limit is not None and baseline is not None:
+        for line in (above := grown(figures, baseline, arguments.limit)):
+            print(f"error: {line}", file=sys.stderr)
+        status = status or int(bool(above))
     return status
 
 
@@ -78,6 +83,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="add the change of each figure since FILE, printed with --json"
     )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        metavar="PERCENT",
+        help="with --baseline: fail if a number of instructions has grown by more",
+    )
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="the guest's CPUs (default: 2)")
     parser.add_argument("--kernel", default="newest", metavar="SPEC", help="the guest's kernel, as for ghostbpf vm")
     parser.add_argument("--share", metavar="DIR", help="the directory that the guest sees (default: the checkout)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -85,6 +97,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in arguments.schedulers:
         if name not in known:
             parser.error(f"there is no {name!r} to measure\n  try: {', '.join(known)}")
+    if arguments.limit is not None and not arguments.baseline:
+        parser.error("--limit compares with --baseline FILE, which is missing")
     arguments.schedulers = arguments.schedulers or known
     arguments.others = {}
     for text in arguments.commands:
@@ -110,7 +124,7 @@ def _in_guest(arguments: argparse.Namespace) -> tuple[int, list[Figure]]:
     """The guest's status and what was measured; again if QEMU kills the guest."""
     share = ["--share", arguments.share] if arguments.share else []
     commands = [word for text in arguments.commands for word in ("--with", text)]
-    guest = [*_GHOSTBPF, "vm", "--exact", "--cpus", str(_CPUS), "--kernel", arguments.kernel, *share, "--"]
+    guest = [*_GHOSTBPF, "vm", "--exact", "--cpus", str(arguments.cpus), "--kernel", arguments.kernel, *share, "--"]
     bench = ["python3", "-m", "ghostbpf.experiments.bench_exact", "--here", *commands, *arguments.schedulers]
     while True:
         done = subprocess.run([*guest, *bench], stdout=subprocess.PIPE, text=True, check=False)

@@ -69,6 +69,17 @@ def change(value: float, before: float | None) -> float | None:
     return 0.0 if before == value else 100 * (value / before - 1)
 
 
+def grown(figures: Iterable[Figure], baseline: Mapping[tuple[str, ...], float], percent: float) -> list[str]:
+    """A line for each number of instructions that is more than ``percent`` above its earlier value."""
+    lines = []
+    for figure in figures:
+        changed = change(figure.value, baseline.get(figure.key))
+        if figure.unit.startswith("instructions") and changed is not None and changed > percent:
+            what = f"{figure.scheduler}, {figure.name}: {figure.value:,.0f} {figure.unit}"
+            lines.append(f"{what}, {baseline[figure.key]:,.0f} before: {changed:+.1f} %, above {percent:g} %")
+    return lines
+
+
 def read_baseline(path: Path) -> dict[tuple[str, ...], float]:
     """The values of an earlier run by key, from its ``--json`` lines; raises GhostError."""
     try:

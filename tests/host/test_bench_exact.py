@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ghostbpf.experiments.bench_exact import main
-from ghostbpf.experiments.exact_report import Figure, change, read_baseline, tables
+from ghostbpf.experiments.exact_report import Figure, change, grown, read_baseline, tables
 from ghostbpf.loaders.errors import GhostError
 
 PIPE = Figure("biff", "workload", "pipe", "instructions per operation", 29_000.0)
@@ -97,6 +97,14 @@ def test_control_characters_in_a_name_do_not_reach_the_terminal() -> None:
     assert r"\x1b[2J" in tables([replace(PIPE, scheduler="\x1b[2J")])
 
 
+def test_only_instructions_that_grew_by_more_than_the_limit_are_named() -> None:
+    baseline = {PIPE.key: 26_000.0, MESSAGING.key: 24_000.0, CALLS.key: 1.0}
+    assert grown([PIPE, MESSAGING, DISPATCH, CALLS], baseline, 10) == [
+        "biff, pipe: 29,000 instructions per operation, 26,000 before: +11.5 %, above 10 %"
+    ]
+    assert not grown([PIPE, MESSAGING, DISPATCH, CALLS], baseline, 12)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -108,6 +116,7 @@ def test_control_characters_in_a_name_do_not_reach_the_terminal() -> None:
         (["--with", "biff=scx_simple"], "the name 'biff' is taken"),
         (["--with", "sol, fast path off=scx_simple"], "is taken"),
         (["--with", "a=b", "--with", "a=c"], "the name 'a' is taken"),
+        (["--limit", "10"], "--limit compares with --baseline FILE"),
     ],
 )
 def test_wrong_command_line_is_refused_before_a_guest_boots(
