@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from ..policy import Option, duration_ns
 
+_NO, _YES = ("no", "off", "false", "0"), ("yes", "on", "true", "1")
+
 
 def slice_ns(text: str) -> int:
     """Nanoseconds of a slice; 0 for "inf". Raises ValueError."""
@@ -41,9 +43,11 @@ def agent_options(*, fastpath: bool, per_cpu: bool) -> tuple[Option, ...]:
 
 
 def _choice(text: str, zero: str, one: str) -> int:
-    if text not in (zero, one):
-        raise ValueError(f'"{text}": write {one} or {zero}')
-    return int(text == one)
+    """1 for ``one`` and 0 for ``zero``, or for other words for yes and no."""
+    for value, words in ((0, (zero, *_NO)), (1, (one, *_YES))):
+        if text.lower() in words:
+            return value
+    raise ValueError(f'"{text}": write {one} or {zero}')
 
 
 def _cpu(text: str) -> int:

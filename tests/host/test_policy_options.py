@@ -28,6 +28,27 @@ def test_error_names_the_option(texts: dict[str, str], option: str | None, messa
     assert error.value.option == option
 
 
+@pytest.mark.parametrize(
+    ("texts", "field", "value"),
+    [
+        ({"fastpath": "idle"}, "fastpath", 1),
+        ({"fastpath": "on"}, "fastpath", 1),
+        ({"fastpath": "off"}, "fastpath", 0),
+        ({"fastpath": "no"}, "fastpath", 0),
+        ({"spin": "on"}, "spin", 1),
+        ({"spin": "True"}, "spin", 1),
+        ({"spin": "0"}, "spin", 0),
+    ],
+)
+def test_choice_accepts_any_word_for_yes_and_no(texts: dict[str, str], field: str, value: int) -> None:
+    assert POLICIES["fifo_centralized"].parse(texts).values[field] == value
+
+
+def test_choice_refuses_other_words() -> None:
+    with pytest.raises(OptionError, match='"busy": write idle or off'):
+        POLICIES["fifo_centralized"].parse({"fastpath": "busy"})
+
+
 def test_policy_alone_stands_for_its_defaults() -> None:
     options = BIFF.parse({"slice": "20ms"})
     assert PolicyOptions.of(options) is options
