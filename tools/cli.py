@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from .group import NamedGroup
+
 #: Command name to module (of this package) and help line, in the order of the help text.
 _COMMANDS = {
     "run": ("run", "Schedule a command, or the tasks you add, by a policy."),
@@ -37,7 +39,7 @@ Examples:
 """
 
 
-class Lazy(click.Group):
+class Lazy(NamedGroup):
     """A group that lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -23,6 +23,7 @@ from ..schedulers.registry import POLICIES
 from ..schedulers.tasks import check, threads
 from .auto_join import auto_join, follow, report
 from .caveats import Caveats, counted, few, left_line, named
+from .group import NamedGroup
 from .output import alias, human_ns, json_option, printable, printable_lines, show, warn
 from .watch import watch
 
@@ -41,7 +42,7 @@ Examples:
 """
 
 
-@click.group(epilog=_EXAMPLES)
+@click.group(cls=NamedGroup, epilog=_EXAMPLES)
 def command() -> None:
     """Show enclaves, and change them."""
 

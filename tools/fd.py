@@ -14,6 +14,7 @@ import click
 from ..loaders.descriptors import TIMEOUT, DescriptorError, Offer, duplicate, take
 from ..loaders.errors import GhostError
 from ..loaders.handle import open_pinned
+from .group import NamedGroup
 from .output import json_option
 
 _EXAMPLES = """\b
@@ -31,7 +32,7 @@ _FIRST_FREE = 3
 _CHUNK = 1 << 16
 
 
-@click.group(epilog=_EXAMPLES)
+@click.group(cls=NamedGroup, epilog=_EXAMPLES)
 def command() -> None:
     """Pass an open descriptor to another process, once.
 

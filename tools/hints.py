@@ -17,6 +17,7 @@ from ..loaders.descriptors import Offer
 from ..loaders.errors import GhostError
 from ..schedulers.enclave import Enclave, Enclaves
 from .fd import hand_over, timeout_option
+from .group import NamedGroup
 from .output import human_ns, json_option, show
 
 _EXAMPLES = """\b
@@ -28,7 +29,7 @@ Examples:
 """
 
 
-@click.group(epilog=_EXAMPLES)
+@click.group(cls=NamedGroup, epilog=_EXAMPLES)
 def command() -> None:
     """Show the hints that applications give, and permit applications to give them."""
 

@@ -25,6 +25,7 @@ from ..schedulers.launch import Command, signals_blocked, termination_signals
 from ..schedulers.policy import OptionError, Policy, PolicyOptions, find
 from ..schedulers.registry import POLICIES, from_file, is_file
 from .caveats import Caveats, tell_departures
+from .group import NamedGroup
 from .output import printable_lines, warn
 
 _EXAMPLES = """\b
@@ -44,7 +45,7 @@ enclave, failed, 2 if the command line is wrong.
 """
 
 
-class _Policies(click.Group):
+class _Policies(NamedGroup):
     """Each policy is a command, with the options of run and those of the policy."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -52,6 +53,24 @@ class _Policies(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         return _command_for(from_file(cmd_name) if is_file(cmd_name) else find(cmd_name, POLICIES))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Policies"):
+            formatter.write_dl([(name, policy.summary) for name, policy in POLICIES.items()])
+
+
+class _PolicyCommand(click.Command):
+    """Says where ``--`` is missing, if an option is unknown."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = [*args]
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if "--" in words or all(word.startswith("-") for word in words):
+                raise
+            message = error.format_message().rstrip(".")
+            raise click.UsageError(f"{message} (if it is an option of CMD, write -- before CMD)", ctx) from None
 
 
 @click.group(cls=_Policies, epilog=_EXAMPLES, subcommand_metavar="POLICY [OPTIONS] [-- CMD...]")
@@ -100,7 +119,7 @@ def _command_for(policy: Policy) -> click.Command:
                 tell_departures(target.departures().since(departed))
             return status or guard.status
 
-    return click.Command(policy.name, params=params, callback=callback, help=policy.summary, epilog=_EXAMPLES)
+    return _PolicyCommand(policy.name, params=params, callback=callback, help=policy.summary, epilog=_EXAMPLES)
 
 
 def _parse_options(policy: Policy, texts: dict[str, str]) -> PolicyOptions[Policy]:

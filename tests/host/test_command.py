@@ -78,6 +78,27 @@ def test_unknown_policy_without_a_near_name_lists_all() -> None:
     assert all(name in (error.value.hint or "") for name in POLICIES)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("doctors", "No such command 'doctors'. Did you mean 'doctor'?"),
+        ("enclave swaps 1 rr", "No such command 'swaps'. Did you mean 'swap'?"),
+        ("run --cpus 2-3 biff", "--cpus is an option of biff, and goes after it: ghostbpf run biff --cpus"),
+        ("--json policies", "--json is an option of policies, and goes after it: ghostbpf policies --json"),
+        ("run biff make -j8", "(if it is an option of CMD, write -- before CMD)"),
+    ],
+)
+def test_misplaced_word_is_refused_with_its_place(line: str, message: str) -> None:
+    done = ghostbpf(*line.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_unknown_option_alone_has_no_hint_about_the_command() -> None:
+    assert "CMD, write" not in ghostbpf("run", "biff", "--nonsense").stderr
+    assert "CMD, write" not in ghostbpf("run", "biff", "--nonsense", "--", "make", "-j8").stderr
+
+
 @pytest.mark.parametrize("text", ["0", "-1ms", "5x", "11s", "ms", "", "nan", "1 ms s", "infs"])
 def test_bad_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="bad duration"):

@@ -348,7 +348,7 @@ def test_missed_times_are_printed_beside_the_drops(holder: Holder, capsys: pytes
     out, err = capsys.readouterr()
     [end] = objects(out)
     assert (end["unended"], end["unannounced"]) == (unended, unannounced)
-    assert f"{unended} times were unended and {unannounced} unannounced" in err
+    assert f"{unended} times without an end (unended) and {unannounced} without a start" in err
 
 
 def test_filter_that_matches_no_more_misses_nothing(task: Callable[..., Task]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ..group import NamedGroup
 from .filters import By, Filters
 from .loop import Output, Pace, run
 from .tool import Request, Seconds, Tool
@@ -65,8 +66,11 @@ class _TraceCommand(click.Command):
                 raise click.UsageError("no command after --", ctx)
         return super().parse_args(ctx, args)
 
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[-- CMD...]"]
 
-class _Tools(click.Group):
+
+class _Tools(NamedGroup):
     """A group that lists its tools without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

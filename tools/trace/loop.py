@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from ...loaders import pid_namespace
+from ...loaders import capabilities, pid_namespace
 from ...loaders.errors import GhostError
 from ...schedulers.launch import Command, signals_blocked, termination_signals
 from ..output import printable
@@ -78,8 +78,8 @@ class Printer:
             click.echo(f"{drops} events were dropped: the figures are too low", err=True)
         if any(missed):
             click.echo(
-                f"{missed.unended} times were unended and {missed.unannounced} unannounced, and are not in the "
-                "figures: the kernel did not report all switches",
+                f"{missed.unended} times without an end (unended) and {missed.unannounced} without a start "
+                "(unannounced) are not in the figures: the kernel did not report all switches",
                 err=True,
             )
         if not self.events:
@@ -92,6 +92,7 @@ class Printer:
 def run(tool: Tool, pace: Pace, output: Output, command: tuple[str, ...]) -> int:
     """Trace and print reports; returns the exit status, which is the ``command``'s if there is one."""
     _check_plot(output.plot)
+    capabilities.need("trace", "CAP_BPF", "CAP_PERFMON")
     with signals_blocked({signal.SIGCHLD, *termination_signals()}):
         child = Command(command) if command else None
         try:

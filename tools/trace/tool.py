@@ -16,6 +16,8 @@ from .histogram import Histogram
 from .report import HistogramSection, Section
 from .tracer import Tracer
 
+_UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -28,16 +30,21 @@ class Request:
 
 
 class Seconds(click.FloatRange):
-    """A positive, finite number of seconds."""
+    """A positive, finite number of seconds; or, like the durations of policies, a number with a unit: 500ms."""
 
     def __init__(self) -> None:
         super().__init__(0, min_open=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds: float = super().convert(value, param, ctx)
+        number = str(value).rstrip("mus")
+        try:
+            seconds = float(number) * _UNITS[str(value)[len(number) :]]
+        except (ValueError, KeyError):
+            seconds = math.nan
         if not math.isfinite(seconds):
-            self.fail(f"{value} is not a number of seconds.", param, ctx)
-        return seconds
+            hint = "; write -- before a command" if isinstance(param, click.Argument) else ""
+            self.fail(f"'{value}' is not a number of seconds{hint}.", param, ctx)
+        return float(super().convert(seconds, param, ctx))
 
 
 class Tool:
