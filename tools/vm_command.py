@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\b
 Examples:
-  ghostbpf vm                                  a shell in the newest kernel
+  sudo ghostbpf vm                             a shell in the newest kernel
   ghostbpf vm -- uname -r
   ghostbpf vm -- ghostbpf run biff -- hackbench
   ghostbpf vm --kernel oldest --cpus 4 -- python3 -m pytest tests/guest
@@ -80,9 +80,10 @@ def command(
 ) -> int:
     """Run CMD in a disposable guest that has a sched_ext kernel, and exit with its status.
 
-    The guest is a Debian cloud kernel in QEMU. It has the checkout at the same path, writable, and starts in the
-    current directory. CMD has this terminal's stdin, stdout and stderr, and gets Ctrl-C. The kernel and the guest's
-    packages are fetched from the Debian archive once and cached. Without CMD, a shell runs; Ctrl-] ends the guest.
+    The guest is a Debian cloud kernel in QEMU. It has the checkout (or --share DIR) at the same path, writable, and
+    starts in the current directory, if that is shared. It is a new machine each time, with root as its only user. CMD
+    has this terminal's stdin, stdout and stderr, and gets Ctrl-C. The kernel and the guest's packages are fetched from
+    the Debian archive once and cached. Without CMD, a shell runs; Ctrl-] ends the guest.
 
     With --exact, times are instruction counts of all CPUs together, in nanoseconds, which repeat within a few percent
     on any host; the guest is slower.

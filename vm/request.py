@@ -78,7 +78,7 @@ def check(command: Sequence[str], guest: Guest, timeout: float | None) -> None:
     if not guest.append.isprintable() or "--" in guest.append.split():
         raise BadRequest(f"{guest.append!r} is not valid on a kernel command line", "one line of words, without --")
     if os.geteuid() != 0:
-        raise BadRequest("only root can make and serve a guest's files with their owners", "sudo")
+        raise BadRequest("only root can make and serve a guest's files with their owners", "run it with sudo")
 
 
 def shared_directory(choice: Path | None) -> Path:

@@ -129,7 +129,7 @@ def test_guest_is_what_was_asked_for_and_writes_the_share_in_place(root: None, t
         share=tmp_path / "share",
         environment={"GHOSTBPF_ASKED": "a b=c"},
     )
-    script = "cat /proc/cmdline; nproc; cat /sys/kernel/sched_ext/state; pwd; echo $GHOSTBPF_ASKED"
+    script = "cat /proc/cmdline; nproc; cat /sys/kernel/sched_ext/state; pwd; sudo echo $GHOSTBPF_ASKED"
     done = capture(
         ["sh", "-c", f"{script}; echo written >here; touch /usr/x || echo read-only"], asked, timeout=120, cwd=inside
     )
