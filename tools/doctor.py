@@ -27,6 +27,10 @@ from .output import json_option, printable
 _PARTITION = "use a cpuset partition instead: CMD must be in its cgroup before it joins an enclave of its CPUs"
 
 
+#: The checks that tracers do not need.
+_FOR_POLICIES = {"sched_ext", "kfuncs", "isolcpus"}
+
+
 @dataclass(frozen=True)
 class Row:
     """One check: ``verdict`` is ok, warn or fail; the last two have a ``hint``."""
@@ -57,7 +61,8 @@ def command(as_json: bool) -> int:
             click.echo(f"      {'':<16} -> {printable(row.hint)}")
     click.echo()
     if failed:
-        click.echo(f"NOT READY: {', '.join(row.what for row in failed)}")
+        alone = " (all tracers but dsqlat work)" if {row.what for row in failed} <= _FOR_POLICIES else ""
+        click.echo(f"NOT READY: {', '.join(row.what for row in failed)}{alone}")
     else:
         click.echo("READY: sudo ghostbpf run biff -- CMD")
     return int(bool(failed))

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_policies_are_listed_as_json() -> None:
     rows = [json.loads(line) for line in ghostbpf("policies", "--json").stdout.splitlines()]
     assert [row["policy"] for row in rows] == list(POLICIES)
     assert all(row["what it does"] for row in rows)
+
+
+def test_list_of_policies_is_within_80_columns_and_complete() -> None:
+    listed = ghostbpf("policies").stdout
+    assert max(map(len, listed.splitlines())) <= 80
+    rows = [json.loads(line) for line in ghostbpf("policies", "--json").stdout.splitlines()]
+    for row in rows:
+        options = re.findall(r"--\S+ \S+", row["options"])
+        assert options
+        assert all(option in listed for option in options)
+    words = " ".join(listed.split())
+    assert all(row["what it does"].split()[-1] in words for row in rows)
 
 
 def test_unknown_policy_names_the_nearest() -> None:
@@ -153,7 +166,10 @@ def test_doctor_fails_with_a_hint_for_each_missing_feature() -> None:
     assert rows["sched_ext"]["verdict"] == "fail"
     assert all(row["hint"] for row in rows.values() if row["verdict"] == "fail")
     assert rows["BTF"]["verdict"] == "ok"
-    assert ghostbpf("doctor").stdout.splitlines()[-1].startswith("NOT READY: sched_ext")
+    verdict = ghostbpf("doctor").stdout.splitlines()[-1]
+    assert verdict.startswith("NOT READY: sched_ext")
+    failed = {what for what, row in rows.items() if row["verdict"] == "fail"}
+    assert verdict.endswith("(all tracers but dsqlat work)") == (failed <= {"sched_ext", "kfuncs", "isolcpus"})
 
 
 def test_only_isolated_scheduling_domains_prevent_an_attach() -> None:
