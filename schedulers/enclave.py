@@ -75,7 +75,7 @@ class Enclaves:
                 existing = None if id is None else enclaves._active(id)
                 if existing is not None:
                     if cpus is not None and cpus != existing.cpus:
-                        raise EnclaveBusy(existing.id, str(existing.cpus))
+                        raise EnclaveBusy(existing.id, str(existing.cpus), hint="leave --cpus out: its CPUs are fixed")
                     existing.set_policy(options, agent)
                     enclave = existing
                 else:
@@ -450,7 +450,7 @@ def check_cpus(cpus: CpuSet) -> None:
         raise GhostError("an enclave needs at least one CPU", hint="for example --cpus 0-3")
     online = Topology.from_sysfs().all_cpus
     if missing := cpus - online:
-        raise GhostError(f"CPU {missing} is not there or not online", hint=f"online are {online}")
+        raise GhostError(f"CPU {missing} is not online", hint=f"choose from {online}")
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ from ..loaders.errors import GhostError
 class EnclaveBusy(GhostError):
     """The CPUs requested belong to enclave ``owner``."""
 
-    def __init__(self, owner: int, cpus: str):
+    def __init__(self, owner: int, cpus: str, *, hint: str | None = None):
         super().__init__(
             f"enclave {owner} holds CPU {cpus}",
-            hint=f"take other CPUs, or: ghostbpf enclave destroy {owner}",
+            hint=hint or f"take other CPUs, or: ghostbpf enclave destroy {owner}",
         )
         self.owner, self.cpus = owner, cpus
 

@@ -111,7 +111,8 @@ class Policy:
             except ValueError as error:
                 raise OptionError(str(error), option.name) from None
         if texts:
-            raise OptionError(f"{self.name} has no option {', '.join(sorted(texts))}")
+            known = ", ".join(option.name for option in self.options)
+            raise OptionError(f"{self.name} has no option {', '.join(sorted(texts))}: it has {known}")
         return PolicyOptions(self, values)
 
     def check(self, values: Mapping[str, int], cpus: CpuSet) -> None:

@@ -70,6 +70,8 @@ def from_file(name: str) -> AgentPolicySpec:
 
 def _run(path: str) -> dict[str, Any]:
     """The names that a Python file defines."""
+    if not Path(path).is_file():
+        raise NoPolicyInFile(path, "there is no such file")
     try:
         return runpy.run_path(path, run_name=Path(path).stem)
     except Exception as error:

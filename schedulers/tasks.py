@@ -26,6 +26,7 @@ _NAMES = {
 }
 _PF_EXITING = 0x00000004
 _PF_KTHREAD = 0x00200000
+_HINTS = {errno.ESRCH: "ps -eLf lists tasks", errno.EPERM: "run it with sudo (CAP_SYS_NICE)"}
 _REASONS = {
     errno.ESRCH: "there is no such task",
     errno.EINVAL: "it is a kernel thread",
@@ -108,8 +109,7 @@ def restore(tid: int, original: tuple[int, int]) -> NotRestored | None:
 
 def task_error(tid: int, number: int) -> TaskError:
     """The TaskError for an errno."""
-    hint = "run it with sudo (CAP_SYS_NICE)" if number == errno.EPERM else None
-    return TaskError(tid, _REASONS.get(number, os.strerror(number)), hint=hint)
+    return TaskError(tid, _REASONS.get(number, os.strerror(number)), hint=_HINTS.get(number))
 
 
 def threads(pid: int) -> set[int]:

@@ -21,7 +21,7 @@ from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.launch import termination_signals
 from ..schedulers.policy import duration_ns
 from ..schedulers.processes import COMM_CHARS, Rule
-from .caveats import Caveats
+from .caveats import Caveats, counted
 from .output import json_option, printable
 
 _EXAMPLES = """\b
@@ -146,7 +146,7 @@ def report(
             click.echo(printable(f"cannot move task {outcome.tid} ({outcome.comm}): {outcome.error}"), err=True)
         if outcome.error is None:
             caveats.joined([outcome.tid])
-    click.echo(f"{joined} tasks joined enclave {enclave.id}", err=True)
+    click.echo(f"{counted(joined, 'task')} joined enclave {enclave.id}", err=True)
 
 
 @contextlib.contextmanager

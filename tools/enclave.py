@@ -19,7 +19,7 @@ from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.errors import Ejected, NoSuchEnclave, StalePins
 from ..schedulers.policy import OptionError, find
 from ..schedulers.processes import Rule
-from ..schedulers.registry import POLICIES
+from ..schedulers.registry import POLICIES, from_file, is_file
 from ..schedulers.tasks import check, threads
 from .auto_join import auto_join, follow, report
 from .caveats import Caveats, counted, few, left_line, named
@@ -183,9 +183,12 @@ def destroy(id: int | None, everything: bool) -> None:
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="An option of the new policy.")
 def swap(id: int, policy: str, settings: tuple[str, ...]) -> None:
     """Replace the policy of enclave ID while it runs, without a gap."""
-    chosen = find(policy, POLICIES)
+    chosen = from_file(policy) if is_file(policy) else find(policy, POLICIES)
     if isinstance(chosen, AgentPolicySpec):
         raise GhostError(f"{policy} has an agent, a process that stays", hint=f"ghostbpf run {policy} --enclave {id}")
+    for setting in settings:
+        if "=" not in setting:
+            raise click.BadParameter(f'"{setting}": write OPTION=VALUE', param_hint="--set")
     try:
         options = chosen.parse(dict(setting.partition("=")[::2] for setting in settings))
     except OptionError as error:
@@ -230,9 +233,9 @@ def _move(
             moved += 1
     except GhostError:
         if moved:
-            click.echo(f"{moved} tasks {what}", err=True)
+            click.echo(f"{counted(moved, 'task')} {what}", err=True)
         raise
-    click.echo(f"{moved} tasks {what}")
+    click.echo(f"{counted(moved, 'task')} {what}")
 
 
 def _destroy_all() -> None:

@@ -23,10 +23,10 @@ _NAME = re.compile(r"[A-Za-z](\w*[A-Za-z0-9])?", re.ASCII)
 
 _NEXT_STEPS = """\
 {here} holds a working policy. Run it, change it, and run it again:
-  sudo {bin}/ghostbpf run {here}/{name}.py -- sleep 1
+  sudo {ghostbpf} run {here}/{name}.py -- sleep 1
 Install it, so that ghostbpf knows it by its name; later changes take effect at once:
-  {bin}/pip install -e {here}
-  sudo {bin}/ghostbpf run {name} -- sleep 1"""
+  {pip} install -e {here}
+  sudo {ghostbpf} run {name} -- sleep 1"""
 
 
 class BadName(GhostError):
@@ -67,7 +67,8 @@ def command(name: str, where: Path) -> None:
         raise GhostError(f"{where / name} is there already", hint="take another name, or --dir") from None
     except OSError as error:
         raise GhostError(f"cannot write {where / name}: {error.strerror}", hint="--dir with one of yours") from None
-    click.echo(_NEXT_STEPS.format(here=where / name, name=name, bin=_shorter(Path(sys.executable).parent)))
+    programs = {program: _beside_python(program) for program in ("ghostbpf", "pip")}
+    click.echo(_NEXT_STEPS.format(here=where / name, name=name, **programs))
 
 
 def check(name: str) -> None:
@@ -81,6 +82,12 @@ def check(name: str) -> None:
         raise BadName(name, "there is such a policy", f"for example my_{name}; ghostbpf policies lists those there are")
     if importlib.util.find_spec(name):
         raise BadName(name, "there is such a Python module", f"for example my_{name}")
+
+
+def _beside_python(program: str) -> str:
+    """The path of ``program`` in the environment of this Python; its name alone if it is somewhere else."""
+    path = Path(sys.executable).with_name(program)
+    return str(_shorter(path)) if path.exists() else program
 
 
 def _shorter(path: Path) -> Path:

@@ -84,8 +84,8 @@ def test_wrong_command_lines_exit_with_status_2_before_anything_is_done() -> Non
 
 @pytest.mark.usefixtures("untouched")
 def test_cpus_that_do_not_exist_are_refused() -> None:
-    refused(ghostbpf("run", "biff", "--cpus", "99", "--", "true"), "CPU 99 is not there", "online are 0-3")
-    refused(ghostbpf("run", "biff", "--cpus", "2-99", "--", "true"), "CPU 4-99 is not there")
+    refused(ghostbpf("run", "biff", "--cpus", "99", "--", "true"), "CPU 99 is not online", "choose from 0-3")
+    refused(ghostbpf("run", "biff", "--cpus", "2-99", "--", "true"), "CPU 4-99 is not online")
 
 
 @pytest.mark.usefixtures("untouched")
@@ -104,7 +104,8 @@ def test_missing_enclave_is_refused_beside_an_existing_one(enclave: MakeEnclave)
 def test_cpus_of_another_enclave_are_refused(enclave: MakeEnclave) -> None:
     enclave("1-2")
     refused(ghostbpf("run", "rr", "--cpus", "2-3", "--", "true"), "enclave 1 holds CPU 2", "enclave destroy 1")
-    refused(ghostbpf("run", "rr", "--enclave", 1, "--cpus", "3", "--", "true"), "enclave 1 holds CPU 1-2")
+    other = ghostbpf("run", "rr", "--enclave", 1, "--cpus", "3", "--", "true")
+    refused(other, "enclave 1 holds CPU 1-2", "leave --cpus out")
     enclave("0,3")
     refused(ghostbpf("run", "rr", "--", "true"), "enclave 1 holds CPU 1-2")
     assert [(e.id, e.policy) for e in Enclaves.open() or ()] == [(1, "biff"), (2, "biff")]
@@ -143,8 +144,23 @@ def test_task_of_another_enclave_is_not_removed_by_the_wrong_id(workload: Worklo
 
 def test_bad_option_of_a_swap_changes_nothing(enclave: MakeEnclave) -> None:
     e = enclave("1", "biff")
-    for setting, *says in (("slice=5x", '"5x"', "50ms"), ("speed=1", "rr has no option speed"), ("slice", '""')):
+    for setting, *says in (
+        ("slice=5x", '"5x"', "50ms"),
+        ("speed=1", "rr has no option speed"),
+        ("slice", '"slice": write OPTION=VALUE'),
+    ):
         refused(ghostbpf("enclave", "swap", 1, "rr", "--set", setting), *says, status=2)
+    assert (e.policy, e.swaps) == ("biff", 0)
+
+
+def test_swap_to_a_policy_with_an_agent_names_the_command(enclave: MakeEnclave, tmp_path: Path) -> None:
+    file = tmp_path / "lab.py"
+    file.write_text(
+        "from ghostbpf.schedulers.userspace import AgentPolicy\nclass Lab(AgentPolicy):\n    name = 'lab'\n"
+    )
+    e = enclave("1", "biff")
+    for policy in ("fifo_per_cpu", f"{file}:Lab"):
+        refused(ghostbpf("enclave", "swap", 1, policy), "has an agent", f"ghostbpf run {policy} --enclave 1")
     assert (e.policy, e.swaps) == ("biff", 0)
 
 

@@ -100,7 +100,7 @@ def test_enclave_asked_for_by_a_new_id_is_made_and_goes_with_run() -> None:
 def test_enclave_commands_add_show_swap_remove_and_destroy(workload: Workload, enclave: MakeEnclave) -> None:
     enclave("1-2")
     child = workload.sleeper()
-    assert output_of(ghostbpf("enclave", "add", 1, child.pid)) == "1 tasks joined enclave 1\n"
+    assert output_of(ghostbpf("enclave", "add", 1, child.pid)) == "1 task joined enclave 1\n"
     assert in_ext(child.pid)
     child.wake()
     until(lambda: Enclaves.open().get(1).counters().switches > 0)  # type: ignore[union-attr]
@@ -129,7 +129,7 @@ def test_enclave_commands_add_show_swap_remove_and_destroy(workload: Workload, e
     assert f" {child.pid} " in output_of(ghostbpf("enclave", "show", 1, "--tasks"))
     assert max(map(len, table.splitlines())) < 80
 
-    assert output_of(ghostbpf("enclave", "rm", 1, "--tid", child.pid)) == "1 tasks left enclave 1\n"
+    assert output_of(ghostbpf("enclave", "rm", 1, "--tid", child.pid)) == "1 task left enclave 1\n"
     assert not in_ext(child.pid)
     assert output_of(ghostbpf("enclave", "destroy", "--all")) == "all enclaves are gone\n"
     assert output_of(ghostbpf("enclave", "ls")) == "no enclaves\n"

@@ -147,7 +147,7 @@ def test_descendants_that_stay_outside_are_reported_and_tree_adds_them(
 
     until(lambda: len(below(head.pid)) == 2, "both descendants exist")
     done = ghostbpf("enclave", "add", 1, head.pid)
-    assert (done.status, done.out, [task.tid for task in biff.tasks()]) == (0, "1 tasks joined enclave 1\n", [head.pid])
+    assert (done.status, done.out, [task.tid for task in biff.tasks()]) == (0, "1 task joined enclave 1\n", [head.pid])
     assert "warning: 2 descendants did not join: " in done.err
     assert "try: --tree" in done.err
     assert all(f" {pid}" in done.err for pid in below(head.pid))

@@ -17,7 +17,10 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.soak]
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
     """The file of a new policy."""
-    assert ghostbpf("new", "brand_new", "--dir", tmp_path).status == 0
+    done = ghostbpf("new", "brand_new", "--dir", tmp_path)
+    assert done.status == 0
+    # In a guest, ghostbpf is not beside its Python.
+    assert f"  sudo ghostbpf run {tmp_path}/brand_new/brand_new.py" in done.out
     return tmp_path / "brand_new" / "brand_new.py"
 
 

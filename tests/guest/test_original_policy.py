@@ -110,7 +110,7 @@ def test_task_whose_policy_cannot_be_restored_is_sched_other_with_a_warning(
     os.sched_setscheduler(child.pid, os.SCHED_RR, os.sched_param(4))
     one.add(child.pid)
     done = ghostbpf("enclave", "rm", one.id, child.pid, first=without("CAP_SYS_NICE"))
-    assert (done.status, done.out) == (0, f"1 tasks left enclave {one.id}\n"), done.err
+    assert (done.status, done.out) == (0, f"1 task left enclave {one.id}\n"), done.err
     assert f"warning: task {child.pid} is SCHED_OTHER now, and not rr:4 as before: not permitted" in done.err
     assert f"echo {child.pid} | sudo ghostbpf pushtosched rr:4" in done.err
     assert scheduled(child.pid) == (os.SCHED_OTHER, 0)

@@ -19,7 +19,7 @@ def test_option_left_out_has_its_default() -> None:
     ("texts", "option", "message"),
     [
         ({"slice": "soon"}, "slice", 'bad duration "soon"'),
-        ({"slices": "20ms"}, None, "biff has no option slices"),
+        ({"slices": "20ms"}, None, "biff has no option slices: it has slice"),
     ],
 )
 def test_error_names_the_option(texts: dict[str, str], option: str | None, message: str) -> None:
