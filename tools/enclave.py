@@ -29,8 +29,8 @@ from .watch import watch
 
 _EXAMPLES = """\b
 Examples:
-  ghostbpf enclave ls
-  ghostbpf enclave show 1 --tasks
+  sudo ghostbpf enclave ls
+  sudo ghostbpf enclave show 1 --tasks
   sudo ghostbpf enclave add 1 4711 4712     two processes, every thread
   sudo ghostbpf enclave add 1 --tid 4713    one thread alone
   sudo ghostbpf enclave add 1 4711 --tree   with all its descendants
@@ -56,7 +56,7 @@ def _example(line: str) -> str:
     return f"\b\nExamples:\n  {line}"
 
 
-@command.command(epilog=_example("ghostbpf enclave ls --json"))
+@command.command(epilog=_example("sudo ghostbpf enclave ls --json"))
 @json_option
 def ls(as_json: bool) -> None:
     """List the enclaves."""
@@ -64,7 +64,7 @@ def ls(as_json: bool) -> None:
     show((_row(e) for e in enclaves or ()), as_json=as_json, empty="no enclaves")
 
 
-@command.command("show", epilog=_example("ghostbpf enclave show 1 --tasks"))
+@command.command("show", epilog=_example("sudo ghostbpf enclave show 1 --tasks"))
 @click.argument("id", type=int)
 @click.option("--tasks", is_flag=True, help="Also list its tasks.")
 @json_option

@@ -61,7 +61,9 @@ class HandOver:
         )
 
 
-@click.command(epilog="\b\nExamples:\n  ghostbpf enclave watch 1 &\n  sudo ghostbpf run sol --enclave 1 --keep -- true")
+@click.command(
+    epilog="\b\nExamples:\n  sudo ghostbpf enclave watch 1 &\n  sudo ghostbpf run sol --enclave 1 --keep -- true"
+)
 @click.argument("id", type=int)
 @click.option("--agent-pid", type=int, metavar="PID", help="First end process PID, which must be the agent.")
 @click.option("--sigkill", is_flag=True, help="End it with SIGKILL, not SIGTERM.")

@@ -176,7 +176,7 @@ def test_help_shows_examples_within_80_columns(run: Run, monkeypatch: pytest.Mon
     status, out, err = run(*([tool] if tool else []), "--help")
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
-    examples = out.partition("Examples:\n" if tool is None else "Common to all tools:\n")[2].partition("\n\n")[0]
+    examples = out.partition("Examples:\n" if tool is None else 'trace":\n')[2].partition("\n\n")[0]
     assert len(examples.splitlines()) >= 1
     assert tool is None or all(line.split()[0] == tool for line in examples.splitlines())
 

@@ -41,7 +41,7 @@ Examples:
   sudo ghostbpf trace runqlat --json 1     JSON lines
 """
 
-_COMMON_EXAMPLES = "\b\nCommon to all tools:\n"
+_COMMON_EXAMPLES = '\b\nCommon to all tools, after "sudo ghostbpf trace":\n'
 _INTERVALS = "  {name} 1 10                  a report each second, 10 times\n"
 _PID = "  {name} -d 5 -p 4711          one process, for 5 s\n"
 _COMM = "  {name} -c nginx --json       tasks with this name, as JSON lines\n"
