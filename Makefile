@@ -11,13 +11,13 @@ STAMP  := $(VENV)/.ready
 # The kernels that `make test` boots; `ghostbpf vm --list` shows what there is.
 KERNELS ?= oldest newest
 
-.PHONY: help setup demo test host-then-guest check lint test-host test-soak-host test-guest test-soak test-marathon bench bench-exact wheel deb docs clean
+.PHONY: help setup demo test host-then-guest guests-then-budget check lint budget test-host test-soak-host test-guest test-soak test-marathon bench bench-exact wheel deb docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo 'make setup   install what is missing (the others do it, too)'
 	@echo 'make check   lint and test-host: what needs no guest'
-	@echo 'make lint test-host test-guest test-guest-oldest   the parts of make test'
+	@echo 'make lint test-host test-guest test-guest-oldest budget   the parts of make test'
 	@echo 'make test-soak       200 swaps, killed loaders, races, every policy under storms; on both kernels'
 	@echo 'make test-marathon   the tests that take minutes each, on both kernels'
 	@echo 'make wheel deb   a Python wheel and a Debian package, in dist/'
@@ -37,12 +37,15 @@ demo: setup
 # An emulated guest keeps little more than one CPU busy. Host tests measure shares of CPU time: they share the machine
 # with one guest, and the first kernel's guest runs after them.
 test: setup
-	@$(MAKE) --no-print-directory --keep-going --jobs=3 beside-lint host-then-guest \
-		$(patsubst %,beside-test-guest-%,$(wordlist 2,9,$(KERNELS)))
+	@$(MAKE) --no-print-directory --keep-going --jobs=3 beside-lint host-then-guest guests-then-budget
 
 host-then-guest:
 	@$(MAKE) --no-print-directory beside-test-host; host=$$?; \
 	$(MAKE) --no-print-directory beside-test-guest-$(firstword $(KERNELS)) && exit $$host
+
+guests-then-budget:
+	@$(MAKE) --no-print-directory --keep-going $(patsubst %,beside-test-guest-%,$(wordlist 2,9,$(KERNELS))); guests=$$?; \
+	$(MAKE) --no-print-directory beside-budget && exit $$guests
 
 beside-%:
 	@set -o pipefail; $(MAKE) --no-print-directory $* 2>&1 | sed -u 's/^/$(*:test-%=%): /'
@@ -90,6 +93,11 @@ elsewhere = $(if $(filter oldest,$(1)),kernel_independent and not kernel_indepen
 
 test-guest-%: setup
 	$(call in_guest,$*,not soak and not marathon$(if $(call elsewhere,$*), and not ($(call elsewhere,$*))),3600)
+
+# Instructions of Biff's and an agent's programs and decisions, at most 10 % above experiments/budget.jsonl. After an
+# intended change: make bench-exact ARGS="--json biff fifo_centralized", and put the new values into that file.
+budget: setup
+	$(BIN)/python -m ghostbpf.experiments.bench_exact --baseline experiments/budget.jsonl --limit 10 biff fifo_centralized
 
 test-soak-host: setup
 	$(BIN)/python -m pytest -m soak tests/host
