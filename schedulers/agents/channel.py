@@ -8,12 +8,10 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-from ...loaders import compiler
 from ...loaders.attach import Link, Sampler
 from ...loaders.errors import BpfError
-from ...loaders.link import Module, Program, Target, create_map
+from ...loaders.link import Program, create_map
 from ...loaders.maps import Hash, MmapArray
 from ...loaders.object import MapDef
 from ...loaders.ring import Ring
@@ -21,10 +19,10 @@ from ...loaders.uapi import map_type
 from .. import pids
 from ..core import constant, ffi, synchronize_rcu
 from ..cpuset import CpuSet
-from ..topology import nr_cpu_words
 from .layout import column, packer
+from .programs import AgentPrograms
 from .shared import Agents, is_timed_out
-from .spec import AgentPolicySpec, EnclaveView
+from .spec import EnclaveView
 from .task import Transaction, TxnState, message_format
 
 _PULSE_HZ = 20
@@ -36,11 +34,11 @@ class Channel:
     """Channel ``number`` of ``enclave``, for the calling thread to take over; 0 is the enclave's, 1 + n CPU n's."""
 
     def __init__(
-        self, enclave: EnclaveView, agents: Agents, spec: AgentPolicySpec, number: int, ring_bytes: int
+        self, enclave: EnclaveView, agents: Agents, programs: AgentPrograms, number: int, ring_bytes: int
     ) -> None:
         self.number, self.tid = number, pids.to_initial(threading.get_native_id())
-        self._agents, self._maps = agents, {**enclave.core.maps, **agents.maps}
-        self._load(enclave, spec, ring_bytes)
+        self._agents, self._programs = agents, programs
+        self._connect(enclave, ring_bytes)
         self.record = agents.channels[number]
         # What each turn reads or writes; the members are item 0.
         own = agents.channels.view(number, 1)
@@ -59,34 +57,24 @@ class Channel:
         self._txns = self._txn_records.view(number * self.batch, self.batch)
         self._txn_states = column(self._txns, "txn", "state")
 
-    def _load(self, enclave: EnclaveView, spec: AgentPolicySpec, ring_bytes: int) -> None:
-        """Load the programs that the agent calls, attach those that serve it, and create its ring."""
-        number = self.number
-        obj = compiler.compile(spec.source, {"NR_CPU_WORDS": nr_cpu_words()})
-        module = Module(obj, maps=self._maps, constants={"enclave": enclave.id})
-        self._commit = module.load("call_commit", Target.syscall()).prepared(_COMMIT.size)
-        self._register_waiting = module.load("call_register_waiting", Target.syscall())
-        self._associate = module.load("call_associate", Target.syscall()).prepared(_TASK.size)
-        self._take = module.load("call_take", Target.syscall()).prepared(_TAKE.size)
-        self._leave = module.load("call_leave", Target.syscall())
-        self._watches: list[Any] = [
-            Link.tracepoint(module.load("tp_sched_process_exit", Target.tracepoint("sched_process_exit")))
-        ]
-        if number == 0:
-            self._spin = module.load("call_spin", Target.syscall())
-            pulse = module.load("pulse", Target.perf_event())
-            if spec.agent.watches_cpus:
-                switches = module.load("tp_sched_switch", Target.tracepoint("sched_switch"))
-                self._watches.append(Link.tracepoint(switches))
-            self._pulse = Pulse(pulse, lambda: CpuSet.from_words(enclave.core.state.online))
+    def _connect(self, enclave: EnclaveView, ring_bytes: int) -> None:
+        """Prepare the calls of programs, attach those that serve the enclave's agent, and create the ring."""
+        self._commit = self._programs.commit.prepared(_COMMIT.size)
+        self._associate = self._programs.associate.prepared(_TASK.size)
+        self._take = self._programs.take.prepared(_TAKE.size)
+        if self.number == 0:
+            self._pulse = Pulse(self._programs.pulse, lambda: CpuSet.from_words(enclave.core.state.online))
+            self._cpu_watch = (
+                Link.tracepoint(self._programs.cpu_watch) if self._programs.cpu_watch is not None else None
+            )
         self._ring_map = create_map(MapDef("ring", map_type("RINGBUF"), 0, 0, ring_bytes, 0, 0, 0, 0))
         self._ring = Ring(self._ring_map, message_format())
         self._txn_records = MmapArray(self._agents.maps["txns"], ffi(), "struct txn")
-        self._known = Hash(self._maps["agents"], ffi(), "u32", "u32")
+        self._known = Hash(self._agents.maps["agents"], ffi(), "u32", "u32")
 
     def _offer_ring(self) -> None:
         """Make the core put this channel's messages into this agent's ring."""
-        Hash(self._maps["rings"], ffi(), "u32", "u32")[self.number] = self._ring_map.fd
+        Hash(self._agents.maps["rings"], ffi(), "u32", "u32")[self.number] = self._ring_map.fd
 
     def keep_pulse(self) -> None:
         """Move the pulse to another CPU if its CPU went offline; only channel 0 has a pulse."""
@@ -140,7 +128,7 @@ class Channel:
         """
         if not self._was_delegated and not self.record.fastpath:
             self._wait_for_ops()
-        self._register_waiting.run()
+        self._programs.register_waiting.run()
 
     def _wait_for_ops(self) -> None:
         synchronize_rcu()
@@ -232,11 +220,11 @@ class Channel:
         """Let the core decide from here on, unless another agent has taken over."""
         if self.is_ours:
             self.record.reason = reason.encode(errors="replace")[:159]
-        self._leave.run(_AGENT.pack(self.number, -1))
+        self._programs.leave.run(_AGENT.pack(self.number, -1))
 
     def spin_on(self, cpu: int | None) -> None:
         """Reserve ``cpu`` for the enclave's agent, which spins there; None: the agent spins nowhere."""
-        self._spin.run(_AGENT.pack(self.number, -1 if cpu is None else cpu))
+        self._programs.spin.run(_AGENT.pack(self.number, -1 if cpu is None else cpu))
 
 
 class Pulse:

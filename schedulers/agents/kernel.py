@@ -14,6 +14,7 @@ from ..policy import Policy
 from ..topology import Topology
 from .channel import Channel
 from .cpus import CpuFlags
+from .programs import AgentPrograms
 from .shared import Agents
 from .spec import AgentPolicySpec, EnclaveView
 from .status_words import StatusWords
@@ -22,10 +23,17 @@ from .status_words import StatusWords
 class KernelInterface:
     """Gives an agent of ``enclave`` each part of its kernel interface; tests put a model of the kernel in its place.
 
-    The parameters are those of the policy ``spec`` in ``bank``, by default in the live one.
+    The parameters are those of the policy ``spec`` in ``bank``, by default in the live one. ``programs`` are those of
+    an agent of the same policy and enclave; without them, they are loaded.
     """
 
-    def __init__(self, enclave: EnclaveView, spec: AgentPolicySpec, bank: int | None = None) -> None:
+    def __init__(
+        self,
+        enclave: EnclaveView,
+        spec: AgentPolicySpec,
+        bank: int | None = None,
+        programs: AgentPrograms | None = None,
+    ) -> None:
         agents = Agents.open(enclave.id)
         if agents is None:
             raise GhostError(
@@ -33,6 +41,7 @@ class KernelInterface:
                 hint=f"replace it first: ghostbpf run {spec.name} --enclave {enclave.id}",
             )
         self._enclave, self._spec, self._bank, self._agents = enclave, spec, bank, agents
+        self.programs = AgentPrograms(enclave, agents, spec) if programs is None else programs
 
     def topology(self) -> Topology:
         """The machine's CPUs."""
@@ -40,7 +49,7 @@ class KernelInterface:
 
     def channel(self, number: int, ring_bytes: int) -> Channel:
         """Channel ``number``, for the calling thread."""
-        return Channel(self._enclave, self._agents, self._spec, number, ring_bytes)
+        return Channel(self._enclave, self._agents, self.programs, number, ring_bytes)
 
     def status_words(self) -> StatusWords:
         """The state of the enclave's tasks."""

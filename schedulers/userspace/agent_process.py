@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agents as processes: a loader starts them, watches them, and ends them.
+"""The agent processes of one enclave, as the loader that starts, watches and ends them sees them.
 
-A loader is never an agent itself, for an agent must not wait for a task that it schedules. The lead process is the
-agent of the enclave; where each CPU has an agent, it assigns new tasks to them and is their parent. The processes may
-outlive the loader. They end when another agent has taken over, or when the enclave is destroyed. If the other agent
-fails before its take-over is complete, they return.
+A loader is never an agent itself, for an agent must not wait for a task that it schedules. agent_main.py is what runs
+in the processes.
 """
 
 from __future__ import annotations
@@ -13,34 +11,19 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn, Self
+from typing import Self
 
-from ...loaders import libc
-from ...loaders.errors import GhostError
-from ..agents import AgentPolicySpec, Agents, set_agent_class
-from ..enclave import Enclave, Enclaves
+from ..agents import AgentPolicySpec, Agents
+from ..enclave import Enclave
 from ..errors import AgentError
 from ..launch import termination_signals
 from ..policy import PolicyOptions
-from .agent import Agent
-from .task_assigner import TaskAssigner
+from . import agent_main
+from .agent_main import IN_CHARGE, READY, TOLD, TOLD_REASON, end_children, lead, run
 
-_READY, _IN_CHARGE = "ready", "in charge"
-#: How long an agent may take to end after SIGTERM.
-_END_TIMEOUT_S = 4.0
 #: How often a loader that waits for an agent to start checks for signals that end the loader.
 _SIGNAL_CHECK_S = 0.25
-#: How often a replaced agent checks whether the take-over of its successor is complete.
-_SUCCESSION_CHECK_S = 0.01
-#: The exit status of an agent that ended because of SIGTERM.
-_TOLD, _TOLD_REASON = 3, "it was told to end"
-# What the lead process and the process of one CPU's agent tell each other.
-_CPU_READY, _CPU_GO, _CPU_IN_CHARGE = b"r", b"g", b"!"
 
 
 class AgentProcess:
@@ -61,7 +44,7 @@ class AgentProcess:
         if self.pid == 0:
             os.close(self._gate)
             os.close(self._reports)
-            _run(lambda: _lead(options.policy, dict(options.values), gate, reports, stay, parent))
+            run(lambda: lead(options.policy, dict(options.values), gate, reports, stay, parent))
         os.close(gate)
         os.close(reports)
         self._status: int | None = None
@@ -79,7 +62,7 @@ class AgentProcess:
         """
         self._id = enclave.id
         self._tell(f"{enclave.id} {bank}\n")
-        self._expect(_READY)
+        self._expect(READY)
         self._is_ready = True
 
     def take_over(self, enclave: Enclave) -> Self:
@@ -89,7 +72,7 @@ class AgentProcess:
         self._tell("!")
         os.close(self._gate)
         self._gate = -1
-        self._expect(_IN_CHARGE)
+        self._expect(IN_CHARGE)
         return self
 
     def _expect(self, report: str) -> None:
@@ -142,8 +125,8 @@ class AgentProcess:
             self._status = os.waitpid(self.pid, 0)[1]
         if os.WIFSIGNALED(self._status):
             return f"killed by {signal.Signals(os.WTERMSIG(self._status)).name}"
-        if os.WEXITSTATUS(self._status) == _TOLD:
-            return _TOLD_REASON
+        if os.WEXITSTATUS(self._status) == TOLD:
+            return TOLD_REASON
         return os.read(self._reports, 4096).decode(errors="replace") or f"status {os.WEXITSTATUS(self._status)}"
 
     def end(self) -> None:
@@ -152,284 +135,4 @@ class AgentProcess:
             os.close(self._gate)
             self._gate = -1
         if self.alive:
-            self._status = _end([self.pid], _END_TIMEOUT_S)[self.pid]
-
-
-def _end(pids: Iterable[int], seconds: float) -> dict[int, int]:
-    """End children with SIGTERM, or after ``seconds`` with SIGKILL; returns the wait status of each."""
-    fds = {pid: os.pidfd_open(pid) for pid in pids}
-    for pid in fds:
-        os.kill(pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGCONT)
-    deadline = time.monotonic() + seconds
-    statuses = {}
-    for pid, fd in fds.items():
-        if not select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]:
-            os.kill(pid, signal.SIGKILL)
-        os.close(fd)
-        statuses[pid] = os.waitpid(pid, 0)[1]
-    return statuses
-
-
-def _run(body: Callable[[], int]) -> NoReturn:
-    status = 1
-    try:
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        for number in (signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        status = body()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stderr.flush()
-        os._exit(status)
-
-
-def _listen(agent: Agent) -> None:
-    # The handler raises nothing: Python discards an exception from a handler that interrupts a finalizer.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: agent.stop(_TOLD_REASON))
-
-
-def _lead(spec: AgentPolicySpec, values: dict[str, int], gate: int, reports: int, stay: bool, parent: int) -> int:
-    """Run the lead process: be the agent of the enclave, alone or with an agent for each CPU."""
-    if not (command := os.read(gate, 64).split()):
-        return 0
-    # The loader waits for the policy to start. If the loader dies, this process must end, even in a policy that hangs.
-    libc.set_death_signal(signal.SIGTERM)
-    if os.getppid() != parent:
-        return 0
-    id, bank = map(int, command)
-    agent: Agent | None = None
-    others: _CpuAgents | None = None
-    reason = ""
-    try:
-        enclave = Enclaves.find(id)
-        _set_agent_class(enclave, warns=True)
-        agent = Agent(enclave, TaskAssigner.spec_for(spec) if spec.agent.per_cpu else spec, values, bank=bank)
-        agent.prepare()
-        if spec.agent.per_cpu:
-            others = _CpuAgents(agent, spec, values, bank)
-            others.prepare()
-        libc.set_death_signal(0)
-        _report(reports, _READY)
-        # The loader may die after it made the policy live: the policy then needs this agent all the same.
-        if not os.read(gate, 1) and enclave.core.enclaves[id].bank != bank:
-            return 0
-        _take_over(agent, per_cpu=others is not None)
-        if others is not None:
-            others.take_over()
-            agent.confirm()
-        _listen(agent)
-        if stay:
-            _close_streams()
-        _report(reports, _IN_CHARGE)
-        _serve(agent, bank, agent.tid, others)
-        if others is not None and (failed := others.end()):
-            raise GhostError(failed)
-    except BaseException as error:
-        reason = _one_line(error)
-        raise
-    finally:
-        if agent is not None:
-            agent.leave(reason)
-        if others is not None:
-            others.end()
-        if reason:
-            _report(reports, reason[:4096])  # last, since the loader then makes the former agents return
-    return _TOLD if agent.stopped else 0
-
-
-def _report(reports: int, text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the loader has died
-        os.write(reports, text.encode(errors="replace"))
-
-
-def _close_streams() -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in range(3):
-        os.dup2(null, stream)
-
-
-class _CpuAgents:
-    """The agents of single CPUs, one process for each online CPU, as the process of agent ``lead`` sees them.
-
-    ``bank`` is where the policy's BPF program is before it is live.
-    """
-
-    def __init__(self, lead: Agent, spec: AgentPolicySpec, values: dict[str, int], bank: int) -> None:
-        self._lead, self._spec, self._values, self._bank = lead, spec, values, bank
-        self._pids: dict[int, int] = {}
-        self._sockets: dict[int, socket.socket] = {}  # of agents that are not known to be in charge
-        self._failed: set[int] = set()  # CPUs whose agent could not start since they came online
-
-    def prepare(self) -> None:
-        """Start them side by side and wait until each is ready; raises GhostError where one cannot start."""
-        for cpu in self._online():
-            self._start(cpu)
-        self._expect(_CPU_READY)
-
-    def take_over(self) -> None:
-        """Let them take over and wait until they have; raises GhostError where one cannot."""
-        for cpu in self._sockets:
-            self._start_deciding(cpu)
-        self._expect(_CPU_IN_CHARGE)
-        self._close_sockets()
-
-    def start_missing(self) -> None:
-        """Start an agent for each CPU that came online; the core schedules a CPU whose agent cannot start."""
-        online = set(self._online())
-        self._failed &= online
-        for cpu in list(self._sockets):  # of agents that an earlier call has started
-            if os.waitpid(self._pids[cpu], os.WNOHANG)[0]:
-                del self._pids[cpu]
-                self._sockets.pop(cpu).close()
-                self._failed.add(cpu)
-            elif self._lead.has_agent(cpu):
-                self._sockets.pop(cpu).close()
-        for cpu in online - self._pids.keys() - self._failed:
-            self._start(cpu)
-            self._start_deciding(cpu)
-
-    def end(self) -> str:
-        """End all that still run; returns which ended with an error, or an empty text."""
-        self._close_sockets()
-        statuses = _end(self._pids.values(), _END_TIMEOUT_S / 2)
-        self._pids.clear()
-        codes = {pid: os.waitstatus_to_exitcode(status) for pid, status in statuses.items()}
-        return "; ".join(
-            f"the agent of one CPU, process {pid}, ended with status {code}"
-            for pid, code in codes.items()
-            if code not in (0, _TOLD)
-        )
-
-    def _online(self) -> Iterator[int]:
-        return filter(self._lead.is_online, self._lead.enclave.cpus)
-
-    def _start(self, cpu: int) -> None:
-        ours, theirs = socket.socketpair()
-        parent, lead, bank = os.getpid(), self._lead.tid, self._bank
-        if not (pid := os.fork()):
-            ours.close()
-            self._close_sockets()
-            enclave, spec, values = self._lead.enclave, self._spec, self._values
-            _run(lambda: _run_on(cpu, enclave, spec, values, bank, lead, theirs, parent))
-        theirs.close()
-        self._pids[cpu], self._sockets[cpu] = pid, ours
-
-    def _start_deciding(self, cpu: int) -> None:
-        with contextlib.suppress(ConnectionError):  # then it has ended
-            self._sockets[cpu].send(_CPU_GO)
-
-    def _expect(self, report: bytes) -> None:
-        for cpu, agent in self._sockets.items():
-            received = b""
-            with contextlib.suppress(ConnectionError):
-                received = agent.recv(4096)
-            if received != report:
-                reason = f": {received.decode(errors='replace')}" if received else ""
-                raise GhostError(f"the agent of CPU {cpu} could not start{reason}")
-
-    def _close_sockets(self) -> None:
-        for agent in self._sockets.values():
-            agent.close()
-        self._sockets.clear()
-
-
-def _run_on(
-    cpu: int,
-    enclave: Enclave,
-    spec: AgentPolicySpec,
-    values: dict[str, int],
-    bank: int,
-    lead: int,
-    reports: socket.socket,
-    parent: int,
-) -> int:
-    libc.set_death_signal(signal.SIGTERM)
-    if os.getppid() != parent:
-        return 0
-    try:
-        _set_agent_class(enclave, warns=False)
-        agent = Agent(enclave, spec, values, cpu, bank)
-        agent.prepare()
-        reports.send(_CPU_READY)
-        if reports.recv(1) != _CPU_GO:
-            return 0
-        _take_over(agent)
-        _listen(agent)
-    except BaseException as error:
-        with contextlib.suppress(ConnectionError):
-            reports.send(_one_line(error)[:4096].encode(errors="replace"))
-        raise
-    with contextlib.suppress(ConnectionError):
-        reports.send(_CPU_IN_CHARGE)
-    reports.close()
-    try:
-        _serve(agent, bank, lead)
-    except BaseException as error:
-        agent.leave(_one_line(error))
-        raise
-    return _TOLD if agent.stopped else 0
-
-
-def _set_agent_class(enclave: Enclave, *, warns: bool) -> None:
-    """Run before the tasks that the agent schedules, and never wait for memory on a disk."""
-    set_agent_class(0, enclave.core)
-    try:
-        libc.lock_memory()
-    except OSError as error:
-        if warns:
-            why = os.strerror(error.errno or 0)
-            message = f"warning: the agent's memory is not locked, and it may have to wait for a disk: {why}\n"
-            os.write(2, f"{message}  try: give it CAP_IPC_LOCK, or: ulimit -l unlimited\n".encode())
-    libc.set_timer_slack(1)  # otherwise slices would end up to 50 us late
-
-
-def _take_over(agent: Agent, *, per_cpu: bool = False) -> None:
-    agent.take_over(per_cpu=per_cpu)
-    # An auto-join rule may have put this process into an enclave before, but leaves agents in charge alone.
-    set_agent_class(0, agent.enclave.core)
-
-
-def _serve(agent: Agent, bank: int, lead: int, others: _CpuAgents | None = None) -> None:
-    """Let ``agent`` decide for the policy in ``bank`` until it is told to end, or other agents have taken over.
-
-    If they fail to, it takes over again, once the loader has made its policy live. ``lead`` is the tid of the enclave's
-    agent in the initial pid namespace; the agents of CPUs take over again after that agent.
-    """
-    while True:
-        agent.run(None if others is None else others.start_missing)
-        while (returns := _must_return(agent, bank, lead)) is None:
-            time.sleep(_SUCCESSION_CHECK_S)
-        if not returns:
-            return
-        _take_over(agent, per_cpu=others is not None)
-        if agent.cpu is None:
-            agent.confirm()  # then the agents of CPUs take over again
-
-
-def _must_return(agent: Agent, bank: int, lead: int) -> bool | None:
-    """Whether ``agent``, which was replaced, must take over again; None while the new take-over is not complete."""
-    enclave = agent.enclave
-    exists = enclave in Enclaves(enclave.core) and (enclave.path / f"policy_{bank}").exists()
-    if agent.stopped or not exists:
-        return False
-    confirmed, tid = agent.successor
-    if confirmed:
-        return tid == lead
-    if agent.cpu is None and not tid and enclave.core.enclaves[enclave.id].bank == bank:
-        return True
-    return None
-
-
-def _one_line(error: BaseException) -> str:
-    """What went wrong; of an error that is not ghostbpf's own, also its type and where it was raised."""
-    if isinstance(error, GhostError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{at}"
+            self._status = end_children([self.pid], agent_main.END_TIMEOUT_S)[self.pid]

@@ -188,7 +188,7 @@ def agent(enclave: MakeEnclave, quiet: None) -> Iterator[MakeAgent]:
 def agent_process(watched: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeAgentProcess]:
     """``agent_process("1-3", "fifo_centralized")`` makes an enclave with an agent process, or gives it a new one."""
     # A machine that stands still for seconds makes no agent one that does not listen.
-    monkeypatch.setattr("ghostbpf.schedulers.userspace.agent_process._END_TIMEOUT_S", DEADLINE)
+    monkeypatch.setattr("ghostbpf.schedulers.userspace.agent_main.END_TIMEOUT_S", DEADLINE)
     with contextlib.ExitStack() as made:
 
         def make(where: str | Enclave, policy: str | type[AgentPolicy], **texts: str) -> tuple[Enclave, AgentProcess]:

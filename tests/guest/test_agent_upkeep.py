@@ -15,8 +15,7 @@ from ghostbpf.schedulers.agents import Agents
 from ghostbpf.schedulers.agents.channel import Pulse
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave
-from ghostbpf.schedulers.userspace import Agent, AgentError, Transaction
-from ghostbpf.schedulers.userspace import agent_process as agent_process_module
+from ghostbpf.schedulers.userspace import Agent, AgentError, Transaction, agent_main
 from workload import MakeEnclave, Workload, offline, set_online, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
@@ -55,7 +54,7 @@ def test_cpu_offline_at_the_start_gets_an_agent_when_it_is_back(
 def test_cpu_without_its_own_agent_runs_waiting_tasks(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_process_module._CpuAgents, "start_missing", lambda self: None)
+    monkeypatch.setattr(agent_main._CpuAgents, "start_missing", lambda self: None)
     one = enclave("1-3")
     spinners = [workload.spinner(one) for _ in range(5)]
     with offline(3):

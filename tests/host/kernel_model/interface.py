@@ -45,7 +45,7 @@ class ModelChannel(Channel):
         self._interface = interface
         super().__init__(interface.enclave, interface.agents, None, number, 0)  # type: ignore[arg-type]
 
-    def _load(self, *_: Any) -> None:
+    def _connect(self, *_: Any) -> None:
         kernel, run = self._interface.kernel, self._interface.run
         self.tid, number = next(_tids), self.number
 
@@ -61,9 +61,11 @@ class ModelChannel(Channel):
 
         self._commit, self._associate = Program(_COMMIT, commit), Program(_TASK, associate)  # type: ignore[assignment]
         self._take = Program(_TAKE, take)  # type: ignore[assignment]
-        self._register_waiting = SimpleNamespace(run=lambda: run(kernel.call_register_waiting()))  # type: ignore[assignment]
-        self._leave = SimpleNamespace(run=lambda _: kernel.call_leave(self.tid, number))  # type: ignore[assignment]
-        self._spin = SimpleNamespace(run=lambda _: None)  # type: ignore[assignment]
+        self._programs = SimpleNamespace(  # type: ignore[assignment]
+            register_waiting=SimpleNamespace(run=lambda: run(kernel.call_register_waiting())),
+            leave=SimpleNamespace(run=lambda _: kernel.call_leave(self.tid, number)),
+            spin=SimpleNamespace(run=lambda _: None),
+        )
         self._ring = Ring(self._interface.ring_records, kernel.point)  # type: ignore[assignment]
         self._txn_records, self._known = kernel.txns, kernel.known  # type: ignore[assignment]
 
