@@ -80,7 +80,8 @@ def lead(spec: AgentPolicySpec, values: dict[str, int], gate: int, reports: int,
             raise GhostError(failed)
     except BaseException as error:
         reason = _one_line(error)
-        raise
+        _print_traceback()
+        return 1
     finally:
         if agent is not None:
             agent.leave(reason)
@@ -114,11 +115,16 @@ def run(body: Callable[[], int]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         status = body()
     except BaseException:
-        traceback.print_exc()
+        _print_traceback()
     finally:
-        with contextlib.suppress(BaseException):
-            sys.stderr.flush()
         os._exit(status)
+
+
+def _print_traceback() -> None:
+    """Print the current exception; before it is reported, since this process may be killed after that."""
+    with contextlib.suppress(BaseException):
+        traceback.print_exc()
+        sys.stderr.flush()
 
 
 def end_children(pids: Iterable[int], seconds: float) -> dict[int, int]:
@@ -253,17 +259,19 @@ def _run_on(
         _take_over(agent)
         _listen(agent)
     except BaseException as error:
+        _print_traceback()
         with contextlib.suppress(ConnectionError):
             reports.send(_one_line(error)[:4096].encode(errors="replace"))
-        raise
+        return 1
     with contextlib.suppress(ConnectionError):
         reports.send(_CPU_IN_CHARGE)
     reports.close()
     try:
         _serve(agent, bank, lead)
     except BaseException as error:
+        _print_traceback()
         agent.leave(_one_line(error))
-        raise
+        return 1
     return TOLD if agent.stopped else 0
 
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,7 +18,20 @@ from typing import Any
 
 import pytest
 from ghostbpf.tools.trace.taskstats import TaskStats
-from tracing import Figures, Task, Traced, be_fifo, objects, only, run_together, run_trace, spin, spin_for, tracing
+from tracing import (
+    Figures,
+    Task,
+    Traced,
+    be_fifo,
+    objects,
+    only,
+    run_together,
+    run_trace,
+    spin,
+    spin_for,
+    spin_until,
+    tracing,
+)
 
 BURSTS = 15
 
@@ -52,10 +67,20 @@ def test_each_time_from_wakeup_to_block_counts_once_by_priority(task: Callable[.
 def test_shares_of_spinners_are_in_proportion_to_the_cpu_time_they_got(
     task: Callable[..., Task], cpus: list[int]
 ) -> None:
-    tasks = [task(spin_for(1.5), cpu=cpus[-1], name=name) for name in ("crowd", "crowd", "nicer")]
+    """They sleep between turns: a switch that BPF does not see makes one turn invalid. Their turns end at once."""
+    start, turns, length = mmap.mmap(-1, 8), 12, 0.15
+
+    def work() -> None:
+        for turn in range(turns):
+            end = struct.unpack("d", start)[0] + (turn + 1) * length
+            spin_until(lambda end=end: time.monotonic() >= end)
+            time.sleep(0.001)
+
+    tasks = [task(work, cpu=cpus[-1], name=name) for name in ("crowd", "crowd", "nicer")]
     os.setpriority(os.PRIO_PROCESS, tasks[-1].pid, 10)
     with tracing("schedfair", "-c", "crowd") as equal, tracing("schedfair", "-t", tasks[-1].pid) as less:
         before = [one.figures() for one in tasks]
+        start[:] = struct.pack("d", time.monotonic())
         run_together(tasks)
         ran = [(one.figures() - then).ran for one, then in zip(tasks, before, strict=True)]
     shares = sorted(Counter(fairness(equal, "full_trace", nice=0)).elements())
