@@ -21,7 +21,7 @@ from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.topology import nr_cpu_words
 from workload import MakeEnclave, Me, Workload, in_ext
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(on="oldest")]
 
 
 @pytest.fixture
