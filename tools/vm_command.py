@@ -27,7 +27,7 @@ Examples:
 
 \b
 Exit status: CMD's (128+N if signal N ended it); or 123 QEMU killed the
-guest's kernel (run it again), 124 time-out, 125 the guest's kernel died,
+guest or its kernel (run it again), 124 time-out, 125 the guest's kernel died,
 126 and 127 as in a shell, 128 the guest did not boot or was lost.
 """
 

@@ -13,6 +13,7 @@ from .errors import (
     GuestTimeout,
     ImageError,
     KernelNotFound,
+    QemuDied,
     VmError,
 )
 from .guest import Completed, capture, catalog, console_to_stderr, run
@@ -32,6 +33,7 @@ __all__ = [
     "Kernel",
     "KernelCatalog",
     "KernelNotFound",
+    "QemuDied",
     "VmError",
     "capture",
     "catalog",

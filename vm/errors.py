@@ -9,6 +9,7 @@ VmError
     ├── GuestTimeout 124  it was still running at the end of its time-out
     ├── GuestOops    125  its kernel died; 123 if QEMU may be the cause
     └── GuestLost    128  it ended without an exit status, or did not boot
+        └── QemuDied 123  QEMU itself failed
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class GuestError(VmError):
 
     `emulation` marks failures that QEMU may have caused, which say nothing about the kernel. They are rare and occur
     with TCG on a busy host: TCG can run code that another virtual CPU is patching, and then executes a breakpoint
-    (int3) that is no longer there; and it can lose a timer or an interrupt, for which the kernel then waits for ever.
+    (int3) that is no longer there; it can lose a timer or an interrupt, for which the kernel then waits for ever; and
+    it can fail an assertion of its own.
     """
 
     def __init__(self, message: str, hint: str | None = None, console: str = "", *, emulation: bool = False) -> None:
@@ -82,3 +84,9 @@ class GuestLost(GuestError):
     """The guest ended without an exit status, or did not boot."""
 
     exit_status = 128
+
+
+class QemuDied(GuestLost):
+    """QEMU itself failed, by an assertion of its own for example."""
+
+    exit_status = KILLED_BY_EMULATION

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import IO
 
 from . import init, terminal
-from .errors import GuestLost, GuestOops, GuestTimeout
+from .errors import GuestLost, GuestOops, GuestTimeout, QemuDied
 from .machine import Machine, Share, Tools, qemu_argv, virtiofsd_argv
 
 Sink = Callable[[bytes], None]
@@ -30,6 +30,7 @@ Sink = Callable[[bytes], None]
 BOOT_LIMIT = 180.0
 _CONSOLE_KEPT = 1 << 18
 _CHUNK = 32768
+_QEMU_END_S = 5.0
 # RCU's thread still sleeps long after its timer has expired: QEMU has lost the timer, and the emulated CPU stalls
 # permanently.
 _LOST_TIMER = "kthread timer wakeup didn't happen"
@@ -124,6 +125,10 @@ class Session:
             finally:
                 self._ready.set()
                 os.close(wake_write)
+                if in_time and self._status is None and not _DEATH.search(self.console):
+                    # QEMU ends by itself: its status may tell why.
+                    with suppress(subprocess.TimeoutExpired):
+                        qemu.wait(_QEMU_END_S)
                 qemu.kill()
                 for end in (self._io, self._control):
                     with suppress(OSError):
@@ -134,7 +139,7 @@ class Session:
             if self._failure is not None:
                 raise self._failure
             stderr.seek(0)
-            return self._outcome(in_time, timeout, stderr.read().decode(errors="replace"))
+            return self._outcome(in_time, timeout, stderr.read().decode(errors="replace"), qemu.wait())
 
     def interrupt(self, number: int) -> None:
         """Send the command its first SIGINT; a second one, or another signal, ends the guest."""
@@ -266,7 +271,7 @@ class Session:
     def _send(self, kind: int, data: bytes) -> None:
         self._io.sendall(bytes([kind]) + len(data).to_bytes(4, "little") + data)
 
-    def _outcome(self, in_time: bool, timeout: float | None, messages: str) -> int:
+    def _outcome(self, in_time: bool, timeout: float | None, messages: str, qemu_status: int = 0) -> int:
         if self._status is not None:
             return self._status
         console, limit = self.console, round(timeout or 0, 1)
@@ -287,6 +292,13 @@ class Session:
                 emulation=self._machine.accel == "tcg",
             )
         messages = " ".join(messages.split())
+        if -qemu_status in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL):
+            raise QemuDied(
+                f"QEMU died of {signal.Signals(-qemu_status).name}" + (f": {messages}" if messages else ""),
+                "run it again",
+                console,
+                emulation=True,
+            )
         raise GuestLost(
             "the guest ended without an exit status" + (f": {messages}" if messages else ""),
             "--console shows its kernel's messages",
