@@ -27,7 +27,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml tools/setup.sh
+$(STAMP): pyproject.toml tools/setup.sh $(wildcard schedulers/agents/native/*)
 	@PYTHON=$(PYTHON) VENV=$(VENV) sh tools/setup.sh
 	@touch $@
 
@@ -66,6 +66,9 @@ lint: setup
 test-host: setup
 	$(BIN)/python -m pytest -m 'not soak' tests/host
 
+# Agents use their native half on the newest kernel, and do without on the oldest: the same tests run on both.
+native = $(if $(filter oldest,$(1)),off,on)
+
 # $(call in_guest,KERNEL,MARKS,TIMEOUT): the tests with these marks on that kernel.
 # QEMU now and then kills a guest's kernel (status 123): another guest then runs the tests that are left.
 define in_guest
@@ -73,7 +76,7 @@ define in_guest
 	rm -f .guest-tests-$(1); \
 	for guest in 1 2 3 4 5 6 7 8 9; do \
 		$(BIN)/ghostbpf vm --kernel $(1) --cpus 4 --timeout $(3) -- \
-			python3 -m pytest -p no:cacheprovider --durations=20 --done=.guest-tests-$(1) -m "$(2)" tests/guest; \
+			env GHOSTBPF_NATIVE=$(call native,$(1)) python3 -m pytest -p no:cacheprovider --durations=20 --done=.guest-tests-$(1) -m "$(2)" tests/guest; \
 		status=$$?; \
 		[ $$status = 123 ] || break; \
 		echo 'QEMU killed the guest, which says nothing of the tests: those that are left run in another'; \

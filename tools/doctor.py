@@ -20,12 +20,14 @@ from ..loaders import _bcc, _libbpf, capabilities, kfuncs, sched_ext
 from ..loaders.btf import VMLINUX, Btf
 from ..loaders.errors import GhostError
 from ..schedulers import limits
+from ..schedulers.agents import extension
 from ..schedulers.core import BPFFS
 from ..schedulers.enclave import Enclaves
 from .output import json_option, printable
 
 _PARTITION = "use a cpuset partition instead: CMD must be in its cgroup before it joins an enclave of its CPUs"
-
+#: What a build of the native half needs.
+_BUILD = "with a C compiler and Python's headers (apt install gcc python3-dev): make setup, or pip install again"
 
 #: The checks that tracers do not need.
 _FOR_POLICIES = {"sched_ext", "kfuncs", "isolcpus"}
@@ -178,6 +180,12 @@ def _python(what: str) -> Row:
     return Row(what, "ok", f"{platform.python_version()} ({sys.executable})")
 
 
+def _agents(what: str) -> Row:
+    if extension.native is None:
+        return Row(what, "warn", f"in Python alone, and slower ({extension.missing})", _BUILD)
+    return Row(what, "ok", f"with their native half, version {extension.VERSION}")
+
+
 _CHECKS: dict[str, Callable[[str], Row]] = {
     "kernel": _kernel,
     "sched_ext": _sched_ext,
@@ -194,4 +202,5 @@ _CHECKS: dict[str, Callable[[str], Row]] = {
     "cgroup limits": _cgroup_limits,
     "HZ": _hz,
     "Python": _python,
+    "agents": _agents,
 }

@@ -11,6 +11,8 @@ VENV=${VENV:-.venv}
 needs="
 /usr/lib/python3/dist-packages/bcc/__init__.py python3-bpfcc
 - python3-venv
+- python3-dev
+/usr/bin/cc gcc
 /usr/sbin/bpftool bpftool
 /usr/bin/mmdebstrap mmdebstrap
 "
@@ -22,6 +24,7 @@ missing=
 have() {
 	case $2 in
 	python3-venv) "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ;;
+	python3-dev) [ -e "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ;;
 	*) [ -e "$1" ] ;;
 	esac
 }

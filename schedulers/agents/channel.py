@@ -8,6 +8,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from ...loaders.attach import Link, Sampler
 from ...loaders.errors import BpfError
@@ -71,6 +72,29 @@ class Channel:
         self._ring = Ring(self._ring_map, message_format())
         self._txn_records = MmapArray(self._agents.maps["txns"], ffi(), "struct txn")
         self._known = Hash(self._agents.maps["agents"], ffi(), "u32", "u32")
+
+    def for_native(self) -> dict[str, Any] | None:
+        """The arguments of the native ``Turns`` that are this channel's; None if that cannot use it."""
+        consumed, produced, data = self._ring.memory
+        columns = {
+            "tid": self._tid,
+            "heartbeat": self._heartbeat,
+            "state": self._state,
+            "asked": self._asked,
+            "answered": self._answered,
+            "overflowed": self._overflowed,
+            "messages": self._messages,
+            "committed": self._committed,
+            "failed": self._failed,
+            "turns": self._turns,
+            "busy_ns": self._busy_ns,
+            "consumed": consumed,
+            "produced": produced,
+            "data": data,
+            "txns": self._txns,
+        }
+        fds = {"ring_fd": self._ring.fileno(), "commit_fd": self._programs.commit.fd}
+        return {"columns": columns, **fds, "channel": self.number, "batch": self.batch, "tid": self.tid}
 
     def _offer_ring(self) -> None:
         """Make the core put this channel's messages into this agent's ring."""

@@ -4,21 +4,42 @@
 from __future__ import annotations
 
 from ...loaders import libc
+from ..core import ffi
+from .extension import or_native
 from .layout import column
 from .spec import EnclaveView
 
 
-class CpuFlags:
-    """The state of ``cpus``; every list has them in this order. A CPU that is offline is neither idle nor busy."""
+def cpu_flags(enclave: EnclaveView, cpus: tuple[int, ...], kind: type[CpuFlags] | None = None) -> CpuFlags:
+    """The state of ``cpus`` of ``enclave``, of class ``kind``."""
+    records = enclave.core.cpus.view(0, 1 + max(cpus))
+    running, latched, preempted = (
+        column(records, "cpu", member) for member in ("running", "latched", "preempted_by_class")
+    )
+    spinner = column(enclave.core.enclaves.view(enclave.id, 1), "enclave", "spinner")
+    online = memoryview(ffi().buffer(enclave.core.state.online)).cast("Q")
+    return (kind or CpuFlags)(cpus, running, latched, preempted, spinner, online)
 
-    def __init__(self, enclave: EnclaveView, cpus: tuple[int, ...]) -> None:
-        self._cpus = cpus
-        records = enclave.core.cpus.view(0, 1 + max(cpus))
-        self._running, self._latched, self._preempted = (
-            column(records, "cpu", member) for member in ("running", "latched", "preempted_by_class")
-        )
-        self._online = enclave.core.state.online
-        self._spinner = column(enclave.core.enclaves.view(enclave.id, 1), "enclave", "spinner")
+
+@or_native
+class CpuFlags:
+    """The state of ``cpus``; every list has them in this order. A CPU that is offline is neither idle nor busy.
+
+    ``running``, ``latched`` and ``preempted`` have an item for each CPU, ``spinner`` has one for the enclave, and
+    ``online`` a bit for each CPU, in words of 64.
+    """
+
+    def __init__(
+        self,
+        cpus: tuple[int, ...],
+        running: memoryview,
+        latched: memoryview,
+        preempted: memoryview,
+        spinner: memoryview,
+        online: memoryview,
+    ) -> None:
+        self._cpus, self._running, self._latched, self._preempted = cpus, running, latched, preempted
+        self._spinner, self._online = spinner, online
 
     def open(self) -> list[int]:
         """CPUs with nothing committed that no other class holds, the idle ones first."""

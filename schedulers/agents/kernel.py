@@ -13,7 +13,7 @@ from ...loaders.maps import Map, MmapArray
 from ..policy import Policy
 from ..topology import Topology
 from .channel import Channel
-from .cpus import CpuFlags
+from .cpus import CpuFlags, cpu_flags
 from .programs import AgentPrograms
 from .shared import Agents
 from .spec import AgentPolicySpec, EnclaveView
@@ -57,7 +57,7 @@ class KernelInterface:
 
     def cpu_flags(self, cpus: tuple[int, ...]) -> CpuFlags:
         """The state of ``cpus``."""
-        return CpuFlags(self._enclave, cpus)
+        return cpu_flags(self._enclave, cpus)
 
     def params(self) -> tuple[MmapArray, Any]:
         """The parameters of the policy's BPF program; see params_of()."""

@@ -21,6 +21,11 @@ class StatusWords:
             column(memory, "status_word", member) for member in ("gtid", "state", "cpu", "since_ns", "runtime_ns")
         )
 
+    @property
+    def columns(self) -> dict[str, memoryview]:
+        """The gtids and states, for the native ``Turns``."""
+        return {"gtids": self._gtids, "states": self._states}
+
     def __getitem__(self, number: int) -> StatusWord:
         return StatusWord._make(self._struct.unpack_from(self._memory, number * self._struct.size))
 

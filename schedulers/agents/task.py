@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from ..core import constant, ffi
+from .extension import or_native
 from .layout import packer
 
 
@@ -105,6 +106,7 @@ def _checked(name: str, fields: tuple[str, ...]) -> struct.Struct:
     return packer(name)
 
 
+@or_native
 class Task:
     """A task that has waited at least once since this agent took over.
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent: reads the core's messages, keeps its tasks, calls its policy, and commits the policy's decisions.
+"""The agent: keeps its tasks, and lets its policy decide what the core runs.
 
-One turn reads every message in the ring, calls ``schedule()`` once, and commits all that it returns. An agent sleeps
-while its ring is empty or, with a CPU of its own, spins. If it hangs or dies, the core schedules its tasks without it.
+It goes from turn to turn (see turns.py). An agent sleeps while its ring is empty or, with a CPU of its own, spins. If
+it hangs or dies, the core schedules its tasks without it.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ...hints import Hints
@@ -18,7 +17,6 @@ from ..agents import AgentPolicySpec, PolicyView
 from ..agents.kernel import KernelInterface
 from ..agents.task import (
     BLOCKED,
-    BOOSTED,
     LATCHED,
     ON_CPU,
     WAITING,
@@ -34,30 +32,15 @@ from ..enclave_view import Counters
 from .agent_cpu import AgentCpu
 from .garbage import Garbage
 from .refusals import Refusals
+from .run_queue import RunQueue
+from .turns import Pause, turns_of
 
 _RING_BYTES = 1 << 20
 #: How often run() does the upkeep, and how long an idle agent sleeps at most.
 _UPKEEP_S = 0.25
+_UPKEEP_NS = int(_UPKEEP_S * 1e9)
 _HINTS_S = 0.001  # a new hint does not wake the agent
-#: With the fast path no task waits for the agent. So it lets messages gather, for _GATHER times as long as its last
-#: turn took, within these limits.
-_GATHER, _GATHER_LEAST_S, _GATHER_MOST_S = 4, 0.002, 0.02
-#: How many turns a spinning agent makes between checks whether it must move to another CPU.
-_MOVE_TURNS = 256
-# Plain numbers for the loop over messages, where looking up an enum's member each time takes too long.
-_NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED = (
-    int(kind)
-    for kind in (
-        MessageType.TASK_NEW,
-        MessageType.TASK_YIELD,
-        MessageType.TASK_BLOCKED,
-        MessageType.TASK_DEAD,
-        MessageType.TASK_DEPARTED,
-    )
-)
-_COMPLETE, _TASK_ON_CPU = int(TxnState.COMPLETE), int(TxnState.ON_CPU)
 _STATES = tuple(TxnState)  # by number
-_RECALL_NS = 100_000_000
 _SOON_AGAIN = (TxnState.STALE, TxnState.INVALID_CPU, TxnState.CPU_OFFLINE, TxnState.POISONED)
 
 
@@ -87,15 +70,14 @@ class Agent:
         self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
         self._channel = kernel.channel(0 if cpu is None else 1 + cpu, values.get("ring_bytes", _RING_BYTES))
         self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
-        self._rounds = range(1 + len(self._cpus))
         self._flags = kernel.cpu_flags(tuple(self._cpus))
         self._enclave_flags = kernel.cpu_flags(tuple(enclave.cpus))
-        self._recall_ns = 0
         self._params_map, self.params = kernel.params()
         self._hints = kernel.hints() if spec.agent.hinted else None
-        self._pause_s = _UPKEEP_S if self._hints is None else _HINTS_S
+        pause_s = _UPKEEP_S if self._hints is None else _HINTS_S
         own_cpu = values.get("agent_cpu", -1) if cpu is None else cpu
         self._own_cpu = AgentCpu(enclave, kernel, self.topology, self.is_online, cpu=own_cpu, spins=self.spins)
+        self._turns = turns_of(self, self._channel, self.status_words, self._refusals, pause_s)
         self._is_rehearsing = self.stopped = False
         self._spec = spec
         self._make_policy()
@@ -104,10 +86,19 @@ class Agent:
         own = {option.field for option in self._spec.agent.options}
         values = {name: value for name, value in self._values.items() if name in own}
         self.policy: PolicyView = self._spec.agent(self, **values)
-        self._callbacks: Any = [None] * (1 + max(MessageType))
+        callbacks: list[Callable[[Any], object] | None] = [None] * (1 + max(MessageType))
         for kind in MessageType:
             name = kind.name.lower().replace("task_affinity", "affinity").replace("task_priority", "priority")
-            self._callbacks[kind] = getattr(self.policy, f"on_{name}")
+            callbacks[kind] = self.policy.callback(f"on_{name}")
+        self._turns.use(
+            self.policy,
+            callbacks,
+            self.policy.task_type,
+            self.policy.schedule,
+            self.policy.enqueue,
+            self.policy.on_affinity_changed,
+            self.policy.looks_again,
+        )
 
     @property
     def cpus(self) -> CpuSet:
@@ -139,12 +130,16 @@ class Agent:
 
     def waits(self, task: Task) -> bool:
         """Whether ``task`` still waits, by its status word: the core may have run it without asking the agent."""
-        if self.status_words.waits(task):
-            return True
-        if task.state == WAITING:
-            # Otherwise _read() would take its next message to wait for one that only tells of a move.
-            task.state = ON_CPU
-        return False
+        return self._turns.waits(task)
+
+    def assign(
+        self, queue: RunQueue, cpus: list[int], slice_ns: int = 0, near: Mapping[int, int] | None = None
+    ) -> list[Transaction]:
+        """For each of ``cpus``, take the first task out of ``queue`` that may run there and still waits.
+
+        ``near[cpu]`` is a mask of the CPUs near ``cpu``: see RunQueue.pop_near().
+        """
+        return self._turns.assign(queue, cpus, slice_ns, near)
 
     def counters(self) -> Counters:
         """The core's counters of the enclave; see ``struct counters`` in bpf/abi.h."""
@@ -165,23 +160,7 @@ class Agent:
             raise ValueError(f"a group of {len(transactions)} transactions: at most {self._channel.batch}")
         if self._is_rehearsing:
             return [TxnState.COMPLETE] * len(transactions)
-        return [_STATES[state] for state in self._commit(transactions, group)]
-
-    def _commit(self, transactions: Sequence[Transaction], group: bool = False) -> list[int]:
-        size, results = self._channel.batch, []
-        for start in range(0, len(transactions), size):
-            batch = transactions[start : start + size]
-            states = self._channel.commit(batch, group)
-            for transaction, state in zip(batch, states, strict=True):
-                if state != _COMPLETE:
-                    self._failed(transaction, state)
-                elif (task := transaction.task) is not None:
-                    task.state, task.next_cpu = LATCHED, transaction.cpu
-                    if self._refusals.tasks:
-                        self._refusals.forget(task)
-            results += states
-        self._channel.count(committed=results.count(_COMPLETE), failed=len(results) - results.count(_COMPLETE))
-        return results
+        return [_STATES[state] for state in self._turns.commit(transactions, group)]
 
     def associate(self, task: Task, cpu: int) -> bool:
         """Give ``task`` to the agent of ``cpu``, or the enclave's if ``cpu`` has none; False where the task is gone."""
@@ -263,7 +242,7 @@ class Agent:
             self._channel.spin_on(self._own_cpu.spin_cpu)
         self._channel.register_waiting()
         self.resync()
-        self._decide()
+        self._turns.decide()
         self._channel.end_turn()
         if self.cpu is None and not per_cpu:
             self.confirm()
@@ -288,59 +267,26 @@ class Agent:
         It returns within a quarter of a second after that. It calls ``upkeep`` four times a second.
         """
         garbage = Garbage()
-        last_upkeep = time.monotonic()
-        for turns in itertools.count():
-            if not self._channel.is_ours:
-                return
-            if self.spins and turns % _MOVE_TURNS == 0 and self._own_cpu.move_if_needed():
+        upkeep_at = time.monotonic_ns() + _UPKEEP_NS
+        while True:
+            if self.spins and self._own_cpu.move_if_needed():
                 self._channel.spin_on(self._own_cpu.spin_cpu)
-            began = time.monotonic()
-            if began >= last_upkeep + _UPKEEP_S:
-                last_upkeep = began
-                self._channel.keep_pulse()
-                self._own_cpu.rebind()
-                garbage.collect(idle=False)
-                if upkeep is not None:
-                    upkeep()
-            is_due = self.turn()
-            if self.spins:
-                continue
-            if self.fastpath:
-                took = time.monotonic() - began
-                time.sleep(min(max(_GATHER * took, _GATHER_LEAST_S), _GATHER_MOST_S))
-            elif is_due:
-                continue
-            if not self._channel.wait(self._pause()):
-                garbage.collect(idle=True)
-
-    def _pause(self) -> float:
-        """For how many seconds the agent may sleep if no message comes."""
-        due_ns = self.policy.due_ns
-        if rested_ns := self._refusals.due_ns:
-            due_ns = min(due_ns or rested_ns, rested_ns)
-        if not due_ns:
-            return self._pause_s
-        return min(max(due_ns - time.monotonic_ns(), 0) / 1e9, self._pause_s)
+            match self._turns.serve(upkeep_at):
+                case Pause.REPLACED:
+                    return
+                case Pause.IDLE:
+                    garbage.collect(idle=True)
+                case Pause.UPKEEP:
+                    upkeep_at = time.monotonic_ns() + _UPKEEP_NS
+                    self._channel.keep_pulse()
+                    self._own_cpu.rebind()
+                    garbage.collect(idle=False)
+                    if upkeep is not None:
+                        upkeep()
 
     def turn(self) -> bool:
         """Read every message, and commit what the policy decides; whether the next turn is due at once."""
-        began_ns = self._channel.begin_turn()
-        if self._channel.overflowed:
-            self.resync()
-        read = self._read()
-        if self._refusals.tasks:
-            for transaction, state in self._refusals.rested(time.monotonic_ns()):
-                self.policy.on_refused(transaction, state)
-        if began_ns >= self._recall_ns:
-            self._recall_ns = began_ns + _RECALL_NS
-            self._recall()
-        results = self._decide()
-        committed = results.count(_COMPLETE)
-        is_busy = read > 0 or committed > 0
-        if is_busy:
-            self._channel.count_turn(read, began_ns)
-        self._channel.end_turn()
-        return self._channel.overflowed or (is_busy and (committed < len(results) or self.policy.looks_again))
+        return self._turns.turn()
 
     def stop(self, reason: str) -> None:
         """End run(), and let the core decide at once; for signal handlers."""
@@ -392,59 +338,8 @@ class Agent:
         if not is_new and word.allowed != allowed:
             self.policy.on_affinity_changed(task)
 
-    def _read(self) -> int:
-        records = self._channel.read()
-        tasks, callbacks, refused = self.tasks, self._callbacks, self._refusals.tasks
-        for _, gtid, runtime_ns, at_ns, allowed, seq, kind, flags, word, cpu, tgid, weight in records:
-            if not gtid:
-                callbacks[kind](cpu)
-                continue
-            task = tasks.get(gtid)
-            ends = kind in (_DEAD, _DEPARTED)
-            if task is None:
-                if ends:
-                    continue
-                task = tasks[gtid] = self.policy.task_type(gtid)
-                kind = _NEW if kind <= _LAST_WAITING else kind
-            elif seq <= task.seq:
-                continue  # the status words were newer
-            rested = refused and task in refused and self._refusals.forget(task)
-            before = task.allowed
-            task.seq, task.cpu, task.since_ns, task.allowed = seq, cpu, at_ns, allowed
-            task.weight, task.tgid, task.word = weight, tgid, word
-            if kind <= _LAST_WAITING:
-                # A task that has not run since its last message to wait was only moved, and keeps its place.
-                moved = task.state == WAITING and task.runtime_ns == runtime_ns and not rested
-                task.state, task.runtime_ns, task.boosted = WAITING, runtime_ns, flags & BOOSTED != 0
-                if not moved:
-                    callbacks[kind](task)
-                elif allowed != before:
-                    # The message of associate() can overtake that of the change of affinity.
-                    self.policy.on_affinity_changed(task)
-                continue
-            task.runtime_ns = runtime_ns
-            if kind == _TASK_BLOCKED:
-                task.state = BLOCKED
-            elif ends:
-                task.state = BLOCKED
-                del tasks[gtid]
-            if rested and task.state == WAITING:
-                self.policy.enqueue(task)
-            callbacks[kind](task)
-        return len(records)
-
-    def _decide(self) -> list[int]:
-        """Commit what the policy decides, and decide again where the core already runs one of these tasks."""
-        results: list[int] = []
-        for _ in self._rounds:
-            transactions = list(self.policy.schedule() or ())
-            states = self._commit(transactions) if transactions else []
-            results += states
-            if _TASK_ON_CPU not in states:
-                break
-        return results
-
-    def _failed(self, transaction: Transaction, state: int) -> None:
+    def failed(self, transaction: Transaction, state: int) -> None:
+        """``transaction`` failed: tell the policy, now or when its task has rested."""
         task = transaction.task
         if task is None:
             return
@@ -460,7 +355,12 @@ class Agent:
             self._refusals.forget(task)
             self.policy.on_task_departed(task)
 
-    def _recall(self) -> None:
+    def offer_rested(self) -> None:
+        """Tell the policy of the refused tasks that have rested."""
+        for transaction, state in self._refusals.rested(time.monotonic_ns()):
+            self.policy.on_refused(transaction, state)
+
+    def recall(self) -> None:
         """Decide again for tasks that still wait though they are committed to an idle or offline CPU.
 
         No message tells that the CPU went offline.

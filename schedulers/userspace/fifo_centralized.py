@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from ..agents.task import Task, Transaction, TxnState
+from ..agents.task import Transaction, TxnState
 from ..policy import Option
 from .agent import Agent
 from .options import slice_ns
@@ -31,28 +29,14 @@ class FifoCentralized(AgentPolicy):
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
         self.queue = RunQueue()
+        self.enqueue, self.dequeue = self.queue.add, self.queue.discard  # type: ignore[method-assign]
         self.near = {cpu.id: (cpu.l3_siblings or cpu.siblings).bits for cpu in agent.topology.cpus}
-
-    def enqueue(self, task: Task) -> None:
-        self.queue.add(task)
-
-    def dequeue(self, task: Task) -> None:
-        self.queue.discard(task)
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
         """The task keeps its turn."""
         if transaction.task is not None:
             self.queue.add_first(transaction.task)
 
-    def schedule(self) -> Iterator[Transaction]:
-        if not self.queue:
-            return
-        for cpu in self.agent.open_cpus() if self.agent.fastpath else self.agent.idle_cpus():
-            if task := self._next(cpu):
-                yield Transaction(task, cpu, self.slice_ns)
-
-    def _next(self, cpu: int) -> Task | None:
-        while task := self.queue.pop_near(cpu, self.near[cpu]):
-            if self.agent.waits(task):
-                return task
-        return None
+    def schedule(self) -> list[Transaction]:
+        cpus = self.agent.open_cpus() if self.agent.fastpath else self.agent.idle_cpus()
+        return self.agent.assign(self.queue, cpus, self.slice_ns, self.near)

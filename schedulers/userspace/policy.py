@@ -24,12 +24,23 @@ class Fifo(AgentPolicy):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 from ..agents.task import Task, Transaction, TxnState
 from ..policy import Option
 from .agent import Agent
+
+#: What the callbacks about tasks call unless the policy defines them.
+_DEFAULTS = {
+    "on_task_new": "enqueue",
+    "on_task_wakeup": "enqueue",
+    "on_task_preempt": "enqueue",
+    "on_task_yield": "enqueue",
+    "on_task_blocked": "dequeue",
+    "on_task_dead": "dequeue",
+    "on_task_departed": "dequeue",
+}
 
 
 class AgentPolicy:
@@ -57,6 +68,12 @@ class AgentPolicy:
         self.agent = agent
         for field, value in options.items():
             setattr(self, field, value)
+
+    def callback(self, name: str) -> Callable[[Any], object]:
+        """What to call instead of method ``name``, which may be a default that only calls another."""
+        own = getattr(self, name)
+        is_default = name in _DEFAULTS and getattr(own, "__func__", None) is getattr(AgentPolicy, name)
+        return getattr(self, _DEFAULTS[name]) if is_default else own  # type: ignore[no-any-return]
 
     def enqueue(self, task: Task) -> None:
         """``task`` waits for a CPU: it is new, woke up, was preempted, yielded, or its transaction failed."""

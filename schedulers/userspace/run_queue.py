@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from ..agents.extension import or_native
 from ..agents.task import Task
 
 #: How many tasks pop_near() looks at.
 _SEARCH = 32
 
 
+@or_native
 class RunQueue:
     """A FIFO of tasks, each at most once. add(), discard() and taking the first task are O(1)."""
 
@@ -23,6 +25,10 @@ class RunQueue:
 
     def __bool__(self) -> bool:
         return bool(self._tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        """Yield the tasks in order; raises RuntimeError if one that it has yielded was removed."""
+        return iter(self._tasks)
 
     def add(self, task: Task) -> None:
         """Append ``task``, or put it first if it is boosted."""

@@ -83,14 +83,14 @@ class StickyQueue(RunQueue):
     def match(self, cpus: list[int]) -> list[tuple[Task, int]]:
         """Pair tasks, from the head on, with ``cpus``, until either runs out; removes both."""
         matched = []
-        for task in self._tasks:
+        for task in self:
             if not cpus:
                 break
             if (cpu := nearest(task, cpus, self._siblings)) is not None:
                 cpus.remove(cpu)
                 matched.append((task, cpu))
         for task, _ in matched:
-            del self._tasks[task]
+            self.discard(task)
         return matched
 
 

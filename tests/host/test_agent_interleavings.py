@@ -157,7 +157,7 @@ class Scenario:
         """Let the agent make a turn; returns for how long it would sleep then."""
         with self.world.clocked():
             self.runner.turn()
-            return 0 if self.runner.is_due() else self.agent._pause()
+            return 0 if self.runner.is_due() else self.agent._turns.pause()
 
     def post(self, task: Any, kind: MessageType, seq: int, allowed: int) -> None:
         gtid, at, number = task.agent.gtid, self.kernel.now_ns, task.agent.word

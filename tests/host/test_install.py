@@ -3,8 +3,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -90,6 +92,42 @@ def test_checkout_that_is_not_installed_has_the_version_of_pyproject(wheel_pytho
     environment = _environment() | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([wheel_python, "-S", "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout == f"{_VERSION}\n", done.stderr
+
+
+def _agents(python: Path, cwd: Path) -> tuple[str, str]:
+    """What doctor says of agents, and what an agent's policy writes to stderr when it is loaded."""
+    run = [python.with_name("ghostbpf"), "doctor", "--json"]
+    done = subprocess.run(run, cwd=cwd, env=_environment(), text=True, capture_output=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return next(row["found"] for row in rows if row["what"] == "agents"), done.stderr
+
+
+def test_native_half_that_is_missing_broken_or_stale_is_not_used(wheel_python: Path, tmp_path: Path) -> None:
+    where = "from importlib.util import find_spec; print(find_spec('ghostbpf.schedulers.agents._native').origin)"
+    built = Path(_python(wheel_python, where, tmp_path))
+    assert built.name == "_native.abi3.so"
+    assert _agents(wheel_python, tmp_path) == ("with their native half, version 1", "")
+    good = built.read_bytes()
+    try:
+        built.write_text("not a library")
+        found, warning = _agents(wheel_python, tmp_path)
+        assert "in Python alone, and slower (does not load: " in found
+        assert warning.count("warning:") == 1
+        assert "try: build it again: make setup" in warning
+        stale = tmp_path / "native"
+        shutil.copytree(CHECKOUT / "schedulers" / "agents" / "native", stale)
+        header = stale / "native.h"
+        header.write_text(header.read_text().replace("NATIVE_VERSION 1", "NATIVE_VERSION 2"))
+        include = sysconfig.get_path("include")
+        sources = stale.glob("*.c")
+        subprocess.run(["cc", "-O0", "-w", "-shared", "-fPIC", f"-I{include}", *sources, "-o", built], check=True)
+        found, warning = _agents(wheel_python, tmp_path)
+        assert found == "in Python alone, and slower (stale: version 2, not 1)"
+        assert warning.count("warning:") == 1
+        built.unlink()
+        assert _agents(wheel_python, tmp_path) == ("in Python alone, and slower (not built)", "")
+    finally:
+        built.write_bytes(good)
 
 
 def test_wheel_writes_a_new_policy(wheel_python: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from ghostbpf.hints import WorkClass
 from ghostbpf.schedulers.agents import AgentPolicySpec
 from ghostbpf.schedulers.agents.channel import _COMMIT, _TAKE, _TASK, Channel
-from ghostbpf.schedulers.agents.cpus import CpuFlags
+from ghostbpf.schedulers.agents.cpus import CpuFlags, cpu_flags
+from ghostbpf.schedulers.agents.extension import in_python
 from ghostbpf.schedulers.agents.status_words import StatusWords
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.topology import CpuRow, Topology
@@ -68,6 +69,9 @@ class ModelChannel(Channel):
         )
         self._ring = Ring(self._interface.ring_records, kernel.point)  # type: ignore[assignment]
         self._txn_records, self._known = kernel.txns, kernel.known  # type: ignore[assignment]
+
+    def for_native(self) -> None:
+        """The native half knows the real kernel only."""
 
     def _offer_ring(self) -> None:
         self._interface.kernel.rings[self.number] = self._ring  # type: ignore[assignment]
@@ -145,7 +149,7 @@ class ModelInterface:
         return ModelWords(self)
 
     def cpu_flags(self, cpus: tuple[int, ...]) -> CpuFlags:
-        return CpuFlags(self.enclave, cpus)  # type: ignore[arg-type]
+        return cpu_flags(self.enclave, cpus, in_python(CpuFlags))  # type: ignore[arg-type]
 
     def params(self) -> tuple[None, Any]:
         return None, SimpleNamespace(slice_ns=0)

@@ -10,7 +10,7 @@ from typing import Any
 from ghostbpf.loaders import libc
 from ghostbpf.schedulers.agents import AgentPolicySpec, channel, status_words
 from ghostbpf.schedulers.userspace import agent as agent_module
-from ghostbpf.schedulers.userspace import central, cfs, edf, shinjuku
+from ghostbpf.schedulers.userspace import central, cfs, edf, shinjuku, turns
 from ghostbpf.schedulers.userspace.task_assigner import TaskAssigner
 
 from .fixes import ALL_FIXES, Fixes
@@ -19,7 +19,7 @@ from .kernel import Kernel
 from .runner import Runner
 from .state import Task
 
-_CLOCKED = (agent_module, central, cfs, edf, channel, shinjuku, status_words)
+_CLOCKED = (agent_module, central, cfs, edf, channel, shinjuku, status_words, turns)
 #: At a point of an agent, a byte from this value on makes another event happen first.
 _ACTS = 168
 _ROUND_NS = 50_000_000

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Transactions: from the policy's decisions to the core's answers. */
+#include <linux/bpf.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "turns.h"
+
+bool turns_waits(struct turns *turns, struct task *task)
+{
+	return task->word < turns->gtids.length && *column_u64(&turns->gtids, task->word) == task->gtid &&
+	       *column_u32(&turns->states, task->word) == turns->numbers.waiting;
+}
+
+static bool number_of(PyObject *object, const char *name, unsigned long long most, u64 *value)
+{
+	*value = PyLong_AsUnsignedLongLong(object);
+	if (PyErr_Occurred())
+		return false;
+	if (*value <= most)
+		return true;
+	PyErr_Format(PyExc_ValueError, "%s is too large", name);
+	return false;
+}
+
+/* Write the transaction of a tuple. */
+static bool pack(PyObject *item, struct txn *txn)
+{
+	PyObject *task;
+	u64 flags;
+	long cpu;
+
+	if (!PyTuple_Check(item) || PyTuple_Size(item) != 4) {
+		PyErr_SetString(PyExc_TypeError, "not a Transaction");
+		return false;
+	}
+	task = PyTuple_GetItem(item, 0);
+	txn->gtid = txn->seq = 0;
+	if (task != Py_None) {
+		if (!PyObject_TypeCheck(task, task_type)) {
+			PyErr_SetString(PyExc_TypeError, "the task of a Transaction is not a Task");
+			return false;
+		}
+		txn->gtid = ((struct task *)task)->gtid;
+		txn->seq = ((struct task *)task)->seq;
+	}
+	cpu = PyLong_AsLong(PyTuple_GetItem(item, 1));
+	if (cpu == -1 && PyErr_Occurred())
+		return false;
+	if (cpu != (s32)cpu) {
+		PyErr_SetString(PyExc_ValueError, "cpu is too large");
+		return false;
+	}
+	txn->cpu = cpu;
+	if (!number_of(PyTuple_GetItem(item, 2), "slice_ns", UINT64_MAX, &txn->slice_ns) ||
+	    !number_of(PyTuple_GetItem(item, 3), "flags", UINT32_MAX, &flags))
+		return false;
+	txn->flags = flags;
+	txn->state = 0;
+	return true;
+}
+
+/* Have the core decide on the first `count` transactions of the channel; false with an exception. */
+static bool run_program(struct turns *turns, u32 count, bool group)
+{
+	struct commit_args args = {.channel = turns->channel, .count = count, .group = group};
+	struct txn *txns = (struct txn *)turns->txns.first;
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.test.prog_fd = turns->commit_fd;
+	attr.test.ctx_in = (u64)(uintptr_t)&args;
+	attr.test.ctx_size_in = sizeof(args);
+	if (syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attr, sizeof(attr)) < 0) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		return false;
+	}
+	for (u32 n = 0; attr.test.retval && n < count; n++)
+		txns[n].state = turns->numbers.not_permitted;
+	return true;
+}
+
+/* Tell the agent of the result of one transaction. */
+static bool record(struct turns *turns, PyObject *item, u32 state)
+{
+	struct task *task = (struct task *)PyTuple_GetItem(item, 0);
+	PyObject *result;
+
+	if (state != turns->numbers.complete) {
+		result = PyObject_CallMethod(turns->agent, "failed", "OI", item, state);
+	} else if ((PyObject *)task == Py_None) {
+		return true;
+	} else {
+		task->state = turns->numbers.latched;
+		task->next_cpu = PyLong_AsLong(PyTuple_GetItem(item, 1));
+		if (!has_refusals(turns))
+			return true;
+		result = PyObject_CallMethod(turns->refusals, "forget", "O", (PyObject *)task);
+	}
+	Py_XDECREF(result);
+	return result;
+}
+
+/* Commit `count` items from `start` on, and append their states to results. */
+static bool commit_batch(
+	struct turns *turns, PyObject *list, Py_ssize_t start, u32 count, bool group, PyObject *results, struct outcome *outcome)
+{
+	struct txn *txns = (struct txn *)turns->txns.first;
+	u32 *states = NULL;
+	bool done = false;
+
+	for (u32 n = 0; n < count; n++) {
+		if (!pack(PyList_GetItem(list, start + n), &txns[n]))
+			return false;
+	}
+	if (!run_program(turns, count, group))
+		return false;
+	/* A callback may commit, too: take the states before any is called. */
+	states = malloc(count * sizeof(*states));
+	if (!states) {
+		PyErr_NoMemory();
+		return false;
+	}
+	for (u32 n = 0; n < count; n++)
+		states[n] = txns[n].state;
+	for (u32 n = 0; n < count; n++) {
+		PyObject *state = PyLong_FromUnsignedLong(states[n]);
+		int failed = state ? PyList_Append(results, state) : -1;
+
+		Py_XDECREF(state);
+		if (failed || !record(turns, PyList_GetItem(list, start + n), states[n]))
+			goto out;
+		outcome->is_on_cpu |= states[n] == turns->numbers.txn_on_cpu;
+		outcome->completed += states[n] == turns->numbers.complete;
+		outcome->failed += states[n] != turns->numbers.complete;
+	}
+	done = true;
+out:
+	free(states);
+	return done;
+}
+
+PyObject *turns_commit(struct turns *turns, PyObject *list, bool group, struct outcome *outcome)
+{
+	Py_ssize_t length = PyList_Size(list);
+	PyObject *results = PyList_New(0);
+
+	*outcome = (struct outcome){};
+	for (Py_ssize_t start = 0; results && start < length; start += turns->batch) {
+		Py_ssize_t count = length - start < turns->batch ? length - start : turns->batch;
+
+		if (!commit_batch(turns, list, start, count, group, results, outcome))
+			Py_CLEAR(results);
+	}
+	*column_u64(&turns->committed, 0) += outcome->completed;
+	if (outcome->failed)
+		*column_u64(&turns->failed, 0) += outcome->failed;
+	return results;
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The native half of the agent runtime: what every agent does for each message and each decision, without the
+ * interpreter. userspace/ has the same in Python, which is the reference; tests run both.
+ *
+ * It uses Python's limited API, so one build serves every Python from 3.11 on.
+ */
+#ifndef GHOSTBPF_NATIVE_H
+#define GHOSTBPF_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+#include <structmember.h>
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Increment it with each change that the Python code must know of: a build of another version is not used. */
+#define NATIVE_VERSION 1
+
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
+
+typedef uint64_t u64;
+typedef uint32_t u32;
+typedef int32_t s32;
+
+/* A task's place in one queue. */
+struct place {
+	struct place *before, *after; /* in the queue */
+	struct place *next; /* of the same task, in another queue */
+	struct task *task;
+	struct queue *queue;
+};
+
+/* The members are those of the Python class. */
+struct task {
+	PyObject_HEAD
+	u64 gtid, runtime_ns, since_ns, allowed;
+	u32 seq, word, tid;
+	s32 state, cpu, next_cpu, tgid, weight;
+	char boosted;
+	PyObject *refused;
+	struct place *places;
+};
+
+/* A FIFO of tasks; a circular list through `ends`. */
+struct queue {
+	PyObject_HEAD
+	struct place ends;
+	Py_ssize_t length;
+};
+
+/* One integer member of each of an array of records, in the memory that is shared with the kernel. */
+struct column {
+	Py_buffer buffer;
+	char *first;
+	Py_ssize_t stride, length;
+};
+
+/* The state of an agent's CPUs. */
+struct cpus {
+	PyObject_HEAD
+	struct column running, latched, preempted, spinner, online;
+	Py_ssize_t count;
+	s32 *ids;
+};
+
+extern PyTypeObject *task_type, *queue_type, *cpus_type, *turns_type;
+
+PyTypeObject *make_task_type(void);
+PyTypeObject *make_queue_type(void);
+PyTypeObject *make_cpus_type(void);
+PyTypeObject *make_turns_type(void);
+
+/* Whether the task's affinity allows cpu: 1, 0, or -1 with an exception. */
+int task_may_run(struct task *task, long cpu);
+/* Take task from the queue; whether it was in it. */
+bool queue_discard(struct queue *queue, struct task *task);
+/* Take the first task that may run on cpu, with near as pop_near() does. NULL without an exception: there is none. */
+struct task *queue_pop(struct queue *queue, long cpu, PyObject *near);
+
+/* Take hold of a memoryview of integers of `size` bytes; false with an exception if it is something else. */
+bool column_open(struct column *column, PyObject *view, Py_ssize_t size);
+void column_close(struct column *column);
+
+static inline u64 *column_u64(const struct column *column, Py_ssize_t at)
+{
+	return (u64 *)(column->first + at * column->stride);
+}
+
+static inline u32 *column_u32(const struct column *column, Py_ssize_t at)
+{
+	return (u32 *)(column->first + at * column->stride);
+}
+
+/* Put value in the place of *member, which may be NULL. */
+static inline void replace(PyObject **member, PyObject *value)
+{
+	PyObject *before = *member;
+
+	*member = value;
+	Py_XDECREF(before);
+}
+
+/* Free an object of a heap type. */
+void free_object(PyObject *self);
+
+#endif

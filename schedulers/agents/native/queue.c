@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* RunQueue: see the Python class in userspace/run_queue.py. */
+#include <stdlib.h>
+
+#include "native.h"
+
+/* How many tasks pop_near() looks at. */
+#define SEARCH 32
+
+static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+	struct queue *queue = (struct queue *)allocate(type, 0);
+
+	if (queue)
+		queue->ends.before = queue->ends.after = &queue->ends;
+	return (PyObject *)queue;
+}
+
+/* The place of task in queue; NULL if there is none. *link is what points to it among the task's places. */
+static struct place *find(struct queue *queue, struct task *task, struct place ***link)
+{
+	for (*link = &task->places; **link; *link = &(**link)->next) {
+		if ((**link)->queue == queue)
+			return **link;
+	}
+	return NULL;
+}
+
+static void unlink_place(struct place *place)
+{
+	place->before->after = place->after;
+	place->after->before = place->before;
+}
+
+static void link_place(struct place *place, struct place *before)
+{
+	place->before = before;
+	place->after = before->after;
+	place->before->after = place->after->before = place;
+}
+
+bool queue_discard(struct queue *queue, struct task *task)
+{
+	struct place **link, *place = find(queue, task, &link);
+
+	if (!place)
+		return false;
+	*link = place->next;
+	unlink_place(place);
+	free(place);
+	queue->length--;
+	Py_DECREF(task);
+	return true;
+}
+
+static struct task *checked(PyObject *object)
+{
+	if (PyObject_TypeCheck(object, task_type))
+		return (struct task *)object;
+	PyErr_SetString(PyExc_TypeError, "not a Task");
+	return NULL;
+}
+
+static PyObject *insert(struct queue *queue, PyObject *object, bool is_first)
+{
+	struct task *task = checked(object);
+	struct place **link, *place;
+
+	if (!task)
+		return NULL;
+	place = find(queue, task, &link);
+	if (place) {
+		unlink_place(place);
+	} else {
+		place = malloc(sizeof(*place));
+		if (!place)
+			return PyErr_NoMemory();
+		place->task = (struct task *)Py_NewRef(object);
+		place->queue = queue;
+		place->next = task->places;
+		task->places = place;
+		queue->length++;
+	}
+	link_place(place, is_first ? &queue->ends : queue->ends.before);
+	Py_RETURN_NONE;
+}
+
+static PyObject *queue_add(PyObject *self, PyObject *object)
+{
+	struct task *task = checked(object);
+
+	return task ? insert((struct queue *)self, object, task->boosted) : NULL;
+}
+
+static PyObject *queue_add_first(PyObject *self, PyObject *object)
+{
+	return insert((struct queue *)self, object, true);
+}
+
+static PyObject *queue_discard_method(PyObject *self, PyObject *object)
+{
+	struct task *task = checked(object);
+
+	if (!task)
+		return NULL;
+	queue_discard((struct queue *)self, task);
+	Py_RETURN_NONE;
+}
+
+/* A list of the tasks. */
+static PyObject *queue_tasks(struct queue *queue)
+{
+	PyObject *list = PyList_New(0);
+
+	for (struct place *at = queue->ends.after; list && at != &queue->ends; at = at->after) {
+		if (PyList_Append(list, (PyObject *)at->task) < 0)
+			Py_CLEAR(list);
+	}
+	return list;
+}
+
+static PyObject *queue_discard_if(PyObject *self, PyObject *condition)
+{
+	PyObject *tasks = queue_tasks((struct queue *)self);
+
+	if (!tasks)
+		return NULL;
+	for (Py_ssize_t n = 0, count = PyList_Size(tasks); n < count; n++) {
+		PyObject *task = PyList_GetItem(tasks, n);
+		PyObject *result = PyObject_CallFunctionObjArgs(condition, task, NULL);
+		int is_met = result ? PyObject_IsTrue(result) : -1;
+
+		Py_XDECREF(result);
+		if (is_met < 0) {
+			Py_DECREF(tasks);
+			return NULL;
+		}
+		if (is_met)
+			queue_discard((struct queue *)self, (struct task *)task);
+	}
+	Py_DECREF(tasks);
+	Py_RETURN_NONE;
+}
+
+/* Whether the mask has the bit of cpu: 1, 0, or -1 with an exception. */
+static int has_bit(PyObject *mask, long cpu)
+{
+	PyObject *number, *shifted;
+	unsigned long long bits;
+
+	if (cpu >= 0 && cpu < 64)
+		return PyLong_AsUnsignedLongLongMask(mask) >> cpu & 1;
+	number = PyLong_FromLong(cpu);
+	shifted = number ? PyNumber_Rshift(mask, number) : NULL;
+	Py_XDECREF(number);
+	if (!shifted)
+		return -1;
+	bits = PyLong_AsUnsignedLongLongMask(shifted);
+	Py_DECREF(shifted);
+	return bits & 1;
+}
+
+/* Whether a task that last ran on cpu ran nearby. A task that never ran did not. */
+static int is_near(PyObject *near, s32 cpu)
+{
+	return cpu < 0 ? 0 : has_bit(near, cpu);
+}
+
+struct task *queue_pop(struct queue *queue, long cpu, PyObject *near)
+{
+	struct task *best = NULL;
+	int count = 0;
+
+	for (struct place *at = queue->ends.after; at != &queue->ends; at = at->after, count++) {
+		struct task *task = at->task;
+		int may = task_may_run(task, cpu), best_is_near;
+
+		if (may < 0)
+			return NULL;
+		if (!may)
+			continue;
+		if (!near || task->boosted || task->cpu == cpu) {
+			best = task;
+			break;
+		}
+		if (count >= SEARCH) {
+			best = best ? best : task;
+			break;
+		}
+		if (!best) {
+			best = task;
+			continue;
+		}
+		best_is_near = is_near(near, best->cpu);
+		may = best_is_near ? 0 : is_near(near, task->cpu);
+		if (best_is_near < 0 || may < 0)
+			return NULL;
+		if (may)
+			best = task;
+	}
+	if (best) {
+		Py_INCREF((PyObject *)best);
+		queue_discard(queue, best);
+	}
+	return best;
+}
+
+static PyObject *popped(PyObject *self, PyObject *cpu, PyObject *near)
+{
+	long id = PyLong_AsLong(cpu);
+	struct task *task;
+
+	if (id == -1 && PyErr_Occurred())
+		return NULL;
+	task = queue_pop((struct queue *)self, id, near);
+	if (task || PyErr_Occurred())
+		return (PyObject *)task;
+	Py_RETURN_NONE;
+}
+
+static PyObject *queue_pop_method(PyObject *self, PyObject *cpu)
+{
+	return popped(self, cpu, NULL);
+}
+
+static PyObject *queue_pop_near(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+	if (count != 2) {
+		PyErr_SetString(PyExc_TypeError, "pop_near() takes a CPU and a mask of CPUs");
+		return NULL;
+	}
+	return popped(self, args[0], args[1]);
+}
+
+/* Iterates over a queue: the next task is the one after `last`, or the first. */
+struct tasks {
+	PyObject_HEAD
+	struct queue *queue;
+	struct task *last;
+};
+
+static PyTypeObject *tasks_type;
+
+static PyObject *queue_iter(PyObject *self)
+{
+	struct tasks *tasks = PyObject_GC_New(struct tasks, tasks_type);
+
+	if (!tasks)
+		return NULL;
+	tasks->queue = (struct queue *)Py_NewRef(self);
+	tasks->last = NULL;
+	PyObject_GC_Track(tasks);
+	return (PyObject *)tasks;
+}
+
+static PyObject *tasks_next(PyObject *self)
+{
+	struct tasks *tasks = (struct tasks *)self;
+	struct place **link, *place = tasks->last ? find(tasks->queue, tasks->last, &link) : &tasks->queue->ends;
+	PyObject *before = (PyObject *)tasks->last;
+
+	if (!place) {
+		PyErr_SetString(PyExc_RuntimeError, "the queue was changed during the iteration");
+		return NULL;
+	}
+	if (place->after == &tasks->queue->ends)
+		return NULL;
+	tasks->last = (struct task *)Py_NewRef((PyObject *)place->after->task);
+	Py_XDECREF(before);
+	return Py_NewRef((PyObject *)tasks->last);
+}
+
+static int tasks_traverse(PyObject *self, visitproc visit, void *arg)
+{
+	Py_VISIT(Py_TYPE(self));
+	Py_VISIT(((struct tasks *)self)->queue);
+	Py_VISIT(((struct tasks *)self)->last);
+	return 0;
+}
+
+static void tasks_dealloc(PyObject *self)
+{
+	struct tasks *tasks = (struct tasks *)self;
+	PyTypeObject *type = Py_TYPE(self);
+
+	PyObject_GC_UnTrack(self);
+	Py_DECREF((PyObject *)tasks->queue);
+	Py_XDECREF((PyObject *)tasks->last);
+	PyObject_GC_Del(self);
+	Py_DECREF(type);
+}
+
+static PyTypeObject *make_tasks_type(void)
+{
+	static PyType_Slot slots[] = {
+		{Py_tp_dealloc, tasks_dealloc}, {Py_tp_traverse, tasks_traverse}, {Py_tp_iter, PyObject_SelfIter},
+		{Py_tp_iternext, tasks_next},	{0},
+	};
+	static PyType_Spec spec = {
+		.name = "ghostbpf.schedulers.agents._native.Tasks",
+		.basicsize = sizeof(struct tasks),
+		.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+		.slots = slots,
+	};
+
+	return (PyTypeObject *)PyType_FromSpec(&spec);
+}
+
+static Py_ssize_t queue_length(PyObject *self)
+{
+	return ((struct queue *)self)->length;
+}
+
+static int queue_traverse(PyObject *self, visitproc visit, void *arg)
+{
+	struct queue *queue = (struct queue *)self;
+
+	Py_VISIT(Py_TYPE(self));
+	for (struct place *at = queue->ends.after; at && at != &queue->ends; at = at->after)
+		Py_VISIT(at->task);
+	return 0;
+}
+
+static int queue_clear(PyObject *self)
+{
+	struct queue *queue = (struct queue *)self;
+
+	while (queue->length)
+		queue_discard(queue, queue->ends.after->task);
+	return 0;
+}
+
+static void queue_dealloc(PyObject *self)
+{
+	PyObject_GC_UnTrack(self);
+	queue_clear(self);
+	free_object(self);
+}
+
+PyTypeObject *make_queue_type(void)
+{
+	static PyMethodDef methods[] = {
+		{"add", queue_add, METH_O, NULL},
+		{"add_first", queue_add_first, METH_O, NULL},
+		{"discard", queue_discard_method, METH_O, NULL},
+		{"discard_if", queue_discard_if, METH_O, NULL},
+		{"pop", queue_pop_method, METH_O, NULL},
+		{"pop_near", (PyCFunction)(void (*)(void))queue_pop_near, METH_FASTCALL, NULL},
+		{NULL},
+	};
+	static PyType_Slot slots[] = {
+		{Py_tp_new, queue_new},
+		{Py_tp_dealloc, queue_dealloc},
+		{Py_tp_traverse, queue_traverse},
+		{Py_tp_clear, queue_clear},
+		{Py_tp_iter, queue_iter},
+		{Py_sq_length, queue_length},
+		{Py_tp_methods, methods},
+		{0},
+	};
+	static PyType_Spec spec = {
+		.name = "ghostbpf.schedulers.agents._native.RunQueue",
+		.basicsize = sizeof(struct queue),
+		.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+		.slots = slots,
+	};
+
+	tasks_type = make_tasks_type();
+	return tasks_type ? (PyTypeObject *)PyType_FromSpec(&spec) : NULL;
+}

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Messages: from the ring to the tasks and the policy's callbacks. */
+#include <string.h>
+
+#include "turns.h"
+
+/* The kernel's header of a record in a ring buffer. A record that is still being written has the top bit set. */
+struct record {
+	u32 length, page_offset;
+	struct message message;
+};
+
+/* There is news of task: forget that it was refused. 1 if it rested for that, 0 if not, or -1 with an exception. */
+static int forget(struct turns *turns, struct task *task)
+{
+	PyObject *result;
+	int rested = has_refusals(turns) ? PyDict_Contains(turns->refused, (PyObject *)task) : 0;
+
+	if (rested <= 0)
+		return rested;
+	result = PyObject_CallMethod(turns->refusals, "forget", "O", (PyObject *)task);
+	rested = result ? PyObject_IsTrue(result) : -1;
+	Py_XDECREF(result);
+	return rested;
+}
+
+/* The new task gtid, which is in the dict of tasks then. */
+static PyObject *make_task(struct turns *turns, PyObject *gtid)
+{
+	PyObject *task = PyObject_CallFunctionObjArgs(turns->task_class, gtid, NULL);
+
+	if (task && !PyObject_TypeCheck(task, task_type)) {
+		PyErr_SetString(PyExc_TypeError, "task_type is not a subclass of Task");
+		Py_CLEAR(task);
+	}
+	if (task && PyDict_SetItem(turns->tasks, gtid, task) < 0)
+		Py_CLEAR(task);
+	return task;
+}
+
+static bool call_back(struct turns *turns, long kind, PyObject *argument)
+{
+	if (kind >= CALLBACKS || !turns->callbacks[kind]) {
+		PyErr_Format(PyExc_IndexError, "a message of the unknown type %ld", kind);
+		return false;
+	}
+	return call_with(turns->callbacks[kind], argument);
+}
+
+static bool about_cpu(struct turns *turns, const struct message *message)
+{
+	PyObject *cpu = PyLong_FromLong(message->cpu);
+	bool done = cpu && call_back(turns, message->type, cpu);
+
+	Py_XDECREF(cpu);
+	return done;
+}
+
+/* Of a task that waits: call back unless it was only moved, and has kept its place. */
+static bool starts_waiting(
+	struct turns *turns, struct task *task, const struct message *message, long kind, bool rested, u64 before)
+{
+	const struct numbers *numbers = &turns->numbers;
+	bool moved = task->state == numbers->waiting && task->runtime_ns == message->runtime_ns && !rested;
+
+	task->state = numbers->waiting;
+	task->runtime_ns = message->runtime_ns;
+	task->boosted = (message->flags & numbers->boosted) != 0;
+	if (!moved)
+		return call_back(turns, kind, (PyObject *)task);
+	/* The message of associate() can overtake that of the change of affinity. */
+	return task->allowed == before || call_with(turns->affinity_changed, (PyObject *)task);
+}
+
+static bool about_known_task(
+	struct turns *turns, struct task *task, PyObject *gtid, const struct message *message, long kind)
+{
+	const struct numbers *numbers = &turns->numbers;
+	bool ends = kind == numbers->dead || kind == numbers->departed;
+	int rested = forget(turns, task);
+	u64 before = task->allowed;
+
+	if (rested < 0)
+		return false;
+	task->seq = message->seq;
+	task->cpu = message->cpu;
+	task->since_ns = message->at_ns;
+	task->allowed = message->allowed;
+	task->weight = message->weight;
+	task->tgid = message->tgid;
+	task->word = message->word;
+	if (kind <= numbers->last_waiting)
+		return starts_waiting(turns, task, message, kind, rested, before);
+	task->runtime_ns = message->runtime_ns;
+	if (kind == numbers->task_blocked || ends)
+		task->state = numbers->blocked;
+	if (ends && PyDict_DelItem(turns->tasks, gtid) < 0)
+		return false;
+	if (rested && task->state == numbers->waiting && !call_with(turns->enqueue, (PyObject *)task))
+		return false;
+	return call_back(turns, kind, (PyObject *)task);
+}
+
+static bool about_task(struct turns *turns, const struct message *message)
+{
+	const struct numbers *numbers = &turns->numbers;
+	long kind = message->type;
+	PyObject *gtid = PyLong_FromUnsignedLongLong(message->gtid), *task = NULL;
+	bool done = false;
+
+	if (!gtid)
+		return false;
+	task = PyDict_GetItemWithError(turns->tasks, gtid);
+	if (task) {
+		Py_INCREF(task);
+		if (message->seq <= ((struct task *)task)->seq)
+			done = true; /* the status words were newer */
+	} else if (PyErr_Occurred()) {
+		goto out;
+	} else if (kind == numbers->dead || kind == numbers->departed) {
+		done = true;
+	} else {
+		task = make_task(turns, gtid);
+		kind = kind <= numbers->last_waiting ? numbers->new : kind;
+	}
+	if (!done && task)
+		done = about_known_task(turns, (struct task *)task, gtid, message, kind);
+out:
+	Py_XDECREF(task);
+	Py_DECREF(gtid);
+	return done;
+}
+
+Py_ssize_t turns_read(struct turns *turns)
+{
+	u64 *consumed = column_u64(&turns->consumed, 0);
+	u64 end = __atomic_load_n(column_u64(&turns->produced, 0), __ATOMIC_ACQUIRE);
+	u64 size = turns->data.length / 2; /* the kernel maps the data twice in a row */
+	Py_ssize_t count = 0;
+
+	while (*consumed < end) {
+		struct record *record = (struct record *)(turns->data.first + (*consumed & (size - 1)));
+		struct message message;
+
+		if (__atomic_load_n(&record->length, __ATOMIC_ACQUIRE) != sizeof(message))
+			break;
+		memcpy(&message, &record->message, sizeof(message));
+		__atomic_store_n(consumed, *consumed + sizeof(*record), __ATOMIC_RELEASE);
+		count++;
+		if (!(message.gtid ? about_task(turns, &message) : about_cpu(turns, &message)))
+			return -1;
+	}
+	return count;
+}

@@ -1,0 +1,467 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Turns: see the Python class in userspace/turns.py. */
+#define _GNU_SOURCE
+#include <poll.h>
+#include <string.h>
+#include <time.h>
+
+#include "turns.h"
+
+/* As in turns.py. */
+#define RECALL_NS 100000000ull
+#define GATHER 4
+#define GATHER_LEAST_NS 2000000ull
+#define GATHER_MOST_NS 20000000ull
+#define MOVE_TURNS 256
+
+/* Why serve() returns; enum Pause of turns.py. */
+enum pause { REPLACED, UPKEEP, IDLE, MOVE };
+
+static u64 now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ull + now.tv_nsec;
+}
+
+static struct timespec timespec_of(u64 ns)
+{
+	return (struct timespec){.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+}
+
+/* Let the policy decide, and commit its decisions; again if the core ran one of the tasks already. NULL: exception. */
+static PyObject *decide(struct turns *turns, struct outcome *total)
+{
+	PyObject *results = PyList_New(0);
+
+	*total = (struct outcome){};
+	for (int round = 0; results && round < turns->rounds; round++) {
+		PyObject *decided = PyObject_CallNoArgs(turns->schedule), *list, *states;
+		struct outcome outcome = {};
+		int is_empty = decided ? PyObject_Not(decided) : -1;
+		bool failed;
+
+		if (is_empty) {
+			Py_XDECREF(decided);
+			if (is_empty < 0)
+				Py_CLEAR(results);
+			break;
+		}
+		list = PySequence_List(decided);
+		Py_DECREF(decided);
+		states = list ? turns_commit(turns, list, false, &outcome) : NULL;
+		Py_XDECREF(list);
+		failed = !states || PyList_SetSlice(results, PY_SSIZE_T_MAX, PY_SSIZE_T_MAX, states) < 0;
+		Py_XDECREF(states);
+		if (failed)
+			Py_CLEAR(results);
+		total->completed += outcome.completed;
+		total->failed += outcome.failed;
+		if (!outcome.is_on_cpu)
+			break;
+	}
+	return results;
+}
+
+/*
+ * The core counts a message after it reserves a place in the ring. So if the ring is empty after the count was read, the
+ * agent has read every message that was counted.
+ */
+static void end_turn(struct turns *turns)
+{
+	u64 asked = __atomic_load_n(column_u64(&turns->asked, 0), __ATOMIC_SEQ_CST);
+
+	if (*column_u64(&turns->consumed, 0) == __atomic_load_n(column_u64(&turns->produced, 0), __ATOMIC_SEQ_CST))
+		*column_u64(&turns->answered, 0) = asked;
+	__atomic_store_n(column_u64(&turns->state, 0), turns->numbers.idle, __ATOMIC_SEQ_CST);
+}
+
+/* One turn: 1 if the next is due at once, 0 if not, or -1 with an exception. */
+static int turn(struct turns *turns)
+{
+	u64 began = now_ns();
+	struct outcome outcome;
+	Py_ssize_t read;
+	PyObject *results;
+	bool is_busy;
+
+	*column_u64(&turns->heartbeat, 0) = began;
+	__atomic_store_n(column_u64(&turns->state, 0), turns->numbers.busy, __ATOMIC_SEQ_CST);
+	if (*column_u32(&turns->overflowed, 0) && !call_method(turns->agent, "resync"))
+		return -1;
+	read = turns_read(turns);
+	if (read < 0)
+		return -1;
+	if (has_refusals(turns) && !call_method(turns->agent, "offer_rested"))
+		return -1;
+	if (began >= turns->recall_ns) {
+		turns->recall_ns = began + RECALL_NS;
+		if (!call_method(turns->agent, "recall"))
+			return -1;
+	}
+	results = decide(turns, &outcome);
+	if (!results)
+		return -1;
+	Py_DECREF(results);
+	is_busy = read || outcome.completed;
+	if (is_busy) {
+		*column_u64(&turns->messages, 0) += read;
+		*column_u64(&turns->turns, 0) += 1;
+		*column_u64(&turns->busy_ns, 0) += now_ns() - began;
+	}
+	end_turn(turns);
+	return *column_u32(&turns->overflowed, 0) || (is_busy && (outcome.failed || turns->looks_again));
+}
+
+/* For how long the agent may sleep if no message comes; false with an exception. */
+static bool pause_of(struct turns *turns, u64 *pause)
+{
+	PyObject *sources[] = {turns->policy, has_refusals(turns) ? turns->refusals : NULL};
+	u64 due = 0, now;
+
+	for (int n = 0; n < 2 && sources[n]; n++) {
+		PyObject *number = PyObject_GetAttrString(sources[n], "due_ns");
+		u64 ns = number ? PyLong_AsUnsignedLongLong(number) : 0;
+
+		Py_XDECREF(number);
+		if (PyErr_Occurred())
+			return false;
+		if (ns && (!due || ns < due))
+			due = ns;
+	}
+	*pause = turns->pause_ns;
+	if (due) {
+		now = now_ns();
+		due = due > now ? due - now : 0;
+		if (due < *pause)
+			*pause = due;
+	}
+	return true;
+}
+
+/* Sleep until there is a message, at most ns: 1 if there is, 0 if not, or -1 with an exception. */
+static int wait_for_message(struct turns *turns, u64 ns)
+{
+	struct pollfd ring = {.fd = turns->ring_fd, .events = POLLIN};
+	struct timespec timeout = timespec_of(ns);
+	int ready;
+
+	Py_BEGIN_ALLOW_THREADS
+	ready = ppoll(&ring, 1, &timeout, NULL);
+	Py_END_ALLOW_THREADS
+	if (ready < 0)
+		return PyErr_CheckSignals();
+	return ready;
+}
+
+/* Let messages gather: the fast path runs tasks meanwhile. False with an exception. */
+static bool gather(u64 took)
+{
+	u64 ns = took * GATHER < GATHER_LEAST_NS ? GATHER_LEAST_NS : took * GATHER;
+	struct timespec time = timespec_of(ns < GATHER_MOST_NS ? ns : GATHER_MOST_NS);
+
+	Py_BEGIN_ALLOW_THREADS
+	clock_nanosleep(CLOCK_MONOTONIC, 0, &time, NULL);
+	Py_END_ALLOW_THREADS
+	return PyErr_CheckSignals() == 0;
+}
+
+static PyObject *turns_serve(PyObject *self, PyObject *until)
+{
+	struct turns *turns = (struct turns *)self;
+	u64 end = PyLong_AsUnsignedLongLong(until), pause = 0;
+	enum pause why = MOVE;
+
+	if (PyErr_Occurred())
+		return NULL;
+	for (int count = 0; !turns->spins || count < MOVE_TURNS; count++) {
+		u64 began = now_ns();
+		int is_due, has_message;
+
+		if (*column_u64(&turns->tid, 0) != turns->own_tid) {
+			why = REPLACED;
+			break;
+		}
+		if (began >= end) {
+			why = UPKEEP;
+			break;
+		}
+		is_due = turn(turns);
+		if (is_due < 0)
+			return NULL;
+		if (turns->spins)
+			continue;
+		if (turns->fastpath) {
+			if (!gather(now_ns() - began))
+				return NULL;
+		} else if (is_due) {
+			continue;
+		}
+		has_message = pause_of(turns, &pause) ? wait_for_message(turns, pause) : -1;
+		if (has_message < 0)
+			return NULL;
+		if (!has_message) {
+			why = IDLE;
+			break;
+		}
+	}
+	return PyLong_FromLong(why);
+}
+
+static PyObject *turns_turn(PyObject *self, PyObject *unused)
+{
+	int is_due = turn((struct turns *)self);
+
+	return is_due < 0 ? NULL : PyBool_FromLong(is_due);
+}
+
+static PyObject *turns_decide(PyObject *self, PyObject *unused)
+{
+	struct outcome outcome;
+
+	return decide((struct turns *)self, &outcome);
+}
+
+static PyObject *turns_commit_method(PyObject *self, PyObject *args)
+{
+	struct outcome outcome;
+	PyObject *list;
+	int group;
+
+	if (!PyArg_ParseTuple(args, "O!p", &PyList_Type, &list, &group))
+		return NULL;
+	return turns_commit((struct turns *)self, list, group, &outcome);
+}
+
+static PyObject *turns_waits_method(PyObject *self, PyObject *object)
+{
+	struct turns *turns = (struct turns *)self;
+	struct task *task = (struct task *)object;
+
+	if (!PyObject_TypeCheck(object, task_type)) {
+		PyErr_SetString(PyExc_TypeError, "not a Task");
+		return NULL;
+	}
+	if (turns_waits(turns, task))
+		Py_RETURN_TRUE;
+	/* Otherwise its next message to wait would be taken for one that only tells of a move. */
+	if (task->state == turns->numbers.waiting)
+		task->state = turns->numbers.on_cpu;
+	Py_RETURN_FALSE;
+}
+
+/* The first task of queue for cpu that still waits; NULL without an exception: none. */
+static struct task *next_task(struct turns *turns, struct queue *queue, PyObject *cpu, PyObject *near)
+{
+	PyObject *mask = near == Py_None ? NULL : PyObject_GetItem(near, cpu);
+	long id = PyLong_AsLong(cpu);
+	struct task *task = NULL;
+
+	if (PyErr_Occurred())
+		goto out;
+	while ((task = queue_pop(queue, id, mask))) {
+		if (turns_waits(turns, task))
+			break;
+		if (task->state == turns->numbers.waiting)
+			task->state = turns->numbers.on_cpu;
+		Py_DECREF(task);
+	}
+out:
+	Py_XDECREF(mask);
+	return task;
+}
+
+/* Append Transaction(task, cpu, slice_ns). A tuple's own constructor makes it: that of the class is Python. */
+static bool append_transaction(struct turns *turns, PyObject *list, struct task *task, PyObject *cpu, PyObject *slice_ns)
+{
+	static newfunc new_tuple;
+	PyObject *args = Py_BuildValue("((OOOi))", (PyObject *)task, cpu, slice_ns, 0), *transaction;
+	int failed;
+
+	if (!new_tuple)
+		new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
+	transaction = args ? new_tuple((PyTypeObject *)turns->transaction, args, NULL) : NULL;
+	failed = transaction ? PyList_Append(list, transaction) : -1;
+	Py_XDECREF(args);
+	Py_XDECREF(transaction);
+	return !failed;
+}
+
+static PyObject *turns_assign(PyObject *self, PyObject *args)
+{
+	struct turns *turns = (struct turns *)self;
+	PyObject *object, *cpus, *slice_ns, *near, *list;
+
+	if (!PyArg_ParseTuple(args, "O!O!OO", queue_type, &object, &PyList_Type, &cpus, &slice_ns, &near))
+		return NULL;
+	list = PyList_New(0);
+	for (Py_ssize_t n = 0, count = PyList_Size(cpus); list && n < count; n++) {
+		struct queue *queue = (struct queue *)object;
+		PyObject *cpu = PyList_GetItem(cpus, n);
+		struct task *task = queue->length ? next_task(turns, queue, cpu, near) : NULL;
+
+		if (PyErr_Occurred() || (task && !append_transaction(turns, list, task, cpu, slice_ns)))
+			Py_CLEAR(list);
+		Py_XDECREF((PyObject *)task);
+	}
+	return list;
+}
+
+static PyObject *turns_use(PyObject *self, PyObject *args)
+{
+	struct turns *turns = (struct turns *)self;
+	PyObject *policy, *callbacks, *task_class, *schedule, *enqueue, *affinity_changed;
+	Py_ssize_t count;
+	int looks_again;
+
+	if (!PyArg_ParseTuple(
+		    args, "OO!OOOOp", &policy, &PyList_Type, &callbacks, &task_class, &schedule, &enqueue, &affinity_changed,
+		    &looks_again))
+		return NULL;
+	count = PyList_Size(callbacks);
+	if (count > CALLBACKS) {
+		PyErr_SetString(PyExc_ValueError, "too many types of messages");
+		return NULL;
+	}
+	for (Py_ssize_t n = 0; n < count; n++) {
+		PyObject *callback = PyList_GetItem(callbacks, n);
+
+		replace(&turns->callbacks[n], callback == Py_None ? NULL : Py_NewRef(callback));
+	}
+	replace(&turns->policy, Py_NewRef(policy));
+	replace(&turns->task_class, Py_NewRef(task_class));
+	replace(&turns->schedule, Py_NewRef(schedule));
+	replace(&turns->enqueue, Py_NewRef(enqueue));
+	replace(&turns->affinity_changed, Py_NewRef(affinity_changed));
+	turns->looks_again = looks_again;
+	Py_RETURN_NONE;
+}
+
+/* Open the columns of `views`, a dict by name. */
+static bool open_columns(struct turns *turns, PyObject *views)
+{
+	/* In the order of the members, with the size of an item. */
+	static const struct {
+		const char *name;
+		Py_ssize_t size;
+	} columns[] = {
+		{"tid", 8},	 {"heartbeat", 8}, {"state", 8},    {"asked", 8},    {"answered", 8}, {"messages", 8},
+		{"committed", 8}, {"failed", 8},    {"turns", 8},    {"busy_ns", 8},  {"consumed", 8}, {"produced", 8},
+		{"gtids", 8},	 {"overflowed", 4}, {"states", 4},   {"data", 1},     {"txns", 1},
+	};
+
+	_Static_assert(COUNT(columns) == COUNT(turns->columns), "a column has no name");
+	for (size_t n = 0; n < COUNT(columns); n++) {
+		PyObject *view = PyDict_GetItemString(views, columns[n].name);
+
+		if (!view) {
+			PyErr_SetString(PyExc_KeyError, columns[n].name);
+			return false;
+		}
+		if (!column_open(&turns->columns[n], view, columns[n].size))
+			return false;
+	}
+	return true;
+}
+
+static int turns_init(PyObject *self, PyObject *args, PyObject *keywords)
+{
+	static char *names[] = {"agent", "tasks", "refusals", "refused", "transaction", "numbers", "columns", "ring_fd",
+				"commit_fd", "channel", "batch", "tid", "pause_ns", "rounds", "spins", "fastpath", NULL};
+	struct turns *turns = (struct turns *)self;
+	struct numbers *n = &turns->numbers;
+	PyObject *agent, *tasks, *refusals, *refused, *transaction, *numbers, *columns;
+	unsigned long long tid, pause_ns;
+
+	if (!PyArg_ParseTupleAndKeywords(
+		    args, keywords, "$OO!OO!OO!O!iiIIKKipp", names, &agent, &PyDict_Type, &tasks, &refusals, &PyDict_Type,
+		    &refused, &transaction, &PyTuple_Type, &numbers, &PyDict_Type, &columns, &turns->ring_fd,
+		    &turns->commit_fd, &turns->channel, &turns->batch, &tid, &pause_ns, &turns->rounds, &turns->spins,
+		    &turns->fastpath))
+		return -1;
+	if (!PyArg_ParseTuple(
+		    numbers, "lllllllllllllll", &n->new, &n->last_waiting, &n->task_blocked, &n->dead, &n->departed,
+		    &n->boosted, &n->blocked, &n->waiting, &n->on_cpu, &n->latched, &n->complete, &n->txn_on_cpu,
+		    &n->not_permitted, &n->idle, &n->busy))
+		return -1;
+	if (turns->agent) {
+		PyErr_SetString(PyExc_TypeError, "initialised already");
+		return -1;
+	}
+	turns->own_tid = tid;
+	turns->pause_ns = pause_ns;
+	turns->agent = Py_NewRef(agent);
+	turns->tasks = Py_NewRef(tasks);
+	turns->refusals = Py_NewRef(refusals);
+	turns->refused = Py_NewRef(refused);
+	turns->transaction = Py_NewRef(transaction);
+	if (!open_columns(turns, columns))
+		return -1;
+	if (turns->txns.length < (Py_ssize_t)(turns->batch * sizeof(struct txn))) {
+		PyErr_SetString(PyExc_ValueError, "a batch needs more memory");
+		return -1;
+	}
+	return 0;
+}
+
+static int turns_traverse(PyObject *self, visitproc visit, void *arg)
+{
+	struct turns *turns = (struct turns *)self;
+
+	Py_VISIT(Py_TYPE(self));
+	for (size_t n = 0; n < COUNT(turns->references); n++)
+		Py_VISIT(turns->references[n]);
+	return 0;
+}
+
+static int turns_clear(PyObject *self)
+{
+	struct turns *turns = (struct turns *)self;
+
+	for (size_t n = 0; n < COUNT(turns->references); n++)
+		Py_CLEAR(turns->references[n]);
+	return 0;
+}
+
+static void turns_dealloc(PyObject *self)
+{
+	struct turns *turns = (struct turns *)self;
+
+	PyObject_GC_UnTrack(self);
+	turns_clear(self);
+	for (size_t n = 0; n < COUNT(turns->columns); n++)
+		column_close(&turns->columns[n]);
+	free_object(self);
+}
+
+PyTypeObject *make_turns_type(void)
+{
+	static PyMethodDef methods[] = {
+		{"use", turns_use, METH_VARARGS, NULL},
+		{"waits", turns_waits_method, METH_O, NULL},
+		{"assign", turns_assign, METH_VARARGS, NULL},
+		{"commit", turns_commit_method, METH_VARARGS, NULL},
+		{"decide", turns_decide, METH_NOARGS, NULL},
+		{"turn", turns_turn, METH_NOARGS, NULL},
+		{"serve", turns_serve, METH_O, NULL},
+		{NULL},
+	};
+	static PyType_Slot slots[] = {
+		{Py_tp_new, PyType_GenericNew},
+		{Py_tp_init, turns_init},
+		{Py_tp_dealloc, turns_dealloc},
+		{Py_tp_traverse, turns_traverse},
+		{Py_tp_clear, turns_clear},
+		{Py_tp_methods, methods},
+		{0},
+	};
+	static PyType_Spec spec = {
+		.name = "ghostbpf.schedulers.agents._native.Turns",
+		.basicsize = sizeof(struct turns),
+		.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+		.slots = slots,
+	};
+
+	return (PyTypeObject *)PyType_FromSpec(&spec);
+}
