@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from ...hints import Hints
@@ -132,14 +133,17 @@ class Agent:
         """Whether ``task`` still waits, by its status word: the core may have run it without asking the agent."""
         return self._turns.waits(task)
 
-    def assign(
-        self, queue: RunQueue, cpus: list[int], slice_ns: int = 0, near: Mapping[int, int] | None = None
-    ) -> list[Transaction]:
-        """For each of ``cpus``, take the first task out of ``queue`` that may run there and still waits.
+    def first_in_first_out(
+        self, queue: RunQueue, slice_ns: int = 0, near: Mapping[int, int] | None = None
+    ) -> Callable[[], list[Transaction]]:
+        """A ``schedule()`` that gives each idle CPU the first task of ``queue`` that may run there and still waits.
 
-        ``near[cpu]`` is a mask of the CPUs near ``cpu``: see RunQueue.pop_near().
+        With the fast path, CPUs that run a task get the next one, too. ``near[cpu]`` is a mask of the CPUs near
+        ``cpu``: see RunQueue.pop_near().
         """
-        return self._turns.assign(queue, cpus, slice_ns, near)
+        return partial(
+            self._turns.assign, queue, self._flags.open if self.fastpath else self._flags.idle, slice_ns, near
+        )
 
     def counters(self) -> Counters:
         """The core's counters of the enclave; see ``struct counters`` in bpf/abi.h."""

@@ -29,14 +29,11 @@ class FifoCentralized(AgentPolicy):
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
         self.queue = RunQueue()
+        near = {cpu.id: (cpu.l3_siblings or cpu.siblings).bits for cpu in agent.topology.cpus}
         self.enqueue, self.dequeue = self.queue.add, self.queue.discard  # type: ignore[method-assign]
-        self.near = {cpu.id: (cpu.l3_siblings or cpu.siblings).bits for cpu in agent.topology.cpus}
+        self.schedule = agent.first_in_first_out(self.queue, self.slice_ns, near)  # type: ignore[method-assign]
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
         """The task keeps its turn."""
         if transaction.task is not None:
             self.queue.add_first(transaction.task)
-
-    def schedule(self) -> list[Transaction]:
-        cpus = self.agent.open_cpus() if self.agent.fastpath else self.agent.idle_cpus()
-        return self.agent.assign(self.queue, cpus, self.slice_ns, self.near)

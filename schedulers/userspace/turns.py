@@ -117,11 +117,11 @@ class Turns:
         return False
 
     def assign(
-        self, queue: RunQueue, cpus: list[int], slice_ns: int, near: Mapping[int, int] | None
+        self, queue: RunQueue, cpus: Callable[[], list[int]], slice_ns: int, near: Mapping[int, int] | None
     ) -> list[Transaction]:
-        """See Agent.assign()."""
+        """For each of ``cpus()``, take the first task out of ``queue`` that may run there and still waits."""
         transactions = []
-        for cpu in cpus:
+        for cpu in cpus() if queue else ():
             while task := queue.pop(cpu) if near is None else queue.pop_near(cpu, near[cpu]):
                 if self.waits(task):
                     transactions.append(Transaction(task, cpu, slice_ns))

@@ -72,7 +72,7 @@ int commit(struct commit_args *args)
 
 
 class Recorder(AgentPolicy):
-    """First come, first served, through Agent.assign(); records its callbacks."""
+    """First come, first served, by Agent.first_in_first_out(); records its callbacks."""
 
     name = "recorder"
     fastpath = False
@@ -80,6 +80,8 @@ class Recorder(AgentPolicy):
     def __init__(self, agent: Any, **options: int) -> None:
         super().__init__(agent, **options)
         self.queue, self.calls = RunQueue(), list[tuple[Any, ...]]()
+        near = {cpu: 1 << cpu ^ 1 for cpu in range(CPUS)}
+        self.first_in_first_out = agent.first_in_first_out(self.queue, 7, near)
 
     def callback(self, name: str) -> Callable[[Any], object]:
         own = super().callback(name)
@@ -102,8 +104,7 @@ class Recorder(AgentPolicy):
             self.queue.add_first(transaction.task)
 
     def schedule(self) -> Iterator[Transaction]:
-        near = {cpu: 1 << cpu ^ 1 for cpu in range(CPUS)}
-        yield from self.agent.assign(self.queue, self.agent.open_cpus(), 7, near)
+        yield from self.first_in_first_out()
         yield Transaction(None, 1, flags=1)
 
 
@@ -157,8 +158,6 @@ class BpfKernel:
             channels=arrays["channels"], status_words=self.words, words_used=WORDS, maps=self.maps
         )
         self.agent = Agent(self.enclave, spec_of(Recorder), {"fastpath": 0}, 0, kernel=self)  # type: ignore[arg-type]
-        # Agents of single CPUs need no sampler; this one decides for all.
-        self.agent._flags = self.cpu_flags(tuple(range(CPUS)))
         self.record = arrays["channels"][1]
 
     def channel(self, number: int, _: int) -> BpfChannel:
@@ -170,8 +169,9 @@ class BpfKernel:
     def status_words(self) -> StatusWords:
         return StatusWords(self.agents)
 
-    def cpu_flags(self, cpus: tuple[int, ...]) -> CpuFlags:
-        return cpu_flags(self.enclave, cpus, CpuFlags if self.is_native else in_python(CpuFlags))
+    def cpu_flags(self, _: tuple[int, ...]) -> CpuFlags:
+        # Agents of single CPUs need no sampler; this one decides for all.
+        return cpu_flags(self.enclave, tuple(range(CPUS)), CpuFlags if self.is_native else in_python(CpuFlags))
 
     def params(self) -> tuple[None, Any]:
         return None, None

@@ -103,12 +103,24 @@ static bool record(struct turns *turns, PyObject *item, u32 state)
 	return result;
 }
 
-/* Commit `count` items from `start` on, and append their states to results. */
+/* Up to so many states are kept on the stack. */
+#define FEW 8
+
+static bool append_number(PyObject *list, u32 value)
+{
+	PyObject *number = PyLong_FromUnsignedLong(value);
+	int failed = number ? PyList_Append(list, number) : -1;
+
+	Py_XDECREF(number);
+	return !failed;
+}
+
+/* Commit `count` items from `start` on, and append their states to results, which may be NULL. */
 static bool commit_batch(
 	struct turns *turns, PyObject *list, Py_ssize_t start, u32 count, bool group, PyObject *results, struct outcome *outcome)
 {
 	struct txn *txns = (struct txn *)turns->txns.first;
-	u32 *states = NULL;
+	u32 *states = NULL, few[FEW];
 	bool done = false;
 
 	for (u32 n = 0; n < count; n++) {
@@ -118,7 +130,7 @@ static bool commit_batch(
 	if (!run_program(turns, count, group))
 		return false;
 	/* A callback may commit, too: take the states before any is called. */
-	states = malloc(count * sizeof(*states));
+	states = count <= FEW ? few : malloc(count * sizeof(*states));
 	if (!states) {
 		PyErr_NoMemory();
 		return false;
@@ -126,11 +138,7 @@ static bool commit_batch(
 	for (u32 n = 0; n < count; n++)
 		states[n] = txns[n].state;
 	for (u32 n = 0; n < count; n++) {
-		PyObject *state = PyLong_FromUnsignedLong(states[n]);
-		int failed = state ? PyList_Append(results, state) : -1;
-
-		Py_XDECREF(state);
-		if (failed || !record(turns, PyList_GetItem(list, start + n), states[n]))
+		if ((results && !append_number(results, states[n])) || !record(turns, PyList_GetItem(list, start + n), states[n]))
 			goto out;
 		outcome->is_on_cpu |= states[n] == turns->numbers.txn_on_cpu;
 		outcome->completed += states[n] == turns->numbers.complete;
@@ -138,24 +146,24 @@ static bool commit_batch(
 	}
 	done = true;
 out:
-	free(states);
+	if (states != few)
+		free(states);
 	return done;
 }
 
-PyObject *turns_commit(struct turns *turns, PyObject *list, bool group, struct outcome *outcome)
+bool turns_commit(struct turns *turns, PyObject *list, bool group, struct outcome *outcome, PyObject *results)
 {
 	Py_ssize_t length = PyList_Size(list);
-	PyObject *results = PyList_New(0);
 
 	*outcome = (struct outcome){};
-	for (Py_ssize_t start = 0; results && start < length; start += turns->batch) {
+	for (Py_ssize_t start = 0; start < length; start += turns->batch) {
 		Py_ssize_t count = length - start < turns->batch ? length - start : turns->batch;
 
 		if (!commit_batch(turns, list, start, count, group, results, outcome))
-			Py_CLEAR(results);
+			return false;
 	}
 	*column_u64(&turns->committed, 0) += outcome->completed;
 	if (outcome->failed)
 		*column_u64(&turns->failed, 0) += outcome->failed;
-	return results;
+	return true;
 }

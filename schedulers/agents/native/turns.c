@@ -30,38 +30,36 @@ static struct timespec timespec_of(u64 ns)
 	return (struct timespec){.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
 }
 
-/* Let the policy decide, and commit its decisions; again if the core ran one of the tasks already. NULL: exception. */
-static PyObject *decide(struct turns *turns, struct outcome *total)
+/*
+ * Let the policy decide, and commit its decisions; again if the core ran one of the tasks already. Append the states to
+ * results, a list or NULL. False with an exception.
+ */
+static bool decide(struct turns *turns, struct outcome *total, PyObject *results)
 {
-	PyObject *results = PyList_New(0);
-
 	*total = (struct outcome){};
-	for (int round = 0; results && round < turns->rounds; round++) {
-		PyObject *decided = PyObject_CallNoArgs(turns->schedule), *list, *states;
+	for (int round = 0; round < turns->rounds; round++) {
+		PyObject *decided = PyObject_CallNoArgs(turns->schedule), *list;
 		struct outcome outcome = {};
-		int is_empty = decided ? PyObject_Not(decided) : -1;
-		bool failed;
+		bool done;
 
-		if (is_empty) {
-			Py_XDECREF(decided);
-			if (is_empty < 0)
-				Py_CLEAR(results);
+		if (!decided)
+			return false;
+		if (decided == Py_None || (PyList_Check(decided) && !PyList_Size(decided))) {
+			Py_DECREF(decided);
 			break;
 		}
-		list = PySequence_List(decided);
-		Py_DECREF(decided);
-		states = list ? turns_commit(turns, list, false, &outcome) : NULL;
+		list = PyList_Check(decided) ? Py_NewRef(decided) : PySequence_List(decided);
+		done = list && turns_commit(turns, list, false, &outcome, results);
 		Py_XDECREF(list);
-		failed = !states || PyList_SetSlice(results, PY_SSIZE_T_MAX, PY_SSIZE_T_MAX, states) < 0;
-		Py_XDECREF(states);
-		if (failed)
-			Py_CLEAR(results);
+		Py_DECREF(decided);
+		if (!done)
+			return false;
 		total->completed += outcome.completed;
 		total->failed += outcome.failed;
 		if (!outcome.is_on_cpu)
 			break;
 	}
-	return results;
+	return true;
 }
 
 /*
@@ -83,7 +81,6 @@ static int turn(struct turns *turns)
 	u64 began = now_ns();
 	struct outcome outcome;
 	Py_ssize_t read;
-	PyObject *results;
 	bool is_busy;
 
 	*column_u64(&turns->heartbeat, 0) = began;
@@ -100,10 +97,8 @@ static int turn(struct turns *turns)
 		if (!call_method(turns->agent, "recall"))
 			return -1;
 	}
-	results = decide(turns, &outcome);
-	if (!results)
+	if (!decide(turns, &outcome, NULL))
 		return -1;
-	Py_DECREF(results);
 	is_busy = read || outcome.completed;
 	if (is_busy) {
 		*column_u64(&turns->messages, 0) += read;
@@ -117,11 +112,14 @@ static int turn(struct turns *turns)
 /* For how long the agent may sleep if no message comes; false with an exception. */
 static bool pause_of(struct turns *turns, u64 *pause)
 {
+	static PyObject *name;
 	PyObject *sources[] = {turns->policy, has_refusals(turns) ? turns->refusals : NULL};
 	u64 due = 0, now;
 
+	if (!name)
+		name = PyUnicode_InternFromString("due_ns");
 	for (int n = 0; n < 2 && sources[n]; n++) {
-		PyObject *number = PyObject_GetAttrString(sources[n], "due_ns");
+		PyObject *number = PyObject_GetAttr(sources[n], name);
 		u64 ns = number ? PyLong_AsUnsignedLongLong(number) : 0;
 
 		Py_XDECREF(number);
@@ -143,10 +141,13 @@ static bool pause_of(struct turns *turns, u64 *pause)
 /* Sleep until there is a message, at most ns: 1 if there is, 0 if not, or -1 with an exception. */
 static int wait_for_message(struct turns *turns, u64 ns)
 {
+	u64 produced = __atomic_load_n(column_u64(&turns->produced, 0), __ATOMIC_SEQ_CST);
 	struct pollfd ring = {.fd = turns->ring_fd, .events = POLLIN};
 	struct timespec timeout = timespec_of(ns);
 	int ready;
 
+	if (produced != *column_u64(&turns->consumed, 0))
+		return 1;
 	Py_BEGIN_ALLOW_THREADS
 	ready = ppoll(&ring, 1, &timeout, NULL);
 	Py_END_ALLOW_THREADS
@@ -219,19 +220,25 @@ static PyObject *turns_turn(PyObject *self, PyObject *unused)
 static PyObject *turns_decide(PyObject *self, PyObject *unused)
 {
 	struct outcome outcome;
+	PyObject *results = PyList_New(0);
 
-	return decide((struct turns *)self, &outcome);
+	if (results && !decide((struct turns *)self, &outcome, results))
+		Py_CLEAR(results);
+	return results;
 }
 
 static PyObject *turns_commit_method(PyObject *self, PyObject *args)
 {
 	struct outcome outcome;
-	PyObject *list;
+	PyObject *list, *results;
 	int group;
 
 	if (!PyArg_ParseTuple(args, "O!p", &PyList_Type, &list, &group))
 		return NULL;
-	return turns_commit((struct turns *)self, list, group, &outcome);
+	results = PyList_New(0);
+	if (results && !turns_commit((struct turns *)self, list, group, &outcome, results))
+		Py_CLEAR(results);
+	return results;
 }
 
 static PyObject *turns_waits_method(PyObject *self, PyObject *object)
@@ -276,35 +283,54 @@ out:
 static bool append_transaction(struct turns *turns, PyObject *list, struct task *task, PyObject *cpu, PyObject *slice_ns)
 {
 	static newfunc new_tuple;
-	PyObject *args = Py_BuildValue("((OOOi))", (PyObject *)task, cpu, slice_ns, 0), *transaction;
+	static PyObject *no_flags;
+	PyObject *fields, *args, *transaction;
 	int failed;
 
-	if (!new_tuple)
+	if (!new_tuple) {
 		new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
+		no_flags = PyLong_FromLong(0);
+	}
+	fields = PyTuple_Pack(4, (PyObject *)task, cpu, slice_ns, no_flags);
+	args = fields ? PyTuple_Pack(1, fields) : NULL;
 	transaction = args ? new_tuple((PyTypeObject *)turns->transaction, args, NULL) : NULL;
 	failed = transaction ? PyList_Append(list, transaction) : -1;
+	Py_XDECREF(fields);
 	Py_XDECREF(args);
 	Py_XDECREF(transaction);
 	return !failed;
 }
 
-static PyObject *turns_assign(PyObject *self, PyObject *args)
+/* assign(queue, cpus, slice_ns, near) */
+static PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
 	struct turns *turns = (struct turns *)self;
-	PyObject *object, *cpus, *slice_ns, *near, *list;
+	struct queue *queue;
+	PyObject *cpus, *list;
 
-	if (!PyArg_ParseTuple(args, "O!O!OO", queue_type, &object, &PyList_Type, &cpus, &slice_ns, &near))
+	if (count != 4 || !PyObject_TypeCheck(args[0], queue_type)) {
+		PyErr_SetString(PyExc_TypeError, "assign() takes a RunQueue, a function, a slice and a mapping or None");
 		return NULL;
+	}
+	queue = (struct queue *)args[0];
 	list = PyList_New(0);
-	for (Py_ssize_t n = 0, count = PyList_Size(cpus); list && n < count; n++) {
-		struct queue *queue = (struct queue *)object;
+	if (!list || !queue->length)
+		return list;
+	cpus = PyObject_CallNoArgs(args[1]);
+	if (!cpus || !PyList_Check(cpus)) {
+		if (cpus)
+			PyErr_SetString(PyExc_TypeError, "not a list of CPUs");
+		Py_CLEAR(list);
+	}
+	for (Py_ssize_t n = 0; list && queue->length && n < PyList_Size(cpus); n++) {
 		PyObject *cpu = PyList_GetItem(cpus, n);
-		struct task *task = queue->length ? next_task(turns, queue, cpu, near) : NULL;
+		struct task *task = next_task(turns, queue, cpu, args[3]);
 
-		if (PyErr_Occurred() || (task && !append_transaction(turns, list, task, cpu, slice_ns)))
+		if (PyErr_Occurred() || (task && !append_transaction(turns, list, task, cpu, args[2])))
 			Py_CLEAR(list);
 		Py_XDECREF((PyObject *)task);
 	}
+	Py_XDECREF(cpus);
 	return list;
 }
 
@@ -440,7 +466,7 @@ PyTypeObject *make_turns_type(void)
 	static PyMethodDef methods[] = {
 		{"use", turns_use, METH_VARARGS, NULL},
 		{"waits", turns_waits_method, METH_O, NULL},
-		{"assign", turns_assign, METH_VARARGS, NULL},
+		{"assign", (PyCFunction)(void (*)(void))turns_assign, METH_FASTCALL, NULL},
 		{"commit", turns_commit_method, METH_VARARGS, NULL},
 		{"decide", turns_decide, METH_NOARGS, NULL},
 		{"turn", turns_turn, METH_NOARGS, NULL},

@@ -78,8 +78,8 @@ struct outcome {
 
 /* Read all messages; how many, or -1 with an exception. */
 Py_ssize_t turns_read(struct turns *turns);
-/* Commit a list of transactions; the list of their states. */
-PyObject *turns_commit(struct turns *turns, PyObject *list, bool group, struct outcome *outcome);
+/* Commit a list of transactions, and append their states to results, a list or NULL; false with an exception. */
+bool turns_commit(struct turns *turns, PyObject *list, bool group, struct outcome *outcome, PyObject *results);
 /* Whether task waits by its status word. */
 bool turns_waits(struct turns *turns, struct task *task);
 
