@@ -24,11 +24,17 @@ static struct channel *channel_at(u32 number)
 /* An agent times out if it does not start to read messages that ask for a decision, or does not end its turn. */
 static bool is_timed_out(struct channel *ch)
 {
-	u64 pending = ch->oldest_pending_ns, heartbeat = ch->heartbeat_ns, since = pending > heartbeat ? pending : heartbeat;
-	bool timed_out = (ch->asked != ch->answered && ns_since(since) > ch->timeout_ns) ||
-			 (ch->state == AGENT_BUSY && ns_since(heartbeat) > ch->timeout_ns);
+	bool is_asked = ch->asked != ch->answered, is_busy = ch->state == AGENT_BUSY, timed_out = false;
+	u64 pending = ch->oldest_pending_ns, heartbeat = ch->heartbeat_ns, now;
 
-	if (timed_out && !ch->timed_out)
+	if (is_asked || is_busy) {
+		now = bpf_ktime_get_ns();
+		timed_out = elapsed(heartbeat, now) > ch->timeout_ns &&
+			    (is_busy || elapsed(pending, now) > ch->timeout_ns);
+	}
+	if (timed_out == ch->timed_out)
+		return timed_out;
+	if (timed_out)
 		ch->timeouts++;
 	ch->timed_out = timed_out;
 	return timed_out;
@@ -74,13 +80,12 @@ static bool is_lost(struct cpu *cpu, s32 id)
 }
 
 /*
- * Return true if a message asks for a decision. BLOCKED, DEAD and DEPARTED ask the agent of a single CPU alone: the CPU
- * has nothing to run, and the agent should be awake when the next task wakes there. With the fast path the CPU takes
- * the next task without its agent, and a running agent would only keep that task off the CPU.
+ * Return true if a message asks for a decision. BLOCKED, DEAD and DEPARTED do not: if another task waits for the CPU,
+ * MSG_CPU_IDLE follows.
  */
-static bool asks(struct channel *ch, u32 number, struct message *m)
+static bool asks(struct message *m)
 {
-	return (number && !ch->fastpath) || m->type < MSG_TASK_BLOCKED || m->type > MSG_TASK_DEPARTED;
+	return m->type < MSG_TASK_BLOCKED || m->type > MSG_TASK_DEPARTED;
 }
 
 /*
@@ -104,7 +109,7 @@ static void post(u32 number, struct message *m)
 		return;
 	}
 	*place = *m;
-	if (asks(ch, number, m)) {
+	if (asks(m)) {
 		if (ch->asked == ch->answered)
 			ch->oldest_pending_ns = m->at_ns;
 		count_up(&ch->asked);

@@ -98,7 +98,6 @@ class Agent:
             self.policy.schedule,
             self.policy.enqueue,
             self.policy.on_affinity_changed,
-            self.policy.looks_again,
         )
 
     @property

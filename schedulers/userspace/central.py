@@ -55,7 +55,6 @@ class Central(AgentPolicy, Generic[T]):
 
     fastpath = False
     hinted = True
-    looks_again = True
     task_type: ClassVar[type[Task]] = HintedTask
 
     def __init__(self, agent: Agent, queue: PriorityQueue[T], **options: int) -> None:
@@ -187,6 +186,8 @@ class Central(AgentPolicy, Generic[T]):
         for task in list(self.yielded):
             self.enqueue(task)
         yield from self._fill(idle)
+        # The tasks committed now run only then, and those that wait may preempt them.
+        self.looks_again = bool(self.queue)
 
     def schedule_at(self, ns: int) -> None:
         """Have schedule() called at ``ns`` of CLOCK_MONOTONIC, or earlier."""

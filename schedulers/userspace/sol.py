@@ -29,7 +29,6 @@ class Sol(AgentPolicy):
     name = "sol"
     options = (Option("slice", "slice_ns", slice_ns, "inf", "how long a task may keep a CPU; inf: until it blocks"),)
     fastpath = False
-    looks_again = True
     slice_ns: int
 
     def __init__(self, agent: Agent, **options: int) -> None:
@@ -53,14 +52,15 @@ class Sol(AgentPolicy):
         idle = self.agent.idle_cpus()
         if idle and self.ahead:
             yield from self._move_to_idle(idle)
-        if not self.queue:
-            return
-        for task, cpu in self.queue.match(idle):
-            yield Transaction(task, cpu, self.slice_ns)
-        for task, cpu in self.queue.match(self.agent.busy_cpus()):
-            self.ahead.pop(cpu, None)
-            self.ahead[cpu] = task
-            yield Transaction(task, cpu, self.slice_ns)
+        if self.queue:
+            for task, cpu in self.queue.match(idle):
+                yield Transaction(task, cpu, self.slice_ns)
+        if self.queue:
+            for task, cpu in self.queue.match(self.agent.busy_cpus()):
+                self.ahead.pop(cpu, None)
+                self.ahead[cpu] = task
+                yield Transaction(task, cpu, self.slice_ns)
+        self.looks_again = bool(self.queue or self.ahead)
 
     def _move_to_idle(self, idle: list[int]) -> Iterator[Transaction]:
         """Move tasks that wait for a busy CPU to idle ones; they arrived before every task in the queue."""

@@ -101,11 +101,10 @@ class Turns:
         schedule: Callable[[], Iterable[Transaction] | None],
         enqueue: Callable[[Task], object],
         affinity_changed: Callable[[Task], object],
-        looks_again: bool,
     ) -> None:
         """Decide by ``policy`` from now on; ``callbacks`` are by the type of message."""
         self._policy, self._callbacks, self._task_type, self._schedule = policy, callbacks, task_type, schedule
-        self._enqueue, self._affinity_changed, self._looks_again = enqueue, affinity_changed, looks_again
+        self._enqueue, self._affinity_changed = enqueue, affinity_changed
 
     def waits(self, task: Task) -> bool:
         """Whether ``task`` still waits, by its status word."""
@@ -173,7 +172,7 @@ class Turns:
         if is_busy:
             self._channel.count_turn(read, began_ns)
         self._channel.end_turn()
-        return self._channel.overflowed or (is_busy and (committed < len(results) or self._looks_again))
+        return self._channel.overflowed or (is_busy and (committed < len(results) or self._policy.looks_again))
 
     def serve(self, until_ns: int) -> int:
         """Make turns until ``until_ns`` of CLOCK_MONOTONIC, or until something else is to be done: a Pause."""

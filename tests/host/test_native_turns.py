@@ -294,7 +294,7 @@ def test_impossible_decision_is_an_error(kernel: BpfKernel, decision: Any) -> No
     kernel.agent.policy.schedule = lambda: [decision]  # type: ignore[method-assign]
     kernel.agent._make_policy = lambda: None  # type: ignore[method-assign]
     policy = kernel.agent.policy
-    kernel.agent._turns.use(policy, [None], Task, policy.schedule, policy.enqueue, policy.on_affinity_changed, False)
+    kernel.agent._turns.use(policy, [None], Task, policy.schedule, policy.enqueue, policy.on_affinity_changed)
     with pytest.raises((TypeError, ValueError, OverflowError, AttributeError, struct.error)):
         kernel.agent._turns.turn()
 
@@ -305,7 +305,7 @@ def test_error_of_a_callback_ends_the_turn(kernel: BpfKernel) -> None:
 
     policy = kernel.agent.policy
     callbacks = [fail] * (1 + max(MessageType))
-    kernel.agent._turns.use(policy, callbacks, Task, policy.schedule, policy.enqueue, policy.on_affinity_changed, False)
+    kernel.agent._turns.use(policy, callbacks, Task, policy.schedule, policy.enqueue, policy.on_affinity_changed)
     tell(kernel, MessageType.TASK_WAKEUP)
     with pytest.raises(RuntimeError, match="no place for 1"):
         kernel.agent._turns.turn()

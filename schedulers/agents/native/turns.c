@@ -75,6 +75,21 @@ static void end_turn(struct turns *turns)
 	__atomic_store_n(column_u64(&turns->state, 0), turns->numbers.idle, __ATOMIC_SEQ_CST);
 }
 
+/* Whether the policy wants to decide once more: 1, 0, or -1 with an exception. */
+static int looks_again(struct turns *turns)
+{
+	static PyObject *name;
+	PyObject *value;
+	int result;
+
+	if (!name)
+		name = PyUnicode_InternFromString("looks_again");
+	value = PyObject_GetAttr(turns->policy, name);
+	result = value ? PyObject_IsTrue(value) : -1;
+	Py_XDECREF(value);
+	return result;
+}
+
 /* One turn: 1 if the next is due at once, 0 if not, or -1 with an exception. */
 static int turn(struct turns *turns)
 {
@@ -106,7 +121,11 @@ static int turn(struct turns *turns)
 		*column_u64(&turns->busy_ns, 0) += now_ns() - began;
 	}
 	end_turn(turns);
-	return *column_u32(&turns->overflowed, 0) || (is_busy && (outcome.failed || turns->looks_again));
+	if (*column_u32(&turns->overflowed, 0))
+		return 1;
+	if (!is_busy)
+		return 0;
+	return outcome.failed ? 1 : looks_again(turns);
 }
 
 /* For how long the agent may sleep if no message comes; false with an exception. */
@@ -339,11 +358,9 @@ static PyObject *turns_use(PyObject *self, PyObject *args)
 	struct turns *turns = (struct turns *)self;
 	PyObject *policy, *callbacks, *task_class, *schedule, *enqueue, *affinity_changed;
 	Py_ssize_t count;
-	int looks_again;
 
 	if (!PyArg_ParseTuple(
-		    args, "OO!OOOOp", &policy, &PyList_Type, &callbacks, &task_class, &schedule, &enqueue, &affinity_changed,
-		    &looks_again))
+		    args, "OO!OOOO", &policy, &PyList_Type, &callbacks, &task_class, &schedule, &enqueue, &affinity_changed))
 		return NULL;
 	count = PyList_Size(callbacks);
 	if (count > CALLBACKS) {
@@ -360,7 +377,6 @@ static PyObject *turns_use(PyObject *self, PyObject *args)
 	replace(&turns->schedule, Py_NewRef(schedule));
 	replace(&turns->enqueue, Py_NewRef(enqueue));
 	replace(&turns->affinity_changed, Py_NewRef(affinity_changed));
-	turns->looks_again = looks_again;
 	Py_RETURN_NONE;
 }
 

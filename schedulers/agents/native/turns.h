@@ -67,7 +67,6 @@ struct turns {
 		};
 		PyObject *references[10 + CALLBACKS];
 	};
-	bool looks_again;
 };
 
 /* What became of a list of transactions; is_on_cpu: a task of one ran already. */

@@ -37,16 +37,15 @@ class Messages(State):
     def is_cpu_delegated(self, cpu: int) -> bool:
         return self.is_delegated(0) and self.is_delegated(self.channel_or_0(1 + cpu))
 
-    def asks(self, number: int, kind: int) -> bool:
-        if number and not self.channels.raw[number].fastpath:
-            return True
+    @staticmethod
+    def asks(kind: int) -> bool:
         return kind < MessageType.TASK_BLOCKED or kind > MessageType.TASK_DEPARTED
 
     def post(self, number: int, message: tuple[Any, ...]) -> Steps:
         ch, ring, kind = self.channels.raw[number], self.rings.get(number), message[6]
         if not ch.tid:
             return
-        if not self.fixes.counts_questions and self.asks(number, kind) and ch.oldest_pending_ns <= ch.heartbeat_ns:
+        if not self.fixes.counts_questions and self.asks(kind) and ch.oldest_pending_ns <= ch.heartbeat_ns:
             ch.oldest_pending_ns = message[3]
         yield
         rests = ch.state == IDLE
@@ -58,7 +57,7 @@ class Messages(State):
             ch.overflowed = 1
             return
         yield
-        if self.fixes.counts_questions and self.asks(number, kind):
+        if self.fixes.counts_questions and self.asks(kind):
             if ch.asked == ch.answered:
                 ch.oldest_pending_ns = message[3]
             ch.asked += 1
@@ -66,7 +65,7 @@ class Messages(State):
         if self.fixes.posts_in_order:
             rests = ch.state == IDLE
         wakes = False
-        if self.asks(number, kind) and not ch.spins and rests and ch.state == IDLE:
+        if self.asks(kind) and not ch.spins and rests and ch.state == IDLE:
             ch.state = WOKEN
             wakes = True
         yield

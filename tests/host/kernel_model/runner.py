@@ -52,5 +52,5 @@ class Runner:
     def asked_and_asleep(self) -> bool:
         """Whether the agent sleeps though the ring has a message that must wake it."""
         kinds = [record[0][6] for record in self.ring.records if record[0] is not None]
-        asked = any(self.world.kernel.asks(self.channel.number, kind) for kind in kinds)
+        asked = any(self.world.kernel.asks(kind) for kind in kinds)
         return asked and not self.is_due() and not self.in_turn
