@@ -10,12 +10,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import cffi
-
 from ._libbpf import check, info_by_fd
 from ._libbpf import ffi as bpf_ffi
 from ._libbpf import lib as bpf
 from ._libbpf import text as c_text
+from .declarations import declare, open_library
 from .errors import KernelUnsupported
 from .headers import CONSTANT_MARKER, KFUNC_MARKER, Headers
 from .object import CALL, LD_IMM64, Function, MapDef, Object, Relocation, instructions
@@ -59,8 +58,7 @@ def version() -> str:
 
 def compile_text(name: str, text: str, headers: Headers, tree: Path, defines: dict[str, str]) -> Object | None:
     """Compile ``text`` with the headers under ``tree``; None where clang reports errors (it writes them to fd 2)."""
-    ffi = cffi.FFI()
-    ffi.cdef(
+    ffi = declare(
         """
         void *bpf_module_create_c_from_string(const char *text, unsigned flags, const char **cflags, int count,
                                               bool allow_rlimit, const char *device);
@@ -73,7 +71,7 @@ def compile_text(name: str, text: str, headers: Headers, tree: Path, defines: di
         const char *bpf_table_name(void *module, size_t id);
         """
     )
-    bcc: Any = ffi.dlopen(str(library()))
+    bcc: Any = open_library(ffi, str(library()))
     os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     flags = [ffi.new("char[]", f.encode()) for f in (*_CFLAGS, *(f"-D{k}={v}" for k, v in defines.items()))]
     module = bcc.bpf_module_create_c_from_string(text.encode(), 0, flags, len(flags), True, ffi.NULL)

@@ -8,12 +8,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import cffi
-
+from .declarations import declare, open_library
 from .errors import BpfError, KernelUnsupported
 
-ffi = cffi.FFI()
-ffi.cdef(
+ffi = declare(
     """
     typedef uint32_t __u32; typedef uint64_t __u64;
 
@@ -92,7 +90,7 @@ ffi.cdef(
 )
 
 try:
-    lib: Any = ffi.dlopen("libbpf.so.1")
+    lib: Any = open_library(ffi, "libbpf.so.1")
 except OSError as error:
     raise KernelUnsupported("libbpf", f"cannot load libbpf: {error}", hint="apt install libbpf1") from None
 
@@ -119,7 +117,7 @@ def opts(kind: str, **fields: Any) -> Any:
 
 def text(pointer: Any) -> str:
     """A C string as str."""
-    return bytes(ffi.string(pointer)).decode(errors="replace")  # type: ignore[arg-type]
+    return bytes(ffi.string(pointer)).decode(errors="replace")
 
 
 def info_by_fd(fd: int, size: int = 256) -> bytes:

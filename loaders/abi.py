@@ -7,8 +7,9 @@ import functools
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
-import cffi
+from .declarations import declare
 
 _TYPEDEFS = "".join(
     f"typedef {sign}int{bits}_t {letter}{bits};" for bits in (8, 16, 32, 64) for sign, letter in (("u", "u"), ("", "s"))
@@ -19,19 +20,15 @@ _DIRECTIVE = re.compile(
 
 
 @functools.cache
-def load(*headers: Path) -> cffi.FFI:
+def load(*headers: Path) -> Any:
     """An FFI with the structs, enums and numeric ``#define`` lines of ``headers``, and the types u8…u64 and s8…s64."""
-    ffi = cffi.FFI()
-    ffi.cdef(_TYPEDEFS)
-    for header in headers:
-        ffi.cdef(_DIRECTIVE.sub("", header.read_text()))
-    return ffi
+    return declare(_TYPEDEFS, *(_DIRECTIVE.sub("", header.read_text()) for header in headers))
 
 
 _CODES = {"uint64_t": "Q", "int64_t": "q", "uint32_t": "I", "int32_t": "i", "uint16_t": "H", "int16_t": "h"}
 
 
-def struct_format(ffi: cffi.FFI, name: str) -> str:
+def struct_format(ffi: Any, name: str) -> str:
     """The ``struct`` module's format of the C struct ``name``; TypeError if it has padding or members but integers."""
     fields = ffi.typeof(name).fields or ()
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled objects on disk, under ``$XDG_CACHE_HOME/ghostbpf/objects``.
+"""Compiled objects on disk, under ``$XDG_CACHE_HOME/ghostbpf/objects``, and parsed declarations beside them.
 
-An entry's name is a hash of everything that the compiler's output depends on; the entry has a checksum of its name and
+An entry's name is a hash of everything that its contents depend on; the entry has a checksum of its name and
 its body. An entry that is unreadable, damaged, stored under another name, or another user's is ignored and rewritten.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from .object import Object
 
 _FORMAT = b"ghostbpf object 3\n"
+_OBJECTS = "objects"
 
 
 def directory() -> Path:
@@ -32,7 +33,21 @@ def key(*parts: str) -> str:
 
 def load(name: str) -> Object | None:
     """The object stored under ``name``, or None."""
-    path = _path(name)
+    body = load_bytes(name, _OBJECTS)
+    try:
+        return None if body is None else Object.from_bytes(body)
+    except ValueError:
+        return None
+
+
+def store(name: str, obj: Object) -> None:
+    """Store ``obj``; see store_bytes()."""
+    store_bytes(name, _OBJECTS, obj.to_bytes())
+
+
+def load_bytes(name: str, kind: str) -> bytes | None:
+    """What is stored under ``name`` in the directory ``kind``, or None."""
+    path = _path(name, kind)
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_uid != os.geteuid():
@@ -45,17 +60,12 @@ def load(name: str) -> Object | None:
         data[len(_FORMAT) : len(_FORMAT) + 16],
         data[len(_FORMAT) + 16 :],
     )
-    if header != _FORMAT or digest != _digest(name, body):
-        return None
-    try:
-        return Object.from_bytes(body)
-    except ValueError:
-        return None
+    return body if header == _FORMAT and digest == _digest(name, body) else None
 
 
-def store(name: str, obj: Object) -> None:
-    """Store ``obj``; on a full disk or in a read-only home nothing is stored, and the next start compiles again."""
-    path, body = _path(name), obj.to_bytes()
+def store_bytes(name: str, kind: str, body: bytes) -> None:
+    """Store ``body``; on a full disk or in a read-only home nothing is stored, and the next start makes it again."""
+    path = _path(name, kind)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, temporary = tempfile.mkstemp(dir=path.parent)
@@ -67,8 +77,8 @@ def store(name: str, obj: Object) -> None:
             os.unlink(temporary)
 
 
-def _path(name: str) -> Path:
-    return directory() / "objects" / name
+def _path(name: str, kind: str) -> Path:
+    return directory() / kind / name
 
 
 def _digest(name: str, body: bytes) -> bytes:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import cffi
-
+from .declarations import declare
 from .errors import KernelUnsupported
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_TIMERSLACK = 1, 15, 29
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
-ffi = cffi.FFI()
-ffi.cdef(
+ffi = declare(
     """
     long syscall(long number, ...);
     int prctl(int option, ...);

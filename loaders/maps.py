@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import cffi
-
 from . import _libbpf
 from ._libbpf import check, info_by_fd, lib
 from .btf import Btf
@@ -53,7 +51,7 @@ class Map(Handle):
 class Hash:
     """A map with one value for each key: hash, LRU hash, array, task storage (keyed by pidfd)."""
 
-    def __init__(self, source: Map, ffi: cffi.FFI, key: str, value: str) -> None:
+    def __init__(self, source: Map, ffi: Any, key: str, value: str) -> None:
         self.map, self._ffi, self._key, self._value = source, ffi, f"{key} *", f"{value} *"
         if _is_per_cpu(source.definition.type):
             raise TypeError(f"map {source.definition.name} holds a value for each CPU")
@@ -112,7 +110,7 @@ class Hash:
 class Array(Hash):
     """An array map, indexed from 0."""
 
-    def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
+    def __init__(self, source: Map, ffi: Any, value: str) -> None:
         super().__init__(source, ffi, "u32", value)
 
     def __len__(self) -> int:
@@ -122,7 +120,7 @@ class Array(Hash):
 class PerCpuArray:
     """A per-CPU array: each index has the values of all possible CPUs, in CPU order."""
 
-    def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
+    def __init__(self, source: Map, ffi: Any, value: str) -> None:
         self.map, self._ffi = source, ffi
         size = source.definition.value_size
         if ffi.sizeof(value) != size or size % 8:
@@ -153,7 +151,7 @@ _mapped: weakref.WeakKeyDictionary[Any, MmapArray] = weakref.WeakKeyDictionary()
 class MmapArray(Closing):
     """A mapped array of records: a read is a load and an assignment is a store, without a system call."""
 
-    def __init__(self, source: Map, ffi: cffi.FFI, value: str) -> None:
+    def __init__(self, source: Map, ffi: Any, value: str) -> None:
         definition = source.definition
         size = definition.value_size
         if not definition.flags & BPF_F_MMAPABLE or ffi.sizeof(value) != size or size % 8:

@@ -7,10 +7,9 @@ import functools
 from types import TracebackType
 from typing import Any, Self
 
-import cffi
-
 from ...loaders import _bcc
 from ...loaders._libbpf import text as c_text
+from ...loaders.declarations import declare, open_library
 from ...schedulers import pids
 
 _KERNEL = -1
@@ -20,8 +19,7 @@ class Symbols:
     """Looks up addresses in the kernel and in living processes."""
 
     def __init__(self) -> None:
-        self._ffi = cffi.FFI()
-        self._ffi.cdef(
+        self._ffi = declare(
             """
             struct bcc_symbol { const char *name; const char *demangle_name; const char *module; uint64_t offset; };
             void *bcc_symcache_new(int pid, void *option);
@@ -30,7 +28,7 @@ class Symbols:
             void bcc_symbol_free_demangle_name(struct bcc_symbol *symbol);
             """
         )
-        self._lib: Any = self._ffi.dlopen(str(_bcc.library()))
+        self._lib: Any = open_library(self._ffi, str(_bcc.library()))
         self._caches: dict[int, Any] = {}
         self._cached_name = functools.lru_cache(maxsize=1 << 16)(self._name)
 
