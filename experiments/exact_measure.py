@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 import time
 from collections import Counter
@@ -23,16 +22,17 @@ from ..schedulers.registry import POLICIES
 from ..tools.output import printable_lines
 from .bench_agents import commit_costs
 from .comparison import EEVDF
+from .exact_pipe import OPERATIONS, bpf_runs, pipe
 from .exact_report import Figure
-from .measure import bpf_stats, perf, perf_output, programs
+from .exact_tracers import tracer_figures
+from .measure import bpf_stats, perf
 from .other_scheduler import attached
 
-TRANSACTIONS = "transactions"
+TRANSACTIONS, TRACERS = "transactions", "tracers"
 
 #: What the name of a policy with agents ends in when they decide everything.
 FAST_PATH_OFF = ", fast path off"
 
-_OPERATIONS = 2000
 _WARM_UP = 100
 _GROUPS, _LOOPS = 2, 20
 #: In each group, 20 senders send to 20 receivers.
@@ -56,8 +56,8 @@ _Scheduler = Callable[[], contextlib.AbstractContextManager[_Attached]]
 
 
 def names() -> list[str]:
-    """What can be measured without a command: EEVDF, each policy, and transactions."""
-    return [EEVDF, *POLICIES, TRANSACTIONS]
+    """What can be measured without a command: EEVDF, each policy, transactions, and tracers."""
+    return [EEVDF, *POLICIES, TRANSACTIONS, TRACERS]
 
 
 def measure(selected: Sequence[str], others: Mapping[str, Sequence[str]]) -> int:
@@ -81,6 +81,14 @@ def measure(selected: Sequence[str], others: Mapping[str, Sequence[str]]) -> int
             _print(_transactions())
         except GhostError as error:
             status = _report(TRANSACTIONS, error)
+    if TRACERS in selected:
+        print(f"{TRACERS} …", file=sys.stderr, flush=True)
+        try:
+            with _by_policy(POLICIES["biff"].parse())() as running:
+                for figures in tracer_figures(running.join):
+                    _print(figures)
+        except GhostError as error:
+            status = _report(TRACERS, error)
     return status
 
 
@@ -128,13 +136,13 @@ def _figures(name: str, running: _Attached) -> list[Figure]:
         running.check()
         return value
 
-    after(_pipe(_WARM_UP, running))
+    after(pipe(_WARM_UP, running.join))
     before = running.agent()
-    pipe = after(_pipe(_OPERATIONS, running))
+    operation = after(pipe(OPERATIONS, running.join))
     agent = running.agent()
     messaging = after(perf(_MESSAGING, running.join) * 1e9 / _MESSAGES)
     return [
-        Figure(name, "workload", "pipe", "instructions per operation", pipe),
+        Figure(name, "workload", "pipe", "instructions per operation", operation),
         Figure(name, "workload", "messaging", "instructions per message", messaging),
         *(_decisions(name, before, agent) if before and agent else ()),
         *_bpf(name, running),
@@ -147,9 +155,9 @@ def _bpf(name: str, running: _Attached) -> list[Figure]:
     A program that is tail-called counts as part of its caller. The kernel's statistics cost instructions of their own.
     """
     with bpf_stats():
-        before = _runs()
-        _pipe(_OPERATIONS, running)
-        after = _runs()
+        before = bpf_runs()
+        pipe(OPERATIONS, running.join)
+        after = bpf_runs()
     running.check()
     counts: Counter[str] = Counter()
     spent: Counter[str] = Counter()
@@ -158,19 +166,14 @@ def _bpf(name: str, running: _Attached) -> list[Figure]:
         _, program = key
         counts[program] += count - earlier_count
         spent[program] += ns - earlier_ns
-    rows = [Figure(name, "workload", "BPF in pipe", "instructions per operation", spent.total() / _OPERATIONS)]
+    rows = [Figure(name, "workload", "BPF in pipe", "instructions per operation", spent.total() / OPERATIONS)]
     for program in sorted(counts, key=lambda program: -spent[program]):
         # Programs that do not run for each operation (when a task joins, or at a tick) run too rarely to be exact.
-        if counts[program] >= _OPERATIONS / 10:
-            per_call, calls = spent[program] / counts[program], counts[program] / _OPERATIONS
+        if counts[program] >= OPERATIONS / 10:
+            per_call, calls = spent[program] / counts[program], counts[program] / OPERATIONS
             rows.append(Figure(name, "bpf", program, "instructions per call", per_call))
             rows.append(Figure(name, "bpf", program, "calls per operation", calls))
     return rows
-
-
-def _runs() -> dict[tuple[int, str], tuple[int, int]]:
-    """How often each BPF program has run while statistics were on, and its nanoseconds."""
-    return {(p["id"], p.get("name", "?")): (p["run_cnt"], p["run_time_ns"]) for p in programs() if p.get("run_cnt")}
 
 
 def _decisions(name: str, before: AgentState, after: AgentState) -> Iterator[Figure]:
@@ -180,7 +183,7 @@ def _decisions(name: str, before: AgentState, after: AgentState) -> Iterator[Fig
     committed, messages, busy = (
         getattr(after, count) - getattr(before, count) for count in ("committed", "messages", "busy_ns")
     )
-    if committed >= _OPERATIONS:
+    if committed >= OPERATIONS:
         yield Figure(name, "agent", "decision", "instructions per decision", busy / committed)
         yield Figure(name, "agent", "message", "instructions per message", busy / messages)
         yield Figure(name, "agent", "messages", "messages per decision", messages / committed)
@@ -194,15 +197,6 @@ def _transactions() -> list[Figure]:
         Figure("Agent.commit", "transaction", batch, "instructions per transaction", ns)
         for batch, ns in result["ns"].items()
     ]
-
-
-def _pipe(operations: int, running: _Attached) -> float:
-    """Instructions of all CPUs per operation: two wakeups and two switches."""
-    output = perf_output(f"perf bench sched pipe -l {operations}", running.join)
-    match = re.search(r"([\d.]+) usecs/op", output)
-    if match is None:
-        raise GhostError(f"perf bench sched pipe reported no time: {output[-200:]}")
-    return float(match[1]) * 1000
 
 
 def _print(figures: Sequence[Figure]) -> None:

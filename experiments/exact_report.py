@@ -19,6 +19,7 @@ _TITLES = {
     "workload": "instructions of all CPUs: per operation of pipe, per message of messaging, of BPF per pipe operation",
     "agent": "agents in pipe: instructions per decision and per message, messages per decision",
     "transaction": "Agent.commit from Python: instructions per transaction",
+    "tracer": "tracers in pipe under biff, without filters: instructions per operation",
     "bpf": "BPF programs in pipe",
 }
 

@@ -183,9 +183,10 @@ class Central(AgentPolicy, Generic[T]):
         yield from self._fill(idle)
         if self.queue or self._items:
             yield from self._preempt()
-        for task in list(self.yielded):
-            self.enqueue(task)
-        yield from self._fill(idle)
+        if self.yielded:
+            for task in list(self.yielded):
+                self.enqueue(task)
+            yield from self._fill(idle)
         # The tasks committed now run only then, and those that wait may preempt them.
         self.looks_again = bool(self.queue)
 
@@ -194,7 +195,7 @@ class Central(AgentPolicy, Generic[T]):
         self.due_ns = min(self.due_ns or ns, ns)
 
     def _fill(self, idle: list[int]) -> Iterator[Transaction]:
-        for cpu in list(idle):
+        for cpu in list(idle) if self.queue else ():
             if (task := self.queue.pop(cpu)) is not None:
                 idle.remove(cpu)
                 yield self._run(task, cpu)

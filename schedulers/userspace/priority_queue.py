@@ -55,7 +55,10 @@ class PriorityQueue(Generic[T]):
 
     def first(self, cpu: int) -> T | None:
         """The first task that may run on ``cpu``."""
-        return next((task for _, _, task in self._order if task.may_run_on(cpu)), None)
+        for _, _, task in self._order:
+            if task.may_run_on(cpu):
+                return task
+        return None
 
     def pop(self, cpu: int) -> T | None:
         """Remove and return the first task that may run on ``cpu``."""
