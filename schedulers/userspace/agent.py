@@ -140,9 +140,7 @@ class Agent:
         With the fast path, CPUs that run a task get the next one, too. ``near[cpu]`` is a mask of the CPUs near
         ``cpu``: see RunQueue.pop_near().
         """
-        return partial(
-            self._turns.assign, queue, self._flags.open if self.fastpath else self._flags.idle, slice_ns, near
-        )
+        return partial(self._turns.assign, queue, self._flags, self.fastpath, slice_ns, near)
 
     def counters(self) -> Counters:
         """The core's counters of the enclave; see ``struct counters`` in bpf/abi.h."""
@@ -277,7 +275,7 @@ class Agent:
             match self._turns.serve(upkeep_at):
                 case Pause.REPLACED:
                     return
-                case Pause.IDLE:
+                case Pause.NO_MESSAGE:
                     garbage.collect(idle=True)
                 case Pause.UPKEEP:
                     upkeep_at = time.monotonic_ns() + _UPKEEP_NS

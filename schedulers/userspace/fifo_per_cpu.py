@@ -32,6 +32,7 @@ class FifoPerCpu(AgentPolicy):
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
         self.queue = RunQueue()
+        self.dequeue = self.queue.discard  # type: ignore[method-assign]
 
     def enqueue(self, task: Task) -> None:
         if not self._hand_on(task):
@@ -48,9 +49,6 @@ class FifoPerCpu(AgentPolicy):
         if task.state == WAITING:
             self.queue.discard(task)
             self.enqueue(task)
-
-    def dequeue(self, task: Task) -> None:
-        self.queue.discard(task)
 
     def schedule(self) -> Iterator[Transaction]:
         if self.agent.cpu is not None and not self.agent.is_online(self.agent.cpu):

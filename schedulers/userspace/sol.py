@@ -35,13 +35,8 @@ class Sol(AgentPolicy):
         super().__init__(agent, **options)
         self.siblings = {cpu.id: tuple(cpu.siblings) for cpu in agent.topology.cpus}
         self.queue = StickyQueue(self.siblings)
+        self.enqueue, self.dequeue = self.queue.add, self.queue.discard  # type: ignore[method-assign]
         self.ahead: dict[int, Task] = {}  # committed to a busy CPU, the oldest first
-
-    def enqueue(self, task: Task) -> None:
-        self.queue.add(task)
-
-    def dequeue(self, task: Task) -> None:
-        self.queue.discard(task)
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
         """The task keeps its turn."""

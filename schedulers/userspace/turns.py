@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..agents import PolicyView
 from ..agents.channel import Channel
+from ..agents.cpus import CpuFlags
 from ..agents.extension import native
 from ..agents.status_words import StatusWords
 from ..agents.task import BLOCKED, BOOSTED, LATCHED, ON_CPU, WAITING, MessageType, Task, Transaction, TxnState
@@ -55,7 +56,7 @@ class Pause(IntEnum):
 
     REPLACED = 0  #: another agent has taken over
     UPKEEP = 1  #: the time is up
-    IDLE = 2  #: no message came
+    NO_MESSAGE = 2  #: none came while the agent slept
     MOVE = 3  #: the agent spins, and must check whether it is on the right CPU
 
 
@@ -116,11 +117,11 @@ class Turns:
         return False
 
     def assign(
-        self, queue: RunQueue, cpus: Callable[[], list[int]], slice_ns: int, near: Mapping[int, int] | None
+        self, queue: RunQueue, flags: CpuFlags, with_busy: bool, slice_ns: int, near: Mapping[int, int] | None
     ) -> list[Transaction]:
-        """For each of ``cpus()``, take the first task out of ``queue`` that may run there and still waits."""
+        """For each idle CPU, then each busy one, take the first task out of ``queue`` that may run and still waits."""
         transactions = []
-        for cpu in cpus() if queue else ():
+        for cpu in (flags.open() if with_busy else flags.idle()) if queue else ():
             while task := queue.pop(cpu) if near is None else queue.pop_near(cpu, near[cpu]):
                 if self.waits(task):
                     transactions.append(Transaction(task, cpu, slice_ns))
@@ -193,7 +194,7 @@ class Turns:
             elif is_due:
                 continue
             if not self._channel.wait(self.pause()):
-                return Pause.IDLE
+                return Pause.NO_MESSAGE
         return Pause.MOVE
 
     def pause(self) -> float:

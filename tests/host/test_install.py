@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from ghostbpf.schedulers.agents import extension
 from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -106,7 +107,7 @@ def test_native_half_that_is_missing_broken_or_stale_is_not_used(wheel_python: P
     where = "from importlib.util import find_spec; print(find_spec('ghostbpf.schedulers.agents._native').origin)"
     built = Path(_python(wheel_python, where, tmp_path))
     assert built.name == "_native.abi3.so"
-    assert _agents(wheel_python, tmp_path) == ("with their native half, version 1", "")
+    assert _agents(wheel_python, tmp_path) == (f"with their native half, version {extension.VERSION}", "")
     good = built.read_bytes()
     try:
         built.write_text("not a library")
@@ -117,12 +118,12 @@ def test_native_half_that_is_missing_broken_or_stale_is_not_used(wheel_python: P
         stale = tmp_path / "native"
         shutil.copytree(CHECKOUT / "schedulers" / "agents" / "native", stale)
         header = stale / "native.h"
-        header.write_text(header.read_text().replace("NATIVE_VERSION 1", "NATIVE_VERSION 2"))
+        header.write_text(header.read_text().replace(f"NATIVE_VERSION {extension.VERSION}", "NATIVE_VERSION 999"))
         include = sysconfig.get_path("include")
         sources = stale.glob("*.c")
         subprocess.run(["cc", "-O0", "-w", "-shared", "-fPIC", f"-I{include}", *sources, "-o", built], check=True)
         found, warning = _agents(wheel_python, tmp_path)
-        assert found == "in Python alone, and slower (stale: version 2, not 1)"
+        assert found == f"in Python alone, and slower (stale: version 999, not {extension.VERSION})"
         assert warning.count("warning:") == 1
         built.unlink()
         assert _agents(wheel_python, tmp_path) == ("in Python alone, and slower (not built)", "")

@@ -281,7 +281,7 @@ def test_agent_serves_until_something_else_is_to_be_done(kernel: BpfKernel) -> N
     for key in range(32):
         kernel.answers[key] = TxnState.COMPLETE
     tell(kernel, MessageType.TASK_NEW)
-    assert turns.serve(ever) == Pause.IDLE
+    assert turns.serve(ever) == Pause.NO_MESSAGE
     assert kernel.record.messages == 1
     assert kernel.record.committed > 1
 

@@ -58,25 +58,26 @@ static bool is_online(struct cpus *cpus, s32 cpu)
 	return *column_u64(&cpus->online, cpu / 64) >> cpu % 64 & 1;
 }
 
-enum which { IDLE, BUSY };
+bool cpu_matches(struct cpus *cpus, Py_ssize_t n, enum which which)
+{
+	s32 cpu = cpus->ids[n], spun = (s32)(*column_u64(&cpus->spinner, 0) >> 32) - 1;
 
-/* Append the CPUs with nothing committed that no other class holds, and that run a task or none. */
+	if (*column_u64(&cpus->latched, cpu) || cpu == spun || !is_online(cpus, cpu) ||
+	    (*column_u32(&cpus->running, cpu) != 0) != (which == BUSY))
+		return false;
+	/* The agent's own CPU is held by the agent itself, and will be free when it sleeps. */
+	return !*column_u32(&cpus->preempted, cpu) || cpu == sched_getcpu();
+}
+
 static bool append(struct cpus *cpus, PyObject *list, enum which which)
 {
-	s32 spun = (s32)(*column_u64(&cpus->spinner, 0) >> 32) - 1;
-
 	for (Py_ssize_t n = 0; n < cpus->count; n++) {
-		s32 cpu = cpus->ids[n];
 		PyObject *number;
 		int failed;
 
-		if (*column_u64(&cpus->latched, cpu) || cpu == spun || !is_online(cpus, cpu) ||
-		    (*column_u32(&cpus->running, cpu) != 0) != (which == BUSY))
+		if (!cpu_matches(cpus, n, which))
 			continue;
-		/* The agent's own CPU is held by the agent itself, and will be free when it sleeps. */
-		if (*column_u32(&cpus->preempted, cpu) && cpu != sched_getcpu())
-			continue;
-		number = PyLong_FromLong(cpu);
+		number = PyLong_FromLong(cpus->ids[n]);
 		failed = number ? PyList_Append(list, number) : -1;
 		Py_XDECREF(number);
 		if (failed)

@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 /* Increment it with each change that the Python code must know of: a build of another version is not used. */
-#define NATIVE_VERSION 1
+#define NATIVE_VERSION 2
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
@@ -79,6 +79,12 @@ int task_may_run(struct task *task, long cpu);
 bool queue_discard(struct queue *queue, struct task *task);
 /* Take the first task that may run on cpu, with near as pop_near() does. NULL without an exception: there is none. */
 struct task *queue_pop(struct queue *queue, long cpu, PyObject *near);
+
+/* Which CPUs: those that run no task of an enclave, or those that run one. */
+enum which { IDLE, BUSY };
+
+/* Whether CPU number n of cpus has nothing committed, is held by no other class, and is idle or busy. */
+bool cpu_matches(struct cpus *cpus, Py_ssize_t n, enum which which);
 
 /* Take hold of a memoryview of integers of `size` bytes; false with an exception if it is something else. */
 bool column_open(struct column *column, PyObject *view, Py_ssize_t size);

@@ -15,7 +15,7 @@
 #define MOVE_TURNS 256
 
 /* Why serve() returns; enum Pause of turns.py. */
-enum pause { REPLACED, UPKEEP, IDLE, MOVE };
+enum pause { REPLACED, UPKEEP, NO_MESSAGE, MOVE };
 
 static u64 now_ns(void)
 {
@@ -222,7 +222,7 @@ static PyObject *turns_serve(PyObject *self, PyObject *until)
 		if (has_message < 0)
 			return NULL;
 		if (!has_message) {
-			why = IDLE;
+			why = NO_MESSAGE;
 			break;
 		}
 	}
@@ -320,36 +320,41 @@ static bool append_transaction(struct turns *turns, PyObject *list, struct task 
 	return !failed;
 }
 
-/* assign(queue, cpus, slice_ns, near) */
+/* Give CPU `id` the first task of queue; false with an exception. */
+static bool assign_to(struct turns *turns, struct queue *queue, s32 id, PyObject *slice_ns, PyObject *near, PyObject *list)
+{
+	PyObject *cpu = PyLong_FromLong(id);
+	struct task *task = cpu ? next_task(turns, queue, cpu, near) : NULL;
+	bool done = !PyErr_Occurred() && (!task || append_transaction(turns, list, task, cpu, slice_ns));
+
+	Py_XDECREF((PyObject *)task);
+	Py_XDECREF(cpu);
+	return done;
+}
+
+/* assign(queue, flags, with_busy, slice_ns, near) */
 static PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
-	struct turns *turns = (struct turns *)self;
+	enum which last;
 	struct queue *queue;
-	PyObject *cpus, *list;
+	struct cpus *cpus;
+	PyObject *list;
 
-	if (count != 4 || !PyObject_TypeCheck(args[0], queue_type)) {
-		PyErr_SetString(PyExc_TypeError, "assign() takes a RunQueue, a function, a slice and a mapping or None");
+	if (count != 5 || !PyObject_TypeCheck(args[0], queue_type) || !PyObject_TypeCheck(args[1], cpus_type)) {
+		PyErr_SetString(PyExc_TypeError, "assign() takes a RunQueue, CpuFlags, a bool, a slice, a mapping or None");
 		return NULL;
 	}
 	queue = (struct queue *)args[0];
+	cpus = (struct cpus *)args[1];
+	last = PyObject_IsTrue(args[2]) ? BUSY : IDLE;
 	list = PyList_New(0);
-	if (!list || !queue->length)
-		return list;
-	cpus = PyObject_CallNoArgs(args[1]);
-	if (!cpus || !PyList_Check(cpus)) {
-		if (cpus)
-			PyErr_SetString(PyExc_TypeError, "not a list of CPUs");
-		Py_CLEAR(list);
+	for (enum which which = IDLE; which <= last; which++) {
+		for (Py_ssize_t n = 0; list && queue->length && n < cpus->count; n++) {
+			if (cpu_matches(cpus, n, which) &&
+			    !assign_to((struct turns *)self, queue, cpus->ids[n], args[3], args[4], list))
+				Py_CLEAR(list);
+		}
 	}
-	for (Py_ssize_t n = 0; list && queue->length && n < PyList_Size(cpus); n++) {
-		PyObject *cpu = PyList_GetItem(cpus, n);
-		struct task *task = next_task(turns, queue, cpu, args[3]);
-
-		if (PyErr_Occurred() || (task && !append_transaction(turns, list, task, cpu, args[2])))
-			Py_CLEAR(list);
-		Py_XDECREF((PyObject *)task);
-	}
-	Py_XDECREF(cpus);
 	return list;
 }
 
