@@ -16,8 +16,20 @@ from ..agents import PolicyView
 from ..agents.channel import Channel
 from ..agents.cpus import CpuFlags
 from ..agents.extension import native
+from ..agents.layout import packer
 from ..agents.status_words import StatusWords
-from ..agents.task import BLOCKED, BOOSTED, LATCHED, ON_CPU, WAITING, MessageType, Task, Transaction, TxnState
+from ..agents.task import (
+    BLOCKED,
+    BOOSTED,
+    LATCHED,
+    ON_CPU,
+    WAITING,
+    MessageType,
+    Task,
+    Transaction,
+    TxnState,
+    message_format,
+)
 from ..core import constant
 from .refusals import Refusals
 from .run_queue import RunQueue
@@ -51,6 +63,10 @@ _NUMBERS = (
 )
 
 
+#: struct message, txn and commit_args of agents/native/turns.h.
+_LAYOUTS = "QQQQIHHIiiI", "QQIiII", "IIII"
+
+
 class Pause(IntEnum):
     """Why Turns.serve() returned."""
 
@@ -64,6 +80,8 @@ def turns_of(agent: Agent, channel: Channel, words: StatusWords, refusals: Refus
     """The turns of ``agent``, native ones if they can be."""
     if native is None or (of_channel := channel.for_native()) is None:
         return Turns(agent, channel, words, refusals, pause_s)
+    layouts = message_format(), *(packer(name).format.removeprefix("=") for name in ("txn", "commit_args"))
+    assert layouts == _LAYOUTS, f"the native half knows other structs: {layouts}"
     of_channel["columns"] |= words.columns
     return native.Turns(  # type: ignore[no-any-return]
         agent=agent,

@@ -7,6 +7,7 @@ Ring, arrays and programs are real BPF; a program writes the messages, and anoth
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -191,6 +192,15 @@ class BpfKernel:
             one.close()
 
 
+@pytest.fixture(autouse=True)
+def stays() -> Iterator[None]:
+    """Stay on one CPU: that of the agent itself counts as free although the agent holds it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
 @pytest.fixture(scope="module")
 def compiled(build: Callable[[str], Object]) -> Object:
     if extension.native is None:
@@ -297,6 +307,29 @@ def test_impossible_decision_is_an_error(kernel: BpfKernel, decision: Any) -> No
     kernel.agent._turns.use(policy, [None], Task, policy.schedule, policy.enqueue, policy.on_affinity_changed)
     with pytest.raises((TypeError, ValueError, OverflowError, AttributeError, struct.error)):
         kernel.agent._turns.turn()
+
+
+def test_list_of_decisions_may_change_while_they_are_committed(kernel: BpfKernel) -> None:
+    for key in range(32):
+        kernel.answers[key] = TxnState.STALE
+    policy, kept = kernel.agent.policy, list[Transaction]()
+    refused = policy.on_refused
+
+    def on_refused(transaction: Transaction, state: TxnState) -> None:
+        kept.clear()
+        refused(transaction, state)
+
+    def schedule() -> list[Transaction]:
+        kept[:] = [Transaction(task, 1) for task in kernel.agent.tasks.values()]
+        return kept
+
+    tell(kernel, MessageType.TASK_NEW)
+    tell(kernel, MessageType.TASK_NEW, gtid=2)
+    policy.on_refused = on_refused  # type: ignore[method-assign]
+    callbacks = [policy.enqueue] * (1 + max(MessageType))
+    kernel.agent._turns.use(policy, callbacks, Task, schedule, policy.enqueue, policy.on_affinity_changed)
+    kernel.agent.turn()
+    assert kernel.record.failed == 2
 
 
 def test_error_of_a_callback_ends_the_turn(kernel: BpfKernel) -> None:

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the turns of an agent consist of: turns.c, and its parts read.c and commit.c. */
+/* What the turns of an agent consist of: turns.c, and its parts read.c, commit.c and assign.c. */
 #ifndef GHOSTBPF_TURNS_H
 #define GHOSTBPF_TURNS_H
 
@@ -81,6 +81,9 @@ Py_ssize_t turns_read(struct turns *turns);
 bool turns_commit(struct turns *turns, PyObject *list, bool group, struct outcome *outcome, PyObject *results);
 /* Whether task waits by its status word. */
 bool turns_waits(struct turns *turns, struct task *task);
+
+/* assign(queue, flags, with_busy, slice_ns, near): see the Python method. */
+PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count);
 
 /* A look-up in the dict of refused tasks costs something: mostly, it is empty. */
 static inline bool has_refusals(struct turns *turns)
