@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -411,7 +412,8 @@ def test_cpu_taken_by_a_higher_class_is_a_message_to_an_agent_that_watches_cpus(
     drive(one, lambda: messages()[-1:] == ["busy"], "the hog has CPU 1")
     hog.stop()
     drive(one, lambda: messages()[-1:] == ["available"], "CPU 1 is back")
-    assert messages() == ["busy", "available"] * (len(messages()) // 2)
+    # A class that had the CPU when the agent took over may leave it first.
+    assert all(before != after for before, after in itertools.pairwise(messages()))
 
 
 @pytest.mark.soak
