@@ -23,7 +23,11 @@ def declare(*texts: str) -> Any:
     """An FFI with the declarations ``texts``: as cffi.FFI().cdef() makes it, but nothing can be added to it."""
     key = cache.key(_NAME, _cffi_backend.__version__, sys.implementation.cache_tag or "", *texts)
     if (stored := cache.load_bytes(key, _NAME)) is None:
-        stored = marshal.dumps(_parse(texts))
+        ffi = _parsed(texts)
+        try:
+            stored = marshal.dumps(_arguments(ffi))
+        except OSError:  # no space for temporary files
+            return ffi
         cache.store_bytes(key, _NAME, stored)
     return _cffi_backend.FFI(_NAME, **marshal.loads(stored))
 
@@ -36,13 +40,17 @@ def open_library(ffi: Any, name: str) -> Any:
     return ffi.dlopen(name, ffi.RTLD_NOW | ffi.RTLD_NODELETE)
 
 
-def _parse(texts: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments of ``_cffi_backend.FFI``: those in the module that cffi generates, which are literals."""
+def _parsed(texts: tuple[str, ...]) -> Any:
     import cffi
 
     ffi = cffi.FFI()
     for text in texts:
         ffi.cdef(text)
+    return ffi
+
+
+def _arguments(ffi: Any) -> dict[str, Any]:
+    """The arguments of ``_cffi_backend.FFI``: those in the module that cffi generates, which are literals."""
     ffi.set_source(_NAME, None)
     # cffi reports what it writes on stdout.
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import cffi
@@ -62,3 +63,10 @@ def test_without_a_place_to_keep_them_they_are_parsed_each_time(
     (tmp_path / "file").touch()
     for _ in range(2):
         check()
+
+
+def test_without_space_for_temporary_files_nothing_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(home / "gone"))
+    for _ in range(2):
+        check()
+    assert not (home / "ghostbpf" / "declarations").exists()
