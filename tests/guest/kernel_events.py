@@ -31,10 +31,6 @@ NEVER = (
 #: BYPASS_DISPATCH count only within a bypass, so they need no check of their own.
 _BYPASSES_PER_SCHEDULER = 2
 
-#: A task is re-enqueued once more if a higher class takes its CPU twice before the task runs, which is rare. One that
-#: is re-enqueued on and on, for which the kernel ends a scheduler after 256 times, soon exceeds this.
-_REPEATS = 4
-
 _LINE = re.compile(
     r"^\s*(?P<task>\S.*-\d+)\s+\[(?P<cpu>\d+)\].*sched_ext_event: name (?P<name>\w+) delta (?P<delta>\d+)"
 )
@@ -67,10 +63,7 @@ class KernelEvents:
 
     def trouble(self) -> list[str]:
         """The unexpected events, one line for each name."""
-        allowed = {
-            BYPASS: _BYPASSES_PER_SCHEDULER * (_schedulers() - self._schedulers),
-            "SCX_EV_REENQ_REPEAT": _REPEATS,
-        }
+        allowed = {BYPASS: _BYPASSES_PER_SCHEDULER * (_schedulers() - self._schedulers)}
         causes: dict[str, str] = {}
         for event in self._events():
             causes[event["name"]] = f"the last by {event['task']} on CPU {int(event['cpu'])}"
