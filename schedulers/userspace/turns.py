@@ -61,8 +61,6 @@ _NUMBERS = (
     *(BLOCKED, WAITING, ON_CPU, LATCHED, _COMPLETE, _TASK_ON_CPU, _NOT_PERMITTED),
     *(constant("AGENT_IDLE"), constant("AGENT_BUSY")),
 )
-
-
 #: struct message, txn and commit_args of agents/native/turns.h.
 _LAYOUTS = "QQQQIHHIiiI", "QQIiII", "IIII"
 

@@ -14,8 +14,6 @@ static struct task *next_task(struct turns *turns, struct queue *queue, PyObject
 	while ((task = queue_pop(queue, id, mask))) {
 		if (turns_waits(turns, task))
 			break;
-		if (task->state == turns->numbers.waiting)
-			task->state = turns->numbers.on_cpu;
 		Py_DECREF(task);
 	}
 out:

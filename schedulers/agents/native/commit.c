@@ -10,8 +10,13 @@
 
 bool turns_waits(struct turns *turns, struct task *task)
 {
-	return task->word < turns->gtids.length && *column_u64(&turns->gtids, task->word) == task->gtid &&
-	       *column_u32(&turns->states, task->word) == turns->numbers.waiting;
+	if (task->word < turns->gtids.length && *column_u64(&turns->gtids, task->word) == task->gtid &&
+	    *column_u32(&turns->states, task->word) == turns->numbers.waiting)
+		return true;
+	/* Otherwise its next message to wait would be taken for one that only tells of a move. */
+	if (task->state == turns->numbers.waiting)
+		task->state = turns->numbers.on_cpu;
+	return false;
 }
 
 static bool number_of(PyObject *object, const char *name, unsigned long long most, u64 *value)

@@ -73,6 +73,8 @@ PyTypeObject *make_queue_type(void);
 PyTypeObject *make_cpus_type(void);
 PyTypeObject *make_turns_type(void);
 
+/* Whether the mask, an int of any size, has the bit of cpu: 1, 0, or -1 with an exception. */
+int has_bit(PyObject *mask, long cpu);
 /* Whether the task's affinity allows cpu: 1, 0, or -1 with an exception. */
 int task_may_run(struct task *task, long cpu);
 /* Take task from the queue; whether it was in it. */

@@ -143,24 +143,6 @@ static PyObject *queue_discard_if(PyObject *self, PyObject *condition)
 	Py_RETURN_NONE;
 }
 
-/* Whether the mask has the bit of cpu: 1, 0, or -1 with an exception. */
-static int has_bit(PyObject *mask, long cpu)
-{
-	PyObject *number, *shifted;
-	unsigned long long bits;
-
-	if (cpu >= 0 && cpu < 64)
-		return PyLong_AsUnsignedLongLongMask(mask) >> cpu & 1;
-	number = PyLong_FromLong(cpu);
-	shifted = number ? PyNumber_Rshift(mask, number) : NULL;
-	Py_XDECREF(number);
-	if (!shifted)
-		return -1;
-	bits = PyLong_AsUnsignedLongLongMask(shifted);
-	Py_DECREF(shifted);
-	return bits & 1;
-}
-
 /* Whether a task that last ran on cpu ran nearby. A task that never ran did not. */
 static int is_near(PyObject *near, s32 cpu)
 {

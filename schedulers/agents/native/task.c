@@ -32,10 +32,26 @@ static PyObject *task_repr(PyObject *object)
 	return PyUnicode_FromFormat("<task %u>", ((struct task *)object)->tid);
 }
 
-int task_may_run(struct task *task, long cpu)
+int has_bit(PyObject *mask, long cpu)
 {
 	PyObject *number, *shifted;
 	unsigned long long bits;
+
+	if (cpu >= 0 && cpu < 64)
+		return PyLong_AsUnsignedLongLongMask(mask) >> cpu & 1;
+	number = PyLong_FromLong(cpu);
+	shifted = number ? PyNumber_Rshift(mask, number) : NULL;
+	Py_XDECREF(number);
+	if (!shifted)
+		return -1;
+	bits = PyLong_AsUnsignedLongLongMask(shifted);
+	Py_DECREF(shifted);
+	return bits & 1;
+}
+
+int task_may_run(struct task *task, long cpu)
+{
+	int refused;
 
 	if (cpu >= 0 && cpu < 64)
 		return task->allowed >> cpu & 1;
@@ -43,14 +59,8 @@ int task_may_run(struct task *task, long cpu)
 		PyErr_SetString(PyExc_ValueError, "negative shift count");
 		return -1;
 	}
-	number = PyLong_FromLong(cpu);
-	shifted = number ? PyNumber_Rshift(task->refused, number) : NULL;
-	Py_XDECREF(number);
-	if (!shifted)
-		return -1;
-	bits = PyLong_AsUnsignedLongLongMask(shifted);
-	Py_DECREF(shifted);
-	return !(bits & 1);
+	refused = has_bit(task->refused, cpu);
+	return refused < 0 ? -1 : !refused;
 }
 
 static PyObject *task_may_run_on(PyObject *object, PyObject *cpu)

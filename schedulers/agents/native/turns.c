@@ -263,19 +263,10 @@ static PyObject *turns_commit_method(PyObject *self, PyObject *args)
 
 static PyObject *turns_waits_method(PyObject *self, PyObject *object)
 {
-	struct turns *turns = (struct turns *)self;
-	struct task *task = (struct task *)object;
-
-	if (!PyObject_TypeCheck(object, task_type)) {
-		PyErr_SetString(PyExc_TypeError, "not a Task");
-		return NULL;
-	}
-	if (turns_waits(turns, task))
-		Py_RETURN_TRUE;
-	/* Otherwise its next message to wait would be taken for one that only tells of a move. */
-	if (task->state == turns->numbers.waiting)
-		task->state = turns->numbers.on_cpu;
-	Py_RETURN_FALSE;
+	if (PyObject_TypeCheck(object, task_type))
+		return PyBool_FromLong(turns_waits((struct turns *)self, (struct task *)object));
+	PyErr_SetString(PyExc_TypeError, "not a Task");
+	return NULL;
 }
 
 static PyObject *turns_use(PyObject *self, PyObject *args)

@@ -79,7 +79,7 @@ struct outcome {
 Py_ssize_t turns_read(struct turns *turns);
 /* Commit a list of transactions, and append their states to results, a list or NULL; false with an exception. */
 bool turns_commit(struct turns *turns, PyObject *list, bool group, struct outcome *outcome, PyObject *results);
-/* Whether task waits by its status word. */
+/* Whether task still waits by its status word; if not, its state is no longer that of a waiting task. */
 bool turns_waits(struct turns *turns, struct task *task);
 
 /* assign(queue, flags, with_busy, slice_ns, near): see the Python method. */
