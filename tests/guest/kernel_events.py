@@ -17,19 +17,26 @@ _EVENT = _INSTANCE / "events/sched_ext/sched_ext_event"
 _ENABLE_SEQ = Path("/sys/kernel/sched_ext/enable_seq")
 
 BYPASS = "SCX_EV_BYPASS_ACTIVATE"
+REPEAT = "SCX_EV_REENQ_REPEAT"
 
 #: Events that a correct scheduler never causes. A kernel without one of these events never reports it.
 NEVER = (
-    "SCX_EV_REENQ_REPEAT",
     "SCX_EV_REENQ_LOCAL_REPEAT",
     "SCX_EV_DISPATCH_LOCAL_DSQ_OFFLINE",
     "SCX_EV_INSERT_NOT_OWNED",
 )
 
+RECORDED = (*NEVER, REPEAT, BYPASS)
+
 #: The kernel bypasses a scheduler once while it attaches and once while it detaches, on 6.16 as on 7.3; also during
 #: system suspend, which a test expects, and after a suspected lock-up, which is always an error. BYPASS_DURATION and
 #: BYPASS_DISPATCH count only within a bypass, so they need no check of their own.
 _BYPASSES_PER_SCHEDULER = 2
+
+#: A task is re-enqueued twice without running if a fair task takes the CPU that it was sent to, and then another one
+#: takes the next CPU, after that CPU asked the core for a task and got this one. Sleepers of both classes on three CPUs
+#: cause two of these in a minute (traced on 7.3). A loop of the core causes 128 in a second.
+_REPEATS_BY_CHANCE = 8
 
 _LINE = re.compile(
     r"^\s*(?P<task>\S.*-\d+)\s+\[(?P<cpu>\d+)\].*sched_ext_event: name (?P<name>\w+) delta (?P<delta>\d+)"
@@ -42,7 +49,7 @@ class KernelEvents:
     def __init__(self) -> None:
         with contextlib.suppress(FileExistsError):
             _INSTANCE.mkdir()
-        (_EVENT / "filter").write_text(" || ".join(f'name == "{name}"' for name in (*NEVER, BYPASS)))
+        (_EVENT / "filter").write_text(" || ".join(f'name == "{name}"' for name in RECORDED))
         (_INSTANCE / "trace").write_text("")
         (_EVENT / "enable").write_text("1")
         self._schedulers = _schedulers()
@@ -50,7 +57,7 @@ class KernelEvents:
 
     def expect(self, *names: str) -> None:
         """Accept events with these ``names`` in this test."""
-        unknown = set(names) - {*NEVER, BYPASS}
+        unknown = set(names) - set(RECORDED)
         assert not unknown, f"{unknown} is not recorded"
         self._expected.update(names)
 
@@ -63,7 +70,10 @@ class KernelEvents:
 
     def trouble(self) -> list[str]:
         """The unexpected events, one line for each name."""
-        allowed = {BYPASS: _BYPASSES_PER_SCHEDULER * (_schedulers() - self._schedulers)}
+        allowed = {
+            BYPASS: _BYPASSES_PER_SCHEDULER * (_schedulers() - self._schedulers),
+            REPEAT: _REPEATS_BY_CHANCE,
+        }
         causes: dict[str, str] = {}
         for event in self._events():
             causes[event["name"]] = f"the last by {event['task']} on CPU {int(event['cpu'])}"
