@@ -44,6 +44,7 @@ struct enclave {
 	u32 draining; /* the previous policy used per-CPU queues; they may not be empty yet */
 	u32 reserved;
 	u64 gtids; /* number of gtids issued */
+	u64 stuck; /* a task may wait on the own queue of a CPU that cannot run it, since that CPU is offline or taken */
 	u32 agents[2]; /* 1: this bank's policy has an agent */
 };
 

@@ -55,12 +55,14 @@ static void queue_locally(struct task_struct *p, u64 enq_flags)
 	s32 home = e && c ? home_cpu(e, c, p->cpus_ptr, scx_bpf_task_cpu(p)) : -1;
 	struct cpu *cpu = cpu_of(home);
 
-	if (!cpu) {
+	if (!cpu || !e) {
 		scx_bpf_dsq_insert(p, PENDING, SCX_SLICE_DFL, enq_flags);
 		return;
 	}
 	scx_bpf_dsq_insert(p, CPU_DSQ(home), SCX_SLICE_DFL, enq_flags);
 	cpu->latched = 1;
+	if (cpu->preempted_by_class)
+		report_stuck(e);
 	scx_bpf_kick_cpu(home, SCX_KICK_IDLE);
 }
 
@@ -115,26 +117,31 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 static bool is_cpu_delegated(s32 here)
 {
 	struct channel *own, *ch = channel_at(0);
-	u32 number;
 
 	if (!ch || !is_delegated(ch))
 		return false;
-	own = channel_of_cpu(here, &number);
-	return own && !own->per_cpu && is_delegated(own);
+	if (!ch->per_cpu)
+		return true;
+	own = channel_at(1 + here);
+	return own && is_delegated(own);
 }
 
 BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
 {
+	struct enclave *e = enclave_of(ENCLAVE);
 	struct cpu *cpu = cpu_of(here);
 
-	if (!cpu)
+	if (!cpu || !e)
 		return 0;
 	if (must_rescue(cpu, here) || !is_cpu_delegated(here)) {
 		if (!scx_bpf_dsq_move_to_local(PENDING))
-			rescue(here, true);
+			rescue(e, true);
 		return 0;
 	}
-	if (rescue(here, false) || cpu->told_idle || !scx_bpf_dsq_nr_queued(PENDING))
+	/* The core let an overdue task go first, and there is none. */
+	if (cpu->latched && !cpu->group_hold && scx_bpf_dsq_move_to_local(CPU_DSQ(here)))
+		return 0;
+	if (rescue_stuck(e) || cpu->told_idle || !scx_bpf_dsq_nr_queued(PENDING))
 		return 0;
 	cpu->told_idle = 1;
 	tell_cpu(here, MSG_CPU_IDLE);
@@ -161,7 +168,7 @@ BPF_PROG(agent_tick, struct task_struct *p)
 		       (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(PENDING));
 	} else if (cpu->rescue_in) {
 		late = ns_on(cpu) > BUILTIN_SLICE;
-	} else if (is_rescue_check_due(cpu)) {
+	} else if (is_rescue_check_due(cpu, bpf_ktime_get_ns())) {
 		cpu->rescue_in = find_overdue(PENDING, here, false) > 0;
 		late = cpu->rescue_in || find_overdue(CPU_DSQ(here), here, false);
 		if (late)
@@ -248,7 +255,7 @@ BPF_PROG(agent_set_cpumask, struct task_struct *p, const struct cpumask *allowed
 	if (!w)
 		return 0;
 	w->allowed = p->cpus_ptr->bits[0];
-	tell(p, a, w, MSG_TASK_AFFINITY_CHANGED, 0);
+	tell(p, a, w, MSG_TASK_AFFINITY_CHANGED, 0, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -260,7 +267,7 @@ BPF_PROG(agent_set_weight, struct task_struct *p, u32 weight)
 	if (!w || w->weight == weight)
 		return 0;
 	w->weight = weight;
-	tell(p, a, w, MSG_TASK_PRIORITY_CHANGED, 0);
+	tell(p, a, w, MSG_TASK_PRIORITY_CHANGED, 0, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -292,10 +299,19 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	return 0;
 }
 
-/* An idle system makes no events: the pulse makes CPUs dispatch, which finds timed-out agents and overdue tasks. */
+/*
+ * An idle system makes no events: the pulse makes CPUs dispatch, which finds timed-out agents and overdue tasks. One may
+ * also wait for the CPU of an agent that does not end its turn.
+ */
 int pulse(struct bpf_perf_event_data *ctx)
 {
-	if (scx_bpf_dsq_nr_queued(PENDING) > 0)
+	struct enclave *e = enclave_of(ENCLAVE);
+
+	if (!e)
+		return 0;
+	if (waits_on_own_queue())
+		report_stuck(e);
+	if (e->stuck || scx_bpf_dsq_nr_queued(PENDING) > 0)
 		kick_cpus();
 	return 0;
 }

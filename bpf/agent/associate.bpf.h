@@ -51,7 +51,7 @@ static void associate(struct task_struct *p, struct agent_task *a, struct status
 	for_each_number(attempt, 0, 4) {
 		u64 state = w->state, seq = a->seq + 1;
 
-		tell(p, a, w, state == TASK_WAITING ? MSG_TASK_NEW : MSG_TASK_BLOCKED, 0);
+		tell(p, a, w, state == TASK_WAITING ? MSG_TASK_NEW : MSG_TASK_BLOCKED, 0, bpf_ktime_get_ns());
 		if (w->state == state && a->seq == seq)
 			return;
 	}

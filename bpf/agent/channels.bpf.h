@@ -71,12 +71,15 @@ static struct channel *channel_of_cpu(s32 cpu, u32 *number)
 /* The CPU is offline, or held by a class other than its agent's. */
 static bool is_lost(struct cpu *cpu, s32 id)
 {
-	struct channel *own = channel_at(1 + id);
 	struct core *c = the_core();
+	struct channel *own;
 
-	if (c && !has_bit(c->online, id))
-		return true;
-	return cpu->preempted_by_class && !(own && own->tid);
+	if (cpu->preempted_by_class) {
+		own = channel_at(1 + id);
+		if (!own || !own->tid)
+			return true;
+	}
+	return c && !has_bit(c->online, id);
 }
 
 /*

@@ -152,10 +152,15 @@ static void kick(s32 id)
 
 	if (!cpu || !e || !cpu->kick)
 		return;
-	scx_bpf_kick_cpu(id, cpu->kick & TXN_KICK_PREEMPT ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+	/* The agent itself holds its CPU, which asks for a task as soon as the agent sleeps. */
+	if (id != bpf_get_smp_processor_id()) {
+		scx_bpf_kick_cpu(id, cpu->kick & TXN_KICK_PREEMPT ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+		if (is_lost(cpu, id)) {
+			report_stuck(e);
+			kick_any_idle(e, id);
+		}
+	}
 	cpu->kick = 0;
-	if (is_lost(cpu, id))
-		kick_any_idle(e, id);
 }
 
 static void request_kick(struct txn *x)

@@ -33,7 +33,7 @@ static bool number_message(struct agent_task *a, struct status_word *w, struct m
 	return own;
 }
 
-static void tell(struct task_struct *p, struct agent_task *a, struct status_word *w, u16 type, u16 flags)
+static void tell(struct task_struct *p, struct agent_task *a, struct status_word *w, u16 type, u16 flags, u64 now)
 {
 	struct message m = {};
 	u64 load = 0;
@@ -47,7 +47,7 @@ static void tell(struct task_struct *p, struct agent_task *a, struct status_word
 		return;
 	count_load(a, load);
 	m.runtime_ns = a->runtime_ns;
-	m.at_ns = bpf_ktime_get_ns();
+	m.at_ns = now;
 	m.allowed = w->allowed;
 	m.tgid = w->tgid;
 	m.weight = w->weight;
@@ -74,8 +74,7 @@ static void tell_gone(struct task_struct *p, struct agent_task *a, u16 type)
 
 	if (!w)
 		return;
-	set_state(a, w, TASK_BLOCKED);
-	tell(p, a, w, type, 0);
+	tell(p, a, w, type, 0, set_state(a, w, TASK_BLOCKED));
 	number = release_word(a, w);
 	a->told_state = TASK_BLOCKED;
 	a->channel = 0;
@@ -143,8 +142,7 @@ static bool tell_waits(struct task_struct *p, struct agent_task *a, u64 enq_flag
 	a->yielded = 0;
 	a->told_state = TASK_WAITING;
 	w->allowed = p->cpus_ptr->bits[0];
-	set_state(a, w, TASK_WAITING);
-	tell(p, a, w, type, boosted ? MSG_BOOSTED : 0);
+	tell(p, a, w, type, boosted ? MSG_BOOSTED : 0, set_state(a, w, TASK_WAITING));
 	return true;
 }
 
@@ -162,13 +160,15 @@ static void tell_blocked(struct task_struct *p, struct agent_task *a)
 {
 	struct status_word *w = word_at(a->word);
 
+	u64 now;
+
 	if (!w)
 		return;
-	set_state(a, w, TASK_BLOCKED);
+	now = set_state(a, w, TASK_BLOCKED);
 	if (a->told_state == TASK_BLOCKED)
 		return;
 	a->told_state = TASK_BLOCKED;
-	tell(p, a, w, MSG_TASK_BLOCKED, 0);
+	tell(p, a, w, MSG_TASK_BLOCKED, 0, now);
 }
 
 #endif

@@ -22,22 +22,50 @@
 #define RESCUE_SCAN_MAX 32 /* tasks at the head of a queue that are looked at */
 
 /*
- * Run a task that was committed to this CPU, or to a lost CPU. If `any` is set, also one that was committed to another
- * CPU: the fast path leaves no CPU idle while a task waits.
+ * Run a task that was committed to a lost CPU. If `any` is set, also one that was committed to another CPU: the fast path
+ * leaves no CPU idle while a task waits.
  */
-static bool rescue(s32 here, bool any)
+static bool rescue(struct enclave *e, bool any)
 {
-	bool scarce = are_words_scarce(); /* queue_locally() then uses CPUs' own queues, too */
+	bool scarce = any && are_words_scarce(); /* queue_locally() then uses CPUs' own queues, too */
 	struct cpu *cpu;
 
 	for_each_cpu_of(ENCLAVE, cpu, id) {
+		bool lost = is_lost(cpu, id);
+
 		/* A CPU that a higher class holds does not look at its own queue, and its mark may be missing. */
-		if (!cpu->latched && !scarce && !(cpu->preempted_by_class && scx_bpf_dsq_nr_queued(CPU_DSQ(id))))
+		if (!lost && !scarce && !(any && cpu->latched))
 			continue;
-		if ((any || id == here || is_lost(cpu, id)) && !cpu->group_hold && scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
+		if (!scx_bpf_dsq_nr_queued(CPU_DSQ(id)))
+			continue;
+		/* There may be more, or this CPU may not run it: the next dispatch looks again. */
+		if (lost)
+			report_stuck(e);
+		if (!cpu->group_hold && scx_bpf_dsq_move_to_local(CPU_DSQ(id)))
 			return true;
 	}
 	return false;
+}
+
+/* Return true if a task waits on a CPU's own queue. */
+static bool waits_on_own_queue(void)
+{
+	struct cpu *cpu;
+
+	for_each_cpu_of(ENCLAVE, cpu, id)
+		if (scx_bpf_dsq_nr_queued(CPU_DSQ(id)))
+			return true;
+	return false;
+}
+
+/* Run a task that waits on the own queue of a lost CPU, if there may be one. */
+static bool rescue_stuck(struct enclave *e)
+{
+	if (!e->stuck)
+		return false;
+	/* Reports from now on come with a task that is on its queue already, or set the mark again. */
+	exchange(&e->stuck, 0);
+	return rescue(e, false);
 }
 
 /*
@@ -77,11 +105,11 @@ static u64 find_overdue(u64 dsq, s32 here, bool move)
 	return 0;
 }
 
-static bool is_rescue_check_due(struct cpu *cpu)
+static bool is_rescue_check_due(struct cpu *cpu, u64 now)
 {
-	if (ns_since(cpu->checked_at) < RESCUE_CHECK_PERIOD)
+	if (elapsed(cpu->checked_at, now) < RESCUE_CHECK_PERIOD)
 		return false;
-	cpu->checked_at = bpf_ktime_get_ns();
+	cpu->checked_at = now;
 	return true;
 }
 
@@ -93,7 +121,7 @@ static bool must_rescue(struct cpu *cpu, s32 here)
 {
 	u64 ns;
 
-	if (!is_rescue_check_due(cpu))
+	if (!is_rescue_check_due(cpu, cpu->dispatched_at))
 		return false;
 	ns = find_overdue(PENDING, here, true);
 	if (ns > RESCUE_TIMEOUT) {

@@ -105,11 +105,15 @@ static u64 load_of(struct status_word *w)
 	return w->state == TASK_BLOCKED ? 0 : 1 + w->channel;
 }
 
-static void set_state(struct agent_task *a, struct status_word *w, u32 state)
+/* Return the time; CLOCK_MONOTONIC. */
+static u64 set_state(struct agent_task *a, struct status_word *w, u32 state)
 {
+	u64 now = bpf_ktime_get_ns();
+
 	w->state = state;
-	w->since_ns = bpf_ktime_get_ns();
+	w->since_ns = now;
 	count_load(a, load_of(w));
+	return now;
 }
 
 static u64 next_gtid(struct task_struct *p)

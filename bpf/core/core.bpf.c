@@ -135,9 +135,12 @@ static void offer_waiting_tasks(struct cpu *cpu, s32 here)
 {
 	struct enclave *e = NULL;
 
-	if (enclave_of_cpu(cpu, &e) && e && has_cpu_queues(e) &&
-	    (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(VTIME_DSQ(here))))
+	if (!enclave_of_cpu(cpu, &e) || !e || !has_cpu_queues(e))
+		return;
+	if (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(VTIME_DSQ(here))) {
+		report_stuck(e);
 		kick_any_idle(e, here);
+	}
 }
 
 #if !CAN_REENQUEUE

@@ -137,6 +137,13 @@ static void kick_any_idle(struct enclave *e, s32 here)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
+/* A task may wait on the own queue of a CPU that cannot run it: another CPU of e is to look for it. */
+static void report_stuck(struct enclave *e)
+{
+	if (!e->stuck)
+		e->stuck = 1;
+}
+
 /* Return true if tasks of e may wait on CPUs' own queues. */
 static bool has_cpu_queues(struct enclave *e)
 {

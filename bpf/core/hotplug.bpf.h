@@ -42,6 +42,7 @@ static void set_online(s32 id, bool online)
 	if (!cpu->enclave || !e)
 		return;
 	assign_bit(&c->orphaned_queues, cpu->enclave & (MAX_ENCLAVES - 1), !has_cpu(e, c));
+	report_stuck(e);
 	for (u32 i = 0; i < NR_CPU_WORDS * 64; i++)
 		if (c->online[i / 64 & (CPU_WORDS - 1)] >> (i & 63) & 1)
 			scx_bpf_kick_cpu(i, 0);

@@ -25,6 +25,9 @@ def cpu_flags(enclave: EnclaveView, cpus: tuple[int, ...], kind: type[CpuFlags] 
 class CpuFlags:
     """The state of ``cpus``; every list has them in this order. A CPU that is offline is neither idle nor busy.
 
+    The CPU that the agent runs on is held by the agent itself, and will be free when it sleeps. It comes first, since a
+    task that is committed to it needs no interrupt to another CPU.
+
     ``running``, ``latched`` and ``preempted`` have an item for each CPU, ``spinner`` has one for the enclave, and
     ``online`` a bit for each CPU, in words of 64.
     """
@@ -58,15 +61,10 @@ class CpuFlags:
 
     def _unclaimed(self) -> list[int]:
         latched, preempted, spun = self._latched.tolist(), self._preempted.tolist(), (self._spinner[0] >> 32) - 1
-        return [
-            cpu
-            for cpu in self._cpus
-            # The agent's own CPU is held by the agent itself, and will be free when it sleeps.
-            if not latched[cpu]
-            and cpu != spun
-            and (not preempted[cpu] or cpu == libc.current_cpu())
-            and self.is_online(cpu)
-        ]
+        own = libc.current_cpu()
+        held_by_agent = [own] if own in self._cpus and preempted[own] else []
+        free = [cpu for cpu in self._cpus if not preempted[cpu]]
+        return [cpu for cpu in held_by_agent + free if not latched[cpu] and cpu != spun and self.is_online(cpu)]
 
     def is_online(self, cpu: int) -> bool:
         """Whether ``cpu`` is online."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from collections.abc import Iterator
 from random import Random
 
@@ -14,7 +15,19 @@ from agents import MakeAgent, Manual, asleep, drive, manual, task_of
 from ghostbpf.schedulers.agents.task import BLOCKED, HEAD, LATCHED, ON_CPU, PREEMPT, WAITING
 from ghostbpf.schedulers.core import constant
 from ghostbpf.schedulers.userspace import Agent, AgentPolicy, Task, Transaction, TxnState, spec_of
-from workload import Child, MakeEnclave, Me, Workload, in_ext, is_off_cpu, last_cpu, offline, runtime_ns, until
+from workload import (
+    DEADLINE,
+    Child,
+    MakeEnclave,
+    Me,
+    Workload,
+    in_ext,
+    is_off_cpu,
+    last_cpu,
+    offline,
+    runtime_ns,
+    until,
+)
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
@@ -380,16 +393,29 @@ def test_agent_at_rest_is_woken_only_for_messages_that_ask_for_a_decision(worklo
     quiet = False
     while not quiet:
         task = woken(one, child)
-        assert channel.record.state == AT_REST
+        asked = channel.record.answered
         assert one.commit([Transaction(task, 1)]) == [TxnState.COMPLETE]
-        until(lambda: channel.wait(0), "it sleeps, or another class has preempted it")
-        quiet = one.status_words[task.word].state == BLOCKED
+        until(lambda: channel.wait(0), "it sleeps, or another class has preempted it, or a CPU asks for a task")
+        quiet = one.status_words[task.word].state == BLOCKED and channel.record.asked == asked
         if quiet:
             assert channel.record.state == AT_REST
         manual(one).auto = True
         asleep(one, child)
     child.wake()
     until(lambda: channel.record.state == WOKEN, "the agent is woken")
+
+
+@pytest.mark.kernel_independent
+def test_task_committed_to_the_cpu_of_an_agent_that_does_not_sleep_runs_on_another(
+    workload: Workload, agent: MakeAgent
+) -> None:
+    one = agent("1-2")
+    task = woken(one, sleeper(workload, one))
+    os.sched_setaffinity(0, {1})
+    assert one.commit([Transaction(task, 1)]) == [TxnState.COMPLETE]
+    end = time.monotonic() + DEADLINE
+    while one.status_words[task.word].state == WAITING:
+        assert time.monotonic() < end
 
 
 class Watches(Manual):

@@ -71,9 +71,10 @@ PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count)
 	last = PyObject_IsTrue(args[2]) ? BUSY : IDLE;
 	list = PyList_New(0);
 	for (enum which which = IDLE; which <= last; which++) {
-		for (Py_ssize_t n = 0; list && queue->length && n < cpus->count; n++) {
-			if (cpu_matches(cpus, n, which) &&
-			    !assign_to((struct turns *)self, queue, cpus->ids[n], args[3], args[4], list))
+		struct walk walk = walk_of(cpus, which);
+
+		for (s32 cpu; list && queue->length && (cpu = walk_next(&walk)) >= 0;) {
+			if (!assign_to((struct turns *)self, queue, cpu, args[3], args[4], list))
 				Py_CLEAR(list);
 		}
 	}

@@ -58,26 +58,59 @@ static bool is_online(struct cpus *cpus, s32 cpu)
 	return *column_u64(&cpus->online, cpu / 64) >> cpu % 64 & 1;
 }
 
-bool cpu_matches(struct cpus *cpus, Py_ssize_t n, enum which which)
+static bool is_held(struct cpus *cpus, s32 cpu)
 {
-	s32 cpu = cpus->ids[n], spun = (s32)(*column_u64(&cpus->spinner, 0) >> 32) - 1;
+	return *column_u32(&cpus->preempted, cpu);
+}
 
-	if (*column_u64(&cpus->latched, cpu) || cpu == spun || !is_online(cpus, cpu) ||
-	    (*column_u32(&cpus->running, cpu) != 0) != (which == BUSY))
-		return false;
-	/* The agent's own CPU is held by the agent itself, and will be free when it sleeps. */
-	return !*column_u32(&cpus->preempted, cpu) || cpu == sched_getcpu();
+struct walk walk_of(struct cpus *cpus, enum which which)
+{
+	struct walk walk = {.cpus = cpus, .which = which, .own = sched_getcpu(), .at = -1};
+
+	return walk;
+}
+
+static bool matches(const struct walk *walk, s32 cpu)
+{
+	struct cpus *cpus = walk->cpus;
+	s32 spun = (s32)(*column_u64(&cpus->spinner, 0) >> 32) - 1;
+
+	return !*column_u64(&cpus->latched, cpu) && cpu != spun && is_online(cpus, cpu) &&
+	       (*column_u32(&cpus->running, cpu) != 0) == (walk->which == BUSY);
+}
+
+static bool has_own(const struct walk *walk)
+{
+	for (Py_ssize_t n = 0; n < walk->cpus->count; n++)
+		if (walk->cpus->ids[n] == walk->own)
+			return is_held(walk->cpus, walk->own);
+	return false;
+}
+
+s32 walk_next(struct walk *walk)
+{
+	if (walk->at < 0) {
+		walk->at = 0;
+		if (has_own(walk) && matches(walk, walk->own))
+			return walk->own;
+	}
+	while (walk->at < walk->cpus->count) {
+		s32 cpu = walk->cpus->ids[walk->at++];
+
+		if (!is_held(walk->cpus, cpu) && matches(walk, cpu))
+			return cpu;
+	}
+	return -1;
 }
 
 static bool append(struct cpus *cpus, PyObject *list, enum which which)
 {
-	for (Py_ssize_t n = 0; n < cpus->count; n++) {
-		PyObject *number;
+	struct walk walk = walk_of(cpus, which);
+
+	for (s32 cpu; (cpu = walk_next(&walk)) >= 0;) {
+		PyObject *number = PyLong_FromLong(cpu);
 		int failed;
 
-		if (!cpu_matches(cpus, n, which))
-			continue;
-		number = PyLong_FromLong(cpus->ids[n]);
 		failed = number ? PyList_Append(list, number) : -1;
 		Py_XDECREF(number);
 		if (failed)

@@ -85,8 +85,20 @@ struct task *queue_pop(struct queue *queue, long cpu, PyObject *near);
 /* Which CPUs: those that run no task of an enclave, or those that run one. */
 enum which { IDLE, BUSY };
 
-/* Whether CPU number n of cpus has nothing committed, is held by no other class, and is idle or busy. */
-bool cpu_matches(struct cpus *cpus, Py_ssize_t n, enum which which);
+/*
+ * A walk over the idle or the busy CPUs among cpus: those with nothing committed that no other class holds. The agent's
+ * own CPU is held by the agent itself, and will be free when it sleeps. It comes first, since it needs no interrupt.
+ */
+struct walk {
+	struct cpus *cpus;
+	enum which which;
+	s32 own;
+	Py_ssize_t at;
+};
+
+struct walk walk_of(struct cpus *cpus, enum which which);
+/* The next CPU; -1: there is none. */
+s32 walk_next(struct walk *walk);
 
 /* Take hold of a memoryview of integers of `size` bytes; false with an exception if it is something else. */
 bool column_open(struct column *column, PyObject *view, Py_ssize_t size);

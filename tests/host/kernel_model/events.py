@@ -141,6 +141,7 @@ class Events(Ops):
         cpu.switching = True
         self.cpu_records.raw[number].preempted_by_class = 1
         if self.cpu_records.raw[number].latched or (self.fixes.asks_queue and cpu.own.tasks):
+            self.report_stuck()
             self.kick_any_idle()
         yield
         while cpu.local.tasks:
@@ -163,6 +164,7 @@ class Events(Ops):
         cpu = self.cpus[number]
         cpu.switching = True
         self.set_online(number, False)
+        self.report_stuck()
         for other in self.numbers:
             if self.is_online(other):
                 self.kick(other, preempt=True)

@@ -41,6 +41,8 @@ class Ops(Messages):
         if task.exiting or (not task.agent.word and not self.free_words and self.words_ever >= WORDS - 1):
             target = self.cpus[home].own
             self.cpu_records.raw[home].latched = 1
+            if self.is_taken(home):
+                self.report_stuck()
             kicks.append(home)
             self.note_waits(task)
             yield
@@ -115,10 +117,13 @@ class Ops(Messages):
 
     def rescue(self, here: int, any: bool) -> Iterator[None]:
         for number in self.numbers:
-            record, own = self.cpu_records.raw[number], self.cpus[number].own
-            looks = record.latched or (self.fixes.asks_queue and record.preempted_by_class)
-            if looks and (any or number == here or self.is_lost(number)) and (yield from self.consume(here, own)):
-                return
+            record, own, lost = self.cpu_records.raw[number], self.cpus[number].own, self.is_lost(number)
+            looks = (lost and self.fixes.asks_queue) or ((any or lost) and record.latched)
+            if looks and own.tasks:
+                if lost:
+                    self.report_stuck()
+                if (yield from self.consume(here, own)):
+                    return
             yield
 
     def dispatch(self, here: int) -> Steps:
@@ -137,7 +142,10 @@ class Ops(Messages):
             if not (yield from self.consume(here, self.pending)):
                 yield from self.rescue(here, True)
             return
-        yield from self.rescue(here, False)
+        if self.enclaves.raw[ENCLAVE].stuck:
+            self.enclaves.raw[ENCLAVE].stuck = 0
+            yield
+            yield from self.rescue(here, False)
         if cpu.local.tasks or record.told_idle or not self.pending.tasks:
             return
         record.told_idle = 1

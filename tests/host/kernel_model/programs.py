@@ -140,6 +140,7 @@ class Programs(Messages):
         for cpu, preempt in kicks.items():
             self.kick(cpu, preempt)
             if self.is_lost(cpu):
+                self.report_stuck()
                 self.kick_any_idle()
             yield
         return 0

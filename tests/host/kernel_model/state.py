@@ -148,6 +148,9 @@ class State:
     def is_lost(self, cpu: int) -> bool:
         return not self.is_online(cpu) or (self.is_taken(cpu) and not self.channels.raw[1 + cpu].tid)
 
+    def report_stuck(self) -> None:
+        self.enclaves.raw[ENCLAVE].stuck = 1
+
     def kick(self, cpu: int, preempt: bool = False) -> None:
         """An idle CPU dispatches once more; a busy one is interrupted only by ``preempt``."""
         if self.cpus[cpu].current is None:
