@@ -331,18 +331,33 @@ BPF_PROG(core_yield, struct task_struct *from, struct task_struct *to)
 	return 0;
 }
 
-BPF_PROG(core_init)
+/* The loops are iterators because the verifier would follow each of up to MAX_CPUS rounds of a plain loop. */
+static s32 create_queues(void)
 {
 	s32 error = scx_bpf_create_dsq(FALLBACK_DSQ, -1);
 
-	for (u32 id = 1; id < MAX_ENCLAVES && !error; id++)
+	if (error)
+		return error;
+	for_each_number(id, 1, MAX_ENCLAVES) {
 		error = scx_bpf_create_dsq(PENDING_DSQ(id), -1);
-	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < scx_bpf_nr_cpu_ids() && !error; cpu++) {
+		if (error)
+			return error;
+	}
+	for_each_number(cpu, 0, scx_bpf_nr_cpu_ids()) {
+		if (cpu >= MAX_CPUS)
+			break;
 		error = scx_bpf_create_dsq(CPU_DSQ(cpu), -1);
 		if (!error)
 			error = scx_bpf_create_dsq(VTIME_DSQ(cpu), -1);
+		if (error)
+			return error;
 	}
-	return error;
+	return 0;
+}
+
+BPF_PROG(core_init)
+{
+	return create_queues();
 }
 
 /* Re-enqueue local tasks when a higher class takes the CPU. */

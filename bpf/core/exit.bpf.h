@@ -4,6 +4,7 @@
 #define GHOSTBPF_EXIT_BPF_H
 
 #include "abi.h"
+#include "iterate.bpf.h"
 #include "state.bpf.h"
 
 BPF_ARRAY(exit_info, struct exit_record, 1);
@@ -41,7 +42,7 @@ BPF_PROG(core_dump, struct scx_dump_ctx *dctx)
 {
 	char format[] = "enclave %llu: policy %s, %llu queued\n";
 
-	for (u32 id = 1; id < MAX_ENCLAVES; id++) {
+	for_each_number(id, 1, MAX_ENCLAVES) {
 		struct enclave *e = enclave_of(id);
 		u64 args[3];
 

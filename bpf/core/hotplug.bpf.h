@@ -6,6 +6,7 @@
 #include "abi.h"
 #include "bits.bpf.h"
 #include "cpus.bpf.h"
+#include "iterate.bpf.h"
 #include "queues.bpf.h"
 #include "state.bpf.h"
 
@@ -43,8 +44,8 @@ static void set_online(s32 id, bool online)
 		return;
 	assign_bit(&c->orphaned_queues, cpu->enclave & (MAX_ENCLAVES - 1), !has_cpu(e, c));
 	report_stuck(e);
-	for (u32 i = 0; i < NR_CPU_WORDS * 64; i++)
-		if (c->online[i / 64 & (CPU_WORDS - 1)] >> (i & 63) & 1)
+	for_each_number(i, 0, NR_CPU_WORDS * 64)
+		if (c->online[(u32)i / 64 & (CPU_WORDS - 1)] >> (i & 63) & 1)
 			scx_bpf_kick_cpu(i, 0);
 }
 
