@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from ._libbpf import text as c_text
 from .errors import KernelUnsupported
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
+_NOTES = Path("/sys/kernel/notes")
+
+# struct btf_header. ELF notes (elf(5)): the sizes of name and content, and the type.
+_HEADER, _NOTE = struct.Struct("=HBBIIIII"), struct.Struct("=III")
+_NT_GNU_BUILD_ID = 3
 
 
 class Kind(IntEnum):
@@ -215,7 +221,7 @@ class Btf:
         size = ffi.new("__u32 *")
         blob = lib.btf__raw_data(self._btf, size)
         data = bytes(ffi.buffer(blob, size[0]))
-        _, _, _, header, type_off, type_len, string_off, string_len = struct.unpack_from("=HBBIIIII", data)
+        _, _, _, header, type_off, type_len, string_off, string_len = _HEADER.unpack_from(data)
         strings = data[header + string_off : header + string_off + string_len]
         words = struct.unpack_from(f"={type_len // 4}I", data, header + type_off)
         return words, lambda offset: strings[offset : strings.index(0, offset)].decode()
@@ -252,13 +258,39 @@ def _signed(value: int, bits: int) -> int:
 
 @functools.cache
 def identity() -> str:
-    """A hash of the running kernel's BTF, which is part of the cache's key."""
+    """A hash of what tells the running kernel's BTF from that of another kernel, which is part of the caches' keys.
+
+    The build id is itself a hash of the kernel's image, BTF included. Only without one is all of the BTF hashed here,
+    which takes 100 M instructions. The release, the version and BTF's header, which has the lengths of its parts, tell
+    kernels apart whose build ids are equal by mistake.
+    """
     try:
-        data = VMLINUX.read_bytes()
+        with VMLINUX.open("rb") as file:
+            build_id = _build_id()
+            data = file.read(_HEADER.size if build_id else -1)
     except OSError as error:
         raise KernelUnsupported(
             "BTF",
             f"cannot read {VMLINUX}: {error.strerror}",
             hint="boot a kernel with CONFIG_DEBUG_INFO_BTF=y",
         ) from None
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    system = os.uname()
+    parts = [build_id, f"{system.release} {system.version}".encode(), data]
+    return hashlib.blake2b(b"".join(struct.pack("=Q", len(part)) + part for part in parts), digest_size=8).hexdigest()
+
+
+def _build_id() -> bytes:
+    """The running kernel's GNU build id; empty if it has none."""
+    try:
+        notes = _NOTES.read_bytes()
+    except OSError:
+        return b""
+    at = 0
+    while at + _NOTE.size <= len(notes):
+        name_size, size, kind = _NOTE.unpack_from(notes, at)
+        name = at + _NOTE.size
+        content = name + (name_size + 3 & ~3)
+        if kind == _NT_GNU_BUILD_ID and notes[name:content] == b"GNU\0" and content + size <= len(notes):
+            return notes[content : content + size]
+        at = content + (size + 3 & ~3)
+    return b""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,12 +203,62 @@ def test_identity_is_the_same_in_every_process() -> None:
     assert len(identity()) == 16
 
 
-def test_identity_follows_the_types(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    data = bytearray(VMLINUX.read_bytes())
-    data[-100] ^= 1
-    monkeypatch.setattr(btf, "VMLINUX", tmp_path / "vmlinux")
-    (tmp_path / "vmlinux").write_bytes(data)
+@pytest.fixture
+def kernel_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
+    """Writable copies of the running kernel's BTF and notes, which identity() reads."""
+    copies = tmp_path / "vmlinux", tmp_path / "notes"
+    for name, copy in zip(("VMLINUX", "_NOTES"), copies, strict=True):
+        copy.write_bytes(getattr(btf, name).read_bytes())
+        monkeypatch.setattr(btf, name, copy)
+    return copies
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_build_id_is_in_the_kernels_notes() -> None:
+    header = struct.pack("=III", 4, 20, 3) + b"GNU\0"
+    assert len(btf._build_id()) == 20
+    assert header + btf._build_id() in btf._NOTES.read_bytes()
+
+
+def test_build_id_after_other_notes_is_found(kernel_files: tuple[Path, Path]) -> None:
+    _, notes = kernel_files
+    other = struct.pack("=III", 6, 5, 3) + b"Linux\0\0\0" + b"12345\0\0\0"
+    mine = struct.pack("=III", 4, 20, 3) + b"GNU\0" + bytes(range(20))
+    notes.write_bytes(other + mine)
+    assert btf._build_id() == bytes(range(20))
+    for end in range(len(other + mine)):
+        notes.write_bytes((other + mine)[:end])
+        assert btf._build_id() == b""
+
+
+def test_identity_follows_the_build_id(kernel_files: tuple[Path, Path]) -> None:
+    _, notes = kernel_files
+    assert identity.__wrapped__() == identity()
+    flip(notes, notes.read_bytes().index(btf._build_id()))
     assert identity.__wrapped__() != identity()
-    (tmp_path / "vmlinux").unlink()
+
+
+def test_identity_follows_the_lengths_of_the_types(kernel_files: tuple[Path, Path]) -> None:
+    types, _ = kernel_files
+    flip(types, 12)
+    assert identity.__wrapped__() != identity()
+
+
+def test_identity_without_a_build_id_follows_the_types(kernel_files: tuple[Path, Path]) -> None:
+    types, notes = kernel_files
+    notes.unlink()
+    before = identity.__wrapped__()
+    assert before != identity()
+    flip(types, -100)
+    assert identity.__wrapped__() not in (before, identity())
+
+
+def test_identity_needs_types(kernel_files: tuple[Path, Path]) -> None:
+    kernel_files[0].unlink()
     with pytest.raises(KernelUnsupported, match="No such file"):
         identity.__wrapped__()
