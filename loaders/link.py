@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from . import kernel_types
 from ._libbpf import check, ffi, lib, opts, text
-from .btf import Btf, Kind
+from .btf import Kind
 from .errors import BpfError, KernelUnsupported, LinkError, PermissionMissing, VerifierError
 from .handle import Handle
 from .maps import Map
@@ -46,12 +47,10 @@ class Target:
     @classmethod
     def struct_ops(cls, struct_name: str, member: str, *, sleepable: bool = False) -> Target:
         """The callback ``member`` of ``struct struct_name``."""
-        btf = Btf.kernel()
-        struct_id = btf.struct_id(struct_name)
-        members = btf.members(struct_id)
-        if member not in members:
+        table = kernel_types.struct(struct_name)
+        if member not in table.members:
             raise KernelUnsupported(f"{struct_name}.{member}", f"this kernel's {struct_name} has no {member}")
-        return cls(ProgramType.STRUCT_OPS, members[member].index, struct_id, sleepable)
+        return cls(ProgramType.STRUCT_OPS, table.members[member].index, table.id, sleepable)
 
     @classmethod
     def syscall(cls) -> Target:
@@ -77,7 +76,7 @@ class Target:
 
 
 def _target_id(name: str, kind: Kind, feature: str) -> int:
-    type_id = Btf.kernel().find(name, kind)
+    type_id = kernel_types.find(name, kind)
     if type_id is None:
         raise KernelUnsupported(feature, f"this kernel has no {feature}")
     return type_id
@@ -206,7 +205,7 @@ class Module:
             case "map":
                 return self.maps[relocation.symbol].fd
             case "kfunc":
-                func_id = Btf.kernel().find(relocation.symbol, Kind.FUNC)
+                func_id = kernel_types.find(relocation.symbol, Kind.FUNC)
                 if func_id is None:
                     raise LinkError(relocation.symbol, f"this kernel has no function {relocation.symbol}")
                 return func_id

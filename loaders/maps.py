@@ -22,9 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from . import _libbpf
+from . import _libbpf, kernel_types
 from ._libbpf import check, info_by_fd, lib
-from .btf import Btf
 from .closing import Closing
 from .errors import BpfError
 from .handle import Handle, open_pinned
@@ -237,7 +236,7 @@ class RingBuffer:
 @functools.cache
 def _is_per_cpu(map_type: int) -> bool:
     """Whether the kernel writes a value for each CPU where a map of this type is read."""
-    types = Btf.kernel().enum("bpf_map_type")
+    types = kernel_types.enum("bpf_map_type")
     return any(number == map_type and "PERCPU" in name for name, number in types.items())
 
 

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Self
 
+from . import kernel_types
 from ._libbpf import check, ffi, lib, opts
-from .btf import Btf, Member
+from .btf import Member
 from .errors import AttachError, BpfError, KernelUnsupported
 from .handle import Handle, open_pinned
 from .link import Module, Target, close_all
@@ -40,11 +41,10 @@ class StructOps(Handle):
         ``sleepable`` names the members whose programs may sleep. Raises VerifierError, AttachError,
         KernelUnsupported, BpfError.
         """
-        btf = Btf.kernel()
-        value_id = btf.struct_id(f"bpf_struct_ops_{struct_name}")
-        members = btf.members(btf.struct_id(struct_name))
-        data = btf.members(value_id)["data"].offset
-        value = bytearray(btf.size(value_id))
+        outer = kernel_types.struct(f"bpf_struct_ops_{struct_name}")
+        members = kernel_types.struct(struct_name).members
+        data = outer.members["data"].offset
+        value = bytearray(outer.size)
         for name, content in (fields or {}).items():
             if name not in members:
                 raise KernelUnsupported(f"{struct_name}.{name}", f"this kernel's {struct_name} has no {name}")
@@ -59,7 +59,7 @@ class StructOps(Handle):
         for member, program in programs.items():
             _store(value, data, members[member], program.fd)
         try:
-            with _create_map(struct_name, value_id, len(value)) as table:
+            with _create_map(struct_name, outer.id, len(value)) as table:
                 key = ffi.new("int *", 0)
                 check(
                     lib.bpf_map_update_elem(table.fd, key, bytes(value), 0),

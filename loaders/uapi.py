@@ -8,7 +8,7 @@ with the kernel's.
 
 from __future__ import annotations
 
-from .btf import Btf
+from . import kernel_types
 from .errors import KernelUnsupported
 
 BPF_F_RDONLY = 1 << 3
@@ -39,7 +39,7 @@ def attach_type(name: str) -> int:
 
 def value(enum: str, name: str) -> int:
     """The value of enumerator ``name`` of ``enum``."""
-    values = Btf.kernel().enum(enum)
+    values = kernel_types.enum(enum)
     if name not in values:
         raise KernelUnsupported(name, f"this kernel's enum {enum} has no {name}")
     return values[name]

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ..loaders import abi, capabilities, sched_ext
+from ..loaders import abi, capabilities, kernel_types, sched_ext
 from ..loaders.attach import Iterator as TaskIterator
 from ..loaders.attach import Link
-from ..loaders.btf import Btf
 from ..loaders.compiler import compile
 from ..loaders.errors import AttachError, BpfError, GhostError, PermissionMissing
 from ..loaders.handle import Handle, open_pinned
@@ -116,7 +115,7 @@ class Core:
         obj = compile(BPF_DIR / "core" / "core.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
         module = Module(obj, constants={"full_mode": int(full)})
         _prepare(module, full)
-        flags = Btf.kernel().enum("scx_ops_flags")
+        flags = kernel_types.enum("scx_ops_flags")
         # Without ENQ_EXITING and ENQ_MIGRATION_DISABLED the kernel inserts such tasks into their CPU's local queue
         # itself, unknown to the policy; re-enqueueing that queue returns them to it until the kernel ejects the core.
         names = ["SCX_OPS_ENQ_LAST", "SCX_OPS_ENQ_EXITING", "SCX_OPS_ENQ_MIGRATION_DISABLED"]

@@ -29,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def entries(home: Path) -> list[Path]:
-    return [path for path in home.rglob("*") if not path.is_dir() and path.parent.name != "declarations"]
+    return [path for path in home.rglob("*") if not path.is_dir() and path.parent.name not in ("declarations", "types")]
 
 
 def compiler_ran(path: Path, **defines: int | str) -> bool:

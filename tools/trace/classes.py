@@ -6,7 +6,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from ...loaders.btf import Btf, Kind
+from ...loaders import kernel_types
+from ...loaders.btf import Kind
 from ...loaders.errors import GhostError
 
 _KALLSYMS = Path("/proc/kallsyms")
@@ -18,7 +19,7 @@ def ext_class() -> dict[str, int]:
 
     Raises GhostError if the kernel hides its addresses.
     """
-    if Btf.kernel().find("sched_ext_ops", Kind.STRUCT) is None:
+    if kernel_types.find("sched_ext_ops", Kind.STRUCT) is None:
         return {"ext_class": 0}
     with _KALLSYMS.open() as symbols:
         address = next((int(line.split()[0], 16) for line in symbols if line.split()[2] == "ext_sched_class"), 0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...loaders import Btf, sched_ext
+from ...loaders import kernel_types, sched_ext
 from ...schedulers.core import constant
 from .classes import ext_class
 from .filters import By
@@ -54,7 +54,7 @@ class TOOL(HistogramTool):
 
 def dsq_names() -> dict[str, int]:
     """Ids of DSQs by their names; "none" means that the task is in a queue of the scheduler's own."""
-    ids = Btf.kernel().enum("scx_dsq_id_flags")
+    ids = kernel_types.enum("scx_dsq_id_flags")
     names = {name: ids[f"SCX_DSQ_{name}"] for name in ("GLOBAL", "LOCAL", "LOCAL_ON", "INVALID")}
     names["none"] = names.pop("INVALID")
     return names | ({"FALLBACK": _FALLBACK} if sched_ext.status().ops == _CORE else {})

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import click
 
-from ...loaders import Btf, KernelUnsupported
+from ...loaders import KernelUnsupported, kernel_types
 from .histogram import LinearHistogram
 from .report import HistogramSection, Section, Table
 from .tool import Tool
@@ -82,9 +82,7 @@ def _occupancy(lengths: LinearHistogram, by: Mapping[str, int]) -> Table:
 
 
 def _offsets() -> dict[str, int]:
-    btf = Btf.kernel()
-    rq = btf.members(btf.struct_id("rq"))
-    fair = btf.members(btf.struct_id("cfs_rq"))
+    rq, fair = (kernel_types.struct(name).members for name in ("rq", "cfs_rq"))
     if "rq" not in fair:
         raise KernelUnsupported(
             "cfs_rq.rq", "this kernel has no struct cfs_rq.rq", hint="boot a kernel with CONFIG_FAIR_GROUP_SCHED=y"

@@ -17,7 +17,7 @@ from pyroute2.netlink import NETLINK_GENERIC, NLM_F_ACK, NLM_F_REQUEST, genlmsg,
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
-from ...loaders.btf import Btf
+from ...loaders import kernel_types
 from ...loaders.errors import GhostError, KernelUnsupported, PermissionMissing
 from ...loaders.netlink import NetlinkEvents
 
@@ -146,6 +146,5 @@ def is_complete() -> bool:
 
 @functools.cache
 def _layout() -> tuple[tuple[str, int, int], ...]:
-    btf = Btf.kernel()
-    members = btf.members(btf.struct_id("taskstats"))
-    return tuple((m.name, m.offset, m.size) for m in members.values() if m.size in (1, 2, 4, 8))
+    members = kernel_types.struct("taskstats").members.values()
+    return tuple((m.name, m.offset, m.size) for m in members if m.size in (1, 2, 4, 8))

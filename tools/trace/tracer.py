@@ -16,10 +16,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from ...loaders import Array, Hash, KernelUnsupported, Link, Module, PerCpuArray, Program, Target, abi, compile
+from ...loaders import (
+    Array,
+    Hash,
+    KernelUnsupported,
+    Link,
+    Module,
+    PerCpuArray,
+    Program,
+    Target,
+    abi,
+    compile,
+    kernel_types,
+)
 from ...loaders._libbpf import info_by_fd
 from ...loaders.attach import Samplers
-from ...loaders.btf import Btf
 from ...loaders.errors import PermissionMissing
 from ...loaders.maps import Map
 from ...loaders.source import BPF_DIR
@@ -191,7 +202,7 @@ class Tracer:
 
     def drops(self) -> int:
         """The number of lost events: out of memory, or during another event on the same CPU."""
-        missed = Btf.kernel().members(Btf.kernel().struct_id("bpf_prog_info")).get("recursion_misses")
+        missed = kernel_types.struct("bpf_prog_info").members.get("recursion_misses")
         recursion = 0
         for program in self.programs.values():
             if missed:
