@@ -17,8 +17,9 @@ from .errors import CompileError, Diagnostic
 #: Searched for quoted includes after the including file's own directory.
 BPF_DIR = Path(__file__).resolve().parent.parent / "bpf"
 
-_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"[^\n]*$', re.MULTILINE)
-_PATH = re.compile(r"(?<=^#line ).*$", re.MULTILINE)
+# Only a pattern that begins with a letter of its own is searched for fast: what is before the # is checked afterwards.
+_INCLUDE = re.compile(r'#[ \t]*include[ \t]*"([^"]+)"[^\n]*$', re.MULTILINE)
+_LINE_MARK = "\n#line "
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 
 
@@ -38,7 +39,8 @@ class Source:
     @property
     def identity(self) -> str:
         """The text without the paths of its files: the same for each copy of them."""
-        return _PATH.sub("", self.text)
+        before, *marked = f"\n{self.text}".split(_LINE_MARK)
+        return _LINE_MARK.join([before, *(part.partition("\n")[2] for part in marked)])
 
 
 def read(path: str | Path) -> Source:
@@ -60,9 +62,12 @@ def _expand(path: Path, seen: list[Path], included_by: tuple[Path, int] | None) 
     seen.append(path)
     parts, end = [f'#line 1 "{path}"\n'], 0
     for match in _INCLUDE.finditer(text):
-        line = text.count("\n", 0, match.start()) + 1
+        start = text.rfind("\n", 0, match.start()) + 1
+        if text[start : match.start()].strip(" \t"):
+            continue
+        line = text.count("\n", 0, start) + 1
         parts += [
-            text[end : match.start()],
+            text[end:start],
             _expand(_locate(match[1], path), seen, (path, line)),
             f'\n#line {line + 1} "{path}"',
         ]
