@@ -10,12 +10,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from . import libbcc
 from ._libbpf import check, info_by_fd
 from ._libbpf import ffi as bpf_ffi
 from ._libbpf import lib as bpf
 from ._libbpf import text as c_text
 from .declarations import declare, open_library
-from .errors import KernelUnsupported
 from .headers import CONSTANT_MARKER, KFUNC_MARKER, Headers
 from .object import CALL, LD_IMM64, Function, MapDef, Object, Relocation, instructions
 from .uapi import BPF_PSEUDO_MAP_FD
@@ -33,27 +33,6 @@ _CFLAGS = (
     "-Wno-unused-value",
     "-Wno-address-of-packed-member",
 )
-_LIBRARY_DIRS = (
-    "/usr/local/lib",
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib/aarch64-linux-gnu",
-    "/usr/lib64",
-    "/usr/lib",
-)
-
-
-def library() -> Path:
-    """The path of libbcc, whose resolved file name contains its version."""
-    for directory in _LIBRARY_DIRS:
-        path = Path(directory, "libbcc.so.0")
-        if path.exists():
-            return path.resolve()
-    raise KernelUnsupported("bcc", "no libbcc.so.0 on this machine", hint="apt install python3-bpfcc")
-
-
-def version() -> str:
-    """libbcc's version, for example "0.31.0"."""
-    return library().name.removeprefix("libbcc.so.")
 
 
 def compile_text(name: str, text: str, headers: Headers, tree: Path, defines: dict[str, str]) -> Object | None:
@@ -71,7 +50,7 @@ def compile_text(name: str, text: str, headers: Headers, tree: Path, defines: di
         const char *bpf_table_name(void *module, size_t id);
         """
     )
-    bcc: Any = open_library(ffi, str(library()))
+    bcc: Any = open_library(ffi, str(libbcc.library()))
     os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     flags = [ffi.new("char[]", f.encode()) for f in (*_CFLAGS, *(f"-D{k}={v}" for k, v in defines.items()))]
     module = bcc.bpf_module_create_c_from_string(text.encode(), 0, flags, len(flags), True, ffi.NULL)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 from .object import Object
@@ -65,6 +64,8 @@ def load_bytes(name: str, kind: str) -> bytes | None:
 
 def store_bytes(name: str, kind: str, body: bytes) -> None:
     """Store ``body``; on a full disk or in a read-only home nothing is stored, and the next start makes it again."""
+    import tempfile  # it imports modules that a start without anything to store does not need
+
     path = _path(name, kind)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

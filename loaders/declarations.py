@@ -3,13 +3,8 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import io
 import marshal
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import _cffi_backend
@@ -51,6 +46,12 @@ def _parsed(texts: tuple[str, ...]) -> Any:
 
 def _arguments(ffi: Any) -> dict[str, Any]:
     """The arguments of ``_cffi_backend.FFI``: those in the module that cffi generates, which are literals."""
+    import ast
+    import contextlib
+    import io
+    import tempfile
+    from pathlib import Path
+
     ffi.set_source(_NAME, None)
     # cffi reports what it writes on stdout.
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):

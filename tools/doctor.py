@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from ..loaders import _bcc, _libbpf, capabilities, kfuncs, sched_ext
+from ..loaders import _libbpf, capabilities, kfuncs, libbcc, sched_ext
 from ..loaders.btf import VMLINUX, Btf
 from ..loaders.errors import GhostError
 from ..schedulers import limits
@@ -115,7 +115,7 @@ def _jit(what: str) -> Row:
 
 
 def _compiler(what: str) -> Row:
-    return Row(what, "ok", f"bcc {_bcc.version()} ({_bcc.library()})")
+    return Row(what, "ok", f"bcc {libbcc.version()} ({libbcc.library()})")
 
 
 def _bcc_python(what: str) -> Row:

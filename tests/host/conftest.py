@@ -19,7 +19,7 @@ from typing import Any
 import hypothesis
 import hypothesis.core
 import pytest
-from ghostbpf.loaders import _bcc, btf
+from ghostbpf.loaders import btf, libbcc
 from ghostbpf.loaders.compiler import compile
 from ghostbpf.loaders.errors import KernelUnsupported
 from ghostbpf.loaders.object import Object
@@ -72,7 +72,7 @@ def root() -> None:
 def bcc(root: None) -> None:
     """Skip if C cannot be compiled to BPF."""
     try:
-        _bcc.library()
+        libbcc.library()
     except KernelUnsupported as error:
         pytest.skip(f"{error} ({error.hint})")
     if not btf.VMLINUX.exists():

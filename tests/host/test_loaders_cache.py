@@ -54,7 +54,7 @@ def test_hit_gives_what_the_compiler_gave(bpf_source: Source) -> None:
 def test_hit_reads_no_kernel_types(bpf_source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     path = bpf_source(TEXT)
     compile(path)
-    monkeypatch.setattr("ghostbpf.loaders.compiler.Btf", None)
+    monkeypatch.setattr("ghostbpf.loaders.compilation.Btf", None)
     monkeypatch.setattr("os.fork", None)
     assert compile(path).functions
 
@@ -95,7 +95,7 @@ def test_each_set_of_defines_is_an_entry(bpf_source: Source) -> None:
     assert not compiler_ran(path, A="1", B="2")
 
 
-@pytest.mark.parametrize("what", ["identity", "_bcc.version"])
+@pytest.mark.parametrize("what", ["identity", "libbcc.version"])
 def test_other_kernel_or_compiler_is_a_miss(bpf_source: Source, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     path = bpf_source(TEXT)
     compile(path)

@@ -7,7 +7,7 @@ import functools
 from types import TracebackType
 from typing import Any, Self
 
-from ...loaders import _bcc
+from ...loaders import libbcc
 from ...loaders._libbpf import text as c_text
 from ...loaders.declarations import declare, open_library
 from ...schedulers import pids
@@ -28,7 +28,7 @@ class Symbols:
             void bcc_symbol_free_demangle_name(struct bcc_symbol *symbol);
             """
         )
-        self._lib: Any = open_library(self._ffi, str(_bcc.library()))
+        self._lib: Any = open_library(self._ffi, str(libbcc.library()))
         self._caches: dict[int, Any] = {}
         self._cached_name = functools.lru_cache(maxsize=1 << 16)(self._name)
 
