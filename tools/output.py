@@ -7,13 +7,10 @@ JSON has its own escapes and is exact.
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 from ..loaders.errors import GhostError
 
@@ -22,6 +19,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def alias(command: click.Command) -> click.Command:
     """A copy of ``command`` that help does not show, to be added under its former name."""
+    import copy
+
     hidden = copy.copy(command)
     hidden.hidden = True
     return hidden
@@ -31,6 +30,8 @@ def show(rows: Iterable[Mapping[str, Any]], *, as_json: bool, empty: str = "") -
     """Print ``rows``, all with the same keys; ``empty`` is printed instead of an empty table."""
     rows = list(rows)
     if as_json:
+        import json
+
         for row in rows:
             click.echo(json.dumps(row))
     elif rows:
@@ -41,6 +42,8 @@ def show(rows: Iterable[Mapping[str, Any]], *, as_json: bool, empty: str = "") -
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """``rows`` in columns, exactly one line each."""
+    from tabulate import tabulate
+
     cells = [[printable(value) if isinstance(value, str) else value for value in row.values()] for row in rows]
     return tabulate(cells, headers=list(rows[0]), disable_numparse=True)
 
