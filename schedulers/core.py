@@ -14,7 +14,6 @@ import fcntl
 import functools
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,6 +329,8 @@ def mount_bpffs() -> None:
     mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
     if any(fields[1] == str(BPFFS) and fields[2] == "bpf" for fields in mounts):
         return
+    import subprocess
+
     done = subprocess.run(["mount", "-t", "bpf", "bpf", str(BPFFS)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise GhostError(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from ..loaders.errors import GhostError
@@ -34,6 +33,8 @@ class NoSuchPolicy(GhostError):
     exit_status = 2
 
     def __init__(self, name: str, known: Iterable[str]):
+        import difflib
+
         known = sorted(known)
         self.name = name
         self.suggestion = next(iter(difflib.get_close_matches(name, known, n=1)), None)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from ..loaders import abi, compiler
 from ..loaders.link import Module, Program, Target, close_all
@@ -83,6 +83,9 @@ class Policy:
     directory: Path = field(default=BPF_DIR / "policies")
     program: str = ""
     queues: bool = False
+
+    #: Whether agents make its decisions; see agents/spec.py.
+    has_agents: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.program:

@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..hints import Hints
 from ..loaders.maps import Map
 from . import agents
 from .core import Core, constant, make_private, synchronize_rcu
@@ -37,6 +36,8 @@ class PolicyBanks:
         if not policy.is_hinted(compiled):
             return policy.load(compiled, self._id, self._core.maps, values)
         # The hint table outlives its policy: applications have it mapped.
+        from ..hints import Hints
+
         hints = self._path / "hints"
         if not hints.exists():
             make_private(self._path)
@@ -49,7 +50,7 @@ class PolicyBanks:
         self.empty(bank)
         self._record.policy[bank] = loaded.policy.name.encode()
         self._record.queues[bank] = loaded.policy.queues
-        self._record.agents[bank] = isinstance(loaded.policy, agents.AgentPolicySpec)
+        self._record.agents[bank] = loaded.policy.has_agents
         for op, program in loaded.programs.items():
             self._core.slots[op][self._slot(bank)] = program.fd
         make_private(self._directory(bank))

@@ -7,42 +7,76 @@ A package offers a policy by an entry point of the group ``ghostbpf.policies`` t
 
 from __future__ import annotations
 
-import runpy
-import traceback
-import warnings
-from importlib.metadata import entry_points
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .agents import AgentPolicySpec
-from .biff import BIFF
-from .cfs_bpf import CFS_BPF
 from .errors import NoPolicyInFile
 from .policy import Policy
-from .rr import RR
-from .userspace import CFS, EDF, FIFO_CENTRALIZED, FIFO_PER_CPU, SHINJUKU, SOL, AgentPolicy, spec_of
+
+if TYPE_CHECKING:
+    from .agents import AgentPolicySpec
 
 GROUP = "ghostbpf.policies"
 
-
-def _installed() -> dict[str, Policy]:
-    policies = {}
-    for entry in entry_points(group=GROUP):
-        try:
-            policy = entry.load()
-            if isinstance(policy, type) and issubclass(policy, AgentPolicy):
-                policy = spec_of(policy)
-            if not isinstance(policy, Policy):
-                raise TypeError(f"{policy!r} is neither a Policy nor a class of AgentPolicy")
-        except Exception as error:
-            warnings.warn(f"policy {entry.name} of {entry.value} cannot be imported: {error}", stacklevel=2)
-            continue
-        policies[policy.name] = policy
-    return policies
+_OWN = ("biff", "rr", "cfs_bpf", "fifo_centralized", "fifo_per_cpu", "sol", "shinjuku", "edf", "cfs")
 
 
-_OWN = (BIFF, RR, CFS_BPF, FIFO_CENTRALIZED, FIFO_PER_CPU, SOL, SHINJUKU, EDF, CFS)
-POLICIES: dict[str, Policy] = _installed() | {policy.name: policy for policy in _OWN}
+class _Policies(Mapping[str, Policy]):
+    """Policies by name. One of ghostbpf is imported alone, and no installed package is searched for it."""
+
+    def __getitem__(self, name: str) -> Policy:
+        return _own(name) if name in _OWN else self._installed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._installed, *_OWN]))
+
+    def __len__(self) -> int:
+        return len({*self._installed, *_OWN})
+
+    @cached_property
+    def _installed(self) -> dict[str, Policy]:
+        import warnings
+        from importlib.metadata import entry_points
+
+        from .userspace import AgentPolicy, spec_of
+
+        policies = {}
+        for entry in entry_points(group=GROUP):
+            try:
+                policy = entry.load()
+                if isinstance(policy, type) and issubclass(policy, AgentPolicy):
+                    policy = spec_of(policy)
+                if not isinstance(policy, Policy):
+                    raise TypeError(f"{policy!r} is neither a Policy nor a class of AgentPolicy")
+            except Exception as error:
+                warnings.warn(f"policy {entry.name} of {entry.value} cannot be imported: {error}", stacklevel=2)
+                continue
+            policies[policy.name] = policy
+        return policies
+
+
+def _own(name: str) -> Policy:
+    if name == "biff":
+        from .biff import BIFF
+
+        return BIFF
+    if name == "rr":
+        from .rr import RR
+
+        return RR
+    if name == "cfs_bpf":
+        from .cfs_bpf import CFS_BPF
+
+        return CFS_BPF
+    from . import userspace
+
+    policy: Policy = getattr(userspace, name.upper())
+    return policy
+
+
+POLICIES: Mapping[str, Policy] = _Policies()
 
 
 def is_file(name: str) -> bool:
@@ -52,6 +86,8 @@ def is_file(name: str) -> bool:
 
 def from_file(name: str) -> AgentPolicySpec:
     """The policy that ``name``, FILE.py or FILE.py:CLASS, defines; raises NoPolicyInFile."""
+    from .userspace import AgentPolicy, spec_of
+
     path, _, class_name = name.partition(":")
     classes = {
         value.__name__: value
@@ -70,6 +106,9 @@ def from_file(name: str) -> AgentPolicySpec:
 
 def _run(path: str) -> dict[str, Any]:
     """The names that a Python file defines."""
+    import runpy
+    import traceback
+
     if not Path(path).is_file():
         raise NoPolicyInFile(path, "there is no such file")
     try:

@@ -13,7 +13,6 @@ from typing import Any
 
 import click
 
-from .. import hints
 from ..loaders.errors import GhostError
 from ..schedulers import affinity
 from ..schedulers.core import DEFAULT_ENCLAVE
@@ -200,7 +199,9 @@ def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard, ca
     if early := _pending_exit_status():
         return early
     if enclave.hints_path.exists():
-        os.environ[hints.ENVIRONMENT] = str(enclave.hints_path)
+        from ..hints import ENVIRONMENT
+
+        os.environ[ENVIRONMENT] = str(enclave.hints_path)
     child = Command(arguments)
 
     def join(pid: int) -> None:

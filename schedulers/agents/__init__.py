@@ -13,8 +13,22 @@
 ``enclave.py`` uses the first two, so nothing here knows more of an enclave than ``spec.EnclaveView`` says.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .shared import Agents, AgentState, forget, has_pins, set_agent_class
-from .spec import AgentPolicyClass, AgentPolicySpec, EnclaveView, PolicyView
+
+if TYPE_CHECKING:
+    from .spec import AgentPolicyClass, AgentPolicySpec, EnclaveView, PolicyView
+else:
+
+    def __getattr__(name: str) -> Any:
+        """What ``spec`` has is imported when it is used: an enclave whose policy is BPF alone does not use it."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import spec
+
+        return getattr(spec, name)
+
 
 __all__ = [
     "AgentPolicyClass",

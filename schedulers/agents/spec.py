@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ...loaders.errors import GhostError
 from ...loaders.link import Module
@@ -89,6 +89,8 @@ class AgentPolicySpec(Policy):
     directory: Path = BPF_DIR / "agent"
     queues: bool = True
     agent: AgentPolicyClass = field(kw_only=True)
+
+    has_agents: ClassVar[bool] = True
 
     def is_hinted(self, compiled: Object) -> bool:
         """Whether its BPF program or its class reads hints."""
