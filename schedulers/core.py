@@ -33,13 +33,11 @@ from ..loaders.struct_ops import StructOps
 from . import pids
 from .cpuset import CpuSet
 from .errors import Ejected, SchedulerBusy, StalePins
+from .pins import BPFFS, CORE, ROOT
 from .policy import OPS
 from .topology import Topology, nr_cpu_words
 
 NAME = "ghostbpf"
-BPFFS = Path("/sys/fs/bpf")
-ROOT = BPFFS / NAME
-CORE = ROOT / "core"
 DEFAULT_ENCLAVE = 1
 TIMEOUT_MS = 30_000
 DUMP_BYTES = 32768

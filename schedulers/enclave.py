@@ -26,10 +26,11 @@ from ..loaders.errors import GhostError
 from ..loaders.maps import possible_cpus
 from . import agents, pids, tasks
 from . import core as _core
-from .core import DEFAULT_ENCLAVE, ROOT, Core, Task, constant, locked
+from .core import DEFAULT_ENCLAVE, Core, Task, constant, locked
 from .cpuset import CpuSet
 from .enclave_view import EnclaveView
 from .errors import AgentError, Ejected, EnclaveBusy, NoSuchEnclave, NotRestored, TaskError, UpgradeError
+from .pins import CORE, ROOT
 from .policy import AgentHandle, LoadedPolicy, Policy, PolicyOptions
 from .policy_banks import PolicyBanks
 from .topology import Topology
@@ -237,7 +238,7 @@ class Enclaves:
                 enclave._banks.tidy()
                 enclave._report_missed_departures()
         if ROOT.exists():
-            known = {enclave.path for enclave in self} | {_core.CORE}
+            known = {enclave.path for enclave in self} | {CORE}
             for path in set(ROOT.iterdir()) - known:
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from . import agents
-from .core import ROOT, Core, Task, constant, text
+from .core import Core, Task, constant, text
 from .cpuset import CpuSet
+from .pins import ROOT
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from ..loaders.btf import VMLINUX, Btf
 from ..loaders.errors import GhostError
 from ..schedulers import limits
 from ..schedulers.agents import extension
-from ..schedulers.core import BPFFS
 from ..schedulers.enclave import Enclaves
+from ..schedulers.pins import BPFFS
 from .output import json_option, printable
 
 _PARTITION = "use a cpuset partition instead: CMD must be in its cgroup before it joins an enclave of its CPUs"

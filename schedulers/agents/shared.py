@@ -24,7 +24,8 @@ from ...loaders.handle import open_pinned
 from ...loaders.link import Module, Program, Target
 from ...loaders.maps import Array, Map, MmapArray
 from .. import pids
-from ..core import ROOT, Core, constant, ffi, make_private, text
+from ..core import Core, constant, ffi, make_private, text
+from ..pins import ROOT
 from ..tasks import set_policy
 from .layout import packer
 

@@ -17,10 +17,11 @@ from ghostbpf.loaders.maps import Map
 from ghostbpf.schedulers import agents as agents_module
 from ghostbpf.schedulers import tasks
 from ghostbpf.schedulers.agents import Agents
-from ghostbpf.schedulers.core import CORE, Core
+from ghostbpf.schedulers.core import Core
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclaves
 from ghostbpf.schedulers.errors import NoSuchEnclave
+from ghostbpf.schedulers.pins import CORE
 from ghostbpf.schedulers.registry import POLICIES
 from workload import MakeEnclave, Workload, until
 

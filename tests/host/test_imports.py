@@ -21,6 +21,14 @@ STARTS: dict[str, tuple[str, set[str]]] = {
         "from ghostbpf.tools.run import command; command(['biff', '--help'], standalone_mode=False)",
         _COMPILER | _AGENTS | _RARE,
     ),
+    "trace": (
+        "from ghostbpf.tools.trace.command import command; command(['--help'], standalone_mode=False)",
+        {"ghostbpf.loaders", "ghostbpf.schedulers", "ghostbpf.tools.trace.tracer", "json", "dataclasses"} | _RARE,
+    ),
+    "trace runqlat": (
+        "from ghostbpf.tools.trace.command import command; command(['runqlat', '--help'], standalone_mode=False)",
+        {"ghostbpf.schedulers.core", "ghostbpf.schedulers.enclave", "matplotlib"} | _COMPILER | _AGENTS | _RARE,
+    ),
 }
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from ...loaders import pid_namespace
 from ...loaders.errors import GhostError
 from ...schedulers import cgroups, pids
-from ...schedulers.enclave import Enclaves
 from ...schedulers.errors import NoSuchEnclave
 
 _COMM_BYTES = 16
@@ -128,6 +127,8 @@ def _cgroup(path: Path) -> int:
 def _enclave(number: int | None) -> int:
     if number is None:
         return 0
+    from ...schedulers.enclave import Enclaves
+
     enclaves = Enclaves.open()
     if enclaves is None:
         raise NoSuchEnclave(number)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 
 import click
-from tabulate import tabulate
 
 from .classes import ext_class
 from .counts import TOP, Counters
@@ -62,5 +61,7 @@ def _matrix(pairs: Counter[tuple[int, int]], moves: list[tuple[tuple[int, str, i
         pairs[start, end] += count
     cpus = sorted({cpu for pair in pairs for cpu in pair})
     lines: list[list[object]] = [[start, *(pairs.get((start, end)) or "." for end in cpus)] for start in cpus]
+    from tabulate import tabulate
+
     picture = tabulate(lines, headers=["from\\to", *map(str, cpus)], disable_numparse=True, stralign="right")
     return Table("matrix", [{"from": a, "to": b, "count": n} for (a, b), n in sorted(pairs.items())], picture=picture)

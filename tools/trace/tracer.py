@@ -12,9 +12,8 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ...loaders import (
     Array,
@@ -34,10 +33,13 @@ from ...loaders.attach import Samplers
 from ...loaders.errors import PermissionMissing
 from ...loaders.maps import Map
 from ...loaders.source import BPF_DIR
-from ...schedulers.core import CORE, Core
 from ...schedulers.errors import Ejected, StalePins
+from ...schedulers.pins import CORE
 from .filters import By, Filters
 from .histogram import Histogram
+
+if TYPE_CHECKING:
+    from ...schedulers.core import Core
 
 TRACERS = BPF_DIR / "tracers"
 _PIDFD_THREAD = os.O_EXCL
@@ -261,7 +263,11 @@ def _pidfd(tid: int) -> int:
 def open_core() -> Core | None:
     """The attached core; None if there is none or this process may not read it. Pins of an ejected core are ignored."""
     try:
-        return Core.open() if Path(CORE).exists() else None
+        if not CORE.exists():
+            return None
+        from ...schedulers.core import Core  # a machine that has no core can be traced without the code for one
+
+        return Core.open()
     except (PermissionError, PermissionMissing, Ejected, StalePins):
         return None
 

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the core and the enclaves are pinned."""
+
+from pathlib import Path
+
+BPFFS = Path("/sys/fs/bpf")
+ROOT = BPFFS / "ghostbpf"
+CORE = ROOT / "core"
