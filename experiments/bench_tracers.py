@@ -30,12 +30,12 @@ _FIGURES = {
 }
 
 
-class _DoesNotStart(GhostError):
+class DoesNotStart(GhostError):
     """A tool ended before it began to trace."""
 
 
 @dataclass(frozen=True)
-class _Running:
+class Running:
     """A tool that is tracing: its start-up time, and its programs' ids."""
 
     seconds: float
@@ -74,8 +74,8 @@ def _beside(tool: str, theirs: str, runs: int, warm_up: int) -> list[Row]:
                 started = running.seconds
             measured = [("ours", _measure(_ours(tool, cache)))]
         try:
-            measured.append(("theirs", _measure(_running([theirs]))))
-        except _DoesNotStart as error:
+            measured.append(("theirs", _measure(tracing([theirs]))))
+        except DoesNotStart as error:
             reason = str(error)
         base = perf(_LOAD)
         if run >= 0:
@@ -97,7 +97,7 @@ def _beside(tool: str, theirs: str, runs: int, warm_up: int) -> list[Row]:
     return [*rows, *([{"what": f"{tool}-bpfcc {reason}"}] if reason else [])]
 
 
-def _measure(tool: contextlib.AbstractContextManager[_Running]) -> dict[str, float]:
+def _measure(tool: contextlib.AbstractContextManager[Running]) -> dict[str, float]:
     """The _FIGURES of one run of a tool, while the load runs twice: without, and with BPF's statistics."""
     with tool as running:
         load = perf(_LOAD)
@@ -115,13 +115,13 @@ def _measure(tool: contextlib.AbstractContextManager[_Running]) -> dict[str, flo
         }
 
 
-def _ours(tool: str, cache: str | None = None) -> contextlib.AbstractContextManager[_Running]:
+def _ours(tool: str, cache: str | None = None) -> contextlib.AbstractContextManager[Running]:
     command = [sys.executable, "-m", "ghostbpf.tools.cli", "trace", tool]
-    return _running(command, {"XDG_CACHE_HOME": cache} if cache else {})
+    return tracing(command, {"XDG_CACHE_HOME": cache} if cache else {})
 
 
 @contextlib.contextmanager
-def _running(command: list[str], environment: dict[str, str] | None = None) -> Iterator[_Running]:
+def tracing(command: list[str], environment: dict[str, str] | None = None) -> Iterator[Running]:
     """``command`` for the block, from the moment it begins to trace until Ctrl-C."""
     before = {p["id"] for p in programs()}
     with tempfile.TemporaryFile() as output:
@@ -136,10 +136,10 @@ def _running(command: list[str], environment: dict[str, str] | None = None) -> I
             while _STARTED not in os.pread(output.fileno(), 1 << 16, 0):
                 if child.poll() is not None:
                     last = os.pread(output.fileno(), 1 << 20, 0).decode(errors="replace").strip().splitlines()
-                    raise _DoesNotStart(f"does not start ({next(iter(last[-1:]), 'no reason given')[:60]})")
+                    raise DoesNotStart(f"does not start ({next(iter(last[-1:]), 'no reason given')[:60]})")
                 time.sleep(0.005)
             seconds = time.monotonic() - began
-            yield _Running(seconds, child.pid, frozenset(p["id"] for p in programs()) - before)
+            yield Running(seconds, child.pid, frozenset(p["id"] for p in programs()) - before)
         finally:
             child.send_signal(signal.SIGINT)
             child.wait()
