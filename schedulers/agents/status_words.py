@@ -17,14 +17,15 @@ class StatusWords:
     def __init__(self, agents: Agents) -> None:
         self._agents, self._struct = agents, word_struct()
         self._memory = memory = agents.status_words.view()
-        self._gtids, self._states, self._cpus, self._since, self._runtimes = (
-            column(memory, "status_word", member) for member in ("gtid", "state", "cpu", "since_ns", "runtime_ns")
+        self._gtids, self._states, self._cpus, self._since, self._runtimes, self._channels = (
+            column(memory, "status_word", member)
+            for member in ("gtid", "state", "cpu", "since_ns", "runtime_ns", "channel")
         )
 
     @property
     def columns(self) -> dict[str, memoryview]:
-        """The gtids and states, for the native ``Turns``."""
-        return {"gtids": self._gtids, "states": self._states}
+        """What the native ``Turns`` reads."""
+        return {"gtids": self._gtids, "states": self._states, "channels": self._channels}
 
     def __getitem__(self, number: int) -> StatusWord:
         return StatusWord._make(self._struct.unpack_from(self._memory, number * self._struct.size))
@@ -32,6 +33,10 @@ class StatusWords:
     def waits(self, task: Task) -> bool:
         """Whether ``task`` waits for a CPU right now."""
         return bool(self._gtids[task.word] == task.gtid and self._states[task.word] == WAITING)
+
+    def channel(self, task: Task) -> int | None:
+        """The channel that gets the messages of ``task``; None if the task is gone."""
+        return self._channels[task.word] if self._gtids[task.word] == task.gtid else None
 
     def on_cpu(self, task: Task) -> tuple[int, int] | None:
         """The CPU that runs ``task`` right now, and since when; None where none does."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..core import constant, ffi
 from .extension import or_native
@@ -106,6 +106,12 @@ def _checked(name: str, fields: tuple[str, ...]) -> struct.Struct:
     return packer(name)
 
 
+class TaskQueue(Protocol):
+    """A queue that a task can be in."""
+
+    def discard(self, task: Any, /) -> None: ...
+
+
 @or_native
 class Task:
     """A task that has waited at least once since this agent took over.
@@ -133,6 +139,7 @@ class Task:
         self.tgid = self.seq = self.runtime_ns = self.since_ns = self.word = self.refused = 0
         self.state, self.cpu, self.next_cpu, self.weight = BLOCKED, -1, -1, 100
         self.allowed, self.boosted = 0, False
+        self._queues: dict[TaskQueue, None] = {}  # those that it is in
 
     def __repr__(self) -> str:
         return f"<task {self.tid}>"
@@ -140,6 +147,11 @@ class Task:
     def may_run_on(self, cpu: int) -> bool:
         """Whether its affinity allows ``cpu``; from CPU 64 on this is true until the core has refused the CPU."""
         return bool(self.allowed >> cpu & 1) if cpu < 64 else not self.refused >> cpu & 1
+
+    def leave_queues(self) -> None:
+        """Remove it from every RunQueue and PriorityQueue that it is in."""
+        for queue in tuple(self._queues):
+            queue.discard(self)
 
 
 class Transaction(NamedTuple):

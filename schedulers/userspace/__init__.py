@@ -15,6 +15,7 @@ from .fifo_centralized import FifoCentralized
 from .fifo_per_cpu import FifoPerCpu
 from .options import flag, slice_ns
 from .policy import AgentPolicy
+from .priority_queue import PriorityQueue
 from .run_queue import RunQueue
 from .shinjuku import Shinjuku
 from .sol import Sol
@@ -43,6 +44,7 @@ __all__ = [
     "Message",
     "MessageType",
     "Option",
+    "PriorityQueue",
     "RunQueue",
     "StatusWord",
     "StatusWords",

@@ -32,6 +32,7 @@ from ..enclave import Enclave
 from ..enclave_view import Counters
 from .agent_cpu import AgentCpu
 from .garbage import Garbage
+from .priority_queue import PriorityQueue
 from .refusals import Refusals
 from .run_queue import RunQueue
 from .turns import Pause, turns_of
@@ -79,6 +80,10 @@ class Agent:
         own_cpu = values.get("agent_cpu", -1) if cpu is None else cpu
         self._own_cpu = AgentCpu(enclave, kernel, self.topology, self.is_online, cpu=own_cpu, spins=self.spins)
         self._turns = turns_of(self, self._channel, self.status_words, self._refusals, pause_s)
+        # Where these are native, a policy calls them without a frame of Python in between.
+        self.open_cpus, self.idle_cpus = self._flags.open, self._flags.idle  # type: ignore[method-assign]
+        self.busy_cpus, self.is_online = self._flags.busy, self._flags.is_online  # type: ignore[method-assign]
+        self.waits, self.decides_for = self._turns.waits, self._turns.decides_for  # type: ignore[method-assign]
         self._is_rehearsing = self.stopped = False
         self._spec = spec
         self._make_policy()
@@ -132,6 +137,10 @@ class Agent:
         """Whether ``task`` still waits, by its status word: the core may have run it without asking the agent."""
         return self._turns.waits(task)
 
+    def decides_for(self, task: Task) -> bool:
+        """Whether the messages of ``task`` still come to this agent: that of another CPU may have taken it."""
+        return self._turns.decides_for(task)
+
     def first_in_first_out(
         self, queue: RunQueue, slice_ns: int = 0, near: Mapping[int, int] | None = None
     ) -> Callable[[], list[Transaction]]:
@@ -140,7 +149,14 @@ class Agent:
         With the fast path, CPUs that run a task get the next one, too. ``near[cpu]`` is a mask of the CPUs near
         ``cpu``: see RunQueue.pop_near().
         """
-        return partial(self._turns.assign, queue, self._flags, self.fastpath, slice_ns, near)
+        return partial(self._turns.assign, queue, self._flags, self.fastpath, slice_ns, near, None)
+
+    def fill_idle(self, queue: RunQueue | PriorityQueue[Any], taken: RunQueue) -> Callable[[], list[Transaction]]:
+        """A function that gives each idle CPU the first task of ``queue`` that may run there and still waits.
+
+        It moves each task that it takes out of ``queue`` to ``taken``, those that wait no longer, too.
+        """
+        return partial(self._turns.assign, queue, self._flags, False, 0, None, taken)
 
     def counters(self) -> Counters:
         """The core's counters of the enclave; see ``struct counters`` in bpf/abi.h."""
@@ -183,6 +199,10 @@ class Agent:
         """How many tasks run or wait for each CPU that has an agent of its own."""
         loads = self._channel.loads()
         return {number - 1: loads[number] for number in self._channel.channels_with_agent() if number}
+
+    def highest_load(self) -> int:
+        """The highest of loads(), or more while tasks have no agent yet; it costs less than loads()."""
+        return max(self._channel.loads())
 
     def is_online(self, cpu: int) -> bool:
         """Whether ``cpu`` is online."""

@@ -41,6 +41,15 @@ _DEFAULTS = {
     "on_task_dead": "dequeue",
     "on_task_departed": "dequeue",
 }
+#: What does nothing unless the policy defines it.
+_NOTHING = (
+    "on_affinity_changed",
+    "on_priority_changed",
+    "on_cpu_idle",
+    "on_cpu_tick",
+    "on_cpu_busy",
+    "on_cpu_available",
+)
 
 
 class AgentPolicy:
@@ -69,11 +78,12 @@ class AgentPolicy:
         for field, value in options.items():
             setattr(self, field, value)
 
-    def callback(self, name: str) -> Callable[[Any], object]:
-        """What to call instead of method ``name``, which may be a default that only calls another."""
-        own = getattr(self, name)
-        is_default = name in _DEFAULTS and getattr(own, "__func__", None) is getattr(AgentPolicy, name)
-        return getattr(self, _DEFAULTS[name]) if is_default else own  # type: ignore[no-any-return]
+    def callback(self, name: str) -> Callable[[Any], object] | None:
+        """What to call instead of method ``name``, a default of which only calls another or, None, does nothing."""
+        own: Callable[[Any], object] = getattr(self, name)
+        if getattr(own, "__func__", None) is not getattr(AgentPolicy, name) or name not in (*_DEFAULTS, *_NOTHING):
+            return own
+        return getattr(self, _DEFAULTS[name]) if name in _DEFAULTS else None
 
     def enqueue(self, task: Task) -> None:
         """``task`` waits for a CPU: it is new, woke up, was preempted, yielded, or its transaction failed."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
+from ..agents.extension import or_native
 from ..agents.task import Task
 
 T = TypeVar("T", bound=Task)
 
 
+@or_native
 class PriorityQueue(Generic[T]):
-    """Tasks by rank, the least first, and those of one rank in the order of arrival; each task at most once."""
+    """Tasks by rank, the least first, and those of one rank in the order of arrival; each task at most once.
+
+    Ranks are compared with ``<``. A task whose rank cannot be compared is not in the queue afterwards.
+    """
 
     def __init__(self) -> None:
         self._order: list[tuple[Any, int, T]] = []
@@ -26,6 +32,10 @@ class PriorityQueue(Generic[T]):
     def __contains__(self, task: T) -> bool:
         return task in self._entries
 
+    def __iter__(self) -> Iterator[T]:
+        """A snapshot of the tasks in order."""
+        return iter([task for _, _, task in self._order])
+
     def rank(self, task: T) -> Any:
         """The rank that add() gives ``task``."""
         raise NotImplementedError
@@ -37,13 +47,16 @@ class PriorityQueue(Generic[T]):
     def put(self, task: T, rank: Any) -> None:
         """Insert ``task`` at ``rank``, or move it there."""
         self.discard(task)
-        entry = self._entries[task] = (rank, next(self._count), task)
+        entry = (rank, next(self._count), task)
         insort(self._order, entry)
+        self._entries[task] = entry
+        task._queues[self] = None
 
     def discard(self, task: T) -> None:
         """Remove ``task`` if it is in the queue."""
         if (entry := self._entries.pop(task, None)) is not None:
             del self._order[bisect_left(self._order, entry)]
+            del task._queues[self]
 
     def head(self) -> tuple[Any, T] | None:
         """The least rank, and the first task that has it."""

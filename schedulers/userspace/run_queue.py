@@ -26,23 +26,29 @@ class RunQueue:
     def __bool__(self) -> bool:
         return bool(self._tasks)
 
+    def __contains__(self, task: Task) -> bool:
+        return task in self._tasks
+
     def __iter__(self) -> Iterator[Task]:
         """Yield the tasks in order; raises RuntimeError if one that it has yielded was removed."""
         return iter(self._tasks)
 
     def add(self, task: Task) -> None:
         """Append ``task``, or put it first if it is boosted."""
-        self._tasks[task] = None
-        self._tasks.move_to_end(task, last=not task.boosted)
+        self._put(task, is_first=task.boosted)
 
     def add_first(self, task: Task) -> None:
         """Put ``task`` first."""
-        self._tasks[task] = None
-        self._tasks.move_to_end(task, last=False)
+        self._put(task, is_first=True)
+
+    def _put(self, task: Task, is_first: bool) -> None:
+        task._queues[self] = self._tasks[task] = None
+        self._tasks.move_to_end(task, last=not is_first)
 
     def discard(self, task: Task) -> None:
         """Remove ``task`` if it is in the queue."""
         self._tasks.pop(task, None)
+        task._queues.pop(self, None)
 
     def discard_if(self, condition: Callable[[Task], bool]) -> None:
         """Remove the tasks that meet ``condition``."""
@@ -53,7 +59,7 @@ class RunQueue:
         """Remove and return the first task that may run on ``cpu``."""
         for task in self._tasks:
             if task.may_run_on(cpu):
-                del self._tasks[task]
+                self.discard(task)
                 return task
         return None
 
@@ -72,5 +78,5 @@ class RunQueue:
             if best is None or (not near >> best.cpu & 1 and near >> task.cpu & 1):
                 best = task
         if best is not None:
-            del self._tasks[best]
+            self.discard(best)
         return best

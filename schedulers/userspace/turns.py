@@ -31,6 +31,7 @@ from ..agents.task import (
     message_format,
 )
 from ..core import constant
+from .priority_queue import PriorityQueue
 from .refusals import Refusals
 from .run_queue import RunQueue
 
@@ -119,7 +120,7 @@ class Turns:
         enqueue: Callable[[Task], object],
         affinity_changed: Callable[[Task], object],
     ) -> None:
-        """Decide by ``policy`` from now on; ``callbacks`` are by the type of message."""
+        """Decide by ``policy`` from now on; ``callbacks`` are by the type of message, None where none is needed."""
         self._policy, self._callbacks, self._task_type, self._schedule = policy, callbacks, task_type, schedule
         self._enqueue, self._affinity_changed = enqueue, affinity_changed
 
@@ -132,13 +133,28 @@ class Turns:
             task.state = ON_CPU
         return False
 
+    def decides_for(self, task: Task) -> bool:
+        """Whether the messages of ``task`` come to this agent, by its status word."""
+        return self._words.channel(task) == self._channel.number
+
     def assign(
-        self, queue: RunQueue, flags: CpuFlags, with_busy: bool, slice_ns: int, near: Mapping[int, int] | None
+        self,
+        queue: RunQueue | PriorityQueue[Any],
+        flags: CpuFlags,
+        with_busy: bool,
+        slice_ns: int,
+        near: Mapping[int, int] | None,
+        taken: RunQueue | None,
     ) -> list[Transaction]:
-        """For each idle CPU, then each busy one, take the first task out of ``queue`` that may run and still waits."""
+        """For each idle CPU, then each busy one, take the first task out of ``queue`` that may run and still waits.
+
+        ``near`` is for a RunQueue. ``taken`` gets each task taken out, even if it waits no longer.
+        """
         transactions = []
         for cpu in (flags.open() if with_busy else flags.idle()) if queue else ():
-            while task := queue.pop(cpu) if near is None else queue.pop_near(cpu, near[cpu]):
+            while task := queue.pop(cpu) if near is None else queue.pop_near(cpu, near[cpu]):  # type: ignore[union-attr]
+                if taken is not None:
+                    taken.add(task)
                 if self.waits(task):
                     transactions.append(Transaction(task, cpu, slice_ns))
                     break
@@ -226,8 +242,10 @@ class Turns:
         records = self._channel.read()
         tasks, callbacks, refused = self._agent.tasks, self._callbacks, self._refusals.tasks
         for _, gtid, runtime_ns, at_ns, allowed, seq, kind, flags, word, cpu, tgid, weight in records:
+            callback = callbacks[kind]
             if not gtid:
-                callbacks[kind](cpu)
+                if callback is not None:
+                    callback(cpu)
                 continue
             task = tasks.get(gtid)
             ends = kind in (_DEAD, _DEPARTED)
@@ -235,7 +253,8 @@ class Turns:
                 if ends:
                     continue
                 task = tasks[gtid] = self._task_type(gtid)
-                kind = _NEW if kind <= _LAST_WAITING else kind
+                if kind <= _LAST_WAITING:
+                    kind, callback = _NEW, callbacks[_NEW]
             elif seq <= task.seq:
                 continue  # the status words were newer
             rested = refused and task in refused and self._refusals.forget(task)
@@ -247,7 +266,8 @@ class Turns:
                 moved = task.state == WAITING and task.runtime_ns == runtime_ns and not rested
                 task.state, task.runtime_ns, task.boosted = WAITING, runtime_ns, flags & BOOSTED != 0
                 if not moved:
-                    callbacks[kind](task)
+                    if callback is not None:
+                        callback(task)
                 elif allowed != before:
                     # The message of associate() can overtake that of the change of affinity.
                     self._affinity_changed(task)
@@ -260,5 +280,6 @@ class Turns:
                 del tasks[gtid]
             if rested and task.state == WAITING:
                 self._enqueue(task)
-            callbacks[kind](task)
+            if callback is not None:
+                callback(task)
         return len(records)

@@ -27,6 +27,7 @@ from ghostbpf.schedulers.agents.task import WAITING, MessageType, message_format
 from ghostbpf.schedulers.core import ffi
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.userspace import Agent, AgentPolicy, RunQueue, Task, Transaction, TxnState, refusals, spec_of
+from ghostbpf.schedulers.userspace.priority_queue import PriorityQueue
 from ghostbpf.schedulers.userspace.turns import Pause
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -73,19 +74,21 @@ int commit(struct commit_args *args)
 
 
 class Recorder(AgentPolicy):
-    """First come, first served, by Agent.first_in_first_out(); records its callbacks."""
+    """Records its callbacks; the agent takes odd tasks in the order of arrival, even ones by CPU time."""
 
     name = "recorder"
     fastpath = False
 
     def __init__(self, agent: Any, **options: int) -> None:
         super().__init__(agent, **options)
-        self.queue, self.calls = RunQueue(), list[tuple[Any, ...]]()
+        self.queue, self.taken, self.calls = RunQueue(), RunQueue(), list[tuple[Any, ...]]()
+        self.by_cpu_time: PriorityQueue[Task] = PriorityQueue()
         near = {cpu: 1 << cpu ^ 1 for cpu in range(CPUS)}
         self.first_in_first_out = agent.first_in_first_out(self.queue, 7, near)
+        self.fill_idle = agent.fill_idle(self.by_cpu_time, self.taken)
 
     def callback(self, name: str) -> Callable[[Any], object]:
-        own = super().callback(name)
+        own = super().callback(name) or repr
 
         def recorded(argument: Any) -> None:
             self.calls.append((name, _picture(argument)))
@@ -94,18 +97,23 @@ class Recorder(AgentPolicy):
         return recorded
 
     def enqueue(self, task: Task) -> None:
-        self.queue.add(task)
+        task.leave_queues()
+        if task.gtid % 2:
+            self.queue.add(task)
+        else:
+            self.by_cpu_time.put(task, task.runtime_ns)
 
     def dequeue(self, task: Task) -> None:
-        self.queue.discard(task)
+        task.leave_queues()
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
         self.calls.append(("refused", state.name, _picture(transaction.task), transaction.cpu))
         if transaction.task is not None:
-            self.queue.add_first(transaction.task)
+            self.enqueue(transaction.task)
 
     def schedule(self) -> Iterator[Transaction]:
         yield from self.first_in_first_out()
+        yield from self.fill_idle()
         yield Transaction(None, 1, flags=1)
 
 
@@ -244,11 +252,14 @@ def play(kernel: BpfKernel, script: list[Any], codes: list[TxnState]) -> Iterato
         is_due = agent.turn()
         yield is_due, list(policy.calls), kernel.counts
         policy.calls.clear()
-        yield sorted(agent.tasks), [_picture(task) for task in policy.queue]
+        yield sorted(agent.tasks)
+        for queue in (policy.queue, policy.by_cpu_time, policy.taken):
+            yield [_picture(task) for task in queue]
         yield sorted(task.gtid for task in agent._refusals.tasks)
         batch = [Transaction(task, 2) for task in agent.tasks.values()]
         yield agent.commit(batch, group=True), kernel.counts
-        yield [agent.waits(task) for task in agent.tasks.values()], agent.idle_cpus(), agent.busy_cpus()
+        yield [(agent.waits(task), agent.decides_for(task)) for task in agent.tasks.values()]
+        yield agent.idle_cpus(), agent.busy_cpus()
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -343,6 +354,27 @@ def test_error_of_a_callback_ends_the_turn(kernel: BpfKernel) -> None:
     with pytest.raises(RuntimeError, match="no place for 1"):
         kernel.agent._turns.turn()
     assert kernel.agent.tasks.keys() == {1}
+
+
+def test_message_without_a_callback_is_read_and_calls_nothing(kernel: BpfKernel) -> None:
+    policy: Any = kernel.agent.policy
+    nothing = [None] * (1 + max(MessageType))
+    kernel.agent._turns.use(policy, nothing, Task, policy.schedule, policy.enqueue, policy.on_affinity_changed)
+    tell(kernel, MessageType.TASK_NEW)
+    tell(kernel, MessageType.TASK_PRIORITY_CHANGED, seq=2)
+    assert kernel.push.run(_MESSAGE.pack(0, 0, 5, 0, 0, MessageType.CPU_IDLE, 0, 0, 2, 0, 0))[0] == 0
+    kernel.agent.turn()
+    assert kernel.record.messages == 3
+    assert kernel.agent.tasks[1].seq == 2
+    assert not policy.calls
+
+
+def test_default_that_does_nothing_is_no_callback(kernel: BpfKernel) -> None:
+    policy: Any = kernel.agent.policy
+    of_base = AgentPolicy.callback
+    assert of_base(policy, "on_cpu_idle") is of_base(policy, "on_affinity_changed") is None
+    assert of_base(policy, "on_task_wakeup") == policy.enqueue
+    assert of_base(policy, "on_refused") == policy.on_refused
 
 
 def test_news_of_a_task_that_rests_lets_it_be_tried_again(kernel: BpfKernel) -> None:

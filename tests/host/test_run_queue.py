@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import pytest
+from ghostbpf.schedulers.agents.extension import in_python
 from ghostbpf.schedulers.userspace import RunQueue, Task
 from hypothesis import given
 from hypothesis import strategies as st
 
+#: The classes of both halves of the runtime: a queue for each class of tasks.
+QUEUES = {in_python(Task): in_python(RunQueue), Task: RunQueue}
 CPUS = range(4)
-NAMES = ("add", "add_first", "discard", "pop", "discard_if")
+NAMES = ("add", "add_first", "discard", "pop", "discard_if", "leave_queues")
 
 steps = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 7), st.sampled_from(CPUS), st.booleans()))
 masks = st.lists(st.integers(0, 15), min_size=8, max_size=8)
@@ -16,25 +20,29 @@ masks = st.lists(st.integers(0, 15), min_size=8, max_size=8)
 
 @st.composite
 def waiting(draw: st.DrawFn) -> list[Task]:
-    tasks = [Task(gtid) for gtid in range(1, 1 + draw(st.integers(0, 12)))]
+    kind = draw(st.sampled_from(list(QUEUES)))
+    tasks = [kind(gtid) for gtid in range(1, 1 + draw(st.integers(0, 12)))]
     for task in tasks:
         task.cpu, task.allowed, task.boosted = draw(st.sampled_from(CPUS)), draw(st.integers(0, 15)), False
     return tasks
 
 
 def queue_of(tasks: list[Task]) -> RunQueue:
-    queue = RunQueue()
+    queue = QUEUES[type(tasks[0])]() if tasks else RunQueue()
     for task in tasks:
         queue.add(task)
     return queue
 
 
+@pytest.mark.parametrize("kind", QUEUES)
 @given(masks, steps)
-def test_queue_is_a_list_with_each_task_once(allowed: list[int], steps: list[tuple[str, int, int, bool]]) -> None:
-    tasks = [Task(gtid) for gtid in range(8)]
+def test_queue_is_a_list_with_each_task_once(
+    kind: type[Task], allowed: list[int], steps: list[tuple[str, int, int, bool]]
+) -> None:
+    tasks = [kind(gtid) for gtid in range(8)]
     for task, mask in zip(tasks, allowed, strict=True):
         task.allowed = mask
-    queue, model = RunQueue(), list[Task]()
+    queue, model = QUEUES[kind](), list[Task]()
     for what, number, cpu, boosted in steps:
         task = tasks[number]
         if what == "pop":
@@ -49,13 +57,14 @@ def test_queue_is_a_list_with_each_task_once(allowed: list[int], steps: list[tup
             continue
         if task in model:
             model.remove(task)
-        if what == "discard":
-            queue.discard(task)
+        if what in ("discard", "leave_queues"):
+            queue.discard(task) if what == "discard" else task.leave_queues()
             continue
         task.boosted = boosted
         (queue.add if what == "add" else queue.add_first)(task)
         model.insert(0 if boosted or what == "add_first" else len(model), task)
         assert (len(queue), bool(queue)) == (len(model), True)
+        assert [task in queue for task in tasks] == [task in model for task in tasks]
     for task in tasks:
         task.allowed = 1
     assert [queue.pop(0) for _ in model] == model
@@ -80,9 +89,9 @@ def test_pop_near_takes_the_nearest_allowed_task_and_of_equals_the_first(
 
 @given(waiting(), st.sampled_from(CPUS))
 def test_pop_near_takes_an_interrupted_task_first(tasks: list[Task], cpu: int) -> None:
-    interrupted = Task(100)
-    interrupted.allowed, interrupted.boosted, interrupted.cpu = 15, True, 0
     queue = queue_of(tasks)
+    interrupted = type(tasks[0])(100) if tasks else Task(100)
+    interrupted.allowed, interrupted.boosted, interrupted.cpu = 15, True, 0
     queue.add(interrupted)
     assert queue.pop_near(cpu, 15) is interrupted
 

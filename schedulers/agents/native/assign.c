@@ -1,20 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Pairs of tasks and CPUs, first come, first served. */
+/* Pairs of tasks and CPUs, in the order of a queue. */
 #include "turns.h"
 
-/* The first task of queue for cpu that still waits; NULL without an exception: none. */
-static struct task *next_task(struct turns *turns, struct queue *queue, PyObject *cpu, PyObject *near)
+/* What assign() is called with; taken may be NULL. */
+struct assignment {
+	struct queue *queue, *taken;
+	PyObject *slice_ns, *near;
+};
+
+/* The first task of the queue for cpu that still waits; NULL without an exception: none. */
+static struct task *next_task(struct turns *turns, const struct assignment *from, PyObject *cpu)
 {
-	PyObject *mask = near == Py_None ? NULL : PyObject_GetItem(near, cpu);
+	PyObject *mask = from->near == Py_None ? NULL : PyObject_GetItem(from->near, cpu);
 	long id = PyLong_AsLong(cpu);
 	struct task *task = NULL;
 
 	if (PyErr_Occurred())
 		goto out;
-	while ((task = queue_pop(queue, id, mask))) {
-		if (turns_waits(turns, task))
+	while ((task = queue_pop(from->queue, id, mask))) {
+		bool done = !from->taken || queue_add(from->taken, task);
+
+		if (done && turns_waits(turns, task))
 			break;
-		Py_DECREF(task);
+		Py_CLEAR(task);
+		if (!done)
+			break;
 	}
 out:
 	Py_XDECREF(mask);
@@ -43,38 +53,51 @@ static bool append_transaction(struct turns *turns, PyObject *list, struct task 
 	return !failed;
 }
 
-/* Give CPU `id` the first task of queue; false with an exception. */
-static bool assign_to(struct turns *turns, struct queue *queue, s32 id, PyObject *slice_ns, PyObject *near, PyObject *list)
+/* Give CPU `id` the first task of the queue; false with an exception. */
+static bool assign_to(struct turns *turns, const struct assignment *from, s32 id, PyObject *list)
 {
 	PyObject *cpu = PyLong_FromLong(id);
-	struct task *task = cpu ? next_task(turns, queue, cpu, near) : NULL;
-	bool done = !PyErr_Occurred() && (!task || append_transaction(turns, list, task, cpu, slice_ns));
+	struct task *task = cpu ? next_task(turns, from, cpu) : NULL;
+	bool done = !PyErr_Occurred() && (!task || append_transaction(turns, list, task, cpu, from->slice_ns));
 
 	Py_XDECREF((PyObject *)task);
 	Py_XDECREF(cpu);
 	return done;
 }
 
+static bool is_queue(PyObject *object)
+{
+	return PyObject_TypeCheck(object, queue_type) || PyObject_TypeCheck(object, priority_queue_type);
+}
+
 PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
+	struct assignment from;
 	enum which last;
-	struct queue *queue;
 	struct cpus *cpus;
 	PyObject *list;
 
-	if (count != 5 || !PyObject_TypeCheck(args[0], queue_type) || !PyObject_TypeCheck(args[1], cpus_type)) {
-		PyErr_SetString(PyExc_TypeError, "assign() takes a RunQueue, CpuFlags, a bool, a slice, a mapping or None");
+	if (count != 6 || !is_queue(args[0]) || !PyObject_TypeCheck(args[1], cpus_type) ||
+	    (args[5] != Py_None && !PyObject_TypeCheck(args[5], queue_type))) {
+		PyErr_SetString(
+			PyExc_TypeError,
+			"assign() takes a queue, CpuFlags, a bool, a slice, a mapping or None, and a RunQueue or None");
 		return NULL;
 	}
-	queue = (struct queue *)args[0];
+	from = (struct assignment){
+		.queue = (struct queue *)args[0],
+		.taken = args[5] == Py_None ? NULL : (struct queue *)args[5],
+		.slice_ns = args[3],
+		.near = args[4],
+	};
 	cpus = (struct cpus *)args[1];
 	last = PyObject_IsTrue(args[2]) ? BUSY : IDLE;
 	list = PyList_New(0);
 	for (enum which which = IDLE; which <= last; which++) {
 		struct walk walk = walk_of(cpus, which);
 
-		for (s32 cpu; list && queue->length && (cpu = walk_next(&walk)) >= 0;) {
-			if (!assign_to((struct turns *)self, queue, cpu, args[3], args[4], list))
+		for (s32 cpu; list && from.queue->length && (cpu = walk_next(&walk)) >= 0;) {
+			if (!assign_to((struct turns *)self, &from, cpu, list))
 				Py_CLEAR(list);
 		}
 	}

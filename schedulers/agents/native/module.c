@@ -2,7 +2,7 @@
 /* The extension module, and what its types share. */
 #include "native.h"
 
-PyTypeObject *task_type, *queue_type, *cpus_type, *turns_type;
+PyTypeObject *task_type, *queue_type, *priority_queue_type, *cpus_type, *turns_type;
 
 void free_object(PyObject *self)
 {
@@ -50,6 +50,7 @@ PyMODINIT_FUNC PyInit__native(void)
 	} types[] = {
 		{"Task", &task_type, make_task_type},
 		{"RunQueue", &queue_type, make_queue_type},
+		{"PriorityQueue", &priority_queue_type, make_priority_queue_type},
 		{"CpuFlags", &cpus_type, make_cpus_type},
 		{"Turns", &turns_type, make_turns_type},
 	};

@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 /* Increment it with each change that the Python code must know of: a build of another version is not used. */
-#define NATIVE_VERSION 2
+#define NATIVE_VERSION 3
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
@@ -44,11 +44,12 @@ struct task {
 	struct place *places;
 };
 
-/* A FIFO of tasks; a circular list through `ends`. */
+/* A queue of tasks; a circular list through `ends`. With has_ranks, it is a priority queue. */
 struct queue {
 	PyObject_HEAD
 	struct place ends;
 	Py_ssize_t length;
+	bool has_ranks;
 };
 
 /* One integer member of each of an array of records, in the memory that is shared with the kernel. */
@@ -66,10 +67,11 @@ struct cpus {
 	s32 *ids;
 };
 
-extern PyTypeObject *task_type, *queue_type, *cpus_type, *turns_type;
+extern PyTypeObject *task_type, *queue_type, *priority_queue_type, *cpus_type, *turns_type;
 
 PyTypeObject *make_task_type(void);
 PyTypeObject *make_queue_type(void);
+PyTypeObject *make_priority_queue_type(void);
 PyTypeObject *make_cpus_type(void);
 PyTypeObject *make_turns_type(void);
 
@@ -77,8 +79,12 @@ PyTypeObject *make_turns_type(void);
 int has_bit(PyObject *mask, long cpu);
 /* Whether the task's affinity allows cpu: 1, 0, or -1 with an exception. */
 int task_may_run(struct task *task, long cpu);
+/* Add task to a RunQueue as its method add() does; false with an exception. */
+bool queue_add(struct queue *queue, struct task *task);
 /* Take task from the queue; whether it was in it. */
 bool queue_discard(struct queue *queue, struct task *task);
+/* A reference to the first task that may run on cpu; otherwise as queue_pop(). */
+struct task *queue_first(struct queue *queue, long cpu, PyObject *near);
 /* Take the first task that may run on cpu, with near as pop_near() does. NULL without an exception: there is none. */
 struct task *queue_pop(struct queue *queue, long cpu, PyObject *near);
 

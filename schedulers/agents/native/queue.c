@@ -2,12 +2,12 @@
 /* RunQueue: see the Python class in userspace/run_queue.py. */
 #include <stdlib.h>
 
-#include "native.h"
+#include "queue.h"
 
 /* How many tasks pop_near() looks at. */
 #define SEARCH 32
 
-static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
 	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	struct queue *queue = (struct queue *)allocate(type, 0);
@@ -33,28 +33,49 @@ static void unlink_place(struct place *place)
 	place->after->before = place->before;
 }
 
-static void link_place(struct place *place, struct place *before)
+void place_link(struct place *place, struct place *before)
 {
 	place->before = before;
 	place->after = before->after;
 	place->before->after = place->after->before = place;
 }
 
+struct place *place_new(struct queue *queue, struct task *task, size_t size)
+{
+	struct place *place = calloc(1, size);
+
+	if (!place) {
+		PyErr_NoMemory();
+		return NULL;
+	}
+	place->task = (struct task *)Py_NewRef((PyObject *)task);
+	place->queue = queue;
+	place->next = task->places;
+	task->places = place;
+	queue->length++;
+	return place;
+}
+
 bool queue_discard(struct queue *queue, struct task *task)
 {
 	struct place **link, *place = find(queue, task, &link);
+	PyObject *rank = NULL;
 
 	if (!place)
 		return false;
 	*link = place->next;
 	unlink_place(place);
+	if (queue->has_ranks)
+		rank = ranked_remove(place);
 	free(place);
 	queue->length--;
+	/* These may run code of the policy. */
 	Py_DECREF(task);
+	Py_XDECREF(rank);
 	return true;
 }
 
-static struct task *checked(PyObject *object)
+struct task *checked_task(PyObject *object)
 {
 	if (PyObject_TypeCheck(object, task_type))
 		return (struct task *)object;
@@ -64,31 +85,33 @@ static struct task *checked(PyObject *object)
 
 static PyObject *insert(struct queue *queue, PyObject *object, bool is_first)
 {
-	struct task *task = checked(object);
+	struct task *task = checked_task(object);
 	struct place **link, *place;
 
 	if (!task)
 		return NULL;
 	place = find(queue, task, &link);
-	if (place) {
+	if (place)
 		unlink_place(place);
-	} else {
-		place = malloc(sizeof(*place));
-		if (!place)
-			return PyErr_NoMemory();
-		place->task = (struct task *)Py_NewRef(object);
-		place->queue = queue;
-		place->next = task->places;
-		task->places = place;
-		queue->length++;
-	}
-	link_place(place, is_first ? &queue->ends : queue->ends.before);
+	else
+		place = place_new(queue, task, sizeof(*place));
+	if (!place)
+		return NULL;
+	place_link(place, is_first ? &queue->ends : queue->ends.before);
 	Py_RETURN_NONE;
 }
 
-static PyObject *queue_add(PyObject *self, PyObject *object)
+bool queue_add(struct queue *queue, struct task *task)
 {
-	struct task *task = checked(object);
+	PyObject *result = insert(queue, (PyObject *)task, task->boosted);
+
+	Py_XDECREF(result);
+	return result;
+}
+
+static PyObject *queue_add_method(PyObject *self, PyObject *object)
+{
+	struct task *task = checked_task(object);
 
 	return task ? insert((struct queue *)self, object, task->boosted) : NULL;
 }
@@ -98,9 +121,9 @@ static PyObject *queue_add_first(PyObject *self, PyObject *object)
 	return insert((struct queue *)self, object, true);
 }
 
-static PyObject *queue_discard_method(PyObject *self, PyObject *object)
+PyObject *queue_discard_method(PyObject *self, PyObject *object)
 {
-	struct task *task = checked(object);
+	struct task *task = checked_task(object);
 
 	if (!task)
 		return NULL;
@@ -108,8 +131,7 @@ static PyObject *queue_discard_method(PyObject *self, PyObject *object)
 	Py_RETURN_NONE;
 }
 
-/* A list of the tasks. */
-static PyObject *queue_tasks(struct queue *queue)
+PyObject *queue_tasks(struct queue *queue)
 {
 	PyObject *list = PyList_New(0);
 
@@ -149,7 +171,7 @@ static int is_near(PyObject *near, s32 cpu)
 	return cpu < 0 ? 0 : has_bit(near, cpu);
 }
 
-struct task *queue_pop(struct queue *queue, long cpu, PyObject *near)
+struct task *queue_first(struct queue *queue, long cpu, PyObject *near)
 {
 	struct task *best = NULL;
 	int count = 0;
@@ -181,11 +203,16 @@ struct task *queue_pop(struct queue *queue, long cpu, PyObject *near)
 		if (may)
 			best = task;
 	}
-	if (best) {
-		Py_INCREF((PyObject *)best);
-		queue_discard(queue, best);
-	}
-	return best;
+	return (struct task *)Py_XNewRef((PyObject *)best);
+}
+
+struct task *queue_pop(struct queue *queue, long cpu, PyObject *near)
+{
+	struct task *task = queue_first(queue, cpu, near);
+
+	if (task)
+		queue_discard(queue, task);
+	return task;
 }
 
 static PyObject *popped(PyObject *self, PyObject *cpu, PyObject *near)
@@ -201,7 +228,7 @@ static PyObject *popped(PyObject *self, PyObject *cpu, PyObject *near)
 	Py_RETURN_NONE;
 }
 
-static PyObject *queue_pop_method(PyObject *self, PyObject *cpu)
+PyObject *queue_pop_method(PyObject *self, PyObject *cpu)
 {
 	return popped(self, cpu, NULL);
 }
@@ -289,9 +316,16 @@ static PyTypeObject *make_tasks_type(void)
 	return (PyTypeObject *)PyType_FromSpec(&spec);
 }
 
-static Py_ssize_t queue_length(PyObject *self)
+Py_ssize_t queue_length(PyObject *self)
 {
 	return ((struct queue *)self)->length;
+}
+
+int queue_contains(PyObject *self, PyObject *object)
+{
+	struct place **link;
+
+	return PyObject_TypeCheck(object, task_type) && find((struct queue *)self, (struct task *)object, &link);
 }
 
 static int queue_traverse(PyObject *self, visitproc visit, void *arg)
@@ -304,7 +338,7 @@ static int queue_traverse(PyObject *self, visitproc visit, void *arg)
 	return 0;
 }
 
-static int queue_clear(PyObject *self)
+int queue_clear(PyObject *self)
 {
 	struct queue *queue = (struct queue *)self;
 
@@ -313,7 +347,7 @@ static int queue_clear(PyObject *self)
 	return 0;
 }
 
-static void queue_dealloc(PyObject *self)
+void queue_dealloc(PyObject *self)
 {
 	PyObject_GC_UnTrack(self);
 	queue_clear(self);
@@ -323,7 +357,7 @@ static void queue_dealloc(PyObject *self)
 PyTypeObject *make_queue_type(void)
 {
 	static PyMethodDef methods[] = {
-		{"add", queue_add, METH_O, NULL},
+		{"add", queue_add_method, METH_O, NULL},
 		{"add_first", queue_add_first, METH_O, NULL},
 		{"discard", queue_discard_method, METH_O, NULL},
 		{"discard_if", queue_discard_if, METH_O, NULL},
@@ -338,6 +372,7 @@ PyTypeObject *make_queue_type(void)
 		{Py_tp_clear, queue_clear},
 		{Py_tp_iter, queue_iter},
 		{Py_sq_length, queue_length},
+		{Py_sq_contains, queue_contains},
 		{Py_tp_methods, methods},
 		{0},
 	};

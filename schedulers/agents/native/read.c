@@ -44,7 +44,7 @@ static bool call_back(struct turns *turns, long kind, PyObject *argument)
 		PyErr_Format(PyExc_IndexError, "a message of the unknown type %ld", kind);
 		return false;
 	}
-	return call_with(turns->callbacks[kind], argument);
+	return turns->callbacks[kind] == Py_None || call_with(turns->callbacks[kind], argument);
 }
 
 static bool about_cpu(struct turns *turns, const struct message *message)

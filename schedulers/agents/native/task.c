@@ -74,6 +74,15 @@ static PyObject *task_may_run_on(PyObject *object, PyObject *cpu)
 	return may < 0 ? NULL : PyBool_FromLong(may);
 }
 
+static PyObject *task_leave_queues(PyObject *object, PyObject *unused)
+{
+	struct task *task = (struct task *)object;
+
+	while (task->places)
+		queue_discard(task->places->queue, task);
+	Py_RETURN_NONE;
+}
+
 #define MEMBER(name, type) {#name, type, offsetof(struct task, name), 0, NULL}
 
 PyTypeObject *make_task_type(void)
@@ -97,6 +106,7 @@ PyTypeObject *make_task_type(void)
 	};
 	static PyMethodDef methods[] = {
 		{"may_run_on", task_may_run_on, METH_O, NULL},
+		{"leave_queues", task_leave_queues, METH_NOARGS, NULL},
 		{NULL},
 	};
 	static PyType_Slot slots[] = {

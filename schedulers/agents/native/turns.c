@@ -269,6 +269,21 @@ static PyObject *turns_waits_method(PyObject *self, PyObject *object)
 	return NULL;
 }
 
+/* Whether messages of a task come to this agent. */
+static PyObject *turns_decides_for(PyObject *self, PyObject *object)
+{
+	struct turns *turns = (struct turns *)self;
+	struct task *task = (struct task *)object;
+
+	if (!PyObject_TypeCheck(object, task_type)) {
+		PyErr_SetString(PyExc_TypeError, "not a Task");
+		return NULL;
+	}
+	return PyBool_FromLong(
+		task->word < turns->gtids.length && *column_u64(&turns->gtids, task->word) == task->gtid &&
+		*column_u32(&turns->channels, task->word) == turns->channel);
+}
+
 static PyObject *turns_use(PyObject *self, PyObject *args)
 {
 	struct turns *turns = (struct turns *)self;
@@ -284,9 +299,7 @@ static PyObject *turns_use(PyObject *self, PyObject *args)
 		return NULL;
 	}
 	for (Py_ssize_t n = 0; n < count; n++) {
-		PyObject *callback = PyList_GetItem(callbacks, n);
-
-		replace(&turns->callbacks[n], callback == Py_None ? NULL : Py_NewRef(callback));
+		replace(&turns->callbacks[n], Py_NewRef(PyList_GetItem(callbacks, n)));
 	}
 	replace(&turns->policy, Py_NewRef(policy));
 	replace(&turns->task_class, Py_NewRef(task_class));
@@ -306,7 +319,7 @@ static bool open_columns(struct turns *turns, PyObject *views)
 	} columns[] = {
 		{"tid", 8},	 {"heartbeat", 8}, {"state", 8},    {"asked", 8},    {"answered", 8}, {"messages", 8},
 		{"committed", 8}, {"failed", 8},    {"turns", 8},    {"busy_ns", 8},  {"consumed", 8}, {"produced", 8},
-		{"gtids", 8},	 {"overflowed", 4}, {"states", 4},   {"data", 1},     {"txns", 1},
+		{"gtids", 8},	 {"overflowed", 4}, {"states", 4},   {"channels", 4},  {"data", 1},     {"txns", 1},
 	};
 
 	_Static_assert(COUNT(columns) == COUNT(turns->columns), "a column has no name");
@@ -398,6 +411,7 @@ PyTypeObject *make_turns_type(void)
 	static PyMethodDef methods[] = {
 		{"use", turns_use, METH_VARARGS, NULL},
 		{"waits", turns_waits_method, METH_O, NULL},
+		{"decides_for", turns_decides_for, METH_O, NULL},
 		{"assign", (PyCFunction)(void (*)(void))turns_assign, METH_FASTCALL, NULL},
 		{"commit", turns_commit_method, METH_VARARGS, NULL},
 		{"decide", turns_decide, METH_NOARGS, NULL},

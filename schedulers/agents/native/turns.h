@@ -49,11 +49,11 @@ struct turns {
 			struct column consumed, produced; /* positions in the ring */
 			struct column gtids; /* of the status words */
 			struct column overflowed; /* of the channel's record */
-			struct column states; /* of the status words */
+			struct column states, channels; /* of the status words */
 			struct column data; /* of the ring */
 			struct column txns;
 		};
-		struct column columns[17];
+		struct column columns[18];
 	};
 	int ring_fd, commit_fd;
 	u32 channel, batch;
@@ -63,7 +63,8 @@ struct turns {
 		struct {
 			PyObject *agent, *tasks, *refusals, *refused, *transaction;
 			/* Of the policy. */
-			PyObject *policy, *task_class, *schedule, *enqueue, *affinity_changed, *callbacks[CALLBACKS];
+			PyObject *policy, *task_class, *schedule, *enqueue, *affinity_changed;
+			PyObject *callbacks[CALLBACKS]; /* by type of message; None: nothing to call */
 		};
 		PyObject *references[10 + CALLBACKS];
 	};
@@ -82,7 +83,7 @@ bool turns_commit(struct turns *turns, PyObject *list, bool group, struct outcom
 /* Whether task still waits by its status word; if not, its state is no longer that of a waiting task. */
 bool turns_waits(struct turns *turns, struct task *task);
 
-/* assign(queue, flags, with_busy, slice_ns, near): see the Python method. */
+/* assign(queue, flags, with_busy, slice_ns, near, taken): see the Python method. */
 PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count);
 
 /* A look-up in the dict of refused tasks costs something: mostly, it is empty. */
