@@ -40,6 +40,11 @@ class ClassFlags(IntFlag):
     REPEATING = _lib.HINT_REPEATING
 
 
+# A class has at most one of the flags, so == does. The operators of an enum are Python code, and cost as much as the
+# rest of a decision.
+_ONE_SHOT, _REPEATING = int(ClassFlags.ONE_SHOT), int(ClassFlags.REPEATING)
+
+
 class Header(NamedTuple):
     """A table's header; see ``struct hints_header`` in bpf/hints.h."""
 
@@ -116,12 +121,12 @@ class WorkClass(NamedTuple):
     @property
     def one_shot(self) -> bool:
         """Whether the application announces each job with its deadline."""
-        return bool(self.flags & ClassFlags.ONE_SHOT)
+        return self.flags == _ONE_SHOT
 
     @property
     def repeating(self) -> bool:
         """Whether there is a job every period."""
-        return bool(self.flags & ClassFlags.REPEATING)
+        return self.flags == _REPEATING
 
 
 def _format(name: str, fields: tuple[str, ...]) -> struct.Struct:

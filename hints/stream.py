@@ -39,20 +39,24 @@ class Reader:
     """A reader of ``stream``; ``seqs`` are the items'. Each of several readers sees all updates."""
 
     def __init__(self, stream: Stream, seqs: memoryview) -> None:
-        self._stream, self._seqs = stream, seqs
+        self._stream, self._seqs, self._header = stream, seqs, stream.header
         self._last = 0
         self._rescan: int | None = None
         self._slots = stream.slots.tolist()
         self._seen = [seqs[slot :: len(self._slots)].tolist() for slot in range(len(self._slots))]
+
+    def is_behind(self) -> bool:
+        """Whether an item may have been updated since the last call of changed()."""
+        return bool(self._header[LAST] != self._last or self._header[RESCAN] != self._rescan)
 
     def changed(self) -> list[int]:
         """The items updated since the last call; all that were ever written in the first call and after announce_all().
 
         An item that is being written is left for a later call, after the update is announced.
         """
-        last, rescan = self._stream.header[LAST], self._stream.header[RESCAN]
-        if last == self._last and rescan == self._rescan:
+        if not self.is_behind():
             return []
+        last, rescan = self._header[LAST], self._header[RESCAN]
         everything = rescan != self._rescan
         self._last, self._rescan = last, rescan
         fence()

@@ -190,10 +190,9 @@ class Hints(Closing):
         The first call, and a call after a change of a work class, returns all items in use. A freed item is returned
         once more, with tid 0.
         """
-        changed = self._reader.changed()
-        if not changed:
+        if not self._reader.is_behind():
             return []
-        items = [(index, item) for index in changed if (item := self.item(index)) is not None]
+        items = [(index, item) for index in self._reader.changed() if (item := self.item(index)) is not None]
         items = [(index, item) for index, item in items if item.tid or index in self._reported]
         for index, item in items:
             (self._reported.add if item.tid else self._reported.discard)(index)

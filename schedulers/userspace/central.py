@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 from ...hints import ClassFlags, Item, WorkClass
 from ..agents.task import PREEMPT, Task, Transaction
 from .agent import Agent
 from .policy import AgentPolicy
 from .priority_queue import PriorityQueue
+from .run_queue import RunQueue
 
 #: The class of a task without a hint.
 BARE = WorkClass(owner=0, flags=ClassFlags(0), qos=0, exectime_ns=0, period_ns=0)
@@ -60,9 +61,11 @@ class Central(AgentPolicy, Generic[T]):
     def __init__(self, agent: Agent, queue: PriorityQueue[T], **options: int) -> None:
         super().__init__(agent, **options)
         self.queue = queue
-        self.committed: dict[T, None] = {}  # and not enqueued since
-        self.parked: dict[T, None] = {}
-        self.yielded: dict[T, None] = {}  # enqueued after the tasks that wait already got their CPUs
+        self.committed = RunQueue()  # and not enqueued since
+        self.parked = RunQueue()
+        self.yielded = RunQueue()  # enqueued after the tasks that wait already got their CPUs
+        self._hints = agent.hints
+        self._fill_idle = agent.fill_idle(queue, self.committed)
         self.timers: PriorityQueue[T] = PriorityQueue()  # parked tasks of repeating classes, by when work comes
         self._known: dict[int, T] = {}  # by tid
         self._items: dict[int, Item] = {}  # by tid
@@ -97,19 +100,15 @@ class Central(AgentPolicy, Generic[T]):
         if task.has_work:
             self.queue.add(task)
             return
-        self.parked[task] = None
+        self.parked.add(task)
         if task.work_class.repeating:
             self.timers.put(task, self.next_work_ns(task))
 
-    def dequeue(self, task: Any) -> None:
-        self.queue.discard(task)
-        self.timers.discard(task)
-        for tasks in (self.committed, self.parked, self.yielded):
-            tasks.pop(task, None)
+    dequeue = staticmethod(Task.leave_queues)  # type: ignore[assignment]
 
     def on_task_yield(self, task: Any) -> None:
         self.dequeue(task)
-        self.yielded[task] = None
+        self.yielded.add(task)
 
     def on_task_dead(self, task: Any) -> None:
         self.dequeue(task)
@@ -127,8 +126,8 @@ class Central(AgentPolicy, Generic[T]):
 
     # Hints:
 
-    def _read_hints(self) -> None:
-        for index, item in self.agent.hints.updates():
+    def _read_hints(self, updates: list[tuple[int, Item]]) -> None:
+        for index, item in updates:
             before = self._tids.get(index, 0)
             self._tids[index] = item.tid
             if before not in (0, item.tid):
@@ -147,7 +146,7 @@ class Central(AgentPolicy, Generic[T]):
     def _apply(self, task: T, item: Item | None) -> None:
         had_work, is_new = task.has_work, item != task.item
         task.item = item
-        task.work_class = BARE if item is None else self.agent.hints.work_class(item.work_class)
+        task.work_class = BARE if item is None else self._hints.work_class(item.work_class)
         if is_new:
             task.has_work = item is None or item.runnable
             if task.has_work:
@@ -171,48 +170,49 @@ class Central(AgentPolicy, Generic[T]):
 
     # Decisions:
 
-    def schedule(self) -> Iterator[Transaction]:
+    def schedule(self) -> list[Transaction]:
         self.due_ns = 0
-        self._read_hints()
-        self._run_timers()
+        if updates := self._hints.updates():
+            self._read_hints(updates)
+        if self.timers:
+            self._run_timers()
+        decided = self._fill_idle()
         if not self._has_begun:
             self._has_begun = True
             # The previous agent committed the tasks that run now. Once preempted, this policy knows them.
-            yield from (Transaction(None, cpu, flags=PREEMPT) for cpu in self.agent.busy_cpus())
-        idle = self.agent.idle_cpus()
-        yield from self._fill(idle)
+            decided += [Transaction(None, cpu, flags=PREEMPT) for cpu in self.agent.busy_cpus()]
         if self.queue or self._items:
-            yield from self._preempt()
+            decided += self._preempt()
         if self.yielded:
-            for task in list(self.yielded):
-                self.enqueue(task)
-            yield from self._fill(idle)
+            decided += self._fill_with_yielded({transaction.cpu for transaction in decided})
         # The tasks committed now run only then, and those that wait may preempt them.
         self.looks_again = bool(self.queue)
+        return decided
 
     def schedule_at(self, ns: int) -> None:
         """Have schedule() called at ``ns`` of CLOCK_MONOTONIC, or earlier."""
         self.due_ns = min(self.due_ns or ns, ns)
 
-    def _fill(self, idle: list[int]) -> Iterator[Transaction]:
-        for cpu in list(idle) if self.queue else ():
-            if (task := self.queue.pop(cpu)) is not None:
-                idle.remove(cpu)
-                yield self._run(task, cpu)
-
     def _preempt(self) -> Iterator[Transaction]:
-        for running in sorted(self._running(), key=lambda r: (r.task.has_work, r.task.qos, r.since_ns)):
+        for running in sorted(self._running(), key=lambda r: (r.task.has_work, r.task.work_class.qos, r.since_ns)):
             task, cpu, _ = running
             first = self.queue.first(cpu)
             if first is not None and (not task.has_work or self.should_preempt(running, first)):
-                self.queue.discard(first)
                 yield self._run(first, cpu, PREEMPT)
             elif not task.has_work:
-                self.committed.pop(task, None)
+                self.committed.discard(task)
                 yield Transaction(None, cpu, flags=PREEMPT)
 
+    def _fill_with_yielded(self, taken: set[int]) -> Iterator[Transaction]:
+        for task in list(self.yielded):
+            self.enqueue(task)
+        for cpu in self.agent.idle_cpus():
+            if cpu not in taken and (first := self.queue.first(cpu)) is not None:
+                yield self._run(first, cpu)
+
     def _run(self, task: T, cpu: int, flags: int = 0) -> Transaction:
-        self.committed[task] = None
+        self.queue.discard(task)
+        self.committed.add(task)
         return Transaction(task, cpu, flags=flags)
 
     def _running(self) -> list[Running[T]]:
@@ -224,6 +224,6 @@ class Central(AgentPolicy, Generic[T]):
             running += self._on_cpus(self.parked, busy)
         return running
 
-    def _on_cpus(self, tasks: dict[T, None], cpus: set[int]) -> list[Running[T]]:
+    def _on_cpus(self, tasks: RunQueue, cpus: set[int]) -> list[Running[T]]:
         places = ((task, self.agent.status_words.on_cpu(task)) for task in tasks)
-        return [Running(task, *place) for task, place in places if place and place[0] in cpus]
+        return [Running(cast(T, task), *place) for task, place in places if place and place[0] in cpus]

@@ -29,7 +29,7 @@ class Estimate:
 
     def remaining_ns(self, elapsed_ns: int) -> int:
         """How much longer a piece takes that has taken ``elapsed_ns``; one beyond the estimate takes twice as long."""
-        estimate = max(int(self.mean_ns), 1)
+        estimate = int(self.mean_ns) or 1
         while estimate <= elapsed_ns:
             estimate *= 2
         return estimate - elapsed_ns
@@ -44,7 +44,6 @@ class EdfTask(HintedTask):
         self.began_ns = 0  # its CPU time when the work came
         self.estimate = Estimate()
 
-    @property
     def start_by_ns(self) -> int:
         """The latest time to run it so that it meets its deadline."""
         return self.due_ns - self.estimate.remaining_ns(self.runtime_ns - self.began_ns)
@@ -54,7 +53,7 @@ class DeadlineQueue(PriorityQueue[EdfTask]):
     """Interrupted tasks first, then by QoS, the highest first, then by the latest time to start."""
 
     def rank(self, task: EdfTask) -> tuple[bool, int, int]:
-        return not task.boosted, -task.qos, task.start_by_ns
+        return not task.boosted, -task.work_class.qos, task.start_by_ns()
 
 
 class Edf(Central[EdfTask]):
@@ -82,15 +81,17 @@ class Edf(Central[EdfTask]):
         super().__init__(agent, DeadlineQueue(), **options)
         self.estimates: dict[int, Estimate] = {}  # by number of the work class
 
+    # A task that waits or sleeps has had the CPU time of its last message; a wakeup's message also tells its time.
+
     def on_task_wakeup(self, task: Any) -> None:
         if task.item is None:
-            self.begin_work(task)
+            task.began_ns, task.due_ns = task.runtime_ns, task.since_ns + self.bare_ns
         self.enqueue(task)
 
     def on_task_blocked(self, task: Any) -> None:
         if task.item is None:
-            self.end_work(task)
-        self.dequeue(task)
+            task.estimate.learn(task.runtime_ns - task.began_ns)
+        task.leave_queues()
 
     def begin_work(self, task: EdfTask) -> None:
         task.estimate, task.began_ns = self._estimate(task), self.agent.status_words.runtime_ns(task)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from ..agents.task import Transaction, TxnState
@@ -73,10 +72,12 @@ class Shinjuku(Central[ShinjukuTask]):
     def next_work_ns(self, task: ShinjukuTask) -> int:
         return task.since_ns + task.work_class.period_ns
 
-    def schedule(self) -> Iterator[Transaction]:
-        self.queue.promote(time.monotonic_ns())
-        yield from super().schedule()
+    def schedule(self) -> list[Transaction]:
+        if self.queue:
+            self.queue.promote(time.monotonic_ns())
+        decided = super().schedule()
         self.renewed.clear()
+        return decided
 
     def should_preempt(self, running: Running[ShinjukuTask], first: ShinjukuTask) -> bool:
         end_ns = slice_end_ns(running, first, self.slice_ns, running.task in self.renewed)
@@ -90,7 +91,7 @@ class QosQueue(PriorityQueue[ShinjukuTask]):
     """Tasks by QoS, the highest first, and those of one QoS by position."""
 
     def rank(self, task: ShinjukuTask) -> tuple[int, int]:
-        return -task.qos, task.position
+        return -task.work_class.qos, task.position
 
     def promote(self, now_ns: int) -> None:
         """Move tasks that have waited longer than WAIT_TIMEOUT_NS to the head of their QoS, in the order of arrival."""

@@ -85,7 +85,7 @@ def test_deadline_that_changes_while_a_task_waits_counts(
         until(lambda: waiting(one.enclave) == len(sleepers), "all wait")
         with monkeypatch.context() as patch:
             # No task holds the CPU: another class might preempt it, and a sleeper would run too soon.
-            patch.setattr(one, "idle_cpus", list)
+            patch.setattr(one.policy, "_fill_idle", list)
             one.turn()
         first = one.policy.queue.first(1)
         assert first is not None

@@ -60,7 +60,7 @@ def test_order_is_boost_then_qos_then_latest_start(waiting: list[EdfTask]) -> No
         elif task.qos != after.qos:
             assert task.qos > after.qos
         else:
-            assert task.start_by_ns <= after.start_by_ns
+            assert task.start_by_ns() <= after.start_by_ns()
 
 
 @given(st.lists(st.tuples(st.integers(1, 200), st.booleans()), min_size=1, max_size=12))
@@ -87,8 +87,8 @@ def test_after_any_adds_and_discards_each_task_is_queued_once(waiting: list[EdfT
         assert all(task in queue for task in expected)
     order = drained(queue)
     assert set(order) == expected
-    assert [(not t.boosted, -t.qos, t.start_by_ns) for t in order] == sorted(
-        (not t.boosted, -t.qos, t.start_by_ns) for t in expected
+    assert [(not t.boosted, -t.qos, t.start_by_ns()) for t in order] == sorted(
+        (not t.boosted, -t.qos, t.start_by_ns()) for t in expected
     )
 
 
@@ -126,6 +126,6 @@ def test_estimate_is_a_mean_and_always_leaves_work_to_do(pieces: list[int], gues
 @given(jobs(), st.integers(0, 10**9))
 def test_task_that_has_done_more_of_equal_work_starts_later(waiting: list[EdfTask], done: int) -> None:
     for task in waiting:
-        fresh = task.start_by_ns
+        fresh = task.start_by_ns()
         task.runtime_ns = done % task.work_class.exectime_ns
-        assert task.start_by_ns == fresh + task.runtime_ns
+        assert task.start_by_ns() == fresh + task.runtime_ns
