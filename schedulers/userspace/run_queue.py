@@ -80,3 +80,29 @@ class RunQueue:
         if best is not None:
             self.discard(best)
         return best
+
+    def match(self, cpus: list[int], siblings: dict[int, tuple[int, ...]]) -> list[tuple[Task, int]]:
+        """Pair tasks, from the head on, with the nearest() of ``cpus``, until either runs out; removes both."""
+        matched = []
+        for task in list(self._tasks):
+            if not cpus:
+                break
+            if (cpu := nearest(task, cpus, siblings)) is not None:
+                cpus.remove(cpu)
+                self.discard(task)
+                matched.append((task, cpu))
+        return matched
+
+
+def nearest(task: Task, cpus: list[int], siblings: dict[int, tuple[int, ...]]) -> int | None:
+    """The one of ``cpus`` where ``task`` last ran, else a sibling of it, else the first that ``task`` may run on.
+
+    ``siblings`` are the CPUs that share a core with each CPU.
+    """
+    last = task.cpu
+    if last in cpus and task.may_run_on(last):
+        return last
+    for cpu in siblings.get(last, ()):
+        if cpu in cpus and task.may_run_on(cpu):
+            return cpu
+    return next((cpu for cpu in cpus if task.may_run_on(cpu)), None)

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 from ..agents.task import LATCHED, Task, Transaction, TxnState
 from ..policy import Option
 from .agent import Agent
 from .options import slice_ns
 from .policy import AgentPolicy
-from .run_queue import RunQueue
+from .run_queue import RunQueue, nearest
 
 
 class Sol(AgentPolicy):
@@ -34,7 +34,7 @@ class Sol(AgentPolicy):
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
         self.siblings = {cpu.id: tuple(cpu.siblings) for cpu in agent.topology.cpus}
-        self.queue = StickyQueue(self.siblings)
+        self.queue = RunQueue()
         self.enqueue, self.dequeue = self.queue.add, self.queue.discard  # type: ignore[method-assign]
         self.ahead: dict[int, Task] = {}  # committed to a busy CPU, the oldest first
 
@@ -43,19 +43,31 @@ class Sol(AgentPolicy):
         if transaction.task is not None:
             self.queue.add_first(transaction.task)
 
-    def schedule(self) -> Iterator[Transaction]:
-        idle = self.agent.idle_cpus()
-        if idle and self.ahead:
-            yield from self._move_to_idle(idle)
-        if self.queue:
-            for task, cpu in self.queue.match(idle):
-                yield Transaction(task, cpu, self.slice_ns)
-        if self.queue:
-            for task, cpu in self.queue.match(self.agent.busy_cpus()):
-                self.ahead.pop(cpu, None)
-                self.ahead[cpu] = task
-                yield Transaction(task, cpu, self.slice_ns)
+    def schedule(self) -> list[Transaction]:
+        decided: list[Transaction] = []
+        if self.queue or self.ahead:
+            idle = self.agent.idle_cpus()
+            if idle and self.ahead:
+                decided += self._move_to_idle(idle)
+            if self.queue:
+                decided += self._assign(idle)
+            if self.queue:
+                decided += self._assign_ahead()
         self.looks_again = bool(self.queue or self.ahead)
+        return decided
+
+    def _assign(self, cpus: list[int]) -> list[Transaction]:
+        """Give each of ``cpus`` the next task in the queue that should run there."""
+        return [Transaction(task, cpu, self.slice_ns) for task, cpu in self.queue.match(cpus, self.siblings)]
+
+    def _assign_ahead(self) -> list[Transaction]:
+        """Give each busy CPU the task that it runs next."""
+        decided = self._assign(self.agent.busy_cpus())
+        for task, cpu, *_ in decided:
+            assert task is not None
+            self.ahead.pop(cpu, None)
+            self.ahead[cpu] = task
+        return decided
 
     def _move_to_idle(self, idle: list[int]) -> Iterator[Transaction]:
         """Move tasks that wait for a busy CPU to idle ones; they arrived before every task in the queue."""
@@ -66,35 +78,3 @@ class Sol(AgentPolicy):
                 del self.ahead[busy]
                 idle.remove(cpu)
                 yield Transaction(task, cpu, self.slice_ns)
-
-
-class StickyQueue(RunQueue):
-    """A FIFO whose tasks stay where they last ran; ``siblings`` lists the CPUs that share a core with each CPU."""
-
-    def __init__(self, siblings: Mapping[int, Sequence[int]]) -> None:
-        super().__init__()
-        self._siblings = siblings
-
-    def match(self, cpus: list[int]) -> list[tuple[Task, int]]:
-        """Pair tasks, from the head on, with ``cpus``, until either runs out; removes both."""
-        matched = []
-        for task in self:
-            if not cpus:
-                break
-            if (cpu := nearest(task, cpus, self._siblings)) is not None:
-                cpus.remove(cpu)
-                matched.append((task, cpu))
-        for task, _ in matched:
-            self.discard(task)
-        return matched
-
-
-def nearest(task: Task, cpus: Sequence[int], siblings: Mapping[int, Sequence[int]]) -> int | None:
-    """The one of ``cpus`` where ``task`` last ran, else a sibling of it, else the first that ``task`` may run on."""
-    last = task.cpu
-    if last in cpus and task.may_run_on(last):
-        return last
-    for cpu in siblings.get(last, ()):
-        if cpu in cpus and task.may_run_on(cpu):
-            return cpu
-    return next((cpu for cpu in cpus if task.may_run_on(cpu)), None)

@@ -242,6 +242,59 @@ static PyObject *queue_pop_near(PyObject *self, PyObject *const *args, Py_ssize_
 	return popped(self, args[0], args[1]);
 }
 
+/* Where in the list of CPUs cpu is, if task may run on it; -1 if not, or with an exception. */
+static Py_ssize_t find_cpu(PyObject *cpus, long cpu, struct task *task)
+{
+	for (Py_ssize_t n = 0, count = PyList_Size(cpus); n < count; n++) {
+		if (PyLong_AsLong(PyList_GetItem(cpus, n)) == cpu)
+			return task_may_run(task, cpu) > 0 ? n : -1;
+	}
+	return -1;
+}
+
+/* Which of cpus is for task: where it last ran, else a sibling, else the first; -1 if there is none, or with an exception. */
+static Py_ssize_t nearest(PyObject *cpus, PyObject *siblings, struct task *task)
+{
+	PyObject *last = PyLong_FromLong(task->cpu), *near = last ? PyDict_GetItemWithError(siblings, last) : NULL;
+	Py_ssize_t at = find_cpu(cpus, task->cpu, task);
+
+	Py_XDECREF(last);
+	for (Py_ssize_t n = 0, count = near ? PyTuple_Size(near) : 0; at < 0 && n < count; n++)
+		at = find_cpu(cpus, PyLong_AsLong(PyTuple_GetItem(near, n)), task);
+	for (Py_ssize_t n = 0, count = PyList_Size(cpus); at < 0 && n < count; n++) {
+		if (task_may_run(task, PyLong_AsLong(PyList_GetItem(cpus, n))) > 0)
+			at = n;
+	}
+	return PyErr_Occurred() ? -1 : at;
+}
+
+static PyObject *queue_match(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+	struct queue *queue = (struct queue *)self;
+	PyObject *matched;
+
+	if (count != 2 || !PyList_Check(args[0]) || !PyDict_Check(args[1])) {
+		PyErr_SetString(PyExc_TypeError, "match() takes a list of CPUs, and a dict of their siblings");
+		return NULL;
+	}
+	matched = PyList_New(0);
+	for (struct place *at = queue->ends.after, *next; matched && at != &queue->ends && PyList_Size(args[0]); at = next) {
+		Py_ssize_t n = nearest(args[0], args[1], at->task);
+		PyObject *pair;
+
+		next = at->after;
+		if (n < 0 && !PyErr_Occurred())
+			continue;
+		pair = n < 0 ? NULL : PyTuple_Pack(2, (PyObject *)at->task, PyList_GetItem(args[0], n));
+		if (!pair || PyList_Append(matched, pair) < 0 || PyList_SetSlice(args[0], n, n + 1, NULL) < 0)
+			Py_CLEAR(matched);
+		else
+			queue_discard(queue, at->task);
+		Py_XDECREF(pair);
+	}
+	return matched;
+}
+
 /* Iterates over a queue: the next task is the one after `last`, or the first. */
 struct tasks {
 	PyObject_HEAD
@@ -362,6 +415,7 @@ PyTypeObject *make_queue_type(void)
 		{"discard", queue_discard_method, METH_O, NULL},
 		{"discard_if", queue_discard_if, METH_O, NULL},
 		{"pop", queue_pop_method, METH_O, NULL},
+		{"match", (PyCFunction)(void (*)(void))queue_match, METH_FASTCALL, NULL},
 		{"pop_near", (PyCFunction)(void (*)(void))queue_pop_near, METH_FASTCALL, NULL},
 		{NULL},
 	};
