@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from typing import Any
 
 from ..agents.task import WAITING, Task, Transaction
 from ..policy import Option, duration_ns
 from .agent import Agent
-from .fair import Account, FairQueue, slice_ns
+from .fair import FairQueue, FairTask, slice_ns
 from .options import flag
 from .policy import AgentPolicy
 
@@ -19,15 +19,6 @@ _ASSIGNER = -1
 #: A task that has waited for longer is next. The core runs such a task after some more seconds without asking the
 #: agent, and the kernel ends a scheduler that lets a task wait for 30 s.
 _WAIT_TIMEOUT_NS = 3_000_000_000
-
-
-class FairTask(Task, Account):
-    """A task with its vruntime, which counts on one CPU, and starts anew with each agent."""
-
-    def __init__(self, gtid: int) -> None:
-        Task.__init__(self, gtid)
-        Account.__init__(self)
-        self.queued_ns = 0  # when it was enqueued; CLOCK_MONOTONIC
 
 
 class Cfs(AgentPolicy):
@@ -70,52 +61,47 @@ class Cfs(AgentPolicy):
         self.queue: FairQueue[FairTask] = FairQueue()
         self.current: FairTask | None = None
         self.picked_at_ns = 0  # the current task's CPU time when its slice began
+        self._here = -1 if agent.cpu is None else agent.cpu
         self._neighbours = () if agent.cpu is None else agent.topology.neighbours(agent.cpu)
 
-    def enqueue(self, task: Task) -> None:
-        assert isinstance(task, FairTask)
+    def enqueue(self, task: Any) -> None:
         task.charge(task.runtime_ns, task.weight)
-        cpus = () if self.agent.may_run(task, self._here) else self._other_cpus(task)
-        if cpus or not task.may_run_on(self._here):
-            self.dequeue(task)
-            self.agent.associate(task, self.place(task, cpus) if cpus else _ASSIGNER)
-        else:
-            task.queued_ns = task.since_ns
+        here = self._here
+        if not (task.may_run_on(here) and self.agent.is_online(here)) and self._hand_on(task):
+            return
+        task.queued_ns = task.since_ns
+        if self.queue or self.current is not None:
             self._advance_clock()
-            self.queue.add(task)
+        self.queue.add(task)
 
-    def dequeue(self, task: Task) -> None:
-        assert isinstance(task, FairTask)
-        task.charge(task.runtime_ns, task.weight)
+    def dequeue(self, task: Any) -> None:
         self.queue.discard(task)
         if task is self.current:
             self.current = None
 
-    def on_task_new(self, task: Task) -> None:
+    def on_task_new(self, task: Any) -> None:
         """CPU time on other CPUs does not count here."""
-        assert isinstance(task, FairTask)
         task.charged_ns = None
         self.enqueue(task)
 
     def on_task_wakeup(self, task: Task) -> None:
         """A task that wakes runs at once if a CPU is idle: its last CPU, else the nearest."""
-        if self._is_busy(task) and (cpus := self._idle_cpus(task)):
+        is_busy = self.queue or self.current not in (None, task)
+        if is_busy and (cpus := self._idle_cpus(task)):
             near = (cpu for ring in self._neighbours for cpu in ring if cpu in cpus)
             self.agent.associate(task, task.cpu if task.cpu in cpus else next(near, min(cpus)))
         else:
             self.enqueue(task)
 
-    def on_task_yield(self, task: Task) -> None:
+    def on_task_yield(self, task: Any) -> None:
         """The first waiting task runs next, even if it has had more CPU time than ``task``."""
-        assert isinstance(task, FairTask)
         task.charge(task.runtime_ns, task.weight)
-        if (first := self.queue.first()) is not None:
-            task.vruntime = max(task.vruntime, first.vruntime)
+        if (head := self.queue.head()) is not None:
+            task.vruntime = max(task.vruntime, head[0])
         self.enqueue(task)
 
-    def on_priority_changed(self, task: Task) -> None:
+    def on_priority_changed(self, task: Any) -> None:
         """CPU time up to now counts at the old weight."""
-        assert isinstance(task, FairTask)
         task.charge(task.runtime_ns, task.weight)
 
     def on_affinity_changed(self, task: Task) -> None:
@@ -129,27 +115,35 @@ class Cfs(AgentPolicy):
         loads = self.agent.loads()
         return min(cpus, key=lambda cpu: (not self.agent.may_run(task, cpu), loads.get(cpu, 0), cpu != task.cpu))
 
-    def schedule(self) -> Iterator[Transaction]:
+    def schedule(self) -> list[Transaction]:
         if not self.agent.is_online(self._here):
             # No message tells that this CPU went offline.
             for waiting in self.queue:
                 self.on_affinity_changed(waiting)
+        decided = []
         for cpu in self.agent.idle_cpus():
             if (task := self._next()) is not None:
-                left_ns = self._slice_ns(1 + len(self.queue)) - (task.runtime_ns - self.picked_at_ns)
-                yield Transaction(task, cpu, left_ns if self.queue else 0)
-            elif self.balances:
+                decided.append(Transaction(task, cpu, self._left_ns(task) if self.queue else 0))
+            elif self.balances and self.agent.highest_load() > 1:
                 self._pull()
+        return decided
 
     def _next(self) -> FairTask | None:
         """The current task if it was interrupted in its slice, else the first of the queue."""
-        if (task := self.current) is not None and self._is_interrupted(task):
+        if (task := self.current) is not None and task.boosted and self._is_interrupted(task):
             self.queue.discard(task)
             return task
-        while (task := self._pop_overdue() or self.queue.pop()) is not None and not self._waits_here(task):
-            pass
-        self.current, self.picked_at_ns = task, task.runtime_ns if task is not None else 0
-        return task
+        while self.queue:
+            task = (self._pop_overdue() if len(self.queue) > 1 else None) or self.queue.pop_least()
+            if task is not None and self._waits_here(task):
+                self.current, self.picked_at_ns = task, task.runtime_ns
+                return task
+        self.current = None
+        return None
+
+    def _left_ns(self, task: FairTask) -> int:
+        """What is left of the slice of ``task``, which runs next while others wait."""
+        return self._slice_ns(1 + len(self.queue)) - (task.runtime_ns - self.picked_at_ns)
 
     def _pop_overdue(self) -> FairTask | None:
         """Remove and return the task that has waited longest, if that is too long."""
@@ -175,32 +169,31 @@ class Cfs(AgentPolicy):
                 task.charge(word.runtime_ns, task.weight)
         self.queue.advance(task)
 
-    @property
-    def _here(self) -> int:
-        assert self.agent.cpu is not None
-        return self.agent.cpu
-
     def _slice_ns(self, tasks: int) -> int:
         return slice_ns(tasks, self.latency_ns, self.min_granularity_ns)
 
-    def _is_busy(self, task: Task) -> bool:
-        """Whether tasks other than ``task`` run on this CPU or wait for it."""
-        return bool(self.queue) or self.current not in (None, task)
-
     def _is_interrupted(self, task: FairTask) -> bool:
-        """Whether ``task`` was interrupted in its slice, and waits here for the rest of it."""
-        if not task.boosted or task not in self.queue or not self._waits_here(task):
+        """Whether ``task``, which is boosted, was interrupted in its slice, and waits here for the rest of it."""
+        if task not in self.queue or not self._waits_here(task):
             return False
         return task.runtime_ns - self.picked_at_ns < self._slice_ns(len(self.queue))
 
     def _waits_here(self, task: Task) -> bool:
         """Whether ``task`` still waits for this CPU. If another agent took it, forget it: it may come back as new."""
-        word = self.agent.status_words[task.word]
-        if word.gtid == task.gtid and word.channel == 1 + self._here:
+        if self.agent.decides_for(task):
             return self.agent.waits(task)
         self.agent.tasks.pop(task.gtid, None)
         self.dequeue(task)
         return False
+
+    def _hand_on(self, task: FairTask) -> bool:
+        """Give a task that cannot run here now to another agent; False if it may run here, and nowhere else now."""
+        cpus = self._other_cpus(task)
+        if not cpus and task.may_run_on(self._here):
+            return False
+        self.dequeue(task)
+        self.agent.associate(task, self.place(task, cpus) if cpus else _ASSIGNER)
+        return True
 
     def _idle_cpus(self, task: Task) -> tuple[int, ...]:
         """The other CPUs that ``task`` may run on, and where no task runs or waits."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ghostbpf.schedulers.userspace.fair import Account, FairQueue, slice_ns
+from ghostbpf.schedulers.userspace.fair import FairQueue, FairTask, slice_ns
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,11 +14,11 @@ vruntimes = st.integers(0, 100 * MS)
 weights = st.sampled_from([1, 9, 33, 100, 305, 1024, 8668])
 
 
-class Model(Account):
-    """A task as the queue knows it."""
+class Model(FairTask):
+    """A task of some vruntime."""
 
     def __init__(self, vruntime: int = 0) -> None:
-        super().__init__()
+        super().__init__(1)
         self.vruntime = vruntime
 
 
@@ -28,8 +28,8 @@ def test_least_vruntime_goes_first_and_equals_in_the_order_of_arrival(given: lis
     tasks = [Model(vruntime) for vruntime in given]
     for task in tasks:
         queue.add(task)
-    assert [queue.pop() for _ in tasks] == sorted(tasks, key=lambda task: task.vruntime)
-    assert queue.pop() is None
+    assert [queue.pop_least() for _ in tasks] == sorted(tasks, key=lambda task: task.vruntime)
+    assert queue.pop_least() is None
 
 
 operations = st.lists(
@@ -56,7 +56,7 @@ def test_after_any_operations_the_least_and_the_oldest_are_known(done: list[tupl
         elif what == "discard":
             queue.discard(task)
             model = [other for other in model if other is not task]
-        elif what == "pop" and (first := queue.pop()) is not None:
+        elif what == "pop" and (first := queue.pop_least()) is not None:
             model.remove(first)
             assert all(first.vruntime <= other.vruntime for other in model)
         elif what == "advance":
@@ -65,9 +65,9 @@ def test_after_any_operations_the_least_and_the_oldest_are_known(done: list[tupl
         assert len(queue) == len(model)
         assert all((other in queue) == (other in model) for other in pool)
         assert queue.oldest() is (model[0] if model else None)
-        least = queue.first()
+        least = queue.head()
         assert (least is None) == (not model)
-        assert least is None or least.vruntime == min(other.vruntime for other in model)
+        assert least is None or least[0] == least[1].vruntime == min(other.vruntime for other in model)
 
 
 @given(st.lists(weights, min_size=2, max_size=6), st.lists(st.integers(1, 20 * MS), min_size=50, max_size=200))
@@ -81,7 +81,7 @@ def test_hogs_share_by_weight_within_one_turn_each(given: list[int], turns: list
         task.charge(0, weight_of[task])
         queue.add(task)
     for turn in turns:
-        task = queue.pop()
+        task = queue.pop_least()
         assert task is not None
         ran[task] += turn
         task.charge(ran[task], weight_of[task])
