@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ...loaders.maps import possible_cpus
 from ..agents.task import Transaction, TxnState
 from ..policy import Option
 from .agent import Agent
@@ -29,7 +30,8 @@ class FifoCentralized(AgentPolicy):
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
         self.queue = RunQueue()
-        near = {cpu.id: (cpu.l3_siblings or cpu.siblings).bits for cpu in agent.topology.cpus}
+        near = {cpu: 1 << cpu for cpu in range(possible_cpus())}  # also of CPUs that are offline now
+        near |= {cpu.id: (cpu.l3_siblings or cpu.siblings).bits for cpu in agent.topology.cpus}
         self.enqueue, self.dequeue = self.queue.add, self.queue.discard  # type: ignore[method-assign]
         self.schedule = agent.first_in_first_out(self.queue, self.slice_ns, near)  # type: ignore[method-assign]
 

@@ -50,6 +50,19 @@ def test_cpu_offline_at_the_start_gets_an_agent_when_it_is_back(
     assert agents.check()
 
 
+@pytest.mark.kernel_independent
+def test_agent_that_started_while_a_cpu_was_offline_uses_it_later(
+    workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess
+) -> None:
+    one = enclave("1-3")
+    spinners = [workload.spinner(one) for _ in range(4)]
+    with offline(3):
+        _, agents = agent_process(one, "fifo_centralized", fastpath="off", slice="5ms")
+        spinners[0].progress()
+    until(lambda: any(spinner.at == 3 for spinner in spinners), "CPU 3 is used")
+    assert agents.check()
+
+
 @pytest.mark.soak
 def test_cpu_without_its_own_agent_runs_waiting_tasks(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, monkeypatch: pytest.MonkeyPatch
