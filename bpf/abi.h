@@ -9,7 +9,7 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, a map of the core, or a pinned program changes its name or meaning. */
-#define ABI_VERSION 12
+#define ABI_VERSION 13
 
 #define MAX_ENCLAVES 64 /* enclave ids start at 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
@@ -29,7 +29,11 @@ enum enclave_state {
 	ENCLAVE_DYING = 2, /* its tasks are being handed back; until then the built-in FIFO runs them */
 };
 
-/* One enclave; user space writes it. */
+/* Bits of enclave.draining: tasks may wait where the policy does not look for them. */
+#define DRAINING_QUEUES 1 /* the previous policy used per-CPU queues; they may not be empty yet */
+#define DRAINING_RESIZED 2 /* a task that may use none of the CPUs left by a resize may be on the enclave's queue */
+
+/* One enclave; user space writes it, except for a resize. */
 struct enclave {
 	u32 state; /* enum enclave_state */
 	u32 generation; /* distinguishes this enclave from earlier ones with its id */
@@ -41,7 +45,7 @@ struct enclave {
 	u64 cpus[16]; /* the CPUs that run its tasks */
 	u64 spinner; /* (1 + CPU) << 32 | tid of an agent that spins on that CPU, which runs no task; CPU bits 0: none */
 	u32 queues[2]; /* 1: this bank's policy uses CPUs' own queues */
-	u32 draining; /* the previous policy used per-CPU queues; they may not be empty yet */
+	u32 draining; /* DRAINING_… */
 	u32 reserved;
 	u64 gtids; /* number of gtids issued */
 	u64 stuck; /* a task may wait on the own queue of a CPU that cannot run it, since that CPU is offline or taken */
@@ -50,13 +54,13 @@ struct enclave {
 
 /* One CPU. */
 struct cpu {
-	u32 enclave; /* the enclave that owns it; written by user space */
+	u32 enclave; /* the enclave that owns it; written by user space, and by a resize */
 	u32 running; /* the enclave of the task on it */
 	u64 running_since; /* when that task came on; ns of scx_bpf_now() */
 	u64 fallback_served_at; /* when it last took a task from the fallback queue; CLOCK_MONOTONIC */
 	u64 dispatched_at; /* when it last asked for a task; CLOCK_MONOTONIC */
 	u64 latched; /* a task may wait on its own queue, CPU_DSQ, to which agents commit; 64 bits for exchange() */
-	u32 group_hold; /* a group is being committed: the CPU does not serve that queue */
+	u32 group_hold; /* the enclave whose agent commits a group: the CPU does not serve that queue; 0: none */
 	u32 agent_must_move; /* a task can run only on the agent's CPU: the agent must move */
 	u32 preempted_by_class; /* a higher class has the CPU */
 	u32 told_idle; /* the agent has got MSG_CPU_IDLE since a task of the enclave last ran here */
@@ -65,6 +69,8 @@ struct cpu {
 	u32 after_sync; /* that of the task on it; see task_ctx */
 	u32 rescue_in; /* the number of dispatches until the policy goes before latched tasks; 0: never */
 	u64 checked_at; /* when it last looked for tasks that wait too long; CLOCK_MONOTONIC */
+	u32 stale_queues; /* another enclave had it; tasks of that one may wait on its own queues */
+	u32 reserved;
 	u64 sync_wake_at; /* when the task on it last made a sync wakeup; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 };
@@ -131,6 +137,13 @@ struct join_args {
 	u32 reserved;
 };
 
+/* Argument of call_resize. */
+struct resize_args {
+	u32 enclave;
+	u32 from; /* the enclave that CPUs are taken from; 0: none */
+	u64 cpus[16]; /* all CPUs that `enclave` has afterwards */
+};
+
 /* A record of the task iterator, for each task in the ext class and each former one that is forking. */
 struct task_record {
 	s32 tid;
@@ -184,11 +197,12 @@ enum message_type {
 	MSG_CPU_TICK, /* sent if channel.ticks is set */
 	MSG_CPU_BUSY, /* a higher class takes the CPU; BUSY and AVAILABLE are sent if the policy asks for them */
 	MSG_CPU_AVAILABLE, /* the higher class leaves the CPU */
+	MSG_CPUS_CHANGED, /* CPUs have come to the enclave, or left it; sent to each of its agents */
 };
 
 #define MSG_BOOSTED 1 /* a higher class interrupted the task's turn: run it before others */
 
-/* A message from the core to an agent. A CPU's message uses cpu, at_ns and type alone. */
+/* A message from the core to an agent. A CPU's message uses cpu, at_ns and type alone; MSG_CPUS_CHANGED has no cpu. */
 struct message {
 	u64 gtid; /* count << 32 | tid; never reused in an enclave */
 	u64 runtime_ns; /* CPU time since the task got its gtid */

@@ -110,6 +110,19 @@ int call_take(struct take_args *args)
 	return 0;
 }
 
+/* A resize has changed the enclave's CPUs: tell each agent. */
+int call_cpus_changed(void *nothing)
+{
+	struct message m = {};
+
+	m.at_ns = bpf_ktime_get_ns();
+	m.type = MSG_CPUS_CHANGED;
+	m.cpu = -1;
+	for_each_number(number, 0, 1 + scx_bpf_nr_cpu_ids())
+		post(number, &m);
+	return 0;
+}
+
 /* A task has moved to another enclave; no op told this enclave's policy. */
 int call_depart(struct agent_task_args *args)
 {

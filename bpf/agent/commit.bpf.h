@@ -133,10 +133,12 @@ static u32 latch(struct task_struct *p, struct txn *x)
 	if (!moved)
 		return state == TXN_COMPLETE ? TXN_STALE : state;
 	exchange(&cpu->latched, 1);
-	/* A CPU that goes offline empties its queue once, possibly before this insert. */
+	/* A CPU that goes offline, or leaves the enclave, empties its queue once, possibly before this insert. */
 	state = check_cpu(x->cpu, NULL);
-	if (state != TXN_COMPLETE)
+	if (state != TXN_COMPLETE) {
 		unlatch(p);
+		scx_bpf_kick_cpu(x->cpu, SCX_KICK_IDLE); /* which clears cpu->latched */
+	}
 	return state;
 }
 
@@ -204,14 +206,17 @@ static void undo(struct txn *x)
 	bpf_task_release(p);
 }
 
-/* A held CPU may ask for a task and get none, so it is kicked when it is released. */
+/*
+ * A held CPU may ask for a task and get none, so it is kicked when it is released. It is released even if it has left
+ * the enclave meanwhile.
+ */
 static void set_group_hold(s32 id, bool on)
 {
 	struct cpu *cpu = cpu_of(id);
 
-	if (!cpu || cpu->enclave != ENCLAVE)
+	if (!cpu || (on ? cpu->enclave : cpu->group_hold) != ENCLAVE)
 		return;
-	cpu->group_hold = on;
+	cpu->group_hold = on ? ENCLAVE : 0;
 	if (!on)
 		scx_bpf_kick_cpu(id, SCX_KICK_IDLE);
 }

@@ -50,8 +50,8 @@ class Channel:
         self._messages, self._committed, self._failed, self._turns, self._busy_ns = (
             column(own, "channel", member) for member in ("messages", "committed", "failed", "turns", "busy_ns")
         )
-        # By channel number: the enclave's and that of each of its CPUs.
-        channels = agents.channels.view(0, 2 + max(enclave.cpus))
+        # By channel number: the enclave's and that of each CPU, which may become the enclave's.
+        channels = agents.channels.view(0, len(agents.channels))
         self._tids, self._loads = column(channels, "channel", "tid"), column(channels, "channel", "load")
         self.read = self._ring.read
         self.batch = constant("TXNS")
@@ -156,6 +156,11 @@ class Channel:
 
     def _wait_for_ops(self) -> None:
         synchronize_rcu()
+
+    def dismiss(self, number: int) -> None:
+        """Make the agent of another channel leave, and wait until no op sends it a message any more."""
+        self._agents.channels[number].tid = 0
+        self._wait_for_ops()
 
     def begin_turn(self) -> int:
         """Tell the core that the agent is about to read; returns the time."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ...loaders import libc
+from ...loaders.maps import possible_cpus
 from ..core import ffi
 from .extension import or_native
 from .layout import column
@@ -12,7 +13,9 @@ from .spec import EnclaveView
 
 def cpu_flags(enclave: EnclaveView, cpus: tuple[int, ...], kind: type[CpuFlags] | None = None) -> CpuFlags:
     """The state of ``cpus`` of ``enclave``, of class ``kind``."""
-    records = enclave.core.cpus.view(0, 1 + max(cpus))
+    all_records = enclave.core.cpus
+    # Of every CPU that the enclave may get: see CpuFlags.set().
+    records = all_records.view(0, min(len(all_records), max(possible_cpus(), 1 + max(cpus))))
     running, latched, preempted = (
         column(records, "cpu", member) for member in ("running", "latched", "preempted_by_class")
     )
@@ -43,6 +46,10 @@ class CpuFlags:
     ) -> None:
         self._cpus, self._running, self._latched, self._preempted = cpus, running, latched, preempted
         self._spinner, self._online = spinner, online
+
+    def set(self, cpus: tuple[int, ...]) -> None:
+        """Make ``cpus`` those of the lists."""
+        self._cpus = cpus
 
     def open(self) -> list[int]:
         """CPUs with nothing committed that no other class holds, the idle ones first."""

@@ -134,14 +134,22 @@ class Agents:
 
     def depart(self, tid: int) -> None:
         """Send the agent TASK_DEPARTED for a task that left the enclave without leaving its class."""
+        self._run("call_depart", packer("agent_task_args").pack(pids.to_initial(tid), 0, 0))
+
+    def report_cpus_changed(self) -> None:
+        """Send each agent CPUS_CHANGED."""
+        self._run("call_cpus_changed")
+
+    def _run(self, name: str, context: bytes = b"") -> None:
+        """Run a pinned program, unless the enclave has no agent any more."""
         try:
-            program = Program(open_pinned(_directory(self.id) / "call_depart"))
+            program = Program(open_pinned(_directory(self.id) / name))
         except BpfError as error:
-            if error.errno == errno.ENOENT:  # the enclave has no agent any more
+            if error.errno == errno.ENOENT:
                 return
             raise
         with program:
-            program.run(packer("agent_task_args").pack(pids.to_initial(tid), 0, 0))
+            program.run(context)
 
     def tids(self) -> set[int]:
         """The tasks that have a status word, by their tid in this process's pid namespace."""
@@ -227,5 +235,6 @@ def pin(id: int, module: Module) -> None:
     make_private(_directory(id))
     for name in SHARED:
         module.own_maps[name].pin(_directory(id) / name)
-    with module.load("call_depart", Target.syscall()) as program:
-        program.pin(_directory(id) / "call_depart")
+    for name in ("call_cpus_changed", "call_depart"):
+        with module.load(name, Target.syscall()) as program:
+            program.pin(_directory(id) / name)

@@ -29,6 +29,7 @@ class MessageType(IntEnum):
     CPU_TICK = constant("MSG_CPU_TICK")
     CPU_BUSY = constant("MSG_CPU_BUSY")
     CPU_AVAILABLE = constant("MSG_CPU_AVAILABLE")
+    CPUS_CHANGED = constant("MSG_CPUS_CHANGED")
 
 
 class TxnState(IntEnum):

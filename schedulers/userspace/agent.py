@@ -71,14 +71,15 @@ class Agent:
         self.status_words = kernel.status_words()
         self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
         self._channel = kernel.channel(0 if cpu is None else 1 + cpu, values.get("ring_bytes", _RING_BYTES))
-        self._cpus = enclave.cpus if cpu is None else CpuSet([cpu])
+        self._enclave_cpus = enclave.cpus
+        self._cpus = self._enclave_cpus if cpu is None else CpuSet([cpu])
         self._flags = kernel.cpu_flags(tuple(self._cpus))
-        self._enclave_flags = kernel.cpu_flags(tuple(enclave.cpus))
+        self._enclave_flags = kernel.cpu_flags(tuple(self._enclave_cpus))
         self._params_map, self.params = kernel.params()
         self._hints = kernel.hints() if spec.agent.hinted else None
         pause_s = _UPKEEP_S if self._hints is None else _HINTS_S
         own_cpu = values.get("agent_cpu", -1) if cpu is None else cpu
-        self._own_cpu = AgentCpu(enclave, kernel, self.topology, self.is_online, cpu=own_cpu, spins=self.spins)
+        self._own_cpu = AgentCpu(enclave, kernel, self.topology, self._flags.is_online, cpu=own_cpu, spins=self.spins)
         self._turns = turns_of(self, self._channel, self.status_words, self._refusals, pause_s)
         # Where these are native, a policy calls them without a frame of Python in between.
         self.open_cpus, self.idle_cpus = self._flags.open, self._flags.idle  # type: ignore[method-assign]
@@ -96,6 +97,7 @@ class Agent:
         for kind in MessageType:
             name = kind.name.lower().replace("task_affinity", "affinity").replace("task_priority", "priority")
             callbacks[kind] = self.policy.callback(f"on_{name}")
+        callbacks[MessageType.CPUS_CHANGED] = lambda _: self._follow_cpus()
         self._turns.use(
             self.policy,
             callbacks,
@@ -107,7 +109,7 @@ class Agent:
 
     @property
     def cpus(self) -> CpuSet:
-        """The CPUs that it decides for: the enclave's, or its own."""
+        """The CPUs that it decides for: the enclave's, or its own, if that is one of them."""
         return self._cpus
 
     @property
@@ -205,8 +207,8 @@ class Agent:
         return max(self._channel.loads())
 
     def is_online(self, cpu: int) -> bool:
-        """Whether ``cpu`` is online."""
-        return self._flags.is_online(cpu)
+        """Whether ``cpu`` is online, and still the enclave's."""
+        return cpu in self._enclave_cpus and self._flags.is_online(cpu)
 
     def may_run(self, task: Task, cpu: int) -> bool:
         """Whether ``cpu`` is online and ``task`` may run there."""
@@ -301,6 +303,7 @@ class Agent:
                     upkeep_at = time.monotonic_ns() + _UPKEEP_NS
                     self._channel.keep_pulse()
                     self._own_cpu.rebind()
+                    self._follow_cpus()
                     garbage.collect(idle=False)
                     if upkeep is not None:
                         upkeep()
@@ -318,8 +321,25 @@ class Agent:
         """Let the core decide from here on, and record why."""
         self._channel.leave(reason)
 
+    def _follow_cpus(self) -> None:
+        """Learn of a resize of the enclave, of which a message told, unless the loader was killed before it did."""
+        if (cpus := self.enclave.cpus) == self._enclave_cpus:
+            return
+        self._enclave_cpus = cpus
+        self._cpus = cpus if self.cpu is None else cpus & CpuSet([self.cpu])
+        self._flags.set(tuple(self._cpus))
+        self._enclave_flags.set(tuple(cpus))
+        self.recall()
+        self.policy.on_cpus_changed(self._cpus)
+
+    def adopt(self, cpu: int) -> None:
+        """Dismiss the agent of ``cpu``, which the enclave has lost, and take over the tasks that used its channel."""
+        self._channel.dismiss(1 + cpu)
+        self.resync()
+
     def resync(self) -> None:
         """Learn from the status words what lost messages told, in the order in which tasks began to wait."""
+        self._follow_cpus()
         self._channel.record.overflowed = 0
         self._channel.record.resyncs += 1
         own, others = self._channel.number, set(self._channel.channels_with_agent())
@@ -382,7 +402,7 @@ class Agent:
             self.policy.on_refused(transaction, state)
 
     def recall(self) -> None:
-        """Decide again for tasks that still wait though they are committed to an idle or offline CPU.
+        """Decide again for tasks that still wait though they are committed to a CPU that is idle, offline or lost.
 
         No message tells that the CPU went offline.
         """

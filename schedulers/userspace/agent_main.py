@@ -161,6 +161,7 @@ class _CpuAgents:
         self._pids: dict[int, int] = {}
         self._sockets: dict[int, socket.socket] = {}  # of agents that are not known to be in charge
         self._failed: set[int] = set()  # CPUs whose agent could not start since they came online
+        self._ending: dict[int, tuple[int, float]] = {}  # by CPU that was lost: its process, and when that is killed
 
     def prepare(self) -> None:
         """Start them side by side and wait until each is ready; raises GhostError where one cannot start."""
@@ -175,8 +176,12 @@ class _CpuAgents:
         self._expect(_CPU_IN_CHARGE)
         self._close_sockets()
 
-    def start_missing(self) -> None:
-        """Start an agent for each CPU that came online; the core schedules a CPU whose agent cannot start."""
+    def follow_cpus(self) -> None:
+        """Start an agent for each CPU that came online, or to the enclave, and end those of CPUs that the enclave lost.
+
+        The core schedules a CPU whose agent cannot start.
+        """
+        self._end_lost()
         online = set(self._online())
         self._failed &= online
         for cpu in list(self._sockets):  # of agents that an earlier call has started
@@ -186,15 +191,31 @@ class _CpuAgents:
                 self._failed.add(cpu)
             elif self._lead.has_agent(cpu):
                 self._sockets.pop(cpu).close()
-        for cpu in online - self._pids.keys() - self._failed:
+        for cpu in online - self._pids.keys() - self._ending.keys() - self._failed:
             self._start(cpu)
             self._start_deciding(cpu)
+
+    def _end_lost(self) -> None:
+        for cpu in self._pids.keys() - set(self._lead.enclave.cpus):
+            pid = self._pids.pop(cpu)
+            if cpu in self._sockets:
+                self._sockets.pop(cpu).close()
+            self._ending[cpu] = pid, time.monotonic() + END_TIMEOUT_S
+            os.kill(pid, signal.SIGTERM)
+            self._lead.adopt(cpu)
+        for cpu, (pid, deadline) in list(self._ending.items()):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                del self._ending[cpu]
+            elif time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
 
     def end(self) -> str:
         """End all that still run; returns which ended with an error, or an empty text."""
         self._close_sockets()
         statuses = end_children(self._pids.values(), END_TIMEOUT_S / 2)
+        end_children((pid for pid, _ in self._ending.values()), END_TIMEOUT_S / 2)
         self._pids.clear()
+        self._ending.clear()
         codes = {pid: os.waitstatus_to_exitcode(status) for pid, status in statuses.items()}
         return "; ".join(
             f"the agent of one CPU, process {pid}, ended with status {code}"
@@ -301,7 +322,7 @@ def _serve(agent: Agent, bank: int, lead: int, others: _CpuAgents | None = None)
     agent in the initial pid namespace; the agents of CPUs take over again after that agent.
     """
     while True:
-        agent.run(None if others is None else others.start_missing)
+        agent.run(None if others is None else others.follow_cpus)
         while (returns := _must_return(agent, bank, lead)) is None:
             time.sleep(_SUCCESSION_CHECK_S)
         if not returns:

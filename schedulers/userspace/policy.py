@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from ..agents.task import Task, Transaction, TxnState
+from ..cpuset import CpuSet
 from ..policy import Option
 from .agent import Agent
 
@@ -142,6 +143,12 @@ class AgentPolicy:
 
     def on_cpu_available(self, cpu: int) -> None:
         """The higher class has left ``cpu``."""
+
+    def on_cpus_changed(self, cpus: CpuSet) -> None:
+        """``agent.cpus`` is ``cpus`` now, since the enclave was resized; without CPUs, the agent soon ends.
+
+        Tasks that were committed to a CPU that the enclave has lost were refused before this call.
+        """
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
         """``transaction`` failed, but its task still waits: enqueue it again."""

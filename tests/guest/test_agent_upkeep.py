@@ -67,7 +67,7 @@ def test_agent_that_started_while_a_cpu_was_offline_uses_it_later(
 def test_cpu_without_its_own_agent_runs_waiting_tasks(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_main._CpuAgents, "start_missing", lambda self: None)
+    monkeypatch.setattr(agent_main._CpuAgents, "follow_cpus", lambda self: None)
     one = enclave("1-3")
     spinners = [workload.spinner(one) for _ in range(5)]
     with offline(3):

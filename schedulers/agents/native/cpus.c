@@ -6,6 +6,33 @@
 
 #include "native.h"
 
+/* Make `numbers`, a tuple, the CPUs of the lists. On failure, with an exception, they stay as they are. */
+static bool set_ids(struct cpus *cpus, PyObject *numbers)
+{
+	Py_ssize_t count = PyTuple_Size(numbers);
+	s32 *ids = malloc(sizeof(*ids) * (count ? count : 1));
+
+	if (!ids) {
+		PyErr_NoMemory();
+		return false;
+	}
+	for (Py_ssize_t n = 0; n < count; n++) {
+		long id = PyLong_AsLong(PyTuple_GetItem(numbers, n));
+
+		if (id < 0 || id >= cpus->running.length || id >= 64 * cpus->online.length) {
+			if (!PyErr_Occurred())
+				PyErr_SetString(PyExc_IndexError, "no such CPU");
+			free(ids);
+			return false;
+		}
+		ids[n] = id;
+	}
+	free(cpus->ids);
+	cpus->ids = ids;
+	cpus->count = count;
+	return true;
+}
+
 static int cpus_init(PyObject *self, PyObject *args, PyObject *keywords)
 {
 	struct cpus *cpus = (struct cpus *)self;
@@ -13,31 +40,15 @@ static int cpus_init(PyObject *self, PyObject *args, PyObject *keywords)
 
 	if (!PyArg_ParseTuple(args, "O!OOOOO", &PyTuple_Type, &ids, &running, &latched, &preempted, &spinner, &online))
 		return -1;
-	if (cpus->ids) {
+	if (cpus->running.first) {
 		PyErr_SetString(PyExc_TypeError, "initialised already");
-		return -1;
-	}
-	cpus->count = PyTuple_Size(ids);
-	cpus->ids = malloc(sizeof(*cpus->ids) * (cpus->count ? cpus->count : 1));
-	if (!cpus->ids) {
-		PyErr_NoMemory();
 		return -1;
 	}
 	if (!column_open(&cpus->running, running, 4) || !column_open(&cpus->latched, latched, 8) ||
 	    !column_open(&cpus->preempted, preempted, 4) || !column_open(&cpus->spinner, spinner, 8) ||
 	    !column_open(&cpus->online, online, 8))
 		return -1;
-	for (Py_ssize_t n = 0; n < cpus->count; n++) {
-		long id = PyLong_AsLong(PyTuple_GetItem(ids, n));
-
-		if (id < 0 || id >= cpus->running.length || id >= 64 * cpus->online.length) {
-			if (!PyErr_Occurred())
-				PyErr_SetString(PyExc_IndexError, "no such CPU");
-			return -1;
-		}
-		cpus->ids[n] = id;
-	}
-	return 0;
+	return set_ids(cpus, ids) ? 0 : -1;
 }
 
 static void cpus_dealloc(PyObject *self)
@@ -165,6 +176,15 @@ static PyObject *cpus_is_online(PyObject *self, PyObject *cpu)
 	return PyBool_FromLong(is_online(cpus, id));
 }
 
+static PyObject *cpus_set(PyObject *self, PyObject *numbers)
+{
+	if (!PyTuple_Check(numbers)) {
+		PyErr_SetString(PyExc_TypeError, "set() takes a tuple");
+		return NULL;
+	}
+	return set_ids((struct cpus *)self, numbers) ? Py_NewRef(Py_None) : NULL;
+}
+
 PyTypeObject *make_cpus_type(void)
 {
 	static PyMethodDef methods[] = {
@@ -172,6 +192,7 @@ PyTypeObject *make_cpus_type(void)
 		{"idle", cpus_idle, METH_NOARGS, NULL},
 		{"busy", cpus_busy, METH_NOARGS, NULL},
 		{"is_online", cpus_is_online, METH_O, NULL},
+		{"set", cpus_set, METH_O, NULL},
 		{NULL},
 	};
 	static PyType_Slot slots[] = {
