@@ -45,7 +45,7 @@ DUMP_BYTES = 32768
 #: The maps that policies share with the core.
 _SHARED = ("tasks", "enclaves", "cpus", "core", "counters")
 _SLOTS = tuple(f"slot_{op}" for op in OPS)
-_CALLS = ("call_join", "call_set_orphaned", "call_drain", "call_release")
+_CALLS = ("call_join", "call_set_orphaned", "call_drain", "call_release", "call_resize")
 
 
 @functools.cache
@@ -232,6 +232,15 @@ class Core:
         """Move the tasks on the per-CPU queues of ``enclave`` to its common queue."""
         record = ffi().new("struct join_args *", {"enclave": enclave})
         self._programs["call_drain"].run(bytes(ffi().buffer(record)))
+
+    def resize(self, enclave: int, cpus: CpuSet, source: int) -> int:
+        """Give ``enclave`` exactly ``cpus``, and take those from enclave ``source`` (0: none) that it has.
+
+        Returns 0 or a negative errno.
+        """
+        words = cpus.words(constant("CPU_WORDS"))
+        record = ffi().new("struct resize_args *", {"enclave": enclave, "from": source, "cpus": words})
+        return self._programs["call_resize"].run(bytes(ffi().buffer(record)))[0]
 
     def tasks(self) -> list[Task]:
         """Every task in the class, of every enclave, that is in this process's pid namespace."""

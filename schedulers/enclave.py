@@ -24,7 +24,7 @@ from typing import Self
 from ..loaders import pid_namespace, sched_ext
 from ..loaders.errors import GhostError
 from ..loaders.maps import possible_cpus
-from . import agents, pids, tasks
+from . import agents, pids, resize, tasks
 from . import core as _core
 from .core import DEFAULT_ENCLAVE, Core, Task, constant, locked
 from .cpuset import CpuSet
@@ -76,7 +76,11 @@ class Enclaves:
                 existing = None if id is None else enclaves._active(id)
                 if existing is not None:
                     if cpus is not None and cpus != existing.cpus:
-                        raise EnclaveBusy(existing.id, str(existing.cpus), hint="leave --cpus out: its CPUs are fixed")
+                        raise EnclaveBusy(
+                            existing.id,
+                            str(existing.cpus),
+                            hint=f"leave --cpus out, or first: ghostbpf enclave resize {id} --cpus {cpus}",
+                        )
                     existing.set_policy(options, agent)
                     enclave = existing
                 else:
@@ -333,6 +337,27 @@ class Enclave(EnclaveView):
         self._record.swaps += 1
         self._banks.tidy()
         self.agent_process = agent
+
+    def resize(self, cpus: CpuSet, *, steal_from: Enclave | None = None) -> None:
+        """Give it exactly ``cpus``, in one step: if this process is killed, it has the old CPUs or the new ones.
+
+        Its tasks leave a CPU that it loses within a tick, and its agents learn of the change. CPUs that ``steal_from``
+        has leave that enclave in the same step. The caller holds the lock of Enclaves.change() or create().
+
+        Raises EnclaveBusy if another enclave has one of ``cpus``, ResizeError and NoSuchEnclave; nothing has changed
+        then.
+        """
+        if not self.is_active and not self.is_being_destroyed:
+            raise NoSuchEnclave(self.id)
+        resize.check(self, cpus, [one for one in Enclaves(self.core) if one.id != self.id], steal_from)
+        both = [self] if steal_from is None or steal_from.cpus.isdisjoint(cpus) else [self, steal_from]
+        if self.core.resize(self.id, cpus, both[-1].id if len(both) > 1 else 0):
+            raise NoSuchEnclave(self.id)
+        for one in both:
+            if (shared := one._agents()) is not None:
+                shared.report_cpus_changed()
+        for one in both:
+            one._banks.tidy()
 
     def destroy(self) -> None:
         """Move its tasks out, each with the policy that it had before, and free its CPUs.

@@ -64,6 +64,11 @@ class EnclaveView:
         return bool(self._record.state == constant("ENCLAVE_ACTIVE") and self._record.created_ns == self.created_ns)
 
     @property
+    def is_being_destroyed(self) -> bool:
+        """Whether a command has begun to destroy it, and has not finished."""
+        return bool(self._record.state == constant("ENCLAVE_DYING"))
+
+    @property
     def cpus(self) -> CpuSet:
         """The CPUs it owns, online or not."""
         return CpuSet.from_words(self._record.cpus)

@@ -19,6 +19,14 @@ class EnclaveBusy(GhostError):
         self.owner, self.cpus = owner, cpus
 
 
+class ResizeError(GhostError):
+    """The CPUs of enclave ``id`` cannot be changed like that, for ``reason``; it goes on as before."""
+
+    def __init__(self, id: int, reason: str, *, hint: str | None = None):
+        super().__init__(f"cannot change the CPUs of enclave {id}: {reason}", hint=hint)
+        self.id, self.reason = id, reason
+
+
 class NoSuchEnclave(GhostError):
     """There is no enclave ``id``."""
 

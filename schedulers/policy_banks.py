@@ -67,7 +67,7 @@ class PolicyBanks:
     def make_live(self, bank: int) -> None:
         """Replace the live policy by that of ``bank``."""
         if self._record.queues[1 - bank] and not all(self._record.agents):
-            self._record.draining = 1
+            self._record.draining |= constant("DRAINING_QUEUES")
         self._record.bank = bank
 
     def tidy(self) -> None:
@@ -85,7 +85,8 @@ class PolicyBanks:
         self._record.spinner = 0
 
     def _finish_draining(self) -> None:
-        # Without a grace period, programs of the previous policy may still queue tasks: the core goes on draining.
+        # Without a grace period, programs of the previous policy, or ops that know the former CPUs, may still queue
+        # tasks: the core goes on draining.
         if synchronize_rcu():
             self._core.drain(self._id)
             self._record.draining = 0

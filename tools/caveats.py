@@ -30,10 +30,16 @@ class Caveats:
 
     def joined(self, tids: Iterable[int]) -> None:
         """Check tasks that have just joined."""
-        elsewhere = []
-        for tid in sorted(tids):
+        tids = sorted(tids)
+        for tid in tids:
             for limit in limits.of_task(tid):
                 self._tell(limit)
+        self.resized(tids)
+
+    def resized(self, tids: Iterable[int]) -> None:
+        """Check the affinity of tasks whose enclave has other CPUs now."""
+        elsewhere = []
+        for tid in sorted(tids):
             if (cpus := affinity.excludes(tid, self._enclave.cpus)) is not None:
                 with contextlib.suppress(OSError):
                     elsewhere.append(f"{named(tid, ProcTask(tid).comm)} (CPU {cpus})")

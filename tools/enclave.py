@@ -20,6 +20,7 @@ from ..schedulers.errors import Ejected, NoSuchEnclave, StalePins
 from ..schedulers.policy import OptionError, find
 from ..schedulers.processes import Rule
 from ..schedulers.registry import POLICIES, from_file, is_file
+from ..schedulers.resize import parse as parse_change
 from ..schedulers.tasks import check, threads
 from .auto_join import auto_join, follow, report
 from .caveats import Caveats, counted, few, left_line, named
@@ -37,6 +38,7 @@ Examples:
   sudo ghostbpf enclave add 1 --cgroup user.slice --follow
   sudo ghostbpf enclave auto-join 1 --comm 'nginx*'   by rule, until Ctrl-C
   sudo ghostbpf enclave swap 1 rr --set slice=2ms
+  sudo ghostbpf enclave resize 1 --cpus +4  one more CPU, while tasks run
   sudo ghostbpf enclave watch 1             time the next upgrade of its agent
   sudo ghostbpf enclave destroy 1           tasks get their old policy back
 """
@@ -197,6 +199,47 @@ def swap(id: int, policy: str, settings: tuple[str, ...]) -> None:
         before = enclave.policy
         enclave.set_policy(options)
         click.echo(f"enclave {id}: {before} -> {policy}")
+
+
+_RESIZE_EXAMPLES = """\b
+Examples:
+  sudo ghostbpf enclave resize 1 --cpus 2-5           CPU 2-5 and no other
+  sudo ghostbpf enclave resize 1 --cpus +4,6          CPU 4 and CPU 6, too
+  sudo ghostbpf enclave resize 1 --cpus -2            no longer CPU 2
+  sudo ghostbpf enclave resize 1 --cpus +3 --steal 2  CPU 3 of enclave 2
+"""
+
+
+@command.command(epilog=_RESIZE_EXAMPLES)
+@click.argument("id", type=int)
+@click.option("--cpus", "text", required=True, metavar="[+|-]LIST", help="All its CPUs, or those to add or remove.")
+@click.option("--steal", type=int, metavar="ID", help="Take CPUs from enclave ID, too, in the same step.")
+def resize(id: int, text: str, steal: int | None) -> None:
+    """Change the CPUs of enclave ID while its tasks run.
+
+    Tasks leave a CPU that the enclave loses within a tick, and agents learn of the change. If the change is refused,
+    or the command is killed, the enclave has the CPUs that it had, or all of the new ones.
+    """
+    if steal == id:
+        raise click.UsageError("--steal takes CPUs from another enclave")
+    with Enclaves.change() as enclaves:
+        if enclaves is None:
+            raise NoSuchEnclave(id)
+        changed = [_any(enclaves, one) for one in (id, steal) if one is not None]
+        before = [one.cpus for one in changed]
+        changed[0].resize(parse_change(text, before[0]), steal_from=changed[1] if steal is not None else None)
+        for one, cpus in zip(changed, before, strict=True):
+            click.echo(f"enclave {one.id}: CPU {cpus}" + (f" -> {one.cpus}" if one.cpus != cpus else ", as before"))
+    for one in changed:
+        Caveats(one).resized(task.tid for task in one.tasks() if task.elsewhere)
+
+
+def _any(enclaves: Enclaves, id: int) -> Enclave:
+    """Enclave ``id``, even if it is being destroyed."""
+    for enclave in enclaves:
+        if enclave.id == id:
+            return enclave
+    raise NoSuchEnclave(id)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@
 #include "hotplug.bpf.h"
 #include "membership.bpf.h"
 #include "reenqueue.bpf.h"
+#include "resize.bpf.h"
 #include "serve.bpf.h"
 #include "slots.bpf.h"
 #include "state.bpf.h"
@@ -168,6 +169,8 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 	if (!cpu || !c)
 		return 0;
 	cpu->dispatched_at = bpf_ktime_get_ns();
+	if (cpu->stale_queues)
+		return_tasks(cpu_id, cpu->enclave);
 	id = enclave_of_cpu(cpu, &e);
 #if !CAN_REENQUEUE
 	if (has_higher_class_waiter(cpu_id)) {
@@ -185,7 +188,7 @@ BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
 	if (!policy_first && !cpu->group_hold && may_be_latched(cpu, cpu_id, e) && serve_latched(cpu, cpu_id))
 		return 0;
 	if (id && e) {
-		if (e->draining && each_draining_queue(id, e, DRAIN_SERVE))
+		if (e->draining && serve_draining(id, e, c))
 			return 0;
 		slot_dispatch.call(ctx, slot_of(id, e));
 	}
@@ -211,7 +214,7 @@ BPF_PROG(core_tick, struct task_struct *p)
 	kick_idle_if_waiting(id, e, here);
 	/* A task that ran on another enclave's CPU when it joined is still there. */
 	if (cpu->enclave != id || has_unmanaged_waiter(cpu, here) ||
-	    (e->draining && each_draining_queue(id, e, DRAIN_CHECK)))
+	    (e->draining & DRAINING_QUEUES && each_draining_queue(id, e, DRAIN_CHECK)))
 		set_slice(p, 0);
 	else
 		slot_tick.call(ctx, slot_of(id, e));

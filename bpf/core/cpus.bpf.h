@@ -147,7 +147,7 @@ static void report_stuck(struct enclave *e)
 /* Return true if tasks of e may wait on CPUs' own queues. */
 static bool has_cpu_queues(struct enclave *e)
 {
-	return (e->bank ? e->queues[1] : e->queues[0]) || e->draining;
+	return (e->bank ? e->queues[1] : e->queues[0]) || e->draining & DRAINING_QUEUES;
 }
 
 /* Return true if a task of e waits for any CPU of e, or for this one. */

@@ -3,9 +3,10 @@
  * Draining: tasks on CPUs' own queues when a policy that uses none replaces the policy that put them there; and the
  * queues of enclaves that are being destroyed.
  *
- * User space sets enclave.draining before it replaces the policy; from then on every CPU of the enclave serves all of
- * the enclave's CPU queues. When no program of the old policy runs any more, user space calls call_drain() and clears
- * the mark. A loader that dies in between leaves the mark: serving takes longer then, but no task is lost.
+ * User space sets DRAINING_QUEUES in enclave.draining before it replaces the policy; from then on every CPU of the
+ * enclave serves all of the enclave's CPU queues. When no program of the old policy runs any more, user space calls
+ * call_drain() and clears the mark. A loader that dies in between leaves the mark: serving takes longer then, but no
+ * task is lost. It is the same with DRAINING_RESIZED after a resize; see resize.bpf.h.
  */
 #ifndef GHOSTBPF_DRAIN_BPF_H
 #define GHOSTBPF_DRAIN_BPF_H
@@ -14,6 +15,7 @@
 #include "bits.bpf.h"
 #include "iterate.bpf.h"
 #include "queues.bpf.h"
+#include "resize.bpf.h"
 #include "state.bpf.h"
 
 enum drain_step {
@@ -43,15 +45,28 @@ static bool each_draining_queue(u32 id, struct enclave *e, u32 step)
 	return false;
 }
 
-/* Move the tasks on an enclave's CPU queues to the enclave's queue; uses args->enclave alone. */
+/* Run a task that the enclave's policy may not find; return true if there was one. */
+static bool serve_draining(u32 id, struct enclave *e, struct core *c)
+{
+	if (e->draining & DRAINING_RESIZED)
+		move_to_fallback(PENDING_DSQ(id), e, c);
+	return e->draining & DRAINING_QUEUES && each_draining_queue(id, e, DRAIN_SERVE);
+}
+
+/*
+ * Move the tasks on an enclave's CPU queues to the enclave's queue; uses args->enclave alone. After a resize, move only
+ * those that cannot stay.
+ */
 int call_drain(struct join_args *args)
 {
 	u32 id = args->enclave & (MAX_ENCLAVES - 1);
 	struct enclave *e = enclave_of(id);
 
 	bpf_rcu_read_lock();
-	if (e)
+	if (e && (e->draining != DRAINING_RESIZED || e->state != ENCLAVE_ACTIVE))
 		each_draining_queue(id, e, DRAIN_REQUEUE);
+	if (e && e->draining & DRAINING_RESIZED)
+		return_all_tasks(id, true);
 	bpf_rcu_read_unlock();
 	return 0;
 }

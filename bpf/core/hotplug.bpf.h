@@ -22,8 +22,30 @@ static bool has_cpu(struct enclave *e, struct core *c)
 }
 
 /*
- * Mark a CPU online or offline, and kick all CPUs, since waiting tasks may have to run elsewhere now. The kernel calls
- * this with the hotplug lock held, so core.online has one writer.
+ * Mark the queue of an enclave without a CPU: every CPU serves it. Hotplug and a resize may run at the same time; the
+ * one that stores last sees both changes when it checks again.
+ */
+static void update_orphaned(u32 id, struct enclave *e, struct core *c)
+{
+	for_each_number(attempt, 0, 8) {
+		bool orphaned = !has_cpu(e, c);
+
+		assign_bit(&c->orphaned_queues, id & (MAX_ENCLAVES - 1), orphaned);
+		if (!has_cpu(e, c) == orphaned)
+			return;
+	}
+}
+
+/* Kick all CPUs, since waiting tasks may have to run elsewhere now. */
+static void kick_online(struct core *c)
+{
+	for_each_number(i, 0, NR_CPU_WORDS * 64)
+		if (c->online[(u32)i / 64 & (CPU_WORDS - 1)] >> (i & 63) & 1)
+			scx_bpf_kick_cpu(i, 0);
+}
+
+/*
+ * Mark a CPU online or offline. The kernel calls this with the hotplug lock held, so core.online has one writer.
  */
 static void set_online(s32 id, bool online)
 {
@@ -42,11 +64,9 @@ static void set_online(s32 id, bool online)
 	e = enclave_of(cpu->enclave);
 	if (!cpu->enclave || !e)
 		return;
-	assign_bit(&c->orphaned_queues, cpu->enclave & (MAX_ENCLAVES - 1), !has_cpu(e, c));
+	update_orphaned(cpu->enclave, e, c);
 	report_stuck(e);
-	for_each_number(i, 0, NR_CPU_WORDS * 64)
-		if (c->online[(u32)i / 64 & (CPU_WORDS - 1)] >> (i & 63) & 1)
-			scx_bpf_kick_cpu(i, 0);
+	kick_online(c);
 }
 
 static void evacuate_cpu(s32 id)
@@ -66,16 +86,16 @@ static void evacuate_cpu(s32 id)
 }
 
 /* Tasks that may no longer run on any online CPU of their enclave wait on the fallback queue. */
-static void evacuate_affinity_misses(s32 id)
+static void evacuate_affinity_misses(u32 id)
 {
-	struct cpu *cpu = cpu_of(id), *other;
+	struct enclave *e = enclave_of(id);
 	struct core *c = the_core();
-	struct enclave *e = cpu ? enclave_of(cpu->enclave) : NULL;
+	struct cpu *cpu;
 
-	if (!cpu || !cpu->enclave || !c || !e)
+	if (!id || !c || !e)
 		return;
-	move_to_fallback(PENDING_DSQ(cpu->enclave), e, c);
-	for_each_cpu_of(cpu->enclave, other, number) {
+	move_to_fallback(PENDING_DSQ(id), e, c);
+	for_each_cpu_of(id, cpu, number) {
 		move_to_fallback(CPU_DSQ(number), e, c);
 		move_to_fallback(VTIME_DSQ(number), e, c);
 	}
@@ -87,11 +107,13 @@ BPF_PROG(core_cpu_online, s32 cpu)
 	return 0;
 }
 
-BPF_PROG(core_cpu_offline, s32 cpu)
+BPF_PROG(core_cpu_offline, s32 id)
 {
-	evacuate_cpu(cpu);
-	set_online(cpu, false);
-	evacuate_affinity_misses(cpu);
+	struct cpu *cpu = cpu_of(id);
+
+	evacuate_cpu(id);
+	set_online(id, false);
+	evacuate_affinity_misses(cpu ? cpu->enclave : 0);
 	return 0;
 }
 

@@ -22,7 +22,7 @@ COMMANDS = [
     *(("run", name) for name in POLICIES),
     ("enclave",),
     ("hints",),
-    *(("enclave", name) for name in ("ls", "show", "add", "rm", "destroy", "swap", "watch", "auto-join")),
+    *(("enclave", name) for name in ("ls", "show", "add", "rm", "destroy", "swap", "resize", "watch", "auto-join")),
     ("pushtosched",),
     ("fd",),
     ("fd", "send"),
