@@ -124,7 +124,7 @@ class Agent:
         return self._flags.open()
 
     def idle_cpus(self) -> list[int]:
-        """Its CPUs that run no task, have nothing committed, and that no other class holds."""
+        """Its CPUs that run no task, have nothing committed, and that no other class holds; the agent's own first."""
         return self._flags.idle()
 
     def idle_enclave_cpus(self) -> list[int]:
