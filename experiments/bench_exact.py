@@ -32,6 +32,7 @@ examples:
   make bench-exact ARGS="--baseline before.jsonl"
   make bench-exact ARGS="--baseline before.jsonl --limit 10 biff"
   make bench-exact ARGS="EEVDF biff sol"
+  make bench-exact ARGS="--tasks 10000 fifo_centralized"
   make bench-exact ARGS="--share /opt/scx --with 'fifo=/opt/scx/scx_simple -f'"
 
 exit status: 0; 1 if a scheduler did not start, did not attach, was ejected, or
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Boot the guest and print what is measured in it; with the internal option ``--here``, measure."""
     arguments = _parse(argv)
     if arguments.here:
-        return measure(arguments.schedulers, arguments.others)
+        return measure(arguments.schedulers, arguments.others, arguments.tasks)
     try:
         baseline = read_baseline(arguments.baseline) if arguments.baseline else None
     except GhostError as error:
@@ -90,6 +91,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="with --baseline: fail if a number of instructions has grown by more",
     )
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="the guest's CPUs (default: 2)")
+    parser.add_argument(
+        "--tasks", type=int, default=0, metavar="N", help="tasks that sleep in each policy's enclave (default: 0)"
+    )
     parser.add_argument("--kernel", default="newest", metavar="SPEC", help="the guest's kernel, as for ghostbpf vm")
     parser.add_argument("--share", metavar="DIR", help="the directory that the guest sees (default: the checkout)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -97,6 +101,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in arguments.schedulers:
         if name not in known:
             parser.error(f"there is no {name!r} to measure\n  try: {', '.join(known)}")
+    if arguments.tasks < 0:
+        parser.error(f"--tasks {arguments.tasks}: a number of tasks is not negative")
     if arguments.limit is not None and not arguments.baseline:
         parser.error("--limit compares with --baseline FILE, which is missing")
     arguments.schedulers = arguments.schedulers or known
@@ -125,7 +131,8 @@ def _in_guest(arguments: argparse.Namespace) -> tuple[int, list[Figure]]:
     share = ["--share", arguments.share] if arguments.share else []
     commands = [word for text in arguments.commands for word in ("--with", text)]
     guest = [*_GHOSTBPF, "vm", "--exact", "--cpus", str(arguments.cpus), "--kernel", arguments.kernel, *share, "--"]
-    bench = ["python3", "-m", "ghostbpf.experiments.bench_exact", "--here", *commands, *arguments.schedulers]
+    here = ["--here", "--tasks", str(arguments.tasks), *commands, *arguments.schedulers]
+    bench = ["python3", "-m", "ghostbpf.experiments.bench_exact", *here]
     while True:
         done = subprocess.run([*guest, *bench], stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != KILLED_BY_EMULATION:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ..loaders.errors import GhostError
 from ..schedulers.agents import AgentPolicySpec, AgentState
-from ..schedulers.enclave import Enclaves
+from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.policy import Policy, PolicyOptions
 from ..schedulers.registry import POLICIES
 from ..tools.output import printable_lines
@@ -27,6 +27,7 @@ from .exact_report import Figure
 from .exact_tracers import tracer_figures
 from .measure import bpf_stats, perf
 from .other_scheduler import attached
+from .sleeper_pool import SleeperPool
 
 TRANSACTIONS, TRACERS = "transactions", "tracers"
 
@@ -60,13 +61,14 @@ def names() -> list[str]:
     return [EEVDF, *POLICIES, TRANSACTIONS, TRACERS]
 
 
-def measure(selected: Sequence[str], others: Mapping[str, Sequence[str]]) -> int:
+def measure(selected: Sequence[str], others: Mapping[str, Sequence[str]], sleepers: int = 0) -> int:
     """Print the figures of names() in ``selected`` and of the schedulers of commands; 1 if a scheduler failed, else 0.
 
-    A scheduler that fails is named on stderr, and the others are measured.
+    Each policy's enclave has ``sleepers`` more tasks, which have run once and sleep. A scheduler that fails is named on
+    stderr, and the others are measured.
     """
     status = 0
-    schedulers = {name: scheduler for known in selected for name, scheduler in _own(known)}
+    schedulers = {name: scheduler for known in selected for name, scheduler in _own(known, sleepers)}
     schedulers |= {name: _by_command(command) for name, command in others.items()}
     for name, scheduler in schedulers.items():
         print(f"{printable_lines(name)} …", file=sys.stderr, flush=True)
@@ -84,7 +86,7 @@ def measure(selected: Sequence[str], others: Mapping[str, Sequence[str]]) -> int
     if TRACERS in selected:
         print(f"{TRACERS} …", file=sys.stderr, flush=True)
         try:
-            with _by_policy(POLICIES["biff"].parse())() as running:
+            with _by_policy(POLICIES["biff"].parse(), sleepers)() as running:
                 for figures in tracer_figures(running.join):
                     _print(figures)
         except GhostError as error:
@@ -92,20 +94,20 @@ def measure(selected: Sequence[str], others: Mapping[str, Sequence[str]]) -> int
     return status
 
 
-def _own(name: str) -> Iterator[tuple[str, _Scheduler]]:
+def _own(name: str, sleepers: int) -> Iterator[tuple[str, _Scheduler]]:
     """The schedulers of one of names(): a policy with agents is measured with the fast path and without."""
     if name == EEVDF:
         yield name, lambda: contextlib.nullcontext(_Attached())
     elif (policy := POLICIES.get(name)) is not None:
-        yield name, _by_policy(policy.parse())
+        yield name, _by_policy(policy.parse(), sleepers)
         if isinstance(policy, AgentPolicySpec):
-            yield name + FAST_PATH_OFF, _by_policy(policy.parse({"fastpath": "off"}))
+            yield name + FAST_PATH_OFF, _by_policy(policy.parse({"fastpath": "off"}), sleepers)
 
 
-def _by_policy(options: PolicyOptions[Policy]) -> _Scheduler:
+def _by_policy(options: PolicyOptions[Policy], sleepers: int) -> _Scheduler:
     @contextlib.contextmanager
     def scheduler() -> Iterator[_Attached]:
-        with Enclaves.temporary(options) as enclave:
+        with Enclaves.temporary(options) as enclave, _asleep(enclave, sleepers):
 
             def check() -> None:
                 if enclave not in Enclaves(enclave.core):
@@ -116,6 +118,19 @@ def _by_policy(options: PolicyOptions[Policy]) -> _Scheduler:
             yield _Attached(enclave.add, check, lambda: enclave.agent)
 
     return scheduler
+
+
+@contextlib.contextmanager
+def _asleep(enclave: Enclave, count: int) -> Iterator[None]:
+    if not count:
+        yield
+        return
+    with SleeperPool(count, enclave.cpus) as pool:
+        enclave.add_process(pool.pid)
+        pool.wake()
+        pool.all_passed()
+        time.sleep(_SETTLE_S)
+        yield
 
 
 def _by_command(command: Sequence[str]) -> _Scheduler:

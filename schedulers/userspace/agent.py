@@ -83,8 +83,8 @@ class Agent:
         self._turns = turns_of(self, self._channel, self.status_words, self._refusals, pause_s)
         # Where these are native, a policy calls them without a frame of Python in between.
         self.open_cpus, self.idle_cpus = self._flags.open, self._flags.idle  # type: ignore[method-assign]
-        self.busy_cpus, self.is_online = self._flags.busy, self._flags.is_online  # type: ignore[method-assign]
-        self.waits, self.decides_for = self._turns.waits, self._turns.decides_for  # type: ignore[method-assign]
+        self.busy_cpus, self.waits = self._flags.busy, self._turns.waits  # type: ignore[method-assign]
+        self.decides_for = self._turns.decides_for  # type: ignore[method-assign]
         self._is_rehearsing = self.stopped = False
         self._spec = spec
         self._make_policy()

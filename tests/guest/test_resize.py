@@ -267,6 +267,7 @@ def test_agent_learns_of_its_cpus_and_commits_to_them_alone(workload: Workload, 
         resize(one.enclave, cpus)
         drive(one, lambda cpus=cpus: policy.cpu_log[-1:] == [("on_cpus_changed", CpuSet.parse(cpus))], "it is told")
         assert str(one.cpus) == cpus
+        assert list(filter(one.is_online, range(4))) == list(one.cpus)
         drive(one, lambda: one.idle_cpus() == list(one.cpus), "the CPUs are idle")
         for sleeper in sleepers:
             loops = sleeper.loops

@@ -117,6 +117,7 @@ def test_only_instructions_that_grew_by_more_than_the_limit_are_named() -> None:
         (["--with", "sol, fast path off=scx_simple"], "is taken"),
         (["--with", "a=b", "--with", "a=c"], "the name 'a' is taken"),
         (["--limit", "10"], "--limit compares with --baseline FILE"),
+        (["--tasks", "-1"], "--tasks -1: a number of tasks is not negative"),
     ],
 )
 def test_wrong_command_line_is_refused_before_a_guest_boots(
