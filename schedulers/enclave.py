@@ -344,11 +344,12 @@ class Enclave(EnclaveView):
         Its tasks leave a CPU that it loses within a tick, and its agents learn of the change. CPUs that ``steal_from``
         has leave that enclave in the same step. The caller holds the lock of Enclaves.change() or create().
 
-        Raises EnclaveBusy if another enclave has one of ``cpus``, ResizeError and NoSuchEnclave; nothing has changed
-        then.
+        Raises EnclaveBusy if another enclave has one of ``cpus``, ResizeError, NoSuchEnclave, and KernelUnsupported
+        where it might leave a task without a CPU; nothing has changed then.
         """
         if not self.is_active and not self.is_being_destroyed:
             raise NoSuchEnclave(self.id)
+        resize.check_kernel()
         resize.check(self, cpus, [one for one in Enclaves(self.core) if one.id != self.id], steal_from)
         both = [self] if steal_from is None or steal_from.cpus.isdisjoint(cpus) else [self, steal_from]
         if self.core.resize(self.id, cpus, both[-1].id if len(both) > 1 else 0):

@@ -8,10 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..loaders import kernel_types
+from ..loaders.btf import Kind
+from ..loaders.errors import KernelUnsupported
 from .cpuset import CpuListError, CpuSet
 from .enclave_view import EnclaveView
 from .errors import EnclaveBusy, ResizeError
 from .topology import Topology
+
+
+def is_supported() -> bool:
+    """Whether a live enclave can be resized: only where the kernel re-enqueues tasks at any time (from 6.19 on).
+
+    On 6.16, a task that was bound to one CPU waited forever in one of five storms of resizes and hotplug.
+    """
+    return kernel_types.find("scx_bpf_reenqueue_local___v2", Kind.FUNC) is not None
+
+
+def check_kernel() -> None:
+    """Raise KernelUnsupported unless a live enclave can be resized."""
+    if not is_supported():
+        raise KernelUnsupported(
+            "resize",
+            "this kernel cannot resize a live enclave: it does not re-enqueue waiting tasks at any time",
+            hint="destroy the enclave and make another, or boot a kernel with scx_bpf_reenqueue_local___v2()",
+        )
 
 
 def parse(text: str, cpus: CpuSet) -> CpuSet:

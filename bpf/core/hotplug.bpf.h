@@ -69,18 +69,20 @@ static void set_online(s32 id, bool online)
 	kick_online(c);
 }
 
+/* Also off the queues of enclaves that the CPU has left, or never belonged to: a task may have joined while it ran here. */
 static void evacuate_cpu(s32 id)
 {
-	struct cpu *cpu = cpu_of(id), *other;
+	struct cpu *cpu = cpu_of(id);
 
 	evacuate(FALLBACK_DSQ, id);
-	if (!cpu || !cpu->enclave)
-		return;
-	evacuate(PENDING_DSQ(cpu->enclave), id);
-	for_each_cpu_of(cpu->enclave, other, number) {
+	for_each_number(enclave, 1, MAX_ENCLAVES)
+		evacuate(PENDING_DSQ(enclave), id);
+	for_each_number(number, 0, scx_bpf_nr_cpu_ids()) {
 		evacuate(CPU_DSQ(number), id);
 		evacuate(VTIME_DSQ(number), id);
 	}
+	if (!cpu || !cpu->enclave)
+		return;
 	cpu->latched = 0;
 	requeue(id, cpu->enclave);
 }

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from command import fork
+from command import fork, ghostbpf
 from ghostbpf.loaders import sched_ext
 from ghostbpf.loaders.errors import GhostError
 from ghostbpf.loaders.maps import Map, MmapArray
@@ -19,6 +19,7 @@ from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.errors import EnclaveBusy, NoSuchEnclave, TaskError
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.schedulers.resize import is_supported
 from workload import MakeEnclave, Workload, in_ext, offline, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(on="oldest")]
@@ -296,3 +297,13 @@ def test_gone_tasks_and_kernel_threads_are_refused(workload: Workload, enclave: 
         e.add(2)
     assert tasks.policy_of(2) == os.SCHED_OTHER
     assert e.core.tasks() == []
+
+
+@pytest.mark.kernel_independent(on="oldest")
+@pytest.mark.skipif(is_supported(), reason="this kernel can resize a live enclave")
+def test_resize_that_the_kernel_cannot_do_safely_is_refused(enclave: MakeEnclave) -> None:
+    one = enclave("1")
+    refused = ghostbpf("enclave", "resize", str(one.id), "--cpus", "1-2")
+    assert refused.status == 1
+    assert "this kernel cannot resize a live enclave" in refused.err
+    assert str(one.cpus) == "1"

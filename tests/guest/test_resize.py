@@ -19,10 +19,16 @@ from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.errors import EnclaveBusy, ResizeError
 from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.schedulers.resize import is_supported
 from ghostbpf.schedulers.tasks import SCHED_EXT
 from workload import Child, MakeEnclave, Me, Workload, in_ext, offline, set_online, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
+pytestmark = [
+    pytest.mark.usefixtures("quiet"),
+    pytest.mark.shared_core,
+    pytest.mark.kernel_independent,
+    pytest.mark.skipif(not is_supported(), reason="this kernel cannot resize a live enclave"),
+]
 
 
 @contextlib.contextmanager
@@ -104,7 +110,6 @@ def test_cpus_move_from_one_enclave_to_the_other_in_one_step(workload: Workload,
     assert is_settled(second)
 
 
-@pytest.mark.kernel_independent(on="oldest")
 def test_task_without_a_cpu_in_the_enclave_runs_elsewhere_until_its_cpu_is_back(
     workload: Workload, enclave: MakeEnclave
 ) -> None:
@@ -124,7 +129,6 @@ def test_task_without_a_cpu_in_the_enclave_runs_elsewhere_until_its_cpu_is_back(
     settle([*bound, free], one)
 
 
-@pytest.mark.kernel_independent(on="oldest")
 def test_command_adds_removes_and_steals_cpus(enclave: MakeEnclave) -> None:
     one, other = enclave("1"), enclave("2")
     for arguments, lines in (
@@ -139,7 +143,6 @@ def test_command_adds_removes_and_steals_cpus(enclave: MakeEnclave) -> None:
     assert done.out == f"enclave {one.id}: CPU 3 -> 2-3\nenclave {other.id}: CPU 1-2 -> 1\n"
 
 
-@pytest.mark.kernel_independent(on="oldest")
 def test_refused_change_is_explained_and_changes_nothing(workload: Workload, enclave: MakeEnclave) -> None:
     one, other = enclave("1-2"), enclave("3")
     spinner = workload.spinner(one)
@@ -174,7 +177,6 @@ def test_refused_change_is_explained_and_changes_nothing(workload: Workload, enc
     settle([spinner], one)
 
 
-@pytest.mark.kernel_independent(on="oldest")
 def test_last_cpu_that_is_online_cannot_leave(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-2")
     spinner = workload.spinner(one)
@@ -186,7 +188,6 @@ def test_last_cpu_that_is_online_cannot_leave(workload: Workload, enclave: MakeE
     assert str(one.cpus) == "2-3"
 
 
-@pytest.mark.kernel_independent(on="oldest")
 def test_enclave_that_is_being_destroyed_keeps_its_cpus(workload: Workload, enclave: MakeEnclave) -> None:
     one, other = enclave("1-2"), enclave("3")
     with changing():
@@ -201,7 +202,6 @@ def test_enclave_that_is_being_destroyed_keeps_its_cpus(workload: Workload, encl
     assert (str(one.cpus), str(other.cpus)) == ("1-2", "3")
 
 
-@pytest.mark.kernel_independent(on="oldest")
 @pytest.mark.parametrize(
     ("dies", "cpus"), [pytest.param("before", "1-2", marks=pytest.mark.soak), ("after", "2-3")], ids=["before", "after"]
 )
@@ -255,7 +255,6 @@ def test_commands_killed_at_any_instant_lose_no_cpu_and_no_task(
 # Agents:
 
 
-@pytest.mark.kernel_independent
 def test_agent_learns_of_its_cpus_and_commits_to_them_alone(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     policy = one.policy
@@ -278,7 +277,6 @@ def test_agent_learns_of_its_cpus_and_commits_to_them_alone(workload: Workload, 
     assert not policy.refused
 
 
-@pytest.mark.kernel_independent(on="oldest")
 def test_task_committed_to_a_cpu_that_leaves_is_decided_again(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     child = asleep(one, workload.sleeper(one.enclave))
@@ -298,7 +296,6 @@ def test_task_committed_to_a_cpu_that_leaves_is_decided_again(workload: Workload
     held.group_hold = 0
 
 
-@pytest.mark.kernel_independent
 def test_tasks_queued_by_ops_that_know_the_former_cpus_run(workload: Workload, agent: MakeAgent) -> None:
     """One is on the own queue of a CPU that has left, the other, which may use that CPU alone, on the enclave's."""
     one = agent("1-2")
@@ -331,7 +328,6 @@ def test_tasks_queued_by_ops_that_know_the_former_cpus_run(workload: Workload, a
     assert is_settled(one.enclave)
 
 
-@pytest.mark.kernel_independent
 @pytest.mark.parametrize(
     ("policy", "changes"),
     [
