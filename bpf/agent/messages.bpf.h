@@ -159,7 +159,6 @@ static void note_waits(struct task_struct *p, struct agent_task *a)
 static void tell_blocked(struct task_struct *p, struct agent_task *a)
 {
 	struct status_word *w = word_at(a->word);
-
 	u64 now;
 
 	if (!w)

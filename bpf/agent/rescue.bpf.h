@@ -63,7 +63,7 @@ static bool rescue_stuck(struct enclave *e)
 {
 	if (!e->stuck)
 		return false;
-	/* Reports from now on come with a task that is on its queue already, or set the mark again. */
+	/* Cleared before the walk: a task that is reported after this is on its queue, or the mark is set again. */
 	exchange(&e->stuck, 0);
 	return rescue(e, false);
 }
