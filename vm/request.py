@@ -14,7 +14,7 @@ from .errors import BadRequest
 from .machine import Share
 
 MEMORY_MINIMUM = 256
-CPUS_MAXIMUM = 64
+CPUS_MAXIMUM = 255
 
 # The host's environment variables that the command gets: those of the terminal, and ghostbpf's.
 _PASSED_ON = re.compile(r"(TERM|COLORTERM|NO_COLOR|FORCE_COLOR|GHOSTBPF_\w+)$")
