@@ -29,12 +29,18 @@ class Latencies:
     switches: int
     forks: int
     exits: int
+    unmarked: int
     waits: int
     p50: int
     p99: int
     p999: int
     longest: int
     longest_gap: int
+
+    @property
+    def running(self) -> int:
+        """How many tasks have not ended: the marked one, and its descendants that could be marked."""
+        return 1 + self.forks - self.unmarked - self.exits
 
 
 class WakeLatency:
@@ -86,6 +92,7 @@ class WakeLatency:
             switches=int(total.switches),
             forks=int(total.forks),
             exits=int(total.exits),
+            unmarked=int(total.unmarked),
             waits=sum(counts),
             p50=_percentile(counts, 0.50),
             p99=_percentile(counts, 0.99),

@@ -40,7 +40,9 @@ BPF_PROG(wakelat_fork, struct task_struct *parent, struct task_struct *child)
 
 	if (!total || !marks.task_storage_get(parent, 0, 0))
 		return 0;
-	marks.task_storage_get(child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	/* The kernel may refuse, for example while this CPU is in the midst of another such call. */
+	if (!marks.task_storage_get(child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE))
+		__sync_fetch_and_add(&total->unmarked, 1);
 	__sync_fetch_and_add(&total->forks, 1);
 	return 0;
 }

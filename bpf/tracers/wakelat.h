@@ -17,7 +17,8 @@ struct wakelat_totals {
 	u64 longest_gap_ns; /* the longest time without that */
 	u64 forks; /* tasks that marked tasks made */
 	u64 exits; /* marked tasks that ended */
-	u64 reserved[2];
+	u64 unmarked; /* of the forks: tasks that could not be marked, so their ends are not seen */
+	u64 reserved;
 };
 
 #endif

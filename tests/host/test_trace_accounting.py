@@ -211,7 +211,9 @@ def test_waits_that_bpf_counts_are_those_of_taskstats_and_schedstat(task: Callab
         assert row["cpu_ms"] == pytest.approx(found.waited * 1e3, abs=0.01)
         assert row["cpu_ms"] == pytest.approx((now[1]["cpu_delay_total"] - then[1]["cpu_delay_total"]) / 1e6, abs=0.01)
         assert found.has(row["bpf"])
-        assert row["bpf_ms"] == pytest.approx(row["cpu_ms"], rel=0.05, abs=1 + found.slack * 1e3)
+        # A wait whose end was hidden may have been as long as some slices of others.
+        hidden_ms = 20 * (found.runs - row["bpf"])
+        assert row["bpf_ms"] == pytest.approx(row["cpu_ms"], rel=0.05, abs=1 + found.slack * 1e3 + hidden_ms)
 
 
 @pytest.mark.parametrize("with_pids", [False, True])

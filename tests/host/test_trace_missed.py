@@ -208,8 +208,9 @@ def test_no_sleep_is_a_wait_whatever_event_was_missed(holder: Holder, name: str,
         miss_all: (0, 1),
         miss_all_but_the_first: (1, 1),
     }[miss]
-    assert seen.missed.unended >= unended
-    assert seen.missed.unannounced >= unannounced
+    # A task that was preempted in the gap may switch in a second time behind it: the tool sees that one.
+    assert seen.missed.unended >= unended or kernel_count.preempted
+    assert seen.missed.unannounced >= unannounced or kernel_count.preempted
     # Each switch in is counted or missed; the kernel has their number.
     assert seen.runs == kernel_count.runs
     assert seen.seconds <= kernel_count.waited + 0.002 * kernel_count.runs + kernel_count.slack
@@ -254,7 +255,7 @@ def test_only_whole_windows_are_fair_or_not(holder: Holder, miss: Miss) -> None:
         windows, *_ = tool.report(1.0)
         seen, kernel = read(), holder.task.figures() - before
     assert sum(row["count"] for row in windows.rows) + sum(seen.missed) >= kernel.blocked
-    assert any(seen.missed) or miss is miss_wakeup
+    assert any(seen.missed) or miss is miss_wakeup or kernel.preempted
 
 
 @each_miss
@@ -271,9 +272,12 @@ def test_runqslower_reports_no_sleep_as_a_wait(holder: Holder, miss: Miss) -> No
 
 
 def hand_over_unseen(tool: Tool, first: Holder, second: Holder, waiter: Task | None = None) -> None:
-    """The first task runs for long; of the second, which follows it, the tool sees only the switch out."""
-    for holder in (first, second):
-        os.sched_setscheduler(holder.pid, os.SCHED_FIFO, os.sched_param(1))
+    """The first task runs for long; of the second, which follows it, the tool sees only the switch out.
+
+    The waiter is the third. All are in one class: the kernel lets the fair class run beside a busy real-time class.
+    """
+    for pid in (first.pid, second.pid, *([] if waiter is None else [waiter.pid])):
+        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
     first.switch_in()
     second.task.start()
     if waiter is not None:
@@ -293,7 +297,7 @@ def test_task_is_not_charged_for_a_run_of_the_task_before_it(pair: list[Holder],
         hand_over_unseen(tool, *pair)
         pair[0].turn()
         seen, kernel = Reader(tool)(), pair[1].task.figures() - before
-    assert sum(seen.missed) > 0
+    assert any(seen.missed) or kernel.preempted
     assert seen.seconds <= kernel.ran + kernel.slack + 0.002 * kernel.runs
 
 
