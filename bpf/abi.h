@@ -9,19 +9,27 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, a map of the core, or a pinned program changes its name or meaning. */
-#define ABI_VERSION 13
+#define ABI_VERSION 17
 
 #define MAX_ENCLAVES 64 /* enclave ids start at 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
 #define CPU_WORDS 16 /* u64 words in a set of MAX_CPUS CPUs */
-#define SLOTS 128 /* two banks of MAX_ENCLAVES */
+#define SLOTS 512 /* by enclave and bank, then the same for enclaves with cgroup limits; see bpf/core/slots.bpf.h */
+#define LIMITED_SLOTS 256 /* the first of these */
+#define MAX_LIMITS 1024 /* cgroups with a limit; number 0 is not used */
 #define POLICY_NAME_LEN 32
+#define MAX_LEAVES 8 /* policies in a tree */
+#define LEAF_PLACES 16 /* a power of two above MAX_LEAVES */
+#define MAX_NODES 32 /* one more than policies and arbiters below a tree's root, or more: a power of two */
+#define TREE_DEPTH 3 /* levels below the root */
+#define NO_CPU_LIMIT 0x10000
 
 /* Queues (DSQ ids): one for the machine, one per enclave, two per CPU; see bpf/core/state.bpf.h. */
 #define FALLBACK_DSQ 1
 #define PENDING_DSQS 0x10000
 #define CPU_DSQS 0x20000
 #define VTIME_DSQS 0x30000
+#define THROTTLED_DSQS 0x40000 /* one per enclave */
 
 enum enclave_state {
 	ENCLAVE_FREE = 0,
@@ -32,13 +40,25 @@ enum enclave_state {
 /* Bits of enclave.draining: tasks may wait where the policy does not look for them. */
 #define DRAINING_QUEUES 1 /* the previous policy used per-CPU queues; they may not be empty yet */
 #define DRAINING_RESIZED 2 /* a task that may use none of the CPUs left by a resize may be on the enclave's queue */
+#define DRAINING_LOST 4 /* a task may be on no queue, or on one that no CPU of the enclave serves */
+
+/* Bits of enclave.bank; see bpf/core/slots.bpf.h. 64 bits for compare_and_swap(). */
+#define LIVE_BANK 1 /* the live bank of op slots */
+#define LIMITED 256 /* LIMITED_SLOTS: tasks of cgroups with a limit run in it; set and cleared by the core */
+#define FELL_BACK 65536 /* the core has replaced the policy in this bank by the built-in FIFO; see struct fallback */
+
+/* Bits of enclave.lending; see bpf/core/lending.bpf.c. */
+#define LENDING_LENDS 1 /* its idle CPUs run tasks of enclaves that borrow */
+#define LENDING_BORROWS 2 /* its waiting tasks run on idle CPUs of enclaves that lend */
+#define LENDING_AT_TICK 4 /* it gets a lent CPU back at the next tick; without this bit, at once */
 
 /* One enclave; user space writes it, except for a resize. */
 struct enclave {
 	u32 state; /* enum enclave_state */
 	u32 generation; /* distinguishes this enclave from earlier ones with its id */
-	u32 bank; /* the live bank of op slots: one store replaces a policy */
+	u64 bank; /* LIVE_BANK, LIMITED, FELL_BACK; one store replaces a policy */
 	u32 uid; /* the user that made it */
+	u32 unlimited; /* the limits of cgroups do not apply */
 	u64 created_ns; /* CLOCK_BOOTTIME */
 	u64 swaps; /* live policy replacements since then */
 	char policy[2][32]; /* the name of each bank's policy */
@@ -46,10 +66,17 @@ struct enclave {
 	u64 spinner; /* (1 + CPU) << 32 | tid of an agent that spins on that CPU, which runs no task; CPU bits 0: none */
 	u32 queues[2]; /* 1: this bank's policy uses CPUs' own queues */
 	u32 draining; /* DRAINING_… */
-	u32 reserved;
+	u32 lending; /* LENDING_… */
 	u64 gtids; /* number of gtids issued */
 	u64 stuck; /* a task may wait on the own queue of a CPU that cannot run it, since that CPU is offline or taken */
+	u64 latches; /* a task may wait on the own queue of a CPU */
 	u32 agents[2]; /* 1: this bank's policy has an agent */
+	u64 runnable_timeout_ns; /* how long the policy may let a runnable task wait; 0: the core does not look */
+	u64 policy_since_ns; /* when the live policy became live; CLOCK_MONOTONIC */
+	/* Trees of policies; see bpf/core/hierarchy.bpf.c. */
+	u32 tree; /* the tree that it belongs to, by the enclave that is the tree's root; 0: none */
+	u32 leaf; /* 1 + its number among the tree's leaves; 0: it is the root */
+	u64 reach[16]; /* the CPUs that the tree's arbiters may give it, besides cpus */
 };
 
 /* One CPU. */
@@ -73,16 +100,68 @@ struct cpu {
 	u32 reserved;
 	u64 sync_wake_at; /* when the task on it last made a sync wakeup; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
+	u64 availability; /* bit n: a task in the ext class could have run here at the nth last pulse */
+	u64 lent_counted_at; /* up to when a borrowed turn on it has been counted; ns of scx_bpf_now() */
+	/* A CPU of a tree; times of CLOCK_MONOTONIC. */
+	u64 holder; /* the enclave that has it, or GRANT_BUSY; 64 bits for compare_and_swap() */
+	u64 granted_at; /* when the holder got it */
+	u64 turn_until; /* until when no other leaf takes it; 0: one may at any time */
+	u64 turn_checked_at; /* when it last looked for tasks of other leaves that starve */
 };
 
 /* The core as a whole. */
 struct core {
 	u64 abi_version;
 	u64 online[16]; /* the online CPUs; hotplug callbacks write it */
-	u64 orphaned_queues; /* bit e: every CPU serves enclave e's queue, since no CPU of e can */
+	u64 orphaned_queues; /* bit e: every CPU serves enclave e's queue, since no CPU of e can; 0: see `leaving` */
 	u32 default_enclave; /* the enclave of a task that never joined one: 0, or 1 in full mode */
-	u32 reserved;
+	u32 leaving; /* 1 + the CPU that goes offline now; 0: none */
 	u64 reenqueue_after; /* no local queue is re-enqueued before this time; CLOCK_MONOTONIC */
+	u64 pulsed_at; /* when the last pulse looked for tasks that wait too long; CLOCK_MONOTONIC */
+	u64 lenders; /* bit e: enclave e lends CPUs; user space writes it, and the next one */
+	u64 borrowers; /* bit e: enclave e borrows CPUs */
+};
+
+#define GRANT_BUSY 0xffffffff /* cpu.holder while the CPU passes from one enclave to another */
+
+enum arbiter_kind {
+	ARBITER_ROCI, /* strict order: the first child that wants a CPU gets it */
+	ARBITER_PROV, /* shares by weight, in whole CPUs */
+};
+
+/* A leaf, or an arbiter below the root. Node 0 stands for none. */
+struct tree_node {
+	u64 granted; /* the CPUs that its leaves have */
+	u64 max_cpus; /* NO_CPU_LIMIT: no limit */
+	u32 weight;
+	u32 kind; /* enum arbiter_kind of an arbiter */
+};
+
+/* A leaf of a tree: an enclave. */
+struct tree_leaf {
+	u32 enclave;
+	u32 path[3]; /* the number of each node from the root's child down to the leaf itself; 0: no more */
+	char name[32];
+	u64 grants; /* how often it got a CPU */
+	u64 preemptions; /* how often that CPU was taken from another leaf's task */
+	u64 turns; /* how often it got one because its task starved */
+	u64 turn_at; /* when it last did; CLOCK_MONOTONIC */
+};
+
+/* Where the ways from the root to two leaves part. */
+struct tree_parting {
+	u32 mine; /* the node below that arbiter, on the way to the first leaf */
+	u32 theirs; /* on the way to the second */
+	u32 kind; /* enum arbiter_kind of the arbiter */
+};
+
+/* A tree of policies: its root is the enclave of the same number, which holds the idle CPUs. */
+struct tree {
+	u32 nr_leaves; /* leaves are in order of precedence; 0: the tree is not complete */
+	u32 reserved;
+	struct tree_leaf leaves[16]; /* number MAX_LEAVES is the root */
+	struct tree_node nodes[32];
+	struct tree_parting partings[256]; /* of leaves a and b: a * LEAF_PLACES + b */
 };
 
 /* How soon a task slept after a sync wakeup. */
@@ -107,6 +186,39 @@ struct task_ctx {
 	u32 released_by; /* the process (tgid) of a loader that is about to take it out of the class; 0: none */
 	u32 policy; /* SCHED_… before it joined, restored when it is handed back */
 	u32 priority; /* its real-time priority before it joined */
+	/* Limits of cgroups; times in ns of scx_bpf_now(). */
+	u64 limit_group; /* the address of the task group that `limit` belongs to */
+	u32 limit; /* the number of the first limited cgroup among its cgroup and those above it; 0: none */
+	u32 limit_enclave; /* the enclave that runs it, for its limits; 0: unknown */
+	u64 limit_since; /* until when its run time is charged; 0: it is not */
+	u64 waits_since; /* the order of throttled tasks */
+	u64 throttled_at; /* when it was put on the queue of throttled tasks */
+	u32 bounced; /* it got a CPU although its cgroup was throttled, and leaves at once */
+	u32 reserved;
+};
+
+/* A cgroup with a limit (cpu.max), by number. */
+struct cgroup_limit {
+	u64 cgroup; /* the inode number of its directory; 0: free */
+	u64 quota_ns; /* CPU time per period */
+	u64 period_ns;
+	u64 burst_ns; /* how much unused quota is kept */
+	u64 period_end; /* ns of scx_bpf_now() */
+	s64 runtime_ns; /* CPU time left; negative: used in advance */
+	u64 throttled_since; /* since when a task waits for CPU time; ns of scx_bpf_now(), 0: none does */
+	u64 nr_periods; /* periods in which its tasks ran or waited */
+	u64 nr_throttled; /* those at whose end a task waited */
+	u64 throttled_ns;
+	u64 nr_bursts; /* periods in which more than the quota was used */
+	u64 burst_used_ns; /* how much more */
+	s64 began_with_ns; /* the CPU time that was left when the period began */
+	u64 usage_ns; /* CPU time that was charged to it */
+	u64 budget_at; /* which pass over throttled tasks `budget` belongs to */
+	u32 budget; /* how many tasks this pass may still release */
+	u32 parent; /* the number of the next limited cgroup above it; 0: none */
+	u64 until_ns; /* until when its tasks wait, if throttled_since is set; CLOCK_MONOTONIC */
+	u64 group; /* the address of its task group */
+	u64 ready_at; /* when its tasks may run again, as last noted; ns of scx_bpf_now(), 0: now */
 };
 
 /* Per enclave and CPU: numbers of events since the enclave was made. */
@@ -117,12 +229,17 @@ struct counters {
 	u64 preempted; /* tasks that the policy took off a CPU */
 	u64 affinity_misses; /* tasks queued elsewhere because their affinity excludes every CPU of the enclave */
 	u64 runtime_ns;
+	u64 lent_ns; /* time that tasks of other enclaves ran on this enclave's CPUs */
+	u64 borrowed_ns; /* the part of runtime_ns on CPUs of enclaves that lend */
+	u64 borrowings; /* turns of its tasks on such CPUs */
+	u64 reclaims; /* lent CPUs that a task of its own took back */
 };
 
 /* Why the kernel ended the scheduler: a copy of scx_exit_info. */
 struct exit_record {
 	u64 kind; /* enum scx_exit_kind, 0 while it runs */
 	u64 regular; /* user space detached it */
+	u64 at_ns; /* CLOCK_BOOTTIME */
 	s64 code;
 	char reason[128];
 	char message[1024];
@@ -176,10 +293,30 @@ struct departures {
 	struct departure last[8];
 };
 
+/* Why the core replaced the policy of an enclave by the built-in FIFO, and how often since the enclave was made. */
+struct fallback {
+	u64 count;
+	u64 at_ns; /* CLOCK_MONOTONIC */
+	u64 wait_ns; /* how long the task had been runnable, and not run */
+	u64 queue; /* the DSQ that it waited on; 0: none */
+	s32 tid;
+	s32 tgid;
+	s32 task_cpu; /* where it ran last */
+	s32 cpu; /* a CPU that it could have used */
+	u32 pulses; /* how often the core looked at that CPU during the wait */
+	u32 available; /* at how many of these pulses a task in the ext class could have run there */
+	s32 running; /* the task on that CPU; 0: the CPU was idle */
+	u32 has_agent; /* the policy has an agent */
+	char comm[16];
+	char running_comm[16];
+	char policy[32];
+};
+
 /*
  * Agents. Each enclave has its own maps of the structs below, from its first agent on and as long as its policy has
  * one. Channel 0 belongs to the enclave; channel 1 + n belongs to CPU n if each CPU has an agent.
  */
+#define MAX_CHANNELS 1025 /* 1 + MAX_CPUS */
 #define MAX_WORDS 32768 /* status words; number 0 is not used */
 #define TXNS 64 /* transactions per channel */
 
@@ -207,7 +344,7 @@ struct message {
 	u64 gtid; /* count << 32 | tid; never reused in an enclave */
 	u64 runtime_ns; /* CPU time since the task got its gtid */
 	u64 at_ns; /* CLOCK_MONOTONIC */
-	u64 allowed; /* the task's affinity: bit n is CPU n, for the first 64 */
+	u64 allowed; /* the task's affinity: bit n is CPU n, for the first 64; struct allowed_rest has the others */
 	u32 seq; /* incremented with each message of the task */
 	u16 type; /* enum message_type */
 	u16 flags; /* MSG_BOOSTED */
@@ -237,6 +374,11 @@ struct status_word {
 	s32 tgid;
 	u32 boosted; /* its last message had MSG_BOOSTED */
 	u32 reserved;
+};
+
+/* Of a task with a status word, the affinity for CPUs from 64 on, only on machines that have such CPUs. */
+struct allowed_rest {
+	u64 words[15]; /* bit n of word i is CPU 64 * (1 + i) + n */
 };
 
 enum agent_state {
@@ -273,7 +415,8 @@ struct channel {
 	u64 busy_ns; /* time spent in those turns */
 	char policy[32];
 	char reason[160]; /* why it ended */
-	u64 per_cpu; /* channel 0 only: each CPU has an agent, and the core schedules a CPU that has none */
+	u32 per_cpu; /* channel 0 only: each CPU has an agent, and the core schedules a CPU that has none */
+	u32 reads_cpus; /* each turn reads which CPUs idle: no MSG_CPU_IDLE while the agent is woken for a turn */
 };
 
 enum txn_state {

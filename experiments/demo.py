@@ -135,7 +135,7 @@ def _swap_live(enclave: Enclave) -> int:
         gap = latency.longest_gap
         _finish(child)
         seen = latency.read()
-    lost = seen.forks + 1 - seen.exits
+    lost = seen.running
     say(f"{swaps} swaps, {seen.forks + 1} tasks, {lost} lost; none on a CPU for {human_ns(gap)} at most")
     return lost
 

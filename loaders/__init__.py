@@ -17,8 +17,9 @@ The C is bcc's dialect with its map macros, extended:
   - each kernel function (kfunc) can be called by its name; ``#ifdef HAVE_<name>`` tests whether the kernel has it;
   - a callback is ``BPF_PROG(<prefix><op>, arguments…)`` and returns int; ``LINK_CONSTANT(name)`` is a number
     bound at link time; quoted includes are searched for beside the file and in ``bpf/``;
-  - bcc cannot compile globals, string constants, callbacks and calls of functions that are not inlined: each
-    raises LintError with the function's name and a hint, and none is miscompiled silently.
+  - ``LINK_ADDRESS(name)`` is the address of a map, or of a function of the source for the kernel to call back;
+  - bcc cannot compile globals, string constants, and calls of functions that are not inlined: each raises
+    LintError with the function's name and a hint, and none is miscompiled silently.
 
 ``StructOps.attach`` fills any operations table of the kernel (tcp_congestion_ops, for example). Programs attach
 to tracepoints (``Link.tracepoint``), run when called (``Target.syscall``, ``Program.run``) or iterate over all

@@ -16,7 +16,7 @@ from ._libbpf import ffi as bpf_ffi
 from ._libbpf import lib as bpf
 from ._libbpf import text as c_text
 from .declarations import declare, open_library
-from .headers import CONSTANT_MARKER, KFUNC_MARKER, Headers
+from .headers import ADDRESS_MARKER, CONSTANT_MARKER, KFUNC_MARKER, Headers
 from .object import CALL, LD_IMM64, Function, MapDef, Object, Relocation, instructions
 from .uapi import BPF_PSEUDO_MAP_FD
 
@@ -79,6 +79,10 @@ def relocations(code: bytes, map_fds: dict[int, str], headers: Headers) -> tuple
             references.append(Relocation(insn.at, "map", map_fds[insn.imm]))
         elif insn.opcode == LD_IMM64 and insn.src == CONSTANT_MARKER:
             references.append(Relocation(insn.at, "constant", headers.constants[insn.imm]))
+        elif insn.opcode == LD_IMM64 and insn.src == ADDRESS_MARKER:
+            symbol = headers.addresses[insn.imm]
+            kind = "map" if symbol in map_fds.values() else "callback"
+            references.append(Relocation(insn.at, kind, symbol))
         elif insn.opcode == CALL and insn.src == 0 and insn.imm & KFUNC_MARKER:
             references.append(Relocation(insn.at, "kfunc", headers.kfuncs[insn.imm & ~KFUNC_MARKER]))
     return tuple(references)

@@ -41,6 +41,20 @@ class Link(Handle):
             check(lib.bpf_link_create(program.fd, 0, attach_type("TRACE_RAW_TP"), ffi.NULL), "attach to a tracepoint")
         )
 
+    @classmethod
+    def clock(cls, program: Program, cpu: int, period_s: float) -> Self:
+        """Run a program that was loaded for ``Target.perf_event`` every ``period_s`` seconds on ``cpu``, idle or not.
+
+        Unlike a Sampler it can be pinned. It ends for good when the CPU goes offline.
+        """
+        with Handle(_clock_event(cpu, period_ns=round(period_s * 1e9))) as event:
+            return cls(
+                check(
+                    lib.bpf_link_create(program.fd, event.fd, attach_type("PERF_EVENT"), ffi.NULL),
+                    f"attach to the clock of CPU {cpu}",
+                )
+            )
+
 
 class Sampler(Handle):
     """A program that runs at a fixed rate on one CPU, by the kernel's software clock event, until it is closed.
@@ -51,22 +65,10 @@ class Sampler(Handle):
     @classmethod
     def on_cpu(cls, program: Program, cpu: int, hertz: int) -> Self:
         """Run a program that was loaded for ``Target.perf_event`` ``hertz`` times a second on ``cpu``, idle or not."""
-        attributes = _ATTR.pack(
-            value("perf_type_id", "PERF_TYPE_SOFTWARE"),
-            _ATTR_BYTES,
-            value("perf_sw_ids", "PERF_COUNT_SW_CPU_CLOCK"),
-            hertz,
-            0,
-            value("perf_event_read_format", "PERF_FORMAT_TOTAL_TIME_ENABLED"),
-            _ATTR_FREQ,
-        ).ljust(_ATTR_BYTES, b"\0")
         with contextlib.ExitStack() as undo:
+            sampler = cls(_clock_event(cpu, hertz=hertz))
+            undo.callback(sampler.close)
             try:
-                fd = libc.syscall(
-                    "perf_event_open", libc.ffi.from_buffer(attributes), -1, cpu, -1, _PERF_FLAG_FD_CLOEXEC
-                )
-                sampler = cls(fd)
-                undo.callback(sampler.close)
                 fcntl.ioctl(sampler.fd, _IOC_SET_BPF, program.fd)
                 fcntl.ioctl(sampler.fd, _IOC_ENABLE, 0)
             except OSError as error:
@@ -81,6 +83,23 @@ class Sampler(Handle):
 
     def _enabled_ns(self) -> int:
         return int(struct.unpack("=QQ", os.read(self.fd, 16))[1])
+
+
+def _clock_event(cpu: int, *, hertz: int = 0, period_ns: int = 0) -> int:
+    """A descriptor of a software clock event on ``cpu``, ``hertz`` times a second or every ``period_ns``."""
+    attributes = _ATTR.pack(
+        value("perf_type_id", "PERF_TYPE_SOFTWARE"),
+        _ATTR_BYTES,
+        value("perf_sw_ids", "PERF_COUNT_SW_CPU_CLOCK"),
+        hertz or period_ns,
+        0,
+        value("perf_event_read_format", "PERF_FORMAT_TOTAL_TIME_ENABLED"),
+        _ATTR_FREQ if hertz else 0,
+    ).ljust(_ATTR_BYTES, b"\0")
+    try:
+        return libc.syscall("perf_event_open", libc.ffi.from_buffer(attributes), -1, cpu, -1, _PERF_FLAG_FD_CLOEXEC)
+    except OSError as error:
+        raise BpfError(f"sample CPU {cpu}", error.errno or 0) from None
 
 
 class Samplers(Closing):

@@ -21,6 +21,9 @@ KFUNC_MARKER = 0x40000000
 #: An ``ld_imm64`` with this source register is a constant bound at link time (the kernel uses 0 to 6).
 CONSTANT_MARKER = 15
 
+#: The same for the address of a map or of a callback.
+ADDRESS_MARKER = 14
+
 # Types that bcc's helpers.h uses.
 _BCC_TYPEDEFS = (
     *"u8 u16 u32 u64 s8 s16 s32 s64 __u8 __u16 __u32 __u64 __s8 __s16 __s32 __s64".split(),
@@ -67,16 +70,18 @@ _CALL = re.compile(r"(?<![.>\w])([A-Za-z_]\w*)\s*\(")
 _TESTED_FOR = re.compile(r"\bHAVE_(\w+)")
 _DEFINED = re.compile(r"\b(\w+)\s*\((?:[^;{}()]|\([^;{}()]*\))*\)\s*\{|#\s*define\s+(\w+)\(")
 _CONSTANT = re.compile(r"\bLINK_CONSTANT\(\s*(\w+)\s*\)")
+_ADDRESS = re.compile(r"\bLINK_ADDRESS\(\s*(\w+)\s*\)")
 _KINDS = {"struct": (Kind.STRUCT,), "union": (Kind.UNION,), "enum": (Kind.ENUM, Kind.ENUM64)}
 
 
 @dataclass(frozen=True)
 class Headers:
-    """``vmlinux_h`` for one source; marker numbers index ``kfuncs`` and ``constants``."""
+    """``vmlinux_h`` for one source; marker numbers index ``kfuncs``, ``constants`` and ``addresses``."""
 
     vmlinux_h: str
     kfuncs: tuple[str, ...]
     constants: tuple[str, ...]
+    addresses: tuple[str, ...] = ()
 
     def write(self, root: Path) -> None:
         """Write the tree to ``root``, for BCC_KERNEL_SOURCE."""
@@ -90,6 +95,7 @@ def generate(code: str, btf: Btf) -> Headers:
     """Headers for ``code`` (a translation unit without comments), from ``btf``."""
     kfuncs = _kfuncs(code, btf)
     constants = tuple(sorted(set(_CONSTANT.findall(code))))
+    addresses = tuple(sorted(set(_ADDRESS.findall(code))))
     lines = [_PROLOGUE, btf.declare(_types(code, btf), kfuncs)]
     lines += [f"#define {name} {value}" for name, value in _enumerators(code, btf)]
     lines += [
@@ -98,7 +104,10 @@ def generate(code: str, btf: Btf) -> Headers:
     ]
     lines.append(f"#define LINK_CONSTANT(name) bpf_pseudo_fd({CONSTANT_MARKER}, LINK_CONSTANT_##name)")
     lines += [f"#define LINK_CONSTANT_{name} {n}" for n, name in enumerate(constants)]
-    return Headers("\n".join(lines) + "\n", tuple(kfuncs), constants)
+    if addresses:
+        lines.append(f"#define LINK_ADDRESS(name) (void *)bpf_pseudo_fd({ADDRESS_MARKER}, LINK_ADDRESS_##name)")
+        lines += [f"#define LINK_ADDRESS_{name} {n}" for n, name in enumerate(addresses)]
+    return Headers("\n".join(lines) + "\n", tuple(kfuncs), constants, addresses)
 
 
 def _types(code: str, btf: Btf) -> list[int]:

@@ -10,8 +10,10 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from typing import Self
 
-from . import kernel_types
+from . import callbacks, kernel_types
 from ._libbpf import check, ffi, lib, opts, text
 from .btf import Kind
 from .errors import BpfError, KernelUnsupported, LinkError, PermissionMissing, VerifierError
@@ -85,6 +87,17 @@ def _target_id(name: str, kind: Kind, feature: str) -> int:
 class Program(Handle):
     """A loaded program."""
 
+    @classmethod
+    def by_id(cls, id: int) -> Self:
+        """The loaded program ``id``; raises BpfError, also without CAP_SYS_ADMIN."""
+        return cls(check(lib.bpf_prog_get_fd_by_id(id), f"open BPF program {id}"))
+
+    @property
+    def id(self) -> int:
+        """Its number in the kernel, which an array of programs has as the value."""
+        lines = Path(f"/proc/self/fdinfo/{self.fd}").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("prog_id:"))
+
     def run(self, context: bytearray | bytes = b"") -> tuple[int, bytes]:
         """Call a SYSCALL program with ``context``; returns its signed return value and the context as it left it."""
         size = len(context)
@@ -157,7 +170,11 @@ class Module:
         if function not in self.object.functions:
             raise LinkError(function, f"{self.object.source} has no function {function}")
         compiled = self.object.functions[function]
-        return _load(compiled.name, self.bind(compiled), target)
+        code, starts = self._with_callbacks(compiled)
+        if len(starts) == 1:
+            return _load(compiled.name, code, target)
+        with _load_btf(callbacks.btf()) as btf:
+            return _load(compiled.name, code, target, btf.fd, callbacks.func_info(starts))
 
     def load_all(self, functions: Mapping[str, tuple[str, Target]]) -> dict[str, Program]:
         """Load each function as its target, and return the programs by the same keys.
@@ -189,11 +206,29 @@ class Module:
         return {key: loaded[key] for key in functions}
 
     def bind(self, function: Function) -> bytes:
-        """The bytecode of ``function``, with its references bound to this kernel and these maps."""
+        """The bytecode of ``function``, with its references bound to this kernel and these maps.
+
+        References to callbacks stay as they are.
+        """
         code = bytearray(function.code)
         for relocation in function.relocations:
-            _patch(code, relocation, self._value(relocation))
+            if relocation.kind != "callback":
+                _patch(code, relocation, self._value(relocation))
         return bytes(code)
+
+    def _with_callbacks(self, function: Function) -> tuple[bytes, list[int]]:
+        """The bytecode of ``function`` and its callbacks, and the instructions at which they begin."""
+        code, starts = bytearray(self.bind(function)), {function.name: 0}
+        for relocation in function.relocations:
+            if relocation.kind != "callback":
+                continue
+            if relocation.symbol not in starts:
+                if relocation.symbol not in self.object.functions:
+                    raise LinkError(function.name, f"{self.object.source} has no function {relocation.symbol}")
+                starts[relocation.symbol] = len(code) // 8
+                code += self.bind(self.object.functions[relocation.symbol])
+            callbacks.refer(code, relocation.instruction, starts[relocation.symbol])
+        return bytes(code), list(starts.values())
 
     def close(self) -> None:
         """Close the maps created here; loaded programs keep the maps that they use."""
@@ -256,13 +291,19 @@ def create_map(
     return Map(check(fd, f"create map {definition.name}"))
 
 
-def _load(name: str, code: bytes, target: Target) -> Program:
+def _load(name: str, code: bytes, target: Target, btf_fd: int = 0, func_info: bytes = b"") -> Program:
+    functions = ffi.from_buffer(func_info) if func_info else ffi.NULL
+
     def attempt(**log: object) -> int:
         options = opts(
             "bpf_prog_load_opts",
             expected_attach_type=target.expected_attach_type,
             attach_btf_id=target.attach_btf_id,
             prog_flags=BPF_F_SLEEPABLE if target.sleepable else 0,
+            prog_btf_fd=btf_fd,
+            func_info=functions,
+            func_info_cnt=len(func_info) // callbacks.RECORD_BYTES,
+            func_info_rec_size=callbacks.RECORD_BYTES if func_info else 0,
             **log,
         )
         return int(lib.bpf_prog_load(number, name[:_NAME_BYTES].encode(), b"GPL", code, len(code) // 8, options))

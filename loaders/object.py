@@ -61,7 +61,7 @@ class MapDef:
 
 @dataclass(frozen=True)
 class Relocation:
-    """Instruction number ``instruction`` refers to the ``kind`` ("map", "kfunc" or "constant") ``symbol``."""
+    """Instruction ``instruction`` refers to the ``kind`` ("map", "kfunc", "constant" or "callback") ``symbol``."""
 
     instruction: int
     kind: str

@@ -20,6 +20,7 @@ BPF_F_SLEEPABLE = 1 << 4
 BPF_PSEUDO_MAP_FD = 1
 BPF_PSEUDO_CALL = 1
 BPF_PSEUDO_KFUNC_CALL = 2
+BPF_PSEUDO_FUNC = 4
 
 
 def map_type(name: str) -> int:

@@ -30,11 +30,11 @@ from ..loaders.maps import Array, Hash, Map, MmapArray, PerCpuArray
 from ..loaders.membarrier import GLOBAL, membarrier
 from ..loaders.source import BPF_DIR
 from ..loaders.struct_ops import StructOps
-from . import pids
+from . import pids, stay_alive
 from .cpuset import CpuSet
 from .errors import Ejected, SchedulerBusy, StalePins
-from .pins import BPFFS, CORE, ROOT
-from .policy import OPS
+from .pins import BPFFS, CORE, LAST_EXIT, ROOT
+from .policy import OPS, op_target
 from .topology import Topology, nr_cpu_words
 
 NAME = "ghostbpf"
@@ -44,8 +44,15 @@ DUMP_BYTES = 32768
 
 #: The maps that policies share with the core.
 _SHARED = ("tasks", "enclaves", "cpus", "core", "counters")
+#: The same of cgroup limits; where the kernel cannot apply them, some are not used, and do not exist.
+_LIMITS = ("limits", "limit_numbers", "free_limits", "nr_limits", "limit_timers")
 _SLOTS = tuple(f"slot_{op}" for op in OPS)
-_CALLS = ("call_join", "call_set_orphaned", "call_drain", "call_release", "call_resize")
+_CALLS = ("call_join", "call_set_orphaned", "call_drain", "call_release", "call_resize", "call_set_release")
+
+#: The ops with a program in front of the policy's, in enclaves with cgroup limits.
+_LIMITED = ("select_cpu", "enqueue", "tick", "running", "stopping")
+#: The core's parts of an op, in the order of the enum in bpf/core/slots.bpf.h.
+_PARTS = {"dispatch": ("orphaned", "draining")}
 
 
 @functools.cache
@@ -63,6 +70,16 @@ def text(chars: Any) -> str:
 def constant(name: str) -> int:
     """A #define or enumerator of bpf/abi.h."""
     return int(getattr(ffi().dlopen(None), name))
+
+
+def live_bank(enclave: Any) -> int:
+    """The bank of the policy of ``enclave``, a ``struct enclave``, also if the built-in FIFO has replaced it."""
+    return int(enclave.bank) & constant("LIVE_BANK")
+
+
+def has_fallen_back(enclave: Any) -> bool:
+    """Whether the core has replaced the policy of ``enclave``, a ``struct enclave``, by the built-in FIFO."""
+    return bool(enclave.bank & constant("FELL_BACK"))
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ class Core:
         self.state = MmapArray(maps["core"], ffi(), "struct core")[0]
         self.counters = PerCpuArray(maps["counters"], ffi(), "struct counters")
         self.departures = MmapArray(maps["departures"], ffi(), "struct departures")
+        self.fallbacks = MmapArray(maps["fallbacks"], ffi(), "struct fallback")
         self.slots = {op: Hash(maps[f"slot_{op}"], ffi(), "u32", "u32") for op in OPS}
         self._tracepoints: dict[str, Handle] = {}
 
@@ -110,7 +128,7 @@ class Core:
         if before.state != "disabled":
             raise SchedulerBusy(before.ops or before.state)
         obj = compile(BPF_DIR / "core" / "core.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
-        module = Module(obj, constants={"full_mode": int(full)})
+        module = Module(obj, constants={"full_mode": int(full), **stay_alive.constants()})
         _prepare(module, full)
         flags = kernel_types.enum("scx_ops_flags")
         # Without ENQ_EXITING and ENQ_MIGRATION_DISABLED the kernel inserts such tasks into their CPU's local queue
@@ -135,8 +153,11 @@ class Core:
         targets = {
             **dict.fromkeys(_CALLS, Target.syscall()),
             "iter_tasks": Target.iterator("task"),
+            stay_alive.PROGRAM: Target.perf_event(),
             **{name: Target.tracepoint(name.removeprefix("tp_")) for name in tracepoints},
         }
+        targets |= {f"limited_{op}": op_target(op) for op in _LIMITED}
+        targets |= {f"part_{op}_{part}": op_target(op) for op, parts in _PARTS.items() for part in parts}
         programs = module.load_all({name: (name, target) for name, target in targets.items()})
         core = cls(
             module.maps,
@@ -144,7 +165,11 @@ class Core:
             TaskIterator.attach(programs["iter_tasks"]),
             link,
         )
+        core._put_in_front({op: programs[f"limited_{op}"] for op in _LIMITED})
+        core._put_parts(programs)
+        core.set_release(0)
         core._tracepoints = {name: Link.tracepoint(programs[name]) for name in tracepoints}
+        core._tracepoints |= stay_alive.attach_pulses(programs[stay_alive.PROGRAM])
         return core
 
     def pin(self) -> None:
@@ -180,7 +205,8 @@ class Core:
 
     @classmethod
     def _open(cls) -> Self | None:
-        names = [*_SHARED, *_SLOTS, "exit_info", "departures"]
+        names = [*_SHARED, *_SLOTS, "exit_info", "departures", "fallbacks"]
+        names += [name for name in _LIMITS if (CORE / name).exists()]
         try:
             maps = {name: Map.open(CORE / name) for name in names}
             if (ejected := _exit_record(maps["exit_info"])) is not None:
@@ -232,6 +258,24 @@ class Core:
         """Move the tasks on the per-CPU queues of ``enclave`` to its common queue."""
         record = ffi().new("struct join_args *", {"enclave": enclave})
         self._programs["call_drain"].run(bytes(ffi().buffer(record)))
+
+    def set_release(self, enclave: int) -> None:
+        """Let the core release the throttled tasks of ``enclave`` (0: of every enclave), not an agent's program."""
+        record = ffi().new("struct join_args *", {"enclave": enclave})
+        self._programs["call_set_release"].run(bytes(ffi().buffer(record)))
+
+    def _put_in_front(self, programs: dict[str, Program]) -> None:
+        first = constant("LIMITED_SLOTS")
+        for op, program in programs.items():
+            for number in range(2 * constant("MAX_ENCLAVES")):
+                self.slots[op][first + number] = program.fd
+            program.close()
+
+    def _put_parts(self, programs: dict[str, Program]) -> None:
+        for op, parts in _PARTS.items():
+            for slot, part in enumerate(parts):
+                self.slots[op][slot] = programs[f"part_{op}_{part}"].fd
+                programs[f"part_{op}_{part}"].close()
 
     def resize(self, enclave: int, cpus: CpuSet, source: int) -> int:
         """Give ``enclave`` exactly ``cpus``, and take those from enclave ``source`` (0: none) that it has.
@@ -354,11 +398,36 @@ def make_private(directory: Path) -> None:
 
 
 def clear_pins() -> None:
-    """Detach the pinned core and remove all pins: that of the link first, without which the rest is ignored."""
+    """Detach the pinned core and remove all pins: that of the link first, without which the rest is ignored.
+
+    If the kernel has ejected that core, its reason is kept for last_eject().
+    """
+    _keep_exit_record()
     with contextlib.suppress(BpfError), StructOps.open(CORE / "link") as link:
         link.detach()  # other references may still hold it
     (CORE / "link").unlink(missing_ok=True)
     shutil.rmtree(ROOT, ignore_errors=True)
+
+
+def last_eject() -> Ejected | None:
+    """Why the kernel last ejected a core since boot, also if another is attached by now; None if it has not.
+
+    Raises BpfError, or PermissionMissing.
+    """
+    for path in (CORE / "exit_info", LAST_EXIT):
+        with contextlib.suppress(FileNotFoundError, TypeError), _private():
+            path.lstat()
+            with Map.open(path) as exit_info:
+                if (ejected := _exit_record(exit_info)) is not None:
+                    return ejected
+    return None
+
+
+def _keep_exit_record() -> None:
+    with contextlib.suppress(TypeError, BpfError, OSError), Map.open(CORE / "exit_info") as exit_info:
+        if _exit_record(exit_info) is not None:
+            LAST_EXIT.unlink(missing_ok=True)
+            exit_info.pin(LAST_EXIT)
 
 
 def synchronize_rcu() -> bool:
@@ -390,4 +459,4 @@ def _exit_record(exit_info: Map) -> Ejected | None:
     reason, message, dump = (
         bytes(ffi().string(text)).decode(errors="replace") for text in (record.reason, record.message, record.dump)
     )
-    return Ejected(reason, message, dump)
+    return Ejected(reason, message, dump, int(record.at_ns))

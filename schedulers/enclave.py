@@ -13,30 +13,26 @@ loader removes what the killed one had begun.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Self
 
 from ..loaders import pid_namespace, sched_ext
-from ..loaders.errors import GhostError
+from ..loaders.errors import GhostError, KernelUnsupported
 from ..loaders.maps import possible_cpus
-from . import agents, pids, resize, tasks
 from . import core as _core
-from .core import DEFAULT_ENCLAVE, Core, Task, constant, locked
+from . import limits, resize, stay_alive
+from .core import DEFAULT_ENCLAVE, Core, constant, has_fallen_back, locked
 from .cpuset import CpuSet
-from .enclave_view import EnclaveView
-from .errors import AgentError, Ejected, EnclaveBusy, NoSuchEnclave, NotRestored, TaskError, UpgradeError
+from .errors import AgentError, Ejected, EnclaveBusy, NoSuchEnclave, UpgradeError
+from .lending import Lending
 from .pins import CORE, ROOT
 from .policy import AgentHandle, LoadedPolicy, Policy, PolicyOptions
-from .policy_banks import PolicyBanks
 from .topology import Topology
-
-#: How long to wait before asking again whether a fork has made its child ready.
-_FORK_POLL_S = 0.0001
+from .tree_member import TreeMember
 
 
 class Enclaves:
@@ -56,13 +52,16 @@ class Enclaves:
         full: bool = False,
         keep: bool = False,
         start_agent: bool = True,
+        runnable_timeout_ns: int | None = None,
         block: Collection[signal.Signals] = (),
     ) -> Iterator[Enclave]:
         """An enclave of ``cpus`` (default: all that are free) under ``policy`` for the block, with its agent in charge.
 
         An enclave ``id`` that exists gets the policy instead, and stays after the block. With ``keep``, a new enclave
         and its agent stay too, unless the agent cannot start; if the block raises, the agent ends. With
-        ``start_agent=False`` the caller starts the agent. ``block``: signals that are blocked, for the caller to
+        ``start_agent=False`` the caller starts the agent. ``runnable_timeout_ns`` is how long the policy may let a
+        runnable task wait before the built-in FIFO replaces it (0: for ever); the default is that of a new enclave, or
+        what an existing one has. ``block``: signals that are blocked, for the caller to
         unblock, from before the enclave is made; until then they end this process, and the core with it.
 
         Raises EnclaveBusy, AgentError, UpgradeError, and what create() and loading raise.
@@ -86,6 +85,8 @@ class Enclaves:
                 else:
                     new_id = DEFAULT_ENCLAVE if full else id
                     enclave = enclaves.new(enclaves._free_cpus() if cpus is None else cpus, options, id=new_id)
+                if runnable_timeout_ns is not None:
+                    enclave.set_runnable_timeout(runnable_timeout_ns)
             try:
                 if agent is not None and existing is None:
                     try:
@@ -205,6 +206,15 @@ class Enclaves:
         enclave._start(cpus, enclave._banks.load(options))
         return enclave
 
+    def new_in_tree(self, root: int, cpus: CpuSet, options: PolicyOptions[Policy] | None, leaf: int) -> Enclave:
+        """Make an enclave of tree ``root`` (0: it is the root); see trees.py. Raises what loading raises."""
+        enclave = Enclave(self.core, self._free_id())
+        if options is not None:
+            options.policy.check(options.values, cpus)
+        loaded = None if options is None else enclave._banks.load(options)
+        enclave._start(CpuSet() if leaf else cpus, loaded, tree=root or enclave.id, leaf=leaf)
+        return enclave
+
     def _active(self, id: int) -> Enclave | None:
         if not 0 < id < len(self.core.enclaves) or self._state(id) != constant("ENCLAVE_ACTIVE"):
             return None
@@ -235,6 +245,10 @@ class Enclaves:
     def _reconcile(self) -> None:
         """Finish or undo what a killed loader had begun."""
         for enclave in list(self):
+            dying = self._state(enclave.id) == constant("ENCLAVE_DYING")
+            if enclave.tree and (dying or not enclave._banks.hierarchy.is_complete):
+                enclave._mark_dying()
+        for enclave in list(self):
             if self._state(enclave.id) == constant("ENCLAVE_DYING"):
                 if not enclave._hidden_tasks():
                     enclave._finish_destroy()
@@ -247,56 +261,13 @@ class Enclaves:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-class Enclave(EnclaveView):
+class Enclave(TreeMember):
     """One enclave, by ``id``, and the changes to it."""
 
     def __init__(self, core: Core, id: int) -> None:
         super().__init__(core, id)
-        self._banks = PolicyBanks(core, id, self._record, self.path)
         #: The agent that temporary() or set_policy() put in charge through this object.
         self.agent_process: AgentHandle | None = None
-        #: The tasks that this object removed and that did not get back the policy that they had before they joined.
-        self.not_restored: list[NotRestored] = []
-
-    def add(self, tid: int) -> None:
-        """Move one task in, also out of another enclave; raises TaskError and NoSuchEnclave."""
-        if not self.is_active:
-            raise NoSuchEnclave(self.id)
-        original = tasks.original_of(tid)
-        before = self._join(tid, self.id, self._record.generation)
-        try:
-            tasks.enter_ext(tid)
-        except GhostError:
-            self._join(tid, *before)
-            raise
-        if before[0] not in (0, self.id) and (others := agents.Agents.open(before[0])) is not None:
-            others.depart(tid)
-        if not self.is_active:
-            # A concurrent destroy() may have listed the enclave's tasks before this one was in the list.
-            if tasks.policy_of(tid) == tasks.SCHED_EXT:
-                tasks.restore(tid, original)
-            raise NoSuchEnclave(self.id)
-
-    def add_process(self, pid: int) -> int:
-        """Move every thread of process ``pid`` in; returns how many. Raises TaskError."""
-        return tasks.each_thread(pid, self.add, self.core.forking)
-
-    def remove(self, tid: int) -> None:
-        """Move one task out, with the policy that it had before; raises TaskError if it is not in this enclave."""
-        task = next((task for task in self.tasks() if task.tid == tid), None)
-        if task is None:
-            raise self._not_a_member(tid)
-        self._hand_back(task)
-
-    def remove_process(self, pid: int) -> int:
-        """Move every thread of process ``pid`` out, as remove() does; returns how many.
-
-        Raises TaskError if none is in this enclave.
-        """
-        removed = self._hand_back_all(lambda task: task.pid == pid)
-        if not removed:
-            raise self._not_a_member(pid)
-        return len(removed)
 
     def set_policy(self, policy: Policy | PolicyOptions[Policy], agent: AgentHandle | None = None) -> None:
         """Replace its policy: the new one is loaded beside the old one, and one store makes it live.
@@ -310,8 +281,10 @@ class Enclave(EnclaveView):
         gone, too) and what loading raises.
         """
         options = PolicyOptions.of(policy)
+        self._check_leaf(options.policy)
         options.policy.check(options.values, self.cpus)
         before, old, agents = self.policy, self._banks.live, self._agents()
+        fell_back = has_fallen_back(self._record)
         had_agent = agents is not None and agents.channels[0].tid
         try:
             loaded = self._banks.load(options)
@@ -324,7 +297,7 @@ class Enclave(EnclaveView):
                 if agent is not None:
                     agent.take_over(self)
             except BaseException:
-                self._banks.make_live(old)
+                self._banks.make_live(old, fall_back=fell_back)
                 if agents is not None and had_agent:
                     agents.wait_for_return()
                 raise
@@ -338,18 +311,21 @@ class Enclave(EnclaveView):
         self._banks.tidy()
         self.agent_process = agent
 
+    def set_runnable_timeout(self, ns: int) -> None:
+        """Let its policies leave a runnable task waiting for up to ``ns``, until the built-in FIFO replaces them."""
+        self._record.runnable_timeout_ns = ns
+
     def resize(self, cpus: CpuSet, *, steal_from: Enclave | None = None) -> None:
         """Give it exactly ``cpus``, in one step: if this process is killed, it has the old CPUs or the new ones.
 
         Its tasks leave a CPU that it loses within a tick, and its agents learn of the change. CPUs that ``steal_from``
         has leave that enclave in the same step. The caller holds the lock of Enclaves.change() or create().
 
-        Raises EnclaveBusy if another enclave has one of ``cpus``, ResizeError, NoSuchEnclave, and KernelUnsupported
-        where it might leave a task without a CPU; nothing has changed then.
+        Raises EnclaveBusy if another enclave has one of ``cpus``, ResizeError and NoSuchEnclave; nothing has changed
+        then.
         """
         if not self.is_active and not self.is_being_destroyed:
             raise NoSuchEnclave(self.id)
-        resize.check_kernel()
         resize.check(self, cpus, [one for one in Enclaves(self.core) if one.id != self.id], steal_from)
         both = [self] if steal_from is None or steal_from.cpus.isdisjoint(cpus) else [self, steal_from]
         if self.core.resize(self.id, cpus, both[-1].id if len(both) > 1 else 0):
@@ -360,18 +336,53 @@ class Enclave(EnclaveView):
         for one in both:
             one._banks.tidy()
 
+    def set_lending(
+        self, *, lend: bool | None = None, borrow: bool | None = None, reclaim: str | None = None
+    ) -> Lending:
+        """Lend idle CPUs to enclaves that borrow, or borrow those of enclaves that lend; returns what holds now.
+
+        What is None stays as it is; see Lending for ``reclaim``. The caller holds the lock of Enclaves.change() or
+        create(). Raises ValueError, and what loading raises; nothing has changed then.
+        """
+        self._check_lending()
+        lending = self.lending.replace(lend, borrow, reclaim)
+        self._banks.lending.set(lending)
+        return lending
+
+    def apply_cgroup_limits(self, on: bool) -> None:
+        """Apply the ``cpu.max`` of cgroups to its tasks, as a new enclave does, or no longer; waiting tasks go on.
+
+        Raises KernelUnsupported if it is to be on and the kernel cannot.
+        """
+        if on and not limits.are_applied():
+            raise KernelUnsupported(
+                "cgroup limits",
+                "enclaves cannot apply the limits of cgroups on this kernel",
+                hint="limit tasks by the enclave's CPUs, or boot a kernel with CONFIG_CFS_BANDWIDTH",
+            )
+        self._record.unlimited = not on
+
     def destroy(self) -> None:
         """Move its tasks out, each with the policy that it had before, and free its CPUs.
 
-        Raises NamespaceError if it has tasks outside of this process's pid namespace, which cannot be moved from here.
+        The root of a tree is destroyed with all leaves. Raises NamespaceError if it has tasks outside of this process's
+        pid namespace, which cannot be moved from here, and GhostError for a leaf.
         """
-        if hidden := self._hidden_tasks():
-            raise pid_namespace.NamespaceError(
-                f"enclave {self.id} has {hidden} tasks outside of this pid namespace",
-                hint=f"in the initial pid namespace, on the host: ghostbpf enclave destroy {self.id}",
-            )
-        self._record.state = constant("ENCLAVE_DYING")
-        self._finish_destroy()
+        self._check_destroy()
+        members = [Enclave(self.core, id) for id in self._members()]
+        for one in members:
+            if hidden := one._hidden_tasks():
+                raise pid_namespace.NamespaceError(
+                    f"enclave {one.id} has {hidden} tasks outside of this pid namespace",
+                    hint=f"in the initial pid namespace, on the host: ghostbpf enclave destroy {self.id}",
+                )
+        self._mark_dying()
+        for one in members:
+            try:
+                one._finish_destroy()
+            finally:
+                if one.id != self.id:
+                    self.not_restored += one.not_restored
 
     def _has_lost_agent(self) -> bool:
         return (agent := self.agent) is not None and agent.state == "gone"
@@ -385,31 +396,48 @@ class Enclave(EnclaveView):
                 with contextlib.suppress(GhostError):
                     shared.depart(task.tid)
 
-    def _start(self, cpus: CpuSet, loaded: LoadedPolicy) -> None:
+    def _start(self, cpus: CpuSet, loaded: LoadedPolicy | None, *, tree: int = 0, leaf: int = 0) -> None:
+        """Make it active. In a tree it has the number ``leaf``; the root (0) has no policy, and all ``cpus``."""
         record = self._record
+        record.tree = record.leaf = 0
         self._banks.empty(0)
         self._banks.empty(1)
-        self._banks.fill(0, loaded)
+        record.tree, record.leaf = tree, leaf
+        record.reach = [0] * constant("CPU_WORDS")
+        if loaded is not None:
+            self._banks.fill(0, loaded)
         self.core.counters.clear(self.id)
         self.core.departures[self.id].count = 0
+        self.core.fallbacks[self.id].count = 0
         record.generation += 1
         record.bank, record.swaps, record.draining, record.uid = 0, 0, 0, os.getuid()
+        record.unlimited = 0
         self.created_ns = record.created_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         record.cpus = cpus.words(constant("CPU_WORDS"))
         record.spinner = 0
+        record.runnable_timeout_ns = stay_alive.timeout_ns(stay_alive.DEFAULT)
+        record.policy_since_ns = time.monotonic_ns()
+        self._banks.lending.forget()
         self._disown_cpus()
         self.core.set_stray(self.id, False)
         for cpu in cpus:
+            self.core.cpus[cpu].availability = 0
+            self.core.cpus[cpu].holder = self.id if tree else 0
+            self.core.cpus[cpu].turn_until = 0
             self.core.cpus[cpu].enclave = self.id
         record.state = constant("ENCLAVE_ACTIVE")
-        loaded.close()
+        if loaded is not None:
+            loaded.close()
 
     def _finish_destroy(self) -> None:
+        self._banks.lending.forget()
         self.core.set_stray(self.id, True)
         self._banks.forget_agents()
+        if self.tree:
+            _core.synchronize_rcu()  # arbiters that did not know that the tree goes away may have moved CPUs until now
         self._disown_cpus()
         if self.id != int(self.core.state.default_enclave):
-            self._hand_back_all(lambda task: True)
+            self._remove_all(lambda task: True)
         self._banks.empty(0)
         self._banks.empty(1)
         shutil.rmtree(self.path, ignore_errors=True)
@@ -417,58 +445,15 @@ class Enclave(EnclaveView):
         self.core.drain(self.id)
         if quiet and not self.core.set_stray(self.id, True):
             self.core.set_stray(self.id, False)
+        self._record.tree = self._record.leaf = 0
+        self._record.reach = [0] * constant("CPU_WORDS")
         self._record.state = constant("ENCLAVE_FREE")
-
-    def _hand_back_all(self, selected: Callable[[Task], bool]) -> set[int]:
-        # Each round finds the children that tasks of the last round forked meanwhile. A fork that was under way when
-        # its task left shows its child only when it is done.
-        seen: set[int] = set()
-        forking: set[int] = set()
-        deadline = time.monotonic() + tasks.FORK_TIMEOUT_S
-        while (members := [task for task in self.tasks() if selected(task)]) or forking:
-            for task in members:
-                try:
-                    self._hand_back(task)
-                except TaskError:
-                    if tasks.policy_of(task.tid) is not None:
-                        raise
-            tids = {task.tid for task in members}
-            seen |= tids
-            forking = self.core.forking() & (forking | tids)
-            if time.monotonic() > deadline:
-                raise GhostError(f"enclave {self.id} forks faster than its tasks can be handed back", hint="try again")
-        return seen
-
-    def _hidden_tasks(self) -> int:
-        if self.id == int(self.core.state.default_enclave):
-            return 0  # its tasks are the fair class's, and need not be moved
-        return pids.hidden_tasks(self.core.maps["tasks"], self.id, int(self._record.generation))
 
     def _disown_cpus(self) -> None:
         for number in range(possible_cpus()):
             cpu = self.core.cpus[number]
             if cpu.enclave == self.id:
-                cpu.enclave = 0
-
-    def _hand_back(self, task: Task) -> None:
-        self.core.release(task.tid)
-        if (refusal := tasks.restore(task.tid, task.original)) is not None:
-            self.not_restored.append(refusal)
-        if self.core.full:
-            self._join(task.tid, 0, 0)
-
-    def _join(self, tid: int, enclave: int, generation: int) -> tuple[int, int]:
-        while (answer := self.core.join(tid, enclave, generation))[0] == -errno.EAGAIN:
-            time.sleep(_FORK_POLL_S)
-        error, *before = answer
-        if error:
-            raise tasks.task_error(tid, -error)
-        return before[0], before[1]
-
-    def _not_a_member(self, tid: int) -> TaskError:
-        if tasks.policy_of(tid) is None:
-            return tasks.task_error(tid, errno.ESRCH)
-        return TaskError(tid, f"it is not in enclave {self.id}", hint=f"ghostbpf enclave show {self.id} --tasks")
+                cpu.enclave = cpu.holder = 0
 
 
 def check_cpus(cpus: CpuSet) -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from . import agents
-from .core import Core, Task, constant, text
+from . import agents, limits
+from .core import Core, Task, constant, has_fallen_back, live_bank, text
 from .cpuset import CpuSet
+from .lending import Lending
 from .pins import ROOT
+from .stay_alive import Fallback
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class Counters:
     preempted: int
     affinity_misses: int
     runtime_ns: int
+    lent_ns: int = 0
+    borrowed_ns: int = 0
+    borrowings: int = 0
+    reclaims: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,22 @@ class EnclaveView:
 
     @property
     def cpus(self) -> CpuSet:
-        """The CPUs it owns, online or not."""
+        """The CPUs it owns, online or not; in a tree of policies, those of the tree."""
+        return CpuSet.from_words(self._record.cpus) | CpuSet.from_words(self._record.reach)
+
+    @property
+    def tree(self) -> int:
+        """The tree of policies that it belongs to, by the enclave that is the root; 0 if it is in none."""
+        return int(self._record.tree)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether it is the root of a tree, which has no tasks."""
+        return self.tree == self.id
+
+    @property
+    def granted(self) -> CpuSet:
+        """The CPUs that run its tasks now: those of ``cpus`` that a tree's arbiters have given it, if it is in one."""
         return CpuSet.from_words(self._record.cpus)
 
     @property
@@ -80,9 +101,34 @@ class EnclaveView:
         return int(spun) - 1 if spun else None
 
     @property
+    def lending(self) -> Lending:
+        """Whether it lends idle CPUs, and borrows those of others."""
+        return Lending.from_bits(self._record.lending)
+
+    @property
+    def applies_cgroup_limits(self) -> bool:
+        """Whether the ``cpu.max`` of a task's cgroup, and of those above it, holds for its tasks."""
+        return not self._record.unlimited and limits.are_applied()
+
+    @property
     def policy(self) -> str:
-        """The name of its live policy."""
-        return text(self._record.policy[self._record.bank])
+        """The name of its live policy, also if the built-in FIFO has replaced it; see ``fallback``."""
+        return text(self._record.policy[self.live_bank])
+
+    @property
+    def fallback(self) -> Fallback | None:
+        """Why the core has replaced its policy by the built-in FIFO; None if it has not."""
+        return self.last_fallback if has_fallen_back(self._record) else None
+
+    @property
+    def last_fallback(self) -> Fallback | None:
+        """Why the core last replaced a policy of it by the built-in FIFO, also if another policy is live by now."""
+        return Fallback.of(self.core.fallbacks[self.id])
+
+    @property
+    def runnable_timeout_ns(self) -> int:
+        """How long its policy may let a runnable task wait before the core replaces it; 0: for ever."""
+        return int(self._record.runnable_timeout_ns)
 
     @property
     def agent(self) -> agents.AgentState | None:
@@ -96,7 +142,16 @@ class EnclaveView:
         return [] if shared is None else list(shared.task_states())
 
     def _agents(self) -> agents.Agents | None:
-        return agents.Agents.open(self.id) if self._record.agents[self._record.bank] else None
+        return None if self.fallback or not self._record.agents[self.live_bank] else agents.Agents.open(self.id)
+
+    def is_live(self, bank: int) -> bool:
+        """Whether the policy in ``bank`` of the slots is live, and the built-in FIFO has not replaced it."""
+        return self.live_bank == bank and not has_fallen_back(self._record)
+
+    @property
+    def live_bank(self) -> int:
+        """The bank of its policy, also if the built-in FIFO has replaced it."""
+        return live_bank(self._record)
 
     @property
     def nr_tasks(self) -> int:

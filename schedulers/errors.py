@@ -112,14 +112,18 @@ class StalePins(GhostError):
 
 
 class Ejected(GhostError):
-    """The kernel ejected the core, with its ``reason``, ``message`` and ``dump`` of the scheduler's state."""
+    """The kernel ejected the core, with its ``reason``, ``message`` and ``dump`` of the scheduler's state.
 
-    def __init__(self, reason: str, message: str, dump: str):
+    ``at_ns`` is the time, by CLOCK_BOOTTIME.
+    """
+
+    def __init__(self, reason: str, message: str, dump: str, at_ns: int = 0):
         super().__init__(
             f"EXIT: {reason}" + (f" ({message})" if message else ""),
-            hint="ghostbpf run attaches anew; to remove the pins only: ghostbpf enclave destroy --all",
+            hint="ghostbpf why explains it; ghostbpf run attaches anew; "
+            "to remove the pins only: ghostbpf enclave destroy --all",
         )
-        self.reason, self.message, self.dump = reason, message, dump
+        self.reason, self.message, self.dump, self.at_ns = reason, message, dump, at_ns
 
 
 class AgentError(GhostError):

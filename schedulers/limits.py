@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPU limits of control groups (version 2): ``cpu.max``, ``cpu.weight`` and ``cpu.idle``.
 
-The kernel applies them to tasks of the fair class only, and leaves those of SCHED_EXT to the scheduler. No policy here
-implements them: the limits of a task's cgroup, and of the cgroups above it, do not hold in an enclave.
+The kernel applies them to tasks of the fair class only, and leaves those of SCHED_EXT to the scheduler. The core
+applies ``cpu.max`` to tasks of enclaves (bpf/core/limits.bpf.h). Policies that weigh cgroups apply the other two.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..loaders import kernel_types
+from ..loaders.btf import Kind
 from ..loaders.errors import GhostError
 from .cgroups import mount_point
 from .processes import ProcTask
@@ -30,6 +32,16 @@ class Limit:
 
     def __str__(self) -> str:
         return f"{', '.join(self.settings)} of cgroup {self.cgroup}"
+
+    def without(self, names: Collection[str]) -> Limit | None:
+        """The same without the settings ``names``; None if these are all."""
+        rest = tuple(setting for setting in self.settings if setting.split()[0] not in names)
+        return Limit(self.cgroup, rest) if rest else None
+
+
+def are_applied() -> bool:
+    """Whether enclaves can apply ``cpu.max`` on this kernel; see CAN_LIMIT in bpf/core/limits.bpf.h."""
+    return kernel_types.find("init_cfs_bandwidth", Kind.FUNC) is not None
 
 
 def of_task(tid: int) -> list[Limit]:

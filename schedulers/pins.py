@@ -6,3 +6,6 @@ from pathlib import Path
 BPFFS = Path("/sys/fs/bpf")
 ROOT = BPFFS / "ghostbpf"
 CORE = ROOT / "core"
+
+#: The reason of the last ejection, kept when the pins of the ejected core are removed.
+LAST_EXIT = BPFFS / "ghostbpf_last_exit"

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 #: The ops of struct sched_ext_ops that a policy may define; the core has a slot for each.
 OPS = (
     *("select_cpu", "enqueue", "dispatch", "tick", "running", "stopping"),
-    *("disable", "exit_task", "set_cpumask", "set_weight", "yield"),
+    *("disable", "exit_task", "set_cpumask", "set_weight", "yield", "throttle"),
 )
+#: The ops of a policy that are not the kernel's, and the kernel's op with the same arguments.
+_LIKE = {"throttle": "enqueue"}
 
 
 class OptionError(ValueError):
@@ -74,7 +76,7 @@ class Policy:
     """A policy in BPF: ``<program>.bpf.c`` with functions ``<program>_<op>`` and a struct ``<program>_params``.
 
     ``program`` is ``name`` unless given. A policy with ``queues`` also uses the per-CPU queues, not only the
-    enclave's queue.
+    enclave's queue. A policy that ``weighs_cgroups`` gives cgroups CPU time by their weights.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Policy:
     directory: Path = field(default=BPF_DIR / "policies")
     program: str = ""
     queues: bool = False
+    weighs_cgroups: bool = False
 
     #: Whether agents make its decisions; see agents/spec.py.
     has_agents: ClassVar[bool] = False
@@ -153,7 +156,7 @@ class Policy:
                     setattr(params[0], name, values[name])
         functions = {op: f"{self.program}_{op}" for op in OPS if f"{self.program}_{op}" in module.object.functions}
         # Sequential: loading in parallel would take all CPUs of a busy enclave for the verifier at once.
-        programs = {op: module.load(f, Target.struct_ops("sched_ext_ops", op)) for op, f in functions.items()}
+        programs = {op: module.load(f, op_target(op)) for op, f in functions.items()}
         return LoadedPolicy(self, programs, module.own_maps, module)
 
 
@@ -200,17 +203,22 @@ def _defines() -> dict[str, int]:
     return {"NR_CPU_WORDS": nr_cpu_words()}
 
 
-def duration_ns(text: str) -> int:
-    """Nanoseconds from "50ms", "300us", "1.5s", "2000ns"; raises ValueError."""
+def duration_ns(text: str, *, most_s: float = 10) -> int:
+    """Nanoseconds from "50ms", "300us", "1.5s", "2000ns", up to ``most_s`` seconds; raises ValueError."""
     number = text.rstrip("nmus")
     units = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
     try:
         value = round(float(number) * units[text[len(number) :]])
     except (ValueError, KeyError, OverflowError):
         raise ValueError(f'bad duration "{text}": write for example 50ms, 300us or 1.5s') from None
-    if not 0 < value <= 10 * 10**9:
-        raise ValueError(f'bad duration "{text}": more than 0 and up to 10s')
+    if not 0 < value <= most_s * 10**9:
+        raise ValueError(f'bad duration "{text}": more than 0 and up to {most_s:g}s')
     return value
+
+
+def op_target(op: str) -> Target:
+    """What a program for a policy's ``op`` is loaded as."""
+    return Target.struct_ops("sched_ext_ops", _LIKE.get(op, op))
 
 
 def find(name: str, policies: Mapping[str, Policy]) -> Policy:

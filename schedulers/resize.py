@@ -8,31 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..loaders import kernel_types
-from ..loaders.btf import Kind
-from ..loaders.errors import KernelUnsupported
 from .cpuset import CpuListError, CpuSet
 from .enclave_view import EnclaveView
 from .errors import EnclaveBusy, ResizeError
 from .topology import Topology
-
-
-def is_supported() -> bool:
-    """Whether a live enclave can be resized: only where the kernel re-enqueues tasks at any time (from 6.19 on).
-
-    On 6.16, a task that was bound to one CPU waited forever in one of five storms of resizes and hotplug.
-    """
-    return kernel_types.find("scx_bpf_reenqueue_local___v2", Kind.FUNC) is not None
-
-
-def check_kernel() -> None:
-    """Raise KernelUnsupported unless a live enclave can be resized."""
-    if not is_supported():
-        raise KernelUnsupported(
-            "resize",
-            "this kernel cannot resize a live enclave: it does not re-enqueue waiting tasks at any time",
-            hint="destroy the enclave and make another, or boot a kernel with scx_bpf_reenqueue_local___v2()",
-        )
 
 
 def parse(text: str, cpus: CpuSet) -> CpuSet:
@@ -59,6 +38,10 @@ def check(enclave: EnclaveView, cpus: CpuSet, others: Iterable[EnclaveView], ste
     """
     if enclave.is_being_destroyed:
         raise ResizeError(enclave.id, "it is being destroyed", hint=f"ghostbpf enclave destroy {enclave.id} ends that")
+    for one in (enclave, steal_from):
+        if one is not None and one.tree:
+            remedy = f"ghostbpf enclave destroy {one.tree}, and make another tree"
+            raise ResizeError(one.id, f"it belongs to tree {one.tree}", hint=remedy)
     online = Topology.from_sysfs().all_cpus
     if not cpus:
         raise ResizeError(enclave.id, "it would have no CPU", hint=f"ghostbpf enclave destroy {enclave.id}")

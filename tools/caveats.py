@@ -15,6 +15,7 @@ from ..schedulers.enclave import Enclave
 from ..schedulers.enclave_view import Departures
 from ..schedulers.limits import Limit
 from ..schedulers.processes import ProcTask
+from ..schedulers.registry import POLICIES
 from .output import printable, warn
 
 #: The names that a line shows at most.
@@ -57,12 +58,25 @@ class Caveats:
                 self._tell(limit)
 
     def _tell(self, limit: Limit) -> None:
-        if limit.cgroup not in self._told:
-            self._told.add(limit.cgroup)
+        if limit.cgroup in self._told:
+            return
+        self._told.add(limit.cgroup)
+        void = limit.without(applied_settings(self._enclave))
+        if void is not None:
             _warn(
-                f"{limit} does not hold in enclave {self._enclave.id}",
-                "limit tasks by the enclave's CPUs; tasks that leave the enclave have their limit again",
+                f"{void} does not hold in enclave {self._enclave.id}",
+                "use cfs_bpf, which knows weights; tasks that leave the enclave have their weight again"
+                if self._enclave.applies_cgroup_limits
+                else f"ghostbpf enclave limits {self._enclave.id} on",
             )
+
+
+def applied_settings(enclave: Enclave) -> set[str]:
+    """The settings of cgroups that hold in ``enclave``."""
+    if not enclave.applies_cgroup_limits:
+        return set()
+    policy = POLICIES.get(enclave.policy)
+    return {"cpu.max", *(("cpu.weight", "cpu.idle") if policy is not None and policy.weighs_cgroups else ())}
 
 
 def tell_departures(left: Departures) -> None:

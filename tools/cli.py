@@ -23,6 +23,7 @@ _COMMANDS = {
     "fd": ("fd", "Pass an open descriptor to another process."),
     "policies": ("policies", "List the policies."),
     "new": ("new", "Write a package with a policy of your own, in Python."),
+    "why": ("why", "Say why the kernel ejected ghostbpf, or a policy was replaced."),
     "doctor": ("doctor", "Check whether this machine can run ghostbpf."),
     "vm": ("vm_command", "Run a command in a throw-away guest with a sched_ext kernel."),
 }

@@ -23,6 +23,7 @@ from ..schedulers import limits
 from ..schedulers.agents import extension
 from ..schedulers.enclave import Enclaves
 from ..schedulers.pins import BPFFS
+from .caveats import applied_settings
 from .output import json_option, printable
 
 _PARTITION = "use a cpuset partition instead: CMD must be in its cgroup before it joins an enclave of its CPUs"
@@ -159,15 +160,22 @@ def _isolcpus(what: str) -> Row:
 
 
 def _cgroup_limits(what: str) -> Row:
-    without_effect = {limit.cgroup: limit for limit in limits.of_task(os.getpid())}
+    without_effect = _void_limits(os.getpid(), {"cpu.max"} if limits.are_applied() else set())
     # Reading enclaves needs the capabilities that another row checks.
     with contextlib.suppress(GhostError):
-        for task in enclaves.core.tasks() if (enclaves := Enclaves.open()) is not None else ():
-            without_effect |= {limit.cgroup: limit for limit in limits.of_task(task.tid) if task.enclave}
+        for enclave in Enclaves.open() or ():
+            for task in enclave.tasks():
+                without_effect |= _void_limits(task.tid, applied_settings(enclave))
     if not without_effect:
         return Row(what, "ok", "none of this process or of a task in an enclave")
-    hint = "the kernel leaves them to the scheduler: limit tasks by the enclave's CPUs"
+    hint = "cpu.max holds in every enclave, unless its limits are off; weights hold under cfs_bpf"
     return Row(what, "warn", f"do not hold in an enclave: {'; '.join(map(str, without_effect.values()))}", hint)
+
+
+def _void_limits(tid: int, applied: set[str]) -> dict[str, limits.Limit]:
+    """The limits of a task that do not hold in an enclave, by cgroup."""
+    found = ((limit.cgroup, limit.without(applied)) for limit in limits.of_task(tid))
+    return {cgroup: limit for cgroup, limit in found if limit is not None}
 
 
 def _hz(what: str) -> Row:

@@ -12,7 +12,7 @@ import click
 
 from ..loaders import sched_ext
 from ..loaders.errors import GhostError
-from ..schedulers import cgroups, core
+from ..schedulers import cgroup_usage, cgroups, core
 from ..schedulers.agents import AgentPolicySpec, AgentState
 from ..schedulers.auto_join import AutoJoin
 from ..schedulers.enclave import Enclave, Enclaves
@@ -22,8 +22,10 @@ from ..schedulers.processes import Rule
 from ..schedulers.registry import POLICIES, from_file, is_file
 from ..schedulers.resize import parse as parse_change
 from ..schedulers.tasks import check, threads
+from . import lending, tree
 from .auto_join import auto_join, follow, report
 from .caveats import Caveats, counted, few, left_line, named
+from .fallback import fallback_lines, runnable_timeout_option
 from .group import NamedGroup
 from .output import alias, human_ns, json_option, printable, printable_lines, show, warn
 from .watch import watch
@@ -39,6 +41,8 @@ Examples:
   sudo ghostbpf enclave auto-join 1 --comm 'nginx*'   by rule, until Ctrl-C
   sudo ghostbpf enclave swap 1 rr --set slice=2ms
   sudo ghostbpf enclave resize 1 --cpus +4  one more CPU, while tasks run
+  sudo ghostbpf enclave set 1 --lend yes    others may use its idle CPUs
+  sudo ghostbpf enclave limits 1 off        cpu.max of cgroups is void
   sudo ghostbpf enclave watch 1             time the next upgrade of its agent
   sudo ghostbpf enclave destroy 1           tasks get their old policy back
 """
@@ -51,7 +55,12 @@ def command() -> None:
 
 command.add_command(watch)
 command.add_command(auto_join)
+command.add_command(lending.command)
 command.add_command(alias(auto_join), "enrol")
+
+
+#: The counters by CPU that people see, besides runtime_ns.
+_CPU_COLUMNS = ("cpu", "idle", "queued", "switches", "preempted", "affinity_misses")
 
 
 def _example(line: str) -> str:
@@ -62,17 +71,26 @@ def _example(line: str) -> str:
 @json_option
 def ls(as_json: bool) -> None:
     """List the enclaves."""
-    enclaves = Enclaves.open()
-    show((_row(e) for e in enclaves or ()), as_json=as_json, empty="no enclaves")
+    enclaves = list(Enclaves.open() or ())
+    more = [_fallback(e) | tree.document(e) if as_json else {} for e in enclaves]
+    show((_row(e) | one for e, one in zip(enclaves, more, strict=True)), as_json=as_json, empty="no enclaves")
+    for e in enclaves if not as_json else ():
+        if e.is_root:
+            tree.show_tree(e)
+    for e in enclaves if not as_json else ():
+        if (why := e.fallback) is not None:
+            click.echo(printable_lines(fallback_lines(e.id, why)), err=True)
 
 
 @command.command("show", epilog=_example("sudo ghostbpf enclave show 1 --tasks"))
 @click.argument("id", type=int)
 @click.option("--tasks", is_flag=True, help="Also list its tasks.")
+@click.option("--cgroups", "limited", is_flag=True, help="Also list its tasks' cgroups that have a cpu.max.")
 @json_option
-def show_one(id: int, tasks: bool, as_json: bool) -> None:
+def show_one(id: int, tasks: bool, limited: bool, as_json: bool) -> None:
     """Show one enclave: its policy, CPUs, counters by CPU, and tasks."""
     enclave = Enclaves.find(id)
+    usages = [vars(usage) for usage in cgroup_usage.of_enclave(enclave)] if limited else []
     per_cpu = [{"cpu": cpu, **vars(counters)} for cpu, counters in enclave.per_cpu().items()]
     listed = _task_rows(enclave) if tasks else []
     agent = enclave.agent
@@ -80,30 +98,48 @@ def show_one(id: int, tasks: bool, as_json: bool) -> None:
         left = enclave.departures()
         document = {
             **_row(enclave),
+            "runnable_timeout_ns": enclave.runnable_timeout_ns,
+            **_fallback(enclave),
             "left": {"count": left.count, "last": [{"tid": tid, "comm": comm} for tid, comm in left.last]},
+            "lending": lending.document(enclave),
+            **tree.document(enclave),
             "counters": vars(enclave.counters()),
             "per_cpu": per_cpu,
         }
         if agent is not None:
             document["agent"] = vars(agent)
+        if limited:
+            document["cgroups"] = usages
         click.echo(json.dumps({**document, "task_list": listed} if tasks else document))
         return
     for name, value in _row(enclave).items():
         click.echo(f"{name:>9}: {printable(str(value))}")
     click.echo(f"{'left':>9}: {printable(left_line(enclave.departures()))}")
+    if (why := enclave.fallback) is not None:
+        click.echo(f"{'fallback':>9}: {printable(str(why))}")
+    if enclave.tree:
+        click.echo(f"{'tree':>9}: {enclave.tree}")
+        click.echo(f"{'granted':>9}: {enclave.granted or 'none'}")
+    for name, line in lending.lines(enclave).items():
+        click.echo(f"{name:>9}: {line}")
     if agent is not None:
         click.echo(f"{'agent':>9}: {printable(_agent_line(agent))}")
         if agent.turns:
             click.echo(f"{'load':>9}: {_load_line(agent)}")
+    if enclave.is_root:
+        tree.show_tree(enclave)
     click.echo()
     show(
-        ({**row, "runtime_ns": human_ns(row["runtime_ns"])} for row in per_cpu),
+        ({**{name: row[name] for name in _CPU_COLUMNS}, "runtime_ns": human_ns(row["runtime_ns"])} for row in per_cpu),
         as_json=False,
         empty="it has run nothing yet",
     )
     if tasks:
         click.echo()
         show(({**row, "runtime_ns": human_ns(row["runtime_ns"])} for row in listed), as_json=False, empty="no tasks")
+    if limited:
+        click.echo()
+        show(map(_limit_row, usages), as_json=False, empty="no cgroup of its tasks has a cpu.max")
 
 
 @command.command(epilog=_example("sudo ghostbpf enclave add 1 4711 --tid 4713"))
@@ -183,7 +219,8 @@ def destroy(id: int | None, everything: bool) -> None:
 @click.argument("id", type=int)
 @click.argument("policy")
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="An option of the new policy.")
-def swap(id: int, policy: str, settings: tuple[str, ...]) -> None:
+@runnable_timeout_option
+def swap(id: int, policy: str, settings: tuple[str, ...], runnable_timeout: int | None) -> None:
     """Replace the policy of enclave ID while it runs, without a gap."""
     chosen = from_file(policy) if is_file(policy) else find(policy, POLICIES)
     if isinstance(chosen, AgentPolicySpec):
@@ -198,7 +235,19 @@ def swap(id: int, policy: str, settings: tuple[str, ...]) -> None:
     with _changing(id) as enclave:
         before = enclave.policy
         enclave.set_policy(options)
+        if runnable_timeout is not None:
+            enclave.set_runnable_timeout(runnable_timeout)
         click.echo(f"enclave {id}: {before} -> {policy}")
+
+
+@command.command("limits", epilog=_example("sudo ghostbpf enclave limits 1 off"))
+@click.argument("id", type=int)
+@click.argument("on", type=click.Choice(["on", "off"]))
+def limits(id: int, on: str) -> None:
+    """Apply the limits of cgroups (cpu.max) to the tasks of enclave ID, as is the default, or no longer."""
+    with _changing(id) as enclave:
+        enclave.apply_cgroup_limits(on == "on")
+    click.echo(f"enclave {id}: cgroup limits {on}")
 
 
 _RESIZE_EXAMPLES = """\b
@@ -207,6 +256,7 @@ Examples:
   sudo ghostbpf enclave resize 1 --cpus +4,6          CPU 4 and CPU 6, too
   sudo ghostbpf enclave resize 1 --cpus -2            no longer CPU 2
   sudo ghostbpf enclave resize 1 --cpus +3 --steal 2  CPU 3 of enclave 2
+  sudo ghostbpf enclave resize 1 --cpus -2 --json     and the tasks that move
 """
 
 
@@ -214,11 +264,15 @@ Examples:
 @click.argument("id", type=int)
 @click.option("--cpus", "text", required=True, metavar="[+|-]LIST", help="All its CPUs, or those to add or remove.")
 @click.option("--steal", type=int, metavar="ID", help="Take CPUs from enclave ID, too, in the same step.")
-def resize(id: int, text: str, steal: int | None) -> None:
+@json_option
+def resize(id: int, text: str, steal: int | None, as_json: bool) -> None:
     """Change the CPUs of enclave ID while its tasks run.
 
     Tasks leave a CPU that the enclave loses within a tick, and agents learn of the change. If the change is refused,
     or the command is killed, the enclave has the CPUs that it had, or all of the new ones.
+
+    --json names the tasks whose last CPU the enclave has lost (moved), and those that may use none of its CPUs
+    (elsewhere).
     """
     if steal == id:
         raise click.UsageError("--steal takes CPUs from another enclave")
@@ -226,12 +280,20 @@ def resize(id: int, text: str, steal: int | None) -> None:
         if enclaves is None:
             raise NoSuchEnclave(id)
         changed = [_any(enclaves, one) for one in (id, steal) if one is not None]
-        before = [one.cpus for one in changed]
-        changed[0].resize(parse_change(text, before[0]), steal_from=changed[1] if steal is not None else None)
-        for one, cpus in zip(changed, before, strict=True):
-            click.echo(f"enclave {one.id}: CPU {cpus}" + (f" -> {one.cpus}" if one.cpus != cpus else ", as before"))
-    for one in changed:
-        Caveats(one).resized(task.tid for task in one.tasks() if task.elsewhere)
+        unusable: list[tuple[Enclave, list[int]]] = []
+        before = [(one.cpus, one.tasks() if as_json else []) for one in changed]
+        changed[0].resize(parse_change(text, changed[0].cpus), steal_from=changed[1] if steal is not None else None)
+        for one, (cpus, tasks) in zip(changed, before, strict=True):
+            elsewhere = sorted(task.tid for task in one.tasks() if task.elsewhere)
+            if as_json:
+                moved = sorted(task.tid for task in tasks if task.cpu in cpus - one.cpus)
+                row = {"enclave": one.id, "before": str(cpus), "after": str(one.cpus)}
+                click.echo(json.dumps({**row, "moved": moved, "elsewhere": elsewhere}))
+            else:
+                click.echo(f"enclave {one.id}: CPU {cpus}" + (f" -> {one.cpus}" if one.cpus != cpus else ", as before"))
+            unusable.append((one, elsewhere))
+    for one, elsewhere in unusable:
+        Caveats(one).resized(elsewhere)
 
 
 def _any(enclaves: Enclaves, id: int) -> Enclave:
@@ -286,6 +348,8 @@ def _destroy_all() -> None:
     try:
         with Enclaves.change() as enclaves:
             for enclave in enclaves or ():
+                if enclave.tree and not enclave.is_root:
+                    continue  # it goes with its root
                 enclave.destroy()
                 warn(enclave.not_restored)
     except (Ejected, StalePins) as error:
@@ -305,6 +369,19 @@ def _task_rows(enclave: Enclave) -> list[dict[str, Any]]:
     return [{**row, **known.get(row["tid"], unknown)} for row in rows]
 
 
+def _limit_row(usage: dict[str, Any]) -> dict[str, Any]:
+    """What a table shows of a limited cgroup: times in ms."""
+    more = f" +{usage['wait_usec'] / 1000:.0f}" if usage["throttled"] else ""
+    return {
+        "cgroup": usage["cgroup"],
+        "quota": f"{usage['quota_usec'] / 1000:g}/{usage['period_usec'] / 1000:g}",
+        "left": f"{usage['left_usec'] / 1000:.1f}",
+        "used": f"{usage['usage_usec'] / 1000:.0f}",
+        "throttled": f"{usage['throttled_usec'] / 1000:.0f}" + more,
+        "periods": f"{usage['nr_throttled']}/{usage['nr_periods']}",
+    }
+
+
 def _agent_line(agent: AgentState) -> str:
     if agent.state == "gone":
         return f"gone: {agent.reason or 'it was killed, or told to leave'}"
@@ -321,6 +398,11 @@ def _load_line(agent: AgentState) -> str:
         f"{load:.0%}: {agent.rate:.0f} of {agent.capacity:.0f} messages/s, {agent.messages / agent.turns:.1f} a turn, "
         f"queue {queue}; {human_ns(agent.decision_ns)}/decision"
     )
+
+
+def _fallback(enclave: Enclave) -> dict[str, Any]:
+    why = enclave.fallback
+    return {"fallback": None if why is None else why.document()}
 
 
 def _row(enclave: Enclave) -> dict[str, Any]:

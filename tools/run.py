@@ -9,12 +9,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import click
 
 from ..loaders.errors import GhostError
-from ..schedulers import affinity
+from ..schedulers import affinity, hierarchy
 from ..schedulers.core import DEFAULT_ENCLAVE
 from ..schedulers.cpuset import CpuListError, CpuSet
 from ..schedulers.enclave import Enclave, Enclaves, check_cpus
@@ -23,7 +24,9 @@ from ..schedulers.errors import AgentError, NoSuchEnclave
 from ..schedulers.launch import Command, signals_blocked, termination_signals
 from ..schedulers.policy import OptionError, Policy, PolicyOptions, find
 from ..schedulers.registry import POLICIES, from_file, is_file
+from . import lending
 from .caveats import Caveats, tell_departures
+from .fallback import fallback_lines, runnable_timeout
 from .group import NamedGroup
 from .output import printable_lines, warn
 
@@ -35,7 +38,9 @@ Examples:
   sudo ghostbpf run rr --enclave 1        replace the policy of enclave 1
   sudo ghostbpf run biff --keep -- true   make an enclave that stays
   sudo ghostbpf run biff --all            every task of the fair class
+  sudo ghostbpf run ./mine.py --runnable-timeout 2s -- ./load
   sudo ghostbpf run ./mine.py -- make     a policy from a Python file
+  sudo ghostbpf run tree.toml -- ./server   policies that share CPUs
 
 \b
 Exit status: CMD's own (128+N if signal N ended it, 126 or 127 if it
@@ -51,6 +56,10 @@ class _Policies(NamedGroup):
         return list(POLICIES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        if hierarchy.is_file(cmd_name):
+            from .tree import command_for
+
+            return command_for(cmd_name)
         return _command_for(from_file(cmd_name) if is_file(cmd_name) else find(cmd_name, POLICIES))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -76,7 +85,8 @@ class _PolicyCommand(click.Command):
 def command() -> None:
     """Schedule a command and its whole process tree by POLICY, and exit with its status.
 
-    POLICY is a name that `ghostbpf policies` lists, or FILE.py, or FILE.py:CLASS.
+    POLICY is a name that `ghostbpf policies` lists, or FILE.py, or FILE.py:CLASS; or FILE.toml names a tree
+    of policies that share CPUs.
 
     Without CMD, make an enclave to which you add tasks, and print a line of stats each second until Ctrl-C.
     """
@@ -88,7 +98,14 @@ def _command_for(policy: Policy) -> click.Command:
         click.Option(["--enclave"], type=click.IntRange(1, 63), metavar="ID", help="Take over enclave ID, or make it."),
         click.Option(["--all", "everything"], is_flag=True, help="Schedule every task of the fair class."),
         click.Option(["--keep"], is_flag=True, help="Do not destroy the enclave at the end."),
+        *lending.options(),
+        click.Option(
+            ["--cgroup-limits"],
+            type=click.Choice(["on", "off"]),
+            help="Whether the cpu.max of cgroups holds in the enclave.  [default: on]",
+        ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print stats as one JSON object a line."),
+        runnable_timeout,
         *(click.Option([f"--{o.name}"], default=o.default, show_default=True, help=o.help) for o in policy.options),
         click.Argument(["cmd"], nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),
     ]
@@ -98,7 +115,12 @@ def _command_for(policy: Policy) -> click.Command:
         enclave: int | None,
         everything: bool,
         keep: bool,
+        lend: str | None,
+        borrow: str | None,
+        reclaim: str | None,
+        cgroup_limits: str | None,
         as_json: bool,
+        runnable_timeout: int | None,
         cmd: tuple[str, ...],
         **texts: str,
     ) -> int:
@@ -108,12 +130,24 @@ def _command_for(policy: Policy) -> click.Command:
             raise click.UsageError("--all takes every CPU: leave --cpus out")
         if everything and enclave not in (None, DEFAULT_ENCLAVE):
             raise click.UsageError(f"--all is enclave {DEFAULT_ENCLAVE}: leave --enclave out")
-        with signals_blocked({signal.SIGCHLD}), _enclave(options, cpu_set, enclave, everything, keep) as target:
-            guard, caveats = _Guard(target), Caveats(target)
+        temporary = Enclaves.temporary(
+            options,
+            cpu_set,
+            id=enclave,
+            full=everything,
+            keep=keep,
+            runnable_timeout_ns=runnable_timeout,
+            block=termination_signals(),
+        )
+        with signals_blocked({signal.SIGCHLD}), _enclave(temporary) as target:
+            lending.change(target, lend, borrow, reclaim)
+            if cgroup_limits is not None:
+                target.apply_cgroup_limits(cgroup_limits == "on")
+            guard, caveats = Guard(target), Caveats(target)
             if everything:
                 caveats.everything_joined()
             departed = target.departures().count
-            status = _run_command(target, cmd, guard, caveats) if cmd else _watch(target, as_json, guard)
+            status = run_command(target, cmd, guard, caveats) if cmd else _watch(target, as_json, guard)
             if target in Enclaves(target.core):
                 tell_departures(target.departures().since(departed))
             return status or guard.status
@@ -140,11 +174,8 @@ def _parse_cpus(text: str) -> CpuSet:
 
 
 @contextlib.contextmanager
-def _enclave(
-    options: PolicyOptions[Policy], cpus: CpuSet | None, id: int | None, everything: bool, keep: bool
-) -> Iterator[Enclave]:
+def _enclave(temporary: AbstractContextManager[Enclave]) -> Iterator[Enclave]:
     """The enclave for the block; afterwards, warn of its tasks that did not get their old policy back."""
-    temporary = Enclaves.temporary(options, cpus, id=id, full=everything, keep=keep, block=termination_signals())
     with contextlib.ExitStack() as at_end:
         try:
             enclave = temporary.__enter__()
@@ -157,15 +188,18 @@ def _enclave(
         yield enclave
 
 
-class _Guard:
-    """Reports, once each, that the kernel has ejected the core, and that the agent has ended."""
+class Guard:
+    """Reports, once each, that the kernel has ejected the core, that the FIFO has replaced the policy, and that the
+    agent has ended.
+    """
 
     def __init__(self, enclave: Enclave) -> None:
         self._enclave, self._agent_process = enclave, enclave.agent_process
         self.ejected, self.status, self._is_warned = False, 0, False
+        self._is_replaced = False
 
     def check(self) -> None:
-        """Check both. A check that fails is reported once and ends nothing: the command goes on."""
+        """Check all of them. A check that fails is reported once and ends nothing: the command goes on."""
         try:
             self._check()
         except GhostError as error:
@@ -177,6 +211,12 @@ class _Guard:
         if not self.ejected and (ejected := self._enclave.core.exited()) is not None:
             click.echo(printable_lines(f"{ejected}"), err=True)
             self.ejected = True
+        if not self._is_replaced and (why := self._enclave.fallback) is not None:
+            click.echo(printable_lines(fallback_lines(self._enclave.id, why)), err=True)
+            self._is_replaced, self.status = True, 1
+            if self._agent_process is not None:
+                self._agent_process.end()
+                self._agent_process = None
         if self._agent_process is None:
             return
         try:
@@ -195,7 +235,8 @@ def _pending_exit_status() -> int:
     return 128 + int(min(early)) if early else 0
 
 
-def _run_command(enclave: Enclave, arguments: tuple[str, ...], guard: _Guard, caveats: Caveats) -> int:
+def run_command(enclave: Enclave, arguments: tuple[str, ...], guard: Guard, caveats: Caveats) -> int:
+    """Run a command in the enclave; returns its exit status."""
     if early := _pending_exit_status():
         return early
     if enclave.hints_path.exists():
@@ -224,7 +265,7 @@ def _join(enclave: Enclave, pid: int) -> None:
         enclave.add_process(pid)
 
 
-def _watch(enclave: Enclave, as_json: bool, guard: _Guard) -> int:
+def _watch(enclave: Enclave, as_json: bool, guard: Guard) -> int:
     """Print a line of stats a second until Ctrl-C, SIGTERM, or the end of the enclave or the core."""
     click.echo(
         f"enclave {enclave.id} is scheduled by {enclave.policy} on CPU {enclave.cpus}; "
@@ -248,11 +289,16 @@ def _watch(enclave: Enclave, as_json: bool, guard: _Guard) -> int:
 def _print_stats(enclave: Enclave, before: Counters, now: Counters, seconds: float, as_json: bool) -> None:
     rate = {name: (getattr(now, name) - getattr(before, name)) / seconds for name in vars(now)}
     row: dict[str, Any] = {"enclave": enclave.id, "policy": enclave.policy, "tasks": enclave.nr_tasks}
-    busy = rate.pop("runtime_ns") / 1e9
+    busy, lent, borrowed = (rate.pop(name) / 1e9 for name in ("runtime_ns", "lent_ns", "borrowed_ns"))
     if as_json:
-        click.echo(json.dumps({**row, "busy_cpus": round(busy, 3), **{k: round(v, 1) for k, v in rate.items()}}))
+        cpus = {"busy_cpus": busy, "lent_cpus": lent, "borrowed_cpus": borrowed}
+        cpus = {name: round(number, 3) for name, number in cpus.items()}
+        click.echo(json.dumps({**row, **cpus, **{k: round(v, 1) for k, v in rate.items()}}))
         return
+    for name in ("borrowings", "reclaims"):
+        del rate[name]
     click.echo(
         f"{row['policy']}: tasks={row['tasks']} busy={busy:.2f}/{len(enclave.cpus)} "
+        + (f"lent={lent:.2f} borrowed={borrowed:.2f} " if enclave.lending.bits else "")
         + " ".join(f"{name}={value:.0f}/s" for name, value in rate.items())
     )

@@ -23,6 +23,7 @@ from ..schedulers import pids
 from ..schedulers.agents import Agents
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.errors import NoSuchEnclave
+from .fallback import remedy
 from .output import human_ns, json_option
 
 _POLL_S = 0.0002
@@ -130,8 +131,14 @@ def _changes(enclave: Enclave, agents: Agents) -> Iterator[_Change]:
 def _check(enclave: Enclave) -> None:
     if enclave not in Enclaves(enclave.core):
         raise NoSuchEnclave(enclave.id)
+    _check_policy(enclave)
     if Agents.open(enclave.id) is None:
         raise GhostError(f"enclave {enclave.id} has a policy without an agent by now", hint="ghostbpf enclave ls")
+
+
+def _check_policy(enclave: Enclave) -> None:
+    if (why := enclave.fallback) is not None:
+        raise GhostError(f"enclave {enclave.id}: {why}", hint=remedy(enclave.id, why))
 
 
 def _wait_for_agent(enclave: Enclave) -> Agents:
@@ -141,6 +148,7 @@ def _wait_for_agent(enclave: Enclave) -> Agents:
             return agents
         if enclave not in Enclaves(enclave.core):
             raise NoSuchEnclave(enclave.id)
+        _check_policy(enclave)
         time.sleep(_CHECK_S)
 
 

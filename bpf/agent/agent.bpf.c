@@ -24,6 +24,7 @@
 #include "commit.bpf.h"
 #include "core/cpus.bpf.h"
 #include "core/state.bpf.h"
+#include "core/throttle.bpf.h"
 #include "lifetime.bpf.h"
 #include "messages.bpf.h"
 #include "params.bpf.h"
@@ -41,9 +42,16 @@ BPF_PROG(agent_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
 	struct channel *ch = a ? channel_of(a, &number) : channel_at(0);
 	s32 cpu;
 
-	if (!ch || !e || !c || !is_delegated(ch))
+	/* The last check of the time-out will do: agent_enqueue() checks again. */
+	if (!ch || !e || !c || !ch->tid || ch->timed_out || ch->fastpath)
 		return select_idle(ENCLAVE, p, prev, wake_flags, slice());
-	cpu = home_cpu(e, c, p->cpus_ptr, prev);
+	/*
+	 * The agent chooses where p runs. On the waker's CPU, agent_enqueue() needs no interrupt to another CPU. But the
+	 * agent of p's CPU is best woken there.
+	 */
+	cpu = number ? prev : (s32)bpf_get_smp_processor_id();
+	if (!is_usable(e, c, p->cpus_ptr, cpu))
+		cpu = home_cpu(e, c, p->cpus_ptr, prev);
 	return cpu >= 0 ? cpu : prev;
 }
 
@@ -61,12 +69,13 @@ static void queue_locally(struct task_struct *p, u64 enq_flags)
 	}
 	scx_bpf_dsq_insert(p, CPU_DSQ(home), SCX_SLICE_DFL, enq_flags);
 	cpu->latched = 1;
+	note_latches(e);
 	if (cpu->preempted_by_class)
 		report_stuck(e);
 	scx_bpf_kick_cpu(home, SCX_KICK_IDLE);
 }
 
-static void delegate(struct task_struct *p, struct agent_task *a, u64 enq_flags)
+static void delegate(struct task_struct *p, struct agent_task *a, u64 enq_flags, u64 now)
 {
 	u64 length = slice();
 	bool boosted;
@@ -80,33 +89,33 @@ static void delegate(struct task_struct *p, struct agent_task *a, u64 enq_flags)
 		enq_flags |= SCX_ENQ_HEAD;
 	COUNT(ENCLAVE, queued);
 	scx_bpf_dsq_insert(p, PENDING, length, enq_flags);
-	tell_waits(p, a, enq_flags, boosted);
+	tell_waits(p, a, enq_flags, boosted, now);
 }
 
 BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	struct agent_task *a = agent_task_of(p, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	bool waits, boosted;
-	u64 length = slice();
+	u64 length = slice(), now = bpf_ktime_get_ns();
 	struct channel *ch;
 	u32 number;
 
 	if (!a || p->flags & PF_EXITING) {
 		queue_locally(p, enq_flags);
 		if (a)
-			note_waits(p, a);
+			note_waits(p, a, now);
 		return 0;
 	}
 	ch = channel_of(a, &number);
-	if (ch && is_delegated(ch)) {
-		delegate(p, a, enq_flags);
+	if (ch && is_delegated(ch, now)) {
+		delegate(p, a, enq_flags, now);
 		return 0;
 	}
 	boosted = is_interrupted(p, &length, enq_flags);
 	waits = enqueue_for(ENCLAVE, p, length, boosted ? enq_flags | SCX_ENQ_HEAD : enq_flags);
 	/* A timed-out agent gets the message too: it reads the message when it is back. */
-	if (!waits || !ch || !ch->tid || !tell_waits(p, a, enq_flags, boosted))
-		note_waits(p, a);
+	if (!waits || !ch || !ch->tid || !tell_waits(p, a, enq_flags, boosted, now))
+		note_waits(p, a, now);
 	return 0;
 }
 
@@ -114,28 +123,30 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
  * Return true if an agent decides everything on CPU `here`. If each CPU has an agent, channel 0 has one too, but its
  * agent commits to no CPU: a CPU that came online later runs waiting tasks by itself until it has its own agent.
  */
-static bool is_cpu_delegated(s32 here)
+static bool is_cpu_delegated(s32 here, u64 now)
 {
 	struct channel *own, *ch = channel_at(0);
 
-	if (!ch || !is_delegated(ch))
+	if (!ch || !is_delegated(ch, now))
 		return false;
 	if (!ch->per_cpu)
 		return true;
 	own = channel_at(1 + here);
-	return own && is_delegated(own);
+	return own && is_delegated(own, now);
 }
 
 BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
 {
 	struct enclave *e = enclave_of(ENCLAVE);
 	struct cpu *cpu = cpu_of(here);
+	struct channel *ch;
+	u32 number;
 
 	if (!cpu || !e)
 		return 0;
-	if (must_rescue(cpu, here) || !is_cpu_delegated(here)) {
+	if (must_rescue(cpu, here) || !is_cpu_delegated(here, cpu->dispatched_at)) {
 		if (!scx_bpf_dsq_move_to_local(PENDING))
-			rescue(e, true);
+			rescue_latched(e);
 		return 0;
 	}
 	/* The core let an overdue task go first, and there is none. */
@@ -143,8 +154,12 @@ BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
 		return 0;
 	if (rescue_stuck(e) || cpu->told_idle || !scx_bpf_dsq_nr_queued(PENDING))
 		return 0;
+	/* With a higher class just gone from the CPU, preempted_by_class is cleared only after this. */
+	ch = channel_of_cpu(here, &number);
+	if (ch && !cpu->preempted_by_class && will_read_cpus(ch))
+		return 0;
 	cpu->told_idle = 1;
-	tell_cpu(here, MSG_CPU_IDLE);
+	tell_cpu(here, MSG_CPU_IDLE, cpu->dispatched_at);
 	return 0;
 }
 
@@ -153,6 +168,7 @@ BPF_PROG(agent_tick, struct task_struct *p)
 	s32 here = scx_bpf_task_cpu(p);
 	struct cpu *cpu = cpu_of(here);
 	struct channel *ch;
+	u64 now = bpf_ktime_get_ns();
 	bool late = false;
 	u32 number;
 
@@ -162,13 +178,13 @@ BPF_PROG(agent_tick, struct task_struct *p)
 	if (!ch)
 		return 0;
 	if (ch->ticks)
-		tell_cpu(here, MSG_CPU_TICK);
-	if (!has_agent(ch) || ch->per_cpu) {
+		tell_cpu(here, MSG_CPU_TICK, now);
+	if (!has_agent(ch, now) || ch->per_cpu) {
 		late = ns_on(cpu) > BUILTIN_SLICE &&
 		       (scx_bpf_dsq_nr_queued(CPU_DSQ(here)) || scx_bpf_dsq_nr_queued(PENDING));
 	} else if (cpu->rescue_in) {
 		late = ns_on(cpu) > BUILTIN_SLICE;
-	} else if (is_rescue_check_due(cpu, bpf_ktime_get_ns())) {
+	} else if (is_rescue_check_due(cpu, now)) {
 		cpu->rescue_in = find_overdue(PENDING, here, false) > 0;
 		late = cpu->rescue_in || find_overdue(CPU_DSQ(here), here, false);
 		if (late)
@@ -195,7 +211,7 @@ BPF_PROG(agent_running, struct task_struct *p)
 	w = word_at(a->word);
 	if (w) {
 		w->cpu = here;
-		set_state(a, w, TASK_ON_CPU);
+		set_state(a, w, TASK_ON_CPU, bpf_ktime_get_ns());
 	}
 	return 0;
 }
@@ -217,7 +233,7 @@ BPF_PROG(agent_stopping, struct task_struct *p, bool runnable)
 	 * sleep.
 	 */
 	if (!runnable && p->__state)
-		tell_blocked(p, a);
+		tell_blocked(a);
 	return 0;
 }
 
@@ -227,7 +243,7 @@ BPF_PROG(agent_exit_task, struct task_struct *p, struct scx_exit_task_args *args
 	struct agent_task *a = agent_task_of(p, 0);
 
 	if (a)
-		tell_gone(p, a, MSG_TASK_DEAD);
+		tell_gone(a, MSG_TASK_DEAD);
 	return 0;
 }
 
@@ -239,11 +255,11 @@ BPF_PROG(agent_disable, struct task_struct *p)
 	if (!a)
 		return 0;
 	if (p->flags & PF_EXITING)
-		tell_gone(p, a, MSG_TASK_DEAD);
+		tell_gone(a, MSG_TASK_DEAD);
 	else if (t && !t->departed)
-		tell_blocked(p, a); /* priority inheritance: p keeps its gtid and word until it is back in the class */
+		tell_blocked(a); /* priority inheritance: p keeps its gtid and word until it is back in the class */
 	else
-		tell_gone(p, a, MSG_TASK_DEPARTED);
+		tell_gone(a, MSG_TASK_DEPARTED);
 	return 0;
 }
 
@@ -254,8 +270,8 @@ BPF_PROG(agent_set_cpumask, struct task_struct *p, const struct cpumask *allowed
 
 	if (!w)
 		return 0;
-	w->allowed = p->cpus_ptr->bits[0];
-	tell(p, a, w, MSG_TASK_AFFINITY_CHANGED, 0, bpf_ktime_get_ns());
+	note_allowed(w, a->word, p->cpus_ptr);
+	tell(a, w, MSG_TASK_AFFINITY_CHANGED, 0, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -267,7 +283,7 @@ BPF_PROG(agent_set_weight, struct task_struct *p, u32 weight)
 	if (!w || w->weight == weight)
 		return 0;
 	w->weight = weight;
-	tell(p, a, w, MSG_TASK_PRIORITY_CHANGED, 0, bpf_ktime_get_ns());
+	tell(a, w, MSG_TASK_PRIORITY_CHANGED, 0, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -276,8 +292,54 @@ BPF_PROG(agent_yield, struct task_struct *from, struct task_struct *to)
 	struct agent_task *a = agent_task_of(from, 0);
 
 	if (a)
-		a->yielded = 1;
+		a->left_by = MSG_TASK_YIELD;
 	return 0;
+}
+
+/* A task whose cgroup has used up its CPU time is blocked for its agent, and wakes when it is released. */
+BPF_PROG(agent_throttle, struct task_struct *p, u64 enq_flags)
+{
+	struct agent_task *a = agent_task_of(p, 0);
+
+	if (!a)
+		return 0;
+	tell_blocked(a);
+	a->left_by = MSG_TASK_WAKEUP;
+	return 0;
+}
+
+#define TELL_RELEASED(p) tell_released(p, agent_task_of(p, 0))
+
+/*
+ * The timer function of an enclave with an agent. The agent gets the message before the task is on PENDING: afterwards,
+ * the task might run before the message says that it waits.
+ */
+int release_throttled(void *map)
+{
+	struct limit_timer *timer = limit_timer_of(ENCLAVE);
+	struct enclave *e = enclave_of(ENCLAVE);
+	struct core *c = the_core();
+	volatile u64 next;
+	u64 now;
+
+	if (!timer || !e || !c)
+		return 0;
+	now = scx_bpf_now();
+	timer->due = 0;
+	next = now + RELEASE_LATEST;
+	bpf_rcu_read_lock();
+	RELEASE_THROTTLED(ENCLAVE, e, c, now, &next, TELL_RELEASED);
+	bpf_rcu_read_unlock();
+	continue_limits(ENCLAVE, e, timer, next, now);
+	return 0;
+}
+
+/* Let release_throttled() be the enclave's timer function. */
+int call_set_release(void *nothing)
+{
+	struct limit_timer *timer = limit_timer_of(ENCLAVE);
+
+	return timer ? bpf_timer_set_callback(&timer->timer, LINK_ADDRESS(release_throttled)) : -3 /* ESRCH */;
 }
 
 /* Attached for policies that ask for BUSY and AVAILABLE messages. The enclave's own agents do not count as busy. */
@@ -295,7 +357,7 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 	if (busy == cpu->told_busy)
 		return 0;
 	cpu->told_busy = busy;
-	tell_cpu(here, busy ? MSG_CPU_BUSY : MSG_CPU_AVAILABLE);
+	tell_cpu(here, busy ? MSG_CPU_BUSY : MSG_CPU_AVAILABLE, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -309,7 +371,7 @@ int pulse(struct bpf_perf_event_data *ctx)
 
 	if (!e)
 		return 0;
-	if (waits_on_own_queue())
+	if (waits_on_own_queue(e))
 		report_stuck(e);
 	if (e->stuck || scx_bpf_dsq_nr_queued(PENDING) > 0)
 		kick_cpus();

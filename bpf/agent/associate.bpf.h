@@ -21,7 +21,7 @@ static void register_waiting(u64 dsq)
 		if (!w)
 			continue;
 		a->told_state = TASK_WAITING;
-		w->allowed = p->cpus_ptr->bits[0];
+		note_allowed(w, a->word, p->cpus_ptr);
 		count_load(a, load_of(w));
 	}
 }
@@ -29,11 +29,15 @@ static void register_waiting(u64 dsq)
 /* Give each waiting task a status word, before a new agent reads the status words. */
 int call_register_waiting(void *nothing)
 {
+	struct enclave *e = enclave_of(ENCLAVE);
 	struct cpu *cpu;
+	s32 id;
 
+	if (!e)
+		return -3; /* ESRCH */
 	bpf_rcu_read_lock();
 	register_waiting(PENDING);
-	for_each_cpu_of(ENCLAVE, cpu, id)
+	for_each_cpu_of(ENCLAVE, e, cpu, id)
 		register_waiting(CPU_DSQ(id));
 	bpf_rcu_read_unlock();
 	return 0;
@@ -43,7 +47,7 @@ int call_register_waiting(void *nothing)
  * Send p's messages to this channel from now on, beginning with one that tells p's state. A concurrent change of p's
  * state may send its message to the previous channel, so the state is sent again until none intervened.
  */
-static void associate(struct task_struct *p, struct agent_task *a, struct status_word *w, u32 number)
+static void associate(struct agent_task *a, struct status_word *w, u32 number)
 {
 	struct channel *ch = channel_at(number);
 
@@ -51,7 +55,7 @@ static void associate(struct task_struct *p, struct agent_task *a, struct status
 	for_each_number(attempt, 0, 4) {
 		u64 state = w->state, seq = a->seq + 1;
 
-		tell(p, a, w, state == TASK_WAITING ? MSG_TASK_NEW : MSG_TASK_BLOCKED, 0, bpf_ktime_get_ns());
+		tell(a, w, state == TASK_WAITING ? MSG_TASK_NEW : MSG_TASK_BLOCKED, 0, bpf_ktime_get_ns());
 		if (w->state == state && a->seq == seq)
 			return;
 	}
@@ -71,7 +75,7 @@ int call_associate(struct agent_task_args *args)
 	a = agent_task_of(p, 0);
 	w = a && a->gtid == args->gtid ? word_at(a->word) : NULL;
 	if (w)
-		associate(p, a, w, args->channel);
+		associate(a, w, args->channel);
 	bpf_rcu_read_unlock();
 	bpf_task_release(p);
 	return w ? 0 : -3;
@@ -103,7 +107,7 @@ int call_take(struct take_args *args)
 			break;
 		if (!a || !w || !may_take(w, args) || !is_usable(e, c, p->cpus_ptr, args->channel - 1))
 			continue;
-		associate(p, a, w, args->channel);
+		associate(a, w, args->channel);
 		args->taken++;
 	}
 	bpf_rcu_read_unlock();
@@ -134,7 +138,7 @@ int call_depart(struct agent_task_args *args)
 	bpf_rcu_read_lock();
 	a = agent_task_of(p, 0);
 	if (a)
-		tell_gone(p, a, MSG_TASK_DEPARTED);
+		tell_gone(a, MSG_TASK_DEPARTED);
 	bpf_rcu_read_unlock();
 	bpf_task_release(p);
 	return 0;

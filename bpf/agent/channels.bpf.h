@@ -12,9 +12,9 @@
 #include "core/bits.bpf.h"
 #include "core/state.bpf.h"
 
-BPF_F_TABLE("array", u32, struct channel, channels, MAX_CPUS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct channel, channels, MAX_CHANNELS, BPF_F_MMAPABLE);
 BPF_RINGBUF_OUTPUT(ring, 1);
-BPF_ARRAY_OF_MAPS(rings, "ring", MAX_CPUS);
+BPF_ARRAY_OF_MAPS(rings, "ring", MAX_CHANNELS);
 
 static struct channel *channel_at(u32 number)
 {
@@ -22,16 +22,13 @@ static struct channel *channel_at(u32 number)
 }
 
 /* An agent times out if it does not start to read messages that ask for a decision, or does not end its turn. */
-static bool is_timed_out(struct channel *ch)
+static bool is_timed_out(struct channel *ch, u64 now)
 {
-	bool is_asked = ch->asked != ch->answered, is_busy = ch->state == AGENT_BUSY, timed_out = false;
-	u64 pending = ch->oldest_pending_ns, heartbeat = ch->heartbeat_ns, now;
+	bool is_asked = ch->asked != ch->answered, is_busy = ch->state == AGENT_BUSY;
+	u64 pending = ch->oldest_pending_ns, heartbeat = ch->heartbeat_ns;
+	bool timed_out = (is_asked || is_busy) && elapsed(heartbeat, now) > ch->timeout_ns &&
+			 (is_busy || elapsed(pending, now) > ch->timeout_ns);
 
-	if (is_asked || is_busy) {
-		now = bpf_ktime_get_ns();
-		timed_out = elapsed(heartbeat, now) > ch->timeout_ns &&
-			    (is_busy || elapsed(pending, now) > ch->timeout_ns);
-	}
 	if (timed_out == ch->timed_out)
 		return timed_out;
 	if (timed_out)
@@ -40,15 +37,15 @@ static bool is_timed_out(struct channel *ch)
 	return timed_out;
 }
 
-static bool has_agent(struct channel *ch)
+static bool has_agent(struct channel *ch, u64 now)
 {
-	return ch->tid && !is_timed_out(ch);
+	return ch->tid && !is_timed_out(ch, now);
 }
 
 /* Return true if the agent decides about everything that uses this channel. */
-static bool is_delegated(struct channel *ch)
+static bool is_delegated(struct channel *ch, u64 now)
 {
-	return has_agent(ch) && !ch->fastpath;
+	return has_agent(ch, now) && !ch->fastpath;
 }
 
 /* Channel *number if it has an agent; else the enclave's, and *number is 0. */
@@ -89,6 +86,15 @@ static bool is_lost(struct cpu *cpu, s32 id)
 static bool asks(struct message *m)
 {
 	return m->type < MSG_TASK_BLOCKED || m->type > MSG_TASK_DEPARTED;
+}
+
+/*
+ * Return true if an agent begins a turn after this, and reads the state of CPUs in it, as struct cpu tells. The atomic
+ * operation is a full barrier: the turn sees what this CPU has stored there.
+ */
+static bool will_read_cpus(struct channel *ch)
+{
+	return ch->reads_cpus && compare_and_swap(&ch->state, AGENT_WOKEN, AGENT_WOKEN);
 }
 
 /*

@@ -18,7 +18,7 @@
 #include "sched.bpf.h"
 #include "status_words.bpf.h"
 
-BPF_F_TABLE("array", u32, struct txn, txns, MAX_CPUS * TXNS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct txn, txns, MAX_CHANNELS * TXNS, BPF_F_MMAPABLE);
 
 /* The CPU that has p on its own queue; -1 if p is on another queue, or on none at the moment. */
 static s32 queued_cpu(struct task_struct *p)
@@ -35,6 +35,14 @@ static u64 queue_of(struct task_struct *p)
 	s32 cpu = queued_cpu(p);
 
 	return cpu >= 0 ? CPU_DSQ(cpu) : PENDING;
+}
+
+/* The same, also for a task that is being released from the queue of throttled tasks. */
+static u64 any_queue_of(struct task_struct *p)
+{
+	struct scx_dispatch_q *dsq = p->scx.dsq;
+
+	return dsq && dsq->id == THROTTLED_DSQ(ENCLAVE) ? THROTTLED_DSQ(ENCLAVE) : queue_of(p);
 }
 
 static u32 check_cpu(s32 id, const struct cpumask *allowed)
@@ -71,18 +79,19 @@ static u32 check_task(struct task_ctx *t, struct agent_task *a, struct txn *x)
 }
 
 /*
- * Move p to the queue of the transaction's CPU if the transaction is valid. The iterator is made before the checks: the
+ * Move p from this queue to that of the transaction's CPU if the transaction is valid. The iterator is made before the checks: the
  * kernel takes a task off its queue to change its affinity or state, and an iterator moves no task that was queued
  * after the iterator was made. So a task that moves has not changed since the checks.
  */
-static u32 try_latch(struct task_struct *p, struct task_ctx *t, struct agent_task *a, struct txn *x, bool *moved)
+static u32 try_latch(struct task_struct *p, struct task_ctx *t, struct agent_task *a, struct txn *x, u64 from,
+		     bool *moved)
 {
 	u64 flags = x->flags & TXN_HEAD ? SCX_ENQ_HEAD : 0, slice = x->slice_ns ? x->slice_ns : SLICE_ENDLESS;
 	struct bpf_iter_scx_dsq waiting;
 	u32 state = TXN_STALE;
 
 	*moved = false;
-	if (!bpf_iter_scx_dsq_new(&waiting, queue_of(p), 0)) {
+	if (!bpf_iter_scx_dsq_new(&waiting, from, 0)) {
 		state = check_task(t, a, x);
 		if (state == TXN_COMPLETE)
 			state = check_cpu(x->cpu, p->cpus_ptr);
@@ -115,24 +124,26 @@ static u32 latch(struct task_struct *p, struct txn *x)
 {
 	struct agent_task *a = agent_task_of(p, 0);
 	struct task_ctx *t = task_ctx_of(p);
+	struct enclave *e = enclave_of(ENCLAVE);
 	struct cpu *cpu = cpu_of(x->cpu);
 	bool moved = false;
 	u32 state;
 
 	if (!t || !a)
 		return TXN_NOT_FOUND;
-	if (!cpu)
+	if (!cpu || !e)
 		return TXN_INVALID_CPU;
 	/*
 	 * A message can overtake its task, which is on its queue only after enqueue() has returned. The first try takes
 	 * the task's runqueue lock, and so waits for that; the second try then finds the task.
 	 */
-	state = try_latch(p, t, a, x, &moved);
+	state = try_latch(p, t, a, x, queue_of(p), &moved);
 	if (state == TXN_COMPLETE && !moved)
-		state = try_latch(p, t, a, x, &moved);
+		state = try_latch(p, t, a, x, any_queue_of(p), &moved);
 	if (!moved)
 		return state == TXN_COMPLETE ? TXN_STALE : state;
 	exchange(&cpu->latched, 1);
+	note_latches(e);
 	/* A CPU that goes offline, or leaves the enclave, empties its queue once, possibly before this insert. */
 	state = check_cpu(x->cpu, NULL);
 	if (state != TXN_COMPLETE) {

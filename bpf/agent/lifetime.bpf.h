@@ -11,7 +11,7 @@
 #include "core/state.bpf.h"
 #include "sched.bpf.h"
 
-BPF_HASH(agents, u32, u32, MAX_CPUS); /* each agent's channel, by tid */
+BPF_HASH(agents, u32, u32, MAX_CHANNELS); /* each agent's channel, by tid */
 
 /*
  * Make the calling agent spin on args->cpu (-1: on none). A replaced agent does not take the CPU from its successor,
@@ -50,9 +50,13 @@ static void stop_spinning(u32 tid)
 
 static void kick_cpus(void)
 {
+	struct enclave *e = enclave_of(ENCLAVE);
 	struct cpu *cpu;
+	s32 id;
 
-	for_each_cpu_of(ENCLAVE, cpu, id)
+	if (!e)
+		return;
+	for_each_cpu_of(ENCLAVE, e, cpu, id)
 		scx_bpf_kick_cpu(id, SCX_KICK_IDLE);
 }
 

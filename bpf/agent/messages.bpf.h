@@ -25,7 +25,7 @@ static bool number_message(struct agent_task *a, struct status_word *w, struct m
 		m->word = a->word;
 		w->seq = m->seq = ++a->seq;
 		w->channel = channel;
-		w->cpu = m->cpu;
+		m->cpu = w->cpu;
 		w->boosted = m->flags & MSG_BOOSTED;
 		*load = load_of(w);
 	}
@@ -33,14 +33,13 @@ static bool number_message(struct agent_task *a, struct status_word *w, struct m
 	return own;
 }
 
-static void tell(struct task_struct *p, struct agent_task *a, struct status_word *w, u16 type, u16 flags, u64 now)
+static void tell(struct agent_task *a, struct status_word *w, u16 type, u16 flags, u64 now)
 {
 	struct message m = {};
 	u64 load = 0;
 	u32 number;
 
 	channel_of(a, &number);
-	m.cpu = scx_bpf_task_cpu(p);
 	m.type = type;
 	m.flags = flags;
 	if (!number_message(a, w, &m, number, &load))
@@ -54,27 +53,27 @@ static void tell(struct task_struct *p, struct agent_task *a, struct status_word
 	post(number, &m);
 }
 
-static void tell_cpu(s32 cpu, u16 type)
+static void tell_cpu(s32 cpu, u16 type, u64 now)
 {
 	struct message m = {};
 	u32 number;
 
 	channel_of_cpu(cpu, &number);
-	m.at_ns = bpf_ktime_get_ns();
+	m.at_ns = now;
 	m.type = type;
 	m.cpu = cpu;
 	post(number, &m);
 }
 
 /* p has left the enclave or ended (type): send its last message and free its status word. */
-static void tell_gone(struct task_struct *p, struct agent_task *a, u16 type)
+static void tell_gone(struct agent_task *a, u16 type)
 {
 	struct status_word *w = word_at(a->word);
 	u32 number;
 
 	if (!w)
 		return;
-	tell(p, a, w, type, 0, set_state(a, w, TASK_BLOCKED));
+	tell(a, w, type, 0, set_state(a, w, TASK_BLOCKED, bpf_ktime_get_ns()));
 	number = release_word(a, w);
 	a->told_state = TASK_BLOCKED;
 	a->channel = 0;
@@ -98,7 +97,7 @@ static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
 	if (w && (u32)a->gtid == (u32)p->pid)
 		return w;
 	if (w)
-		tell_gone(p, a, MSG_TASK_DEPARTED);
+		tell_gone(a, MSG_TASK_DEPARTED);
 	number = take_word();
 	w = word_at(number);
 	if (!w)
@@ -106,7 +105,7 @@ static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
 	w->runtime_ns = w->seq = w->channel = w->boosted = 0;
 	w->state = TASK_WAITING;
 	w->since_ns = bpf_ktime_get_ns();
-	w->allowed = p->cpus_ptr->bits[0];
+	note_allowed(w, number, p->cpus_ptr);
 	w->weight = p->scx.weight;
 	w->cpu = scx_bpf_task_cpu(p);
 	w->tgid = p->tgid;
@@ -126,7 +125,7 @@ static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
 }
 
 /* p waits for the agent's decision. Return false if there is no status word left. */
-static bool tell_waits(struct task_struct *p, struct agent_task *a, u64 enq_flags, bool boosted)
+static bool tell_waits(struct task_struct *p, struct agent_task *a, u64 enq_flags, bool boosted, u64 now)
 {
 	struct status_word *w = word_of(p, a);
 	u16 type = MSG_TASK_PREEMPT;
@@ -137,37 +136,57 @@ static bool tell_waits(struct task_struct *p, struct agent_task *a, u64 enq_flag
 		type = MSG_TASK_NEW;
 	else if (enq_flags & SCX_ENQ_WAKEUP)
 		type = MSG_TASK_WAKEUP;
-	else if (a->yielded)
-		type = MSG_TASK_YIELD;
-	a->yielded = 0;
+	else if (a->left_by)
+		type = a->left_by;
+	a->left_by = 0;
 	a->told_state = TASK_WAITING;
-	w->allowed = p->cpus_ptr->bits[0];
-	tell(p, a, w, type, boosted ? MSG_BOOSTED : 0, set_state(a, w, TASK_WAITING));
+	note_allowed(w, a->word, p->cpus_ptr);
+	tell(a, w, type, boosted ? MSG_BOOSTED : 0, set_state(a, w, TASK_WAITING, now));
+	return true;
+}
+
+/*
+ * The same for a task that is no longer throttled. Return false if it has no status word yet. It is shorter, because it
+ * is part of a loop over a queue; see update_limits(). tell() counts the load.
+ */
+static bool tell_released(struct task_struct *p, struct agent_task *a)
+{
+	struct status_word *w = a ? word_at(a->word) : NULL;
+	u64 now = bpf_ktime_get_ns();
+
+	if (!w)
+		return false;
+	a->left_by = 0;
+	a->told_state = TASK_WAITING;
+	w->state = TASK_WAITING;
+	w->since_ns = now;
+	w->cpu = scx_bpf_task_cpu(p);
+	tell(a, w, MSG_TASK_WAKEUP, 0, now);
 	return true;
 }
 
 /* p waits, and the core itself finds it a CPU: the agent gets no message. */
-static void note_waits(struct task_struct *p, struct agent_task *a)
+static void note_waits(struct task_struct *p, struct agent_task *a, u64 now)
 {
 	struct status_word *w = a->word ? word_of(p, a) : NULL;
 
-	a->yielded = 0;
+	a->left_by = 0;
 	if (w)
-		set_state(a, w, TASK_WAITING);
+		set_state(a, w, TASK_WAITING, now);
 }
 
-static void tell_blocked(struct task_struct *p, struct agent_task *a)
+static void tell_blocked(struct agent_task *a)
 {
 	struct status_word *w = word_at(a->word);
 	u64 now;
 
 	if (!w)
 		return;
-	now = set_state(a, w, TASK_BLOCKED);
+	now = set_state(a, w, TASK_BLOCKED, bpf_ktime_get_ns());
 	if (a->told_state == TASK_BLOCKED)
 		return;
 	a->told_state = TASK_BLOCKED;
-	tell(p, a, w, MSG_TASK_BLOCKED, 0, now);
+	tell(a, w, MSG_TASK_BLOCKED, 0, now);
 }
 
 #endif

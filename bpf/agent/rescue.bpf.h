@@ -29,9 +29,13 @@ static bool rescue(struct enclave *e, bool any)
 {
 	bool scarce = any && are_words_scarce(); /* queue_locally() then uses CPUs' own queues, too */
 	struct cpu *cpu;
+	s32 id;
 
-	for_each_cpu_of(ENCLAVE, cpu, id) {
+	for_each_cpu_of(ENCLAVE, e, cpu, id) {
 		bool lost = is_lost(cpu, id);
+
+		if (cpu->latched)
+			note_latches(e);
 
 		/* A CPU that a higher class holds does not look at its own queue, and its mark may be missing. */
 		if (!lost && !scarce && !(any && cpu->latched))
@@ -48,11 +52,12 @@ static bool rescue(struct enclave *e, bool any)
 }
 
 /* Return true if a task waits on a CPU's own queue. */
-static bool waits_on_own_queue(void)
+static bool waits_on_own_queue(struct enclave *e)
 {
 	struct cpu *cpu;
+	s32 id;
 
-	for_each_cpu_of(ENCLAVE, cpu, id)
+	for_each_cpu_of(ENCLAVE, e, cpu, id)
 		if (scx_bpf_dsq_nr_queued(CPU_DSQ(id)))
 			return true;
 	return false;
@@ -66,6 +71,17 @@ static bool rescue_stuck(struct enclave *e)
 	/* Cleared before the walk: a task that is reported after this is on its queue, or the mark is set again. */
 	exchange(&e->stuck, 0);
 	return rescue(e, false);
+}
+
+/* Run a task that waits on any CPU's own queue, if there may be one. */
+static bool rescue_latched(struct enclave *e)
+{
+	if (!e->latches && !e->stuck && !are_words_scarce())
+		return false;
+	/* As above: rescue() sets the marks again if a task still waits so. */
+	exchange(&e->latches, 0);
+	exchange(&e->stuck, 0);
+	return rescue(e, true);
 }
 
 /*

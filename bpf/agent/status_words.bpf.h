@@ -21,12 +21,15 @@ struct agent_task {
 	u64 load_channel; /* 1 + the channel whose load includes the task; 0: none, the task is blocked */
 	u32 channel;
 	u32 told_state; /* TASK_WAITING or TASK_BLOCKED, as in the last message of a change */
-	u32 yielded;
+	u32 left_by; /* it left its CPU other than by preemption: MSG_TASK_YIELD, or MSG_TASK_WAKEUP if it was throttled */
 	struct bpf_spin_lock lock;
 };
 
 BPF_TASK_STORAGE(agent_tasks, struct agent_task);
 BPF_F_TABLE("array", u32, struct status_word, status_words, MAX_WORDS, BPF_F_MMAPABLE);
+#if NR_CPU_WORDS > 1
+BPF_F_TABLE("array", u32, struct allowed_rest, allowed_rest, MAX_WORDS, BPF_F_MMAPABLE);
+#endif
 BPF_QUEUE(free_words, u32, MAX_WORDS);
 BPF_ARRAY(word_allocator, struct word_allocator, 1);
 
@@ -44,6 +47,21 @@ static struct channel *channel_of(struct agent_task *a, u32 *number)
 static struct status_word *word_at(u32 number)
 {
 	return number ? status_words.lookup(&number) : NULL;
+}
+
+/* Store a task's affinity in its status word, `number`. */
+static void note_allowed(struct status_word *w, u32 number, const struct cpumask *allowed)
+{
+#if NR_CPU_WORDS > 1
+	struct allowed_rest *rest = allowed_rest.lookup(&number);
+
+	if (rest) {
+#pragma unroll
+		for (u32 i = 1; i < NR_CPU_WORDS; i++)
+			rest->words[i - 1] = allowed->bits[i];
+	}
+#endif
+	w->allowed = allowed->bits[0];
 }
 
 /* Return true if all status words have been in use, so that some tasks may have had none. */
@@ -105,11 +123,9 @@ static u64 load_of(struct status_word *w)
 	return w->state == TASK_BLOCKED ? 0 : 1 + w->channel;
 }
 
-/* Return the time; CLOCK_MONOTONIC. */
-static u64 set_state(struct agent_task *a, struct status_word *w, u32 state)
+/* Return the time, `now`; CLOCK_MONOTONIC. */
+static u64 set_state(struct agent_task *a, struct status_word *w, u32 state, u64 now)
 {
-	u64 now = bpf_ktime_get_ns();
-
 	w->state = state;
 	w->since_ns = now;
 	count_load(a, load_of(w));

@@ -22,12 +22,15 @@
 #include "exit.bpf.h"
 #include "full_mode.bpf.h"
 #include "hotplug.bpf.h"
+#include "limited.bpf.h"
+#include "limits.bpf.h"
 #include "membership.bpf.h"
 #include "reenqueue.bpf.h"
 #include "resize.bpf.h"
 #include "serve.bpf.h"
 #include "slots.bpf.h"
 #include "state.bpf.h"
+#include "stay_alive.bpf.h"
 
 #define FALLBACK_SLICE (5 * 1000000ULL)
 
@@ -43,7 +46,7 @@ static u32 scheduling_enclave(struct task_struct *p, struct task_ctx *t, struct 
 	if (!id || !*e || is_percpu_kthread(p))
 		return 0;
 	c = the_core();
-	if (c && is_any_usable(*e, c, p->cpus_ptr))
+	if (c && may_run_in(*e, c, p->cpus_ptr))
 		return id;
 	COUNT(id, affinity_misses);
 	return 0;
@@ -73,7 +76,7 @@ BPF_PROG(core_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
 	s32 cpu;
 
 	if (id && e) {
-		slot_select_cpu.call(ctx, slot_of(id, e));
+		slot_select_cpu.call(ctx, front_slot_of(id, e));
 		return select_idle(id, p, prev, wake_flags, SCX_SLICE_DFL);
 	}
 	cpu = scx_bpf_select_cpu_dfl(p, prev, wake_flags, &idle);
@@ -99,12 +102,12 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 	struct enclave *e = NULL;
 	u32 id = enclave_of_task(p, &e);
 	u64 slice = FALLBACK_SLICE;
-	s32 cpu;
+	struct core *c;
 
 	if (enq_flags & SCX_ENQ_REENQ)
 		note_reenqueue(p);
 	if (id && e) {
-		slot_enqueue.call(ctx, slot_of(id, e));
+		slot_enqueue.call(ctx, front_slot_of(id, e));
 		enqueue_pending(id, p, SCX_SLICE_DFL, enq_flags);
 		return 0;
 	}
@@ -118,9 +121,14 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 		enqueue_boosted(p, slice, enq_flags);
 		return 0;
 	}
+	c = the_core();
+	if (c && !has_bit(c->online, scx_bpf_task_cpu(p))) {
+		/* The CPU goes offline: soon it takes tasks from its local queue alone. */
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, FALLBACK_SLICE, enq_flags);
+		return 0;
+	}
 	scx_bpf_dsq_insert(p, FALLBACK_DSQ, FALLBACK_SLICE, enq_flags);
-	cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
-	scx_bpf_kick_cpu(cpu >= 0 ? cpu : scx_bpf_task_cpu(p), SCX_KICK_IDLE);
+	kick_for_fallback(p);
 	return 0;
 }
 
@@ -158,43 +166,99 @@ static bool has_higher_class_waiter(s32 cpu)
 }
 #endif
 
-BPF_PROG(core_dispatch, s32 cpu_id, struct task_struct *prev)
+/* The enclave's policy dispatches, or the FIFO. */
+static void dispatch_policy(void *ctx, struct cpu *cpu, u32 id, struct enclave *e)
 {
-	struct cpu *cpu = cpu_of(cpu_id);
+	if (id && e)
+		slot_dispatch.call(ctx, slot_of(id, e));
+	/* The FIFO has replaced a leaf's policy, and with it the arbiter's program in front of it. */
+	if (id && e && e->tree && e->bank & FELL_BACK)
+		slot_dispatch.call(ctx, e->tree * 2);
+	/* Also for an enclave that is being destroyed: its loader may have died before it handed the tasks back. */
+	if (cpu->enclave)
+		scx_bpf_dsq_move_to_local(PENDING_DSQ(cpu->enclave));
+}
+
+/* Return true if a task of a higher class gets the CPU; an idle CPU of the enclave then runs what waits. */
+static bool yields_to_higher_class(s32 here, u32 id, struct enclave *e)
+{
+#if CAN_REENQUEUE
+	return false;
+#else
+	if (!has_higher_class_waiter(here))
+		return false;
+	scx_bpf_kick_cpu(here, SCX_KICK_IDLE);
+	if (id && e)
+		kick_idle_if_waiting(id, e, here);
+	return true;
+#endif
+}
+
+static void dispatch_waiting(void *ctx, struct cpu *cpu, s32 here, u32 id, struct enclave *e)
+{
+	bool policy_first;
+
+	if (serve_fallback(cpu, here, id, e))
+		return;
+	policy_first = cpu->rescue_in && !--cpu->rescue_in;
+	if (!policy_first && !cpu->group_hold && may_be_latched(cpu, here, e) && serve_latched(cpu, here))
+		return;
+	if (id && e && e->draining)
+		slot_dispatch.call(ctx, DRAINING_PART);
+	dispatch_policy(ctx, cpu, id, e);
+}
+
+BPF_PROG(core_dispatch, s32 here, struct task_struct *prev)
+{
+	struct cpu *cpu = cpu_of(here);
 	struct core *c = the_core();
 	struct enclave *e = NULL;
-	bool policy_first;
 	u32 id;
 
 	if (!cpu || !c)
 		return 0;
 	cpu->dispatched_at = bpf_ktime_get_ns();
-	if (cpu->stale_queues)
-		return_tasks(cpu_id, cpu->enclave);
+	if (cpu->stale_queues || c->orphaned_queues)
+		slot_dispatch.call(ctx, ORPHANED_PART);
 	id = enclave_of_cpu(cpu, &e);
-#if !CAN_REENQUEUE
-	if (has_higher_class_waiter(cpu_id)) {
-		scx_bpf_kick_cpu(cpu_id, SCX_KICK_IDLE);
-		if (id && e)
-			kick_idle_if_waiting(id, e, cpu_id);
+	if (!yields_to_higher_class(here, id, e))
+		dispatch_waiting(ctx, cpu, here, id, e);
+	return 0;
+}
+
+/* core_dispatch() if tasks may wait on queues that no CPU of their enclave serves. */
+BPF_PROG(part_dispatch_orphaned, s32 here, struct task_struct *prev)
+{
+	struct cpu *cpu = cpu_of(here);
+	struct core *c = the_core();
+	struct enclave *e = NULL;
+	u32 id;
+
+	if (!cpu || !c)
 		return 0;
-	}
-#endif
-	if (c->orphaned_queues && serve_orphaned_queues(c->orphaned_queues))
+	if (cpu->stale_queues)
+		return_tasks(here, cpu->enclave);
+	id = enclave_of_cpu(cpu, &e);
+	if (yields_to_higher_class(here, id, e))
 		return 0;
-	if (serve_fallback(cpu, cpu_id, id, e))
+	if (!c->orphaned_queues || !serve_orphaned_queues(c->orphaned_queues))
+		dispatch_waiting(ctx, cpu, here, id, e);
+	return 0;
+}
+
+/* The rest of core_dispatch() if tasks may wait where the policy does not look for them. */
+BPF_PROG(part_dispatch_draining, s32 here, struct task_struct *prev)
+{
+	struct cpu *cpu = cpu_of(here);
+	struct core *c = the_core();
+	struct enclave *e = NULL;
+	u32 id;
+
+	if (!cpu || !c)
 		return 0;
-	policy_first = cpu->rescue_in && !--cpu->rescue_in;
-	if (!policy_first && !cpu->group_hold && may_be_latched(cpu, cpu_id, e) && serve_latched(cpu, cpu_id))
-		return 0;
-	if (id && e) {
-		if (e->draining && serve_draining(id, e, c))
-			return 0;
-		slot_dispatch.call(ctx, slot_of(id, e));
-	}
-	/* Also for an enclave that is being destroyed: its loader may have died before it handed the tasks back. */
-	if (cpu->enclave)
-		scx_bpf_dsq_move_to_local(PENDING_DSQ(cpu->enclave));
+	id = enclave_of_cpu(cpu, &e);
+	if (!id || !e || !serve_draining(id, e, c))
+		dispatch_policy(ctx, cpu, id, e);
 	return 0;
 }
 
@@ -216,8 +280,15 @@ BPF_PROG(core_tick, struct task_struct *p)
 	if (cpu->enclave != id || has_unmanaged_waiter(cpu, here) ||
 	    (e->draining & DRAINING_QUEUES && each_draining_queue(id, e, DRAIN_CHECK)))
 		set_slice(p, 0);
-	else
-		slot_tick.call(ctx, slot_of(id, e));
+	else {
+		find_limits(id, e, p);
+		slot_tick.call(ctx, front_slot_of(id, e));
+	}
+	/* A policy that the FIFO has replaced may have given the task an endless slice. */
+	if (e->bank & FELL_BACK && p->scx.slice > SCX_SLICE_DFL)
+		set_slice(p, SCX_SLICE_DFL);
+	if (e->tree && e->bank & FELL_BACK)
+		slot_tick.call(ctx, e->tree * 2);
 	return 0;
 }
 
@@ -239,7 +310,7 @@ BPF_PROG(core_running, struct task_struct *p)
 	cpu->running_since = scx_bpf_now();
 	COUNT(id, switches);
 	if (id && e)
-		slot_running.call(ctx, slot_of(id, e));
+		slot_running.call(ctx, front_slot_of(id, e));
 	return 0;
 }
 
@@ -287,7 +358,7 @@ BPF_PROG(core_stopping, struct task_struct *p, bool runnable)
 	}
 	e = enclave_of(id);
 	if (id && e)
-		slot_stopping.call(ctx, slot_of(id, e));
+		slot_stopping.call(ctx, front_slot_of(id, e));
 	return 0;
 }
 
@@ -343,6 +414,8 @@ static s32 create_queues(void)
 		return error;
 	for_each_number(id, 1, MAX_ENCLAVES) {
 		error = scx_bpf_create_dsq(PENDING_DSQ(id), -1);
+		if (!error)
+			error = scx_bpf_create_dsq(THROTTLED_DSQ(id), -1);
 		if (error)
 			return error;
 	}

@@ -13,12 +13,58 @@
 #include "iterate.bpf.h"
 #include "state.bpf.h"
 
-/* Each CPU id of an enclave, online or not, and its record. */
-#define for_each_cpu_of(enclave_id, cpu, id)                            \
-	for_each_number(id, 0, scx_bpf_nr_cpu_ids())                    \
-		if (!(cpu = cpu_of(id)) || cpu->enclave != (enclave_id)) \
-			continue;                                       \
-		else
+/* The lowest set bit, which is cleared. */
+static u32 take_bit(volatile u64 *word)
+{
+	u64 bits = *word;
+
+	*word = bits & (bits - 1);
+	return lowest_bit(bits);
+}
+
+/* The word of an enclave's CPUs that round number `round` of a walk from CPU `first` on looks at. */
+static u32 word_of_round(u32 round, u32 first)
+{
+	return (first / 64 + round) % NR_CPU_WORDS;
+}
+
+/* What is left to look at in that word: in the last round, the CPUs before `first`. */
+static u64 bits_of_round(struct enclave *e, u32 round, u32 first)
+{
+	u64 word = 0, from_first = ~0ULL << (first & 63);
+
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++)
+		if (i == word_of_round(round, first))
+			word = e->cpus[i];
+	return word & (round == 0 ? from_first : round == NR_CPU_WORDS ? ~from_first : ~0ULL);
+}
+
+/* A set of up to 64 CPUs has one round, or two. Kernel 6.16 verifies a plain loop with far fewer instructions. */
+#if NR_CPU_WORDS == 1
+#define for_each_round(round, rounds) for (u32 round = 0; round < (rounds); round++)
+#else
+#define for_each_round(round, rounds) for_each_number(round, 0, rounds)
+#endif
+
+/*
+ * Each CPU of an enclave, online or not, from CPU `first` on and in a circle, and its record. Only return leaves the
+ * walk: break goes on with the next word.
+ */
+#define for_each_cpu_from(first, enclave_id, e, cpu, id)                                                        \
+	for_each_round(__round, NR_CPU_WORDS + !!((first) & 63))                                                \
+		for (volatile u64 __left = bits_of_round(e, __round, first), *__once = &__left; __once;          \
+		     __once = NULL)                                                                             \
+			for_each_number(__n, 0, 64)                                                             \
+				if (!__left)                                                                    \
+					break;                                                                  \
+				else if (id = word_of_round(__round, first) * 64 + take_bit(&__left),            \
+					 !(cpu = cpu_of(id)) || cpu->enclave != (enclave_id))                   \
+					continue;                                                               \
+				else
+
+/* Each CPU of an enclave, as above. */
+#define for_each_cpu_of(enclave_id, e, cpu, id) for_each_cpu_from(0U, enclave_id, e, cpu, id)
 
 /* The CPU on which an agent of e spins; -1 if there is none. */
 static s32 spun_cpu(struct enclave *e)
@@ -49,6 +95,26 @@ static bool is_any_usable(struct enclave *e, struct core *c, const struct cpumas
 	return false;
 }
 
+/* Word i of the CPUs that are usable, or will be as soon as an arbiter gives them to e. */
+static u64 reachable(struct enclave *e, struct core *c, const struct cpumask *allowed, u32 i)
+{
+	return usable(e, c, allowed, i) | (e->reach[i] & c->online[i] & allowed->bits[i]);
+}
+
+/* Return true if a task with this affinity may run in e. */
+static bool may_run_in(struct enclave *e, struct core *c, const struct cpumask *allowed)
+{
+	if (is_any_usable(e, c, allowed))
+		return true;
+	if (!e->tree)
+		return false;
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++)
+		if (reachable(e, c, allowed, i))
+			return true;
+	return false;
+}
+
 static bool is_usable(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 cpu)
 {
 	u64 word = 0;
@@ -58,6 +124,28 @@ static bool is_usable(struct enclave *e, struct core *c, const struct cpumask *a
 		if (i == (u32)cpu / 64)
 			word = usable(e, c, allowed, i);
 	return word >> (cpu & 63) & 1;
+}
+
+static bool is_reachable(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 cpu)
+{
+	u64 word = 0;
+
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++)
+		if (i == (u32)cpu / 64)
+			word = reachable(e, c, allowed, i);
+	return word >> (cpu & 63) & 1;
+}
+
+/* Return true if a task with this affinity may use a CPU that stays online. */
+static bool is_any_online(struct core *c, const struct cpumask *allowed)
+{
+	u64 any = 0;
+
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++)
+		any |= c->online[i] & allowed->bits[i];
+	return any;
 }
 
 /* A usable CPU, busy or not: prev if it is usable. -1 if there is none. */
@@ -121,17 +209,23 @@ static s32 claim_idle_cpu(struct enclave *e, struct core *c, const struct cpumas
 	return cpu >= 0 && scx_bpf_test_and_clear_cpu_idle(cpu) ? cpu : -1;
 }
 
-/* Make an idle CPU of e, if there is one, ask for a task. */
+/* Make an idle CPU of e, or of the root of its tree, ask for a task, if there is one. */
 static void kick_any_idle(struct enclave *e, s32 here)
 {
 	const struct cpumask *online;
 	struct core *c = the_core();
-	s32 cpu;
+	s32 cpu = -1;
 
 	if (!c)
 		return;
 	online = scx_bpf_get_online_cpumask();
-	cpu = claim_idle_cpu(e, c, online, here);
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < 2 && e; i++) {
+		cpu = claim_idle_cpu(e, c, online, here);
+		if (cpu >= 0 || !e->tree)
+			break;
+		e = enclave_of(e->tree);
+	}
 	scx_bpf_put_cpumask(online);
 	if (cpu >= 0)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
@@ -144,10 +238,17 @@ static void report_stuck(struct enclave *e)
 		e->stuck = 1;
 }
 
+/* A task waits on the own queue of a CPU: if it cannot run there soon, another CPU of e is to look for it. */
+static void note_latches(struct enclave *e)
+{
+	if (!e->latches)
+		e->latches = 1;
+}
+
 /* Return true if tasks of e may wait on CPUs' own queues. */
 static bool has_cpu_queues(struct enclave *e)
 {
-	return (e->bank ? e->queues[1] : e->queues[0]) || e->draining & DRAINING_QUEUES;
+	return (e->bank & LIVE_BANK ? e->queues[1] : e->queues[0]) || e->draining & DRAINING_QUEUES;
 }
 
 /* Return true if a task of e waits for any CPU of e, or for this one. */

@@ -16,6 +16,7 @@
 #include "iterate.bpf.h"
 #include "queues.bpf.h"
 #include "resize.bpf.h"
+#include "stay_alive.bpf.h"
 #include "state.bpf.h"
 
 enum drain_step {
@@ -50,6 +51,8 @@ static bool serve_draining(u32 id, struct enclave *e, struct core *c)
 {
 	if (e->draining & DRAINING_RESIZED)
 		move_to_fallback(PENDING_DSQ(id), e, c);
+	if (e->draining & DRAINING_LOST)
+		recover_tasks(id, e, c);
 	return e->draining & DRAINING_QUEUES && each_draining_queue(id, e, DRAIN_SERVE);
 }
 
@@ -65,6 +68,8 @@ int call_drain(struct join_args *args)
 	bpf_rcu_read_lock();
 	if (e && (e->draining != DRAINING_RESIZED || e->state != ENCLAVE_ACTIVE))
 		each_draining_queue(id, e, DRAIN_REQUEUE);
+	if (e && e->state != ENCLAVE_ACTIVE)
+		move_to_pending_head(THROTTLED_DSQ(id), id);
 	if (e && e->draining & DRAINING_RESIZED)
 		return_all_tasks(id, true);
 	bpf_rcu_read_unlock();

@@ -7,6 +7,7 @@
 #define GHOSTBPF_FULL_MODE_BPF_H
 
 #include "abi.h"
+#include "cpus.bpf.h"
 #include "state.bpf.h"
 
 #define FULL_MODE LINK_CONSTANT(full_mode)
@@ -42,10 +43,14 @@ static void enqueue_boosted(struct task_struct *p, u64 slice, u64 enq_flags)
 {
 	s32 here = scx_bpf_task_cpu(p);
 	struct cpu *cpu = cpu_of(here);
+	struct enclave *e;
 
 	if (enq_flags & SCX_ENQ_REENQ && cpu) {
+		e = enclave_of(cpu->enclave);
 		scx_bpf_dsq_insert(p, CPU_DSQ(here), slice, enq_flags | SCX_ENQ_HEAD);
 		cpu->latched = 1;
+		if (e)
+			note_latches(e);
 		return;
 	}
 	if (enq_flags & SCX_ENQ_WAKEUP)

@@ -10,7 +10,7 @@
 #include "queues.bpf.h"
 #include "state.bpf.h"
 
-/* Return true if a CPU of e runs its tasks. */
+/* Return true if a CPU of e runs its tasks, or an arbiter may give e one. */
 static bool has_cpu(struct enclave *e, struct core *c)
 {
 	u64 any = 0;
@@ -18,7 +18,12 @@ static bool has_cpu(struct enclave *e, struct core *c)
 #pragma unroll
 	for (u32 i = 0; i < NR_CPU_WORDS; i++)
 		any |= serving(e, c, i);
-	return any;
+	if (any || !e->tree)
+		return any;
+	for_each_number(i, 0, NR_CPU_WORDS)
+		if (e->reach[i & (CPU_WORDS - 1)] & c->online[i & (CPU_WORDS - 1)])
+			return true;
+	return false;
 }
 
 /*
@@ -33,6 +38,17 @@ static void update_orphaned(u32 id, struct enclave *e, struct core *c)
 		assign_bit(&c->orphaned_queues, id & (MAX_ENCLAVES - 1), orphaned);
 		if (!has_cpu(e, c) == orphaned)
 			return;
+	}
+}
+
+/* The same of enclave `owner`, and of all leaves of its tree, which may lose their last CPU together. */
+static void update_all_orphaned(u32 owner, u32 tree, struct core *c)
+{
+	for_each_number(id, 1, MAX_ENCLAVES) {
+		struct enclave *e = enclave_of(id);
+
+		if (e && (id == owner || (tree && e->tree == tree && e->state == ENCLAVE_ACTIVE)))
+			update_orphaned(id, e, c);
 	}
 }
 
@@ -64,23 +80,33 @@ static void set_online(s32 id, bool online)
 	e = enclave_of(cpu->enclave);
 	if (!cpu->enclave || !e)
 		return;
-	update_orphaned(cpu->enclave, e, c);
+	update_all_orphaned(cpu->enclave, e->tree, c);
 	report_stuck(e);
 	kick_online(c);
 }
 
-/* Also off the queues of enclaves that the CPU has left, or never belonged to: a task may have joined while it ran here. */
+/*
+ * Also off the queues of enclaves that the CPU has left, or never belonged to: a task may have joined while it ran here.
+ * Other CPUs move tasks meanwhile, in this order of queues: none is missed.
+ */
+static void evacuate_queues(s32 id, bool bound)
+{
+	for_each_number(number, 0, scx_bpf_nr_cpu_ids()) {
+		evacuate(CPU_DSQ(number), id, bound);
+		evacuate(VTIME_DSQ(number), id, bound);
+	}
+	for_each_number(enclave, 1, MAX_ENCLAVES) {
+		evacuate(THROTTLED_DSQ(enclave), id, bound);
+		evacuate(PENDING_DSQ(enclave), id, bound);
+	}
+	evacuate(FALLBACK_DSQ, id, bound);
+}
+
 static void evacuate_cpu(s32 id)
 {
 	struct cpu *cpu = cpu_of(id);
 
-	evacuate(FALLBACK_DSQ, id);
-	for_each_number(enclave, 1, MAX_ENCLAVES)
-		evacuate(PENDING_DSQ(enclave), id);
-	for_each_number(number, 0, scx_bpf_nr_cpu_ids()) {
-		evacuate(CPU_DSQ(number), id);
-		evacuate(VTIME_DSQ(number), id);
-	}
+	evacuate_queues(id, false);
 	if (!cpu || !cpu->enclave)
 		return;
 	cpu->latched = 0;
@@ -93,14 +119,28 @@ static void evacuate_affinity_misses(u32 id)
 	struct enclave *e = enclave_of(id);
 	struct core *c = the_core();
 	struct cpu *cpu;
+	s32 number;
 
 	if (!id || !c || !e)
 		return;
 	move_to_fallback(PENDING_DSQ(id), e, c);
-	for_each_cpu_of(id, cpu, number) {
+	for_each_cpu_of(id, e, cpu, number) {
 		move_to_fallback(CPU_DSQ(number), e, c);
 		move_to_fallback(VTIME_DSQ(number), e, c);
 	}
+}
+
+/* Until the CPU is offline, all CPUs look for tasks that would wait for it, before they dispatch. */
+static void set_leaving(s32 id, bool leaves)
+{
+	struct core *c = the_core();
+
+	if (!c)
+		return;
+	c->leaving = leaves ? id + 1 : 0;
+	assign_bit(&c->orphaned_queues, 0, leaves);
+	if (leaves)
+		kick_online(c);
 }
 
 BPF_PROG(core_cpu_online, s32 cpu)
@@ -113,6 +153,7 @@ BPF_PROG(core_cpu_offline, s32 id)
 {
 	struct cpu *cpu = cpu_of(id);
 
+	set_leaving(id, false);
 	evacuate_cpu(id);
 	set_online(id, false);
 	evacuate_affinity_misses(cpu ? cpu->enclave : 0);
@@ -122,20 +163,25 @@ BPF_PROG(core_cpu_offline, s32 id)
 /*
  * Long before cpu_offline() the kernel moves a CPU's tasks away, stops that CPU from fetching others, and waits for an
  * RCU grace period. A task that was preempted in a read-side section must not wait for that CPU: the grace period would
- * never end.
+ * never end. The CPU's hotplug thread, which runs this, may have preempted such a task, and the task may be bound to
+ * the CPU: other CPUs move it to the CPU's local queue, from where the CPU still takes tasks.
  */
 BPF_PROG(tp_cpuhp_enter, u32 cpu, int target, int step, void *function)
 {
-	if (step == CPUHP_AP_ACTIVE && target < step)
+	if (step == CPUHP_AP_ACTIVE && target < step) {
 		set_online(cpu, false);
+		set_leaving(cpu, true);
+	}
 	return 0;
 }
 
 /* If taking a CPU down fails, cpu_online() is not called. */
 BPF_PROG(tp_cpuhp_exit, u32 cpu, int state, int step, int error)
 {
-	if (step == CPUHP_AP_ACTIVE && error)
+	if (step == CPUHP_AP_ACTIVE && error) {
+		set_leaving(cpu, false);
 		set_online(cpu, true);
+	}
 	return 0;
 }
 

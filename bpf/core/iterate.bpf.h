@@ -3,10 +3,21 @@
  * Loops of any length that the verifier accepts. break and return may leave them.
  *
  * A counter that such a loop changes must be in memory (volatile, or in a map): the verifier follows each value of a
- * counter in a register separately.
+ * counter in a register separately. If it is compared with a constant, it must be a struct counter.
  */
 #ifndef GHOSTBPF_ITERATE_BPF_H
 #define GHOSTBPF_ITERATE_BPF_H
+
+/* A number that the verifier does not follow: on the stack it knows the values that begin an 8-byte slot, and zeros. */
+struct counter {
+	u32 unused;
+	volatile u32 n;
+} __attribute__((aligned(8)));
+
+/* A struct counter, at first 0. The empty asm keeps LLVM from moving it to where the verifier follows it. */
+#define COUNTER(name)            \
+	struct counter name = {}; \
+	asm volatile("" : : "r"(&name) : "memory")
 
 static void end_numbers(struct bpf_iter_num *numbers)
 {

@@ -188,7 +188,7 @@ static bool runs_elsewhere(struct task_struct *p, struct enclave *e)
 {
 	struct core *c = the_core();
 
-	return c && !is_any_usable(e, c, p->cpus_ptr);
+	return c && !may_run_in(e, c, p->cpus_ptr);
 }
 
 int iter_tasks(struct bpf_iter__task *ctx)

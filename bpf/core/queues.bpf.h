@@ -11,13 +11,21 @@
 /*
  * Move the tasks of a CPU that goes offline to its local queue. The kernel moves each task away, and widens the
  * affinity of those bound to the CPU, when it comes to run there; but it now runs only the CPU's local queue. Without
- * this, a bound task that waits on one of our queues would block itself and the CPU (seen on 6.16).
+ * this, a bound task that waits on one of our queues would block itself and the CPU (seen on 6.16). With `bound`, move
+ * only tasks that may use no other CPU.
  */
-static void evacuate(u64 dsq, s32 cpu)
+static void evacuate(u64 dsq, s32 cpu, bool bound)
 {
-	for_each_waiting(waiting, p, dsq, 0)
-		if (scx_bpf_task_cpu(p) == cpu)
-			scx_bpf_dsq_move(&waiting, p, SCX_DSQ_LOCAL_ON | cpu, 0);
+	struct core *c = the_core();
+
+	if (!c || !scx_bpf_dsq_nr_queued(dsq))
+		return;
+	for_each_waiting(waiting, p, dsq, 0) {
+		if (scx_bpf_task_cpu(p) != cpu || (bound && is_any_online(c, p->cpus_ptr)))
+			continue;
+		if (scx_bpf_dsq_move(&waiting, p, SCX_DSQ_LOCAL_ON | cpu, 0))
+			scx_bpf_kick_cpu(cpu, 0);
+	}
 }
 
 /* In reverse, each to the head: the tasks keep their order. */
@@ -34,12 +42,20 @@ static void requeue(s32 cpu, u32 enclave)
 	move_to_pending_head(CPU_DSQ(cpu), enclave);
 }
 
+/* p waits on the queue that all CPUs serve: kick an idle CPU that may run it, since that CPU would not look there. */
+static void kick_for_fallback(struct task_struct *p)
+{
+	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+
+	scx_bpf_kick_cpu(cpu >= 0 ? cpu : scx_bpf_task_cpu(p), SCX_KICK_IDLE);
+}
+
 /* Move tasks that may run on no CPU of e to the queue that all CPUs serve. */
 static void move_to_fallback(u64 dsq, struct enclave *e, struct core *c)
 {
 	for_each_waiting(waiting, p, dsq, 0)
-		if (!is_any_usable(e, c, p->cpus_ptr))
-			scx_bpf_dsq_move(&waiting, p, FALLBACK_DSQ, 0);
+		if (!may_run_in(e, c, p->cpus_ptr) && scx_bpf_dsq_move(&waiting, p, FALLBACK_DSQ, 0))
+			kick_for_fallback(p);
 }
 
 #endif

@@ -31,10 +31,12 @@ static void return_tasks_on(u64 dsq, s32 number, u32 owner)
 
 		if (!c || is_percpu_kthread(p) || (id && id == owner))
 			continue;
-		is_pending = id && e && is_any_usable(e, c, p->cpus_ptr);
+		is_pending = id && e && may_run_in(e, c, p->cpus_ptr);
 		scx_bpf_dsq_move(&waiting, p, is_pending ? PENDING_DSQ(id) : FALLBACK_DSQ, SCX_ENQ_HEAD);
 		if (is_pending)
 			kick_any_idle(e, number);
+		else
+			kick_for_fallback(p);
 	}
 }
 
@@ -57,6 +59,7 @@ static void set_owner(struct cpu *cpu, s32 number, u32 owner)
 	}
 	cpu->enclave = owner;
 	cpu->told_idle = cpu->told_busy = cpu->rescue_in = 0;
+	cpu->availability = 0; /* its new owner's tasks could not have used it */
 }
 
 /*

@@ -7,6 +7,7 @@
 #include "bits.bpf.h"
 #include "cpus.bpf.h"
 #include "drain.bpf.h"
+#include "hotplug.bpf.h"
 #include "state.bpf.h"
 
 /* How often a busy enclave's CPU gives a slice to tasks of no enclave. */
@@ -44,16 +45,36 @@ static bool serve_fallback(struct cpu *cpu, s32 here, u32 id, struct enclave *e)
 	return scx_bpf_dsq_move_to_local(FALLBACK_DSQ);
 }
 
+/* Tasks that would wait for the CPU that goes offline: to the fallback queue, or to that CPU if they are bound to it. */
+static void evacuate_leaving(void)
+{
+	struct core *c = the_core();
+	s32 leaving = c ? (s32)c->leaving - 1 : -1;
+	struct cpu *cpu = cpu_of(leaving);
+
+	if (leaving < 0 || !cpu)
+		return;
+	evacuate_affinity_misses(cpu->enclave);
+	evacuate_queues(leaving, true);
+}
+
 /* More than four orphaned queues at once are rare; the next dispatch serves the rest. */
 static bool serve_orphaned_queues(u64 orphaned_queues)
 {
-	for (u32 i = 0; i < 4 && orphaned_queues; i++) {
-		u32 id = lowest_bit(orphaned_queues);
-		struct enclave *e = enclave_of(id);
+	volatile u64 left = orphaned_queues & ~1ULL;
 
+	if (orphaned_queues & 1)
+		evacuate_leaving();
+	for_each_number(i, 0, 4) {
+		struct enclave *e;
+		u32 id;
+
+		if (!left)
+			return false;
+		id = take_bit(&left);
+		e = enclave_of(id);
 		if (scx_bpf_dsq_move_to_local(PENDING_DSQ(id)) || (e && each_draining_queue(id, e, DRAIN_SERVE)))
 			return true;
-		orphaned_queues &= orphaned_queues - 1;
 	}
 	return false;
 }

@@ -19,6 +19,7 @@ BPF_PERCPU_ARRAY(counters, struct counters, MAX_ENCLAVES);
 #define PENDING_DSQ(enclave) ((u64)PENDING_DSQS | (enclave))
 #define CPU_DSQ(cpu) ((u64)CPU_DSQS | (cpu))
 #define VTIME_DSQ(cpu) ((u64)VTIME_DSQS | (cpu))
+#define THROTTLED_DSQ(enclave) ((u64)THROTTLED_DSQS | (enclave))
 
 #define COUNT(enclave, event)                                   \
 	do {                                                    \

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The completely fair scheduler, as Linux had it until 6.5, entirely in BPF. Tasks get CPU time in proportion to their
- * weight, which follows from the nice value. (The kernel applies a cgroup's cpu.weight, cpu.max and cpu.idle to the
- * fair class alone.)
+ * weight, which follows from the nice value. From the first tick on that finds a task in a cgroup with a cpu.weight of its
+ * own, cgroups are weighed instead of their tasks; see cgroup_weights.bpf.h.
  *
  * Each CPU has a queue in order of vtime: the CPU time that a task has had, divided by its weight. The first task in
  * the queue has had the least and runs next. A CPU's clock is the least vtime of the tasks that run or wait there. A
@@ -26,12 +26,16 @@
 #include "abi.h"
 #include "sched.bpf.h"
 #include "cfs_bpf.h"
+#include "cgroup_weights.bpf.h"
 #include "core/bits.bpf.h"
 #include "core/cpus.bpf.h"
 #include "core/iterate.bpf.h"
 #include "core/state.bpf.h"
 
 #define NICE_0_WEIGHT 100
+
+/* fair_task.home of a task whose cgroup is weighed; no CPU has this number. */
+#define IN_GROUP (MAX_CPUS + 1)
 #define STARVATION_TIMEOUT (5 * 1000000000ULL)
 #define STARVATION_CHECK_PERIOD (50 * 1000000ULL)
 
@@ -40,7 +44,9 @@ struct fair_task {
 	u64 vtime;
 	u64 charged; /* the run time that vtime includes */
 	u64 waiting_since; /* CLOCK_MONOTONIC */
-	u64 home; /* 1 + the CPU that provides the clock for vtime; 0: the task is new */
+	u64 home; /* 1 + the CPU that provides the clock for vtime; 0: the task is new; or IN_GROUP */
+	u64 group; /* the cgroup that is weighed, if home is IN_GROUP */
+	u64 group_weight;
 };
 
 struct fair_queue {
@@ -90,9 +96,16 @@ static void rebase_vtime(struct task_struct *p, struct fair_task *t, u32 cpu)
 {
 	struct fair_queue *to = queue_of(cpu), *from = queue_of(t->home - 1);
 	struct cfs_bpf_params *param = the_params();
+	struct group_clock *clock;
 
 	if (!to || !param)
 		return;
+	if (!from && t->home == IN_GROUP) {
+		clock = group_clock_of(t->group, cpu, to->clock - param->latency_ns / 2);
+		if (clock)
+			t->vtime = clock->vtime;
+		return;
+	}
 	if (!from) {
 		t->vtime = to->clock;
 		t->charged = p->se.sum_exec_runtime;
@@ -110,10 +123,34 @@ static void rebase_vtime(struct task_struct *p, struct fair_task *t, u32 cpu)
  */
 static void charge(struct task_struct *p, struct fair_task *t)
 {
-	u64 runtime = p->se.sum_exec_runtime;
+	u64 runtime = p->se.sum_exec_runtime, ran = runtime - t->charged;
+	struct group_clock *clock;
+	u64 weight;
 
-	t->vtime += (runtime - t->charged) * NICE_0_WEIGHT / p->scx.weight;
 	t->charged = runtime;
+	if (t->home != IN_GROUP) {
+		t->vtime += ran * NICE_0_WEIGHT / p->scx.weight;
+		return;
+	}
+	clock = group_clock_of(t->group, scx_bpf_task_cpu(p), t->vtime);
+	weight = t->group_weight >> 10;
+	if (!clock || !weight)
+		return;
+	clock->vtime += (ran << 10) / weight;
+	t->vtime = clock->vtime;
+}
+
+/* At a tick: find out whether p's cgroup is weighed. */
+static void find_group(struct task_struct *p, struct fair_task *t)
+{
+	struct enclave *e = enclave_of(ENCLAVE);
+	u64 group = e && !e->unlimited ? weighted_group(p, &t->group_weight) : 0;
+
+	if (group == t->group)
+		return;
+	t->group = group;
+	t->home = group ? IN_GROUP : 0;
+	t->charged = p->se.sum_exec_runtime;
 }
 
 /* The vtime of the first task in cpu's queue; if_empty if there is none. */
@@ -143,16 +180,14 @@ static s32 choose_cpu(struct enclave *e, struct core *c, struct task_struct *p, 
 {
 	struct cpu *cpu = cpu_of(own);
 	u32 waiting = cpu && cpu->preempted_by_class ? -1U : scx_bpf_dsq_nr_queued(VTIME_DSQ(own));
-	u32 total = scx_bpf_nr_cpu_ids();
+	s32 id;
 
-	for_each_number(i, 1, waiting ? total : 1) {
-		u32 id = ((u32)own + i) % total;
-
-		cpu = cpu_of(id);
-		if (cpu && !cpu->preempted_by_class && is_usable(e, c, p->cpus_ptr, id) &&
-		    (u32)scx_bpf_dsq_nr_queued(VTIME_DSQ(id)) < waiting)
+	if (!waiting)
+		return own;
+	for_each_cpu_from((u32)own, ENCLAVE, e, cpu, id)
+		if (!cpu->preempted_by_class && (u32)scx_bpf_dsq_nr_queued(VTIME_DSQ(id)) < waiting &&
+		    is_usable(e, c, p->cpus_ptr, id))
 			return id;
-	}
 	return own;
 }
 
@@ -162,11 +197,15 @@ static s32 choose_cpu(struct enclave *e, struct core *c, struct task_struct *p, 
  */
 static s32 find_abandoned(s32 here)
 {
+	struct enclave *e = enclave_of(ENCLAVE);
 	struct core *c = the_core();
 	struct cpu *cpu;
+	s32 id;
 
-	for_each_cpu_of(ENCLAVE, cpu, id) {
-		if (!c || id == here || !scx_bpf_dsq_nr_queued(VTIME_DSQ(id)))
+	if (!e || !c)
+		return -1;
+	for_each_cpu_of(ENCLAVE, e, cpu, id) {
+		if (id == here || !scx_bpf_dsq_nr_queued(VTIME_DSQ(id)))
 			continue;
 		if (!has_bit(c->online, id))
 			return id;
@@ -213,16 +252,15 @@ static bool serve_abandoned(struct cpu *cpu, s32 here)
 /* Run the first task on another CPU's queue that may run here, from the next CPU on. */
 static void steal(u32 here)
 {
-	u32 total = scx_bpf_nr_cpu_ids();
+	struct enclave *e = enclave_of(ENCLAVE);
+	struct cpu *cpu;
+	s32 id;
 
-	for_each_number(i, 1, total) {
-		u32 id = (here + i) % total;
-		struct cpu *cpu = cpu_of(id);
-
-		if (cpu && cpu->enclave == ENCLAVE && scx_bpf_dsq_nr_queued(VTIME_DSQ(id)) > 0 &&
-		    scx_bpf_dsq_move_to_local(VTIME_DSQ(id)))
+	if (!e)
+		return;
+	for_each_cpu_from(here, ENCLAVE, e, cpu, id)
+		if (scx_bpf_dsq_nr_queued(VTIME_DSQ(id)) > 0 && scx_bpf_dsq_move_to_local(VTIME_DSQ(id)))
 			return;
-	}
 }
 
 BPF_PROG(cfs_bpf_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
@@ -305,6 +343,7 @@ BPF_PROG(cfs_bpf_tick, struct task_struct *p)
 
 	if (!t || !cpu)
 		return 0;
+	find_group(p, t);
 	rebase_vtime(p, t, here);
 	charge(p, t);
 	late = advance_clock(here, t->vtime) || scx_bpf_dsq_nr_queued(PENDING) > 0;

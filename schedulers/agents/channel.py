@@ -13,7 +13,7 @@ from typing import Any
 from ...loaders.attach import Link, Sampler
 from ...loaders.errors import BpfError
 from ...loaders.link import Program, create_map
-from ...loaders.maps import Hash, MmapArray
+from ...loaders.maps import Hash, MmapArray, possible_cpus
 from ...loaders.object import MapDef
 from ...loaders.ring import Ring
 from ...loaders.uapi import map_type
@@ -51,7 +51,8 @@ class Channel:
             column(own, "channel", member) for member in ("messages", "committed", "failed", "turns", "busy_ns")
         )
         # By channel number: the enclave's and that of each CPU, which may become the enclave's.
-        channels = agents.channels.view(0, len(agents.channels))
+        count = 1 + max(possible_cpus(), 1 + max(enclave.cpus))
+        channels = agents.channels.view(0, min(len(agents.channels), count))
         self._tids, self._loads = column(channels, "channel", "tid"), column(channels, "channel", "load")
         self.read = self._ring.read
         self.batch = constant("TXNS")
@@ -105,7 +106,9 @@ class Channel:
         if self.number == 0:
             self._pulse.follow()
 
-    def take_over(self, *, timeout_ns: int, fastpath: bool, spins: bool, policy: str, per_cpu: bool) -> None:
+    def take_over(
+        self, *, timeout_ns: int, fastpath: bool, spins: bool, policy: str, per_cpu: bool, reads_cpus: bool
+    ) -> None:
         """Make this thread the channel's agent with one last store, and the enclave's agent so far leaves.
 
         The agent of one CPU replaces only the agent of that CPU. The enclave's agent replaces those of all CPUs, too;
@@ -127,6 +130,7 @@ class Channel:
         record.messages = record.committed = record.failed = record.resyncs = record.lost = record.timeouts = 0
         record.turns = record.busy_ns = 0
         record.timeout_ns, record.fastpath, record.spins, record.per_cpu = timeout_ns, fastpath, spins, per_cpu
+        record.reads_cpus = reads_cpus
         record.policy, record.reason = policy.encode()[:31], b""
         if self.number == 0:
             for other in range(1, len(self._agents.channels)):

@@ -75,7 +75,7 @@ class KernelInterface:
 def params_of(enclave: EnclaveView, policy: Policy, bank: int | None = None) -> tuple[MmapArray, Any]:
     """The parameters of ``policy`` in ``bank``, by default in the live one: the mapped array, and its one record."""
     if bank is None:
-        bank = int(enclave.core.enclaves[enclave.id].bank)
+        bank = enclave.live_bank
     params = Map.open(Path(enclave.path, f"policy_{bank}", "params"))
     array = MmapArray(params, *policy.params_type)
     return array, array[0]

@@ -27,10 +27,12 @@ from .. import pids
 from ..core import Core, constant, ffi, make_private, text
 from ..pins import ROOT
 from ..tasks import set_policy
+from ..topology import nr_cpu_words
 from .layout import packer
 
-#: The maps that successive agents of one enclave share.
-SHARED = ("agent_tasks", "status_words", "free_words", "channels", "word_allocator", "rings", "txns", "agents")
+_SHARED = ("agent_tasks", "status_words", "free_words", "channels", "word_allocator", "rings", "txns", "agents")
+#: Only on machines with more than 64 CPUs.
+_WIDE = "allowed_rest"
 #: How long an agent may take to come back where its successor failed, and how often to look.
 _RETURN_S, _POLL_S = 4.0, 0.01
 _RT_PRIORITY = 1
@@ -84,6 +86,8 @@ class Agents:
         self.id, self.maps = id, dict(maps)
         self.channels = MmapArray(self.maps["channels"], ffi(), "struct channel")
         self.status_words = MmapArray(self.maps["status_words"], ffi(), "struct status_word")
+        #: See ``struct allowed_rest`` in bpf/abi.h; None on machines without such CPUs.
+        self.allowed_rest = MmapArray(self.maps[_WIDE], ffi(), "struct allowed_rest") if _WIDE in self.maps else None
         self._word_allocator = Array(self.maps["word_allocator"], ffi(), "struct word_allocator")
 
     @classmethod
@@ -189,6 +193,11 @@ def is_timed_out(channel: Any, now: int) -> bool:
     return bool(late or (channel.state == constant("AGENT_BUSY") and now - channel.heartbeat_ns > channel.timeout_ns))
 
 
+def shared_maps() -> tuple[str, ...]:
+    """The maps that successive agents of one enclave share."""
+    return (*_SHARED, _WIDE) if nr_cpu_words() > 1 else _SHARED
+
+
 def has_pins(id: int) -> bool:
     """Whether anything is pinned for the agents of enclave ``id``, though it may be incomplete."""
     return _directory(id).exists()
@@ -210,7 +219,7 @@ def open_maps(id: int) -> dict[str, Map]:
     """The pinned maps of enclave ``id``; empty where there are none."""
     while (pinned := _pinned(id)) is not None:
         try:
-            maps = {name: Map.open(_directory(id) / name) for name in SHARED}
+            maps = {name: Map.open(_directory(id) / name) for name in shared_maps()}
         except BpfError:
             if _pinned(id) == pinned:
                 raise
@@ -233,7 +242,7 @@ def pin(id: int, module: Module) -> None:
     """Pin the maps that agents of enclave ``id`` share."""
     shutil.rmtree(_directory(id), ignore_errors=True)
     make_private(_directory(id))
-    for name in SHARED:
+    for name in shared_maps():
         module.own_maps[name].pin(_directory(id) / name)
     for name in ("call_cpus_changed", "call_depart"):
         with module.load(name, Target.syscall()) as program:

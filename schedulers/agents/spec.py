@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ...loaders.errors import GhostError
-from ...loaders.link import Module
+from ...loaders.link import Module, Target
 from ...loaders.maps import Map, possible_cpus
 from ...loaders.object import Object
 from ...loaders.source import BPF_DIR
@@ -39,6 +39,10 @@ class EnclaveView(Protocol):
     @property
     def path(self) -> Path:
         """Its directory in bpffs."""
+
+    @property
+    def live_bank(self) -> int:
+        """The bank of its policy."""
 
     @property
     def hints_path(self) -> Path:
@@ -116,4 +120,6 @@ class AgentPolicySpec(Policy):
         if not pinned:
             shared.pin(enclave, module)
         loaded = self._load(module, values)
-        return replace(loaded, maps={name: m for name, m in loaded.maps.items() if name not in shared.SHARED})
+        with module.load("call_set_release", Target.syscall()) as set_release:
+            set_release.run()
+        return replace(loaded, maps={name: m for name, m in loaded.maps.items() if name not in shared.shared_maps()})

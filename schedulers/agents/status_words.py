@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from ..core import ffi
 from .layout import column
 from .shared import Agents
 from .task import ON_CPU, WAITING, StatusWord, Task, word_struct
@@ -21,14 +22,28 @@ class StatusWords:
             column(memory, "status_word", member)
             for member in ("gtid", "state", "cpu", "since_ns", "runtime_ns", "channel")
         )
+        #: Whether there are CPUs from 64 on, which neither messages nor the words themselves tell of.
+        self.is_wide = agents.allowed_rest is not None
+        self._rest = memoryview(b"") if agents.allowed_rest is None else agents.allowed_rest.view()
+        self._rest_size = ffi().sizeof("struct allowed_rest")
 
     @property
     def columns(self) -> dict[str, memoryview]:
         """What the native ``Turns`` reads."""
-        return {"gtids": self._gtids, "states": self._states, "channels": self._channels}
+        rest = self._rest.cast("Q")
+        return {"gtids": self._gtids, "states": self._states, "channels": self._channels, "allowed_rest": rest}
 
     def __getitem__(self, number: int) -> StatusWord:
-        return StatusWord._make(self._struct.unpack_from(self._memory, number * self._struct.size))
+        word = StatusWord._make(self._struct.unpack_from(self._memory, number * self._struct.size))
+        return self._widened(number, word)
+
+    def allowed_rest(self, number: int) -> int:
+        """The bits, from 64 on, of the affinity of the task with word ``number``; only if is_wide."""
+        start = number * self._rest_size
+        return int.from_bytes(self._rest[start : start + self._rest_size], "little") << 64
+
+    def _widened(self, number: int, word: StatusWord) -> StatusWord:
+        return word._replace(allowed=word.allowed | self.allowed_rest(number)) if self.is_wide else word
 
     def waits(self, task: Task) -> bool:
         """Whether ``task`` waits for a CPU right now."""
@@ -58,4 +73,4 @@ class StatusWords:
         for number, record in enumerate(records):
             word = StatusWord._make(record)
             if word.gtid:
-                yield number, word
+                yield number, self._widened(number, word)

@@ -129,15 +129,14 @@ class Task:
     runtime_ns: int  #: its CPU time since it got its gtid
     since_ns: int  #: when the core sent the last message about it
     weight: int  #: 100 is nice 0
-    allowed: int  #: bit n: it may use CPU n; see may_run_on()
+    allowed: int  #: bit n: it may use CPU n
     boosted: bool  #: it was interrupted in its slice, and should run again soon
     word: int  #: the number of its status word
     next_cpu: int  #: the CPU that it is committed to; only while it is LATCHED
-    refused: int  #: bit n: CPU n, from 64 on, was refused since then; ``allowed`` has no bits for these CPUs
 
     def __init__(self, gtid: int) -> None:
         self.gtid, self.tid = gtid, gtid & 0xFFFFFFFF
-        self.tgid = self.seq = self.runtime_ns = self.since_ns = self.word = self.refused = 0
+        self.tgid = self.seq = self.runtime_ns = self.since_ns = self.word = 0
         self.state, self.cpu, self.next_cpu, self.weight = BLOCKED, -1, -1, 100
         self.allowed, self.boosted = 0, False
         self._queues: dict[TaskQueue, None] = {}  # those that it is in
@@ -146,8 +145,8 @@ class Task:
         return f"<task {self.tid}>"
 
     def may_run_on(self, cpu: int) -> bool:
-        """Whether its affinity allows ``cpu``; from CPU 64 on this is true until the core has refused the CPU."""
-        return bool(self.allowed >> cpu & 1) if cpu < 64 else not self.refused >> cpu & 1
+        """Whether its affinity allows ``cpu``."""
+        return bool(self.allowed >> cpu & 1)
 
     def leave_queues(self) -> None:
         """Remove it from every RunQueue and PriorityQueue that it is in."""

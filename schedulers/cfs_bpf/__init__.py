@@ -13,4 +13,5 @@ CFS_BPF = Policy(
         Option("min-granularity", "min_granularity_ns", duration_ns, "750us", "the shortest slice of a task"),
     ),
     queues=True,
+    weighs_cgroups=True,
 )

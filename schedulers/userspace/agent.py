@@ -72,6 +72,7 @@ class Agent:
         self.spins, self.fastpath = bool(values.get("spin")), bool(values["fastpath"])
         self._channel = kernel.channel(0 if cpu is None else 1 + cpu, values.get("ring_bytes", _RING_BYTES))
         self._enclave_cpus = enclave.cpus
+        self._enclave_ids = frozenset(self._enclave_cpus)  # a test of it takes no frame of Python
         self._cpus = self._enclave_cpus if cpu is None else CpuSet([cpu])
         self._flags = kernel.cpu_flags(tuple(self._cpus))
         self._enclave_flags = kernel.cpu_flags(tuple(self._enclave_cpus))
@@ -153,6 +154,12 @@ class Agent:
         """
         return partial(self._turns.assign, queue, self._flags, self.fastpath, slice_ns, near, None)
 
+    def match(
+        self, queue: RunQueue, slice_ns: int, siblings: dict[int, tuple[int, ...]], *, busy: bool
+    ) -> Callable[[], list[Transaction]]:
+        """A function that gives each idle CPU, or each busy one, a task out of ``queue``: see RunQueue.match()."""
+        return partial(self._turns.match, queue, self._flags, busy, slice_ns, siblings)
+
     def fill_idle(self, queue: RunQueue | PriorityQueue[Any], taken: RunQueue) -> Callable[[], list[Transaction]]:
         """A function that gives each idle CPU the first task of ``queue`` that may run there and still waits.
 
@@ -208,7 +215,7 @@ class Agent:
 
     def is_online(self, cpu: int) -> bool:
         """Whether ``cpu`` is online, and still the enclave's."""
-        return cpu in self._enclave_cpus and self._flags.is_online(cpu)
+        return cpu in self._enclave_ids and self._flags.is_online(cpu)
 
     def may_run(self, task: Task, cpu: int) -> bool:
         """Whether ``cpu`` is online and ``task`` may run there."""
@@ -260,6 +267,7 @@ class Agent:
             spins=self.spins,
             policy=self.policy.name,
             per_cpu=per_cpu,
+            reads_cpus=self.policy.callback("on_cpu_idle") is None,
         )
         if self.cpu is None:
             self._channel.spin_on(self._own_cpu.spin_cpu)
@@ -325,7 +333,7 @@ class Agent:
         """Learn of a resize of the enclave, of which a message told, unless the loader was killed before it did."""
         if (cpus := self.enclave.cpus) == self._enclave_cpus:
             return
-        self._enclave_cpus = cpus
+        self._enclave_cpus, self._enclave_ids = cpus, frozenset(cpus)
         self._cpus = cpus if self.cpu is None else cpus & CpuSet([self.cpu])
         self._flags.set(tuple(self._cpus))
         self._enclave_flags.set(tuple(cpus))

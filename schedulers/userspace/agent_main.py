@@ -65,7 +65,7 @@ def lead(spec: AgentPolicySpec, values: dict[str, int], gate: int, reports: int,
         libc.set_death_signal(0)
         _report(reports, READY)
         # The loader may die after it made the policy live: the policy then needs this agent all the same.
-        if not os.read(gate, 1) and enclave.core.enclaves[id].bank != bank:
+        if not os.read(gate, 1) and not enclave.is_live(bank):
             return 0
         _take_over(agent, per_cpu=others is not None)
         if others is not None:
@@ -341,7 +341,7 @@ def _must_return(agent: Agent, bank: int, lead: int) -> bool | None:
     confirmed, tid = agent.successor
     if confirmed:
         return tid == lead
-    if agent.cpu is None and not tid and enclave.core.enclaves[enclave.id].bank == bank:
+    if agent.cpu is None and not tid and enclave.is_live(bank):
         return True
     return None
 

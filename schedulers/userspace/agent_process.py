@@ -68,7 +68,7 @@ class AgentProcess:
     def take_over(self, enclave: Enclave) -> Self:
         """Make it take ``enclave`` over, where its policy is live by now. Raises AgentError where that fails."""
         if not self._is_ready:
-            self.prepare(enclave, int(enclave.core.enclaves[enclave.id].bank))
+            self.prepare(enclave, enclave.live_bank)
         self._tell("!")
         os.close(self._gate)
         self._gate = -1

@@ -116,12 +116,13 @@ class Cfs(AgentPolicy):
         return min(cpus, key=lambda cpu: (not self.agent.may_run(task, cpu), loads.get(cpu, 0), cpu != task.cpu))
 
     def schedule(self) -> list[Transaction]:
-        if not self.agent.is_online(self._here):
+        idle = self.agent.idle_cpus()
+        if not idle and not self.agent.is_online(self._here):
             # No message tells that this CPU went offline.
             for waiting in self.queue:
                 self.on_affinity_changed(waiting)
         decided = []
-        for cpu in self.agent.idle_cpus():
+        for cpu in idle:
             if (task := self._next()) is not None:
                 decided.append(Transaction(task, cpu, self._left_ns(task) if self.queue else 0))
             elif self.balances and self.agent.highest_load() > 1:

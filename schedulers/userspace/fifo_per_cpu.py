@@ -35,7 +35,9 @@ class FifoPerCpu(AgentPolicy):
         self.dequeue = self.queue.discard  # type: ignore[method-assign]
 
     def enqueue(self, task: Task) -> None:
-        if not self._hand_on(task):
+        """A task that may run here waits here: schedule() hands it on if this CPU is offline."""
+        here = self.agent.cpu
+        if (here is not None and task.may_run_on(here)) or not self._hand_on(task):
             self.queue.add(task)
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
@@ -51,9 +53,10 @@ class FifoPerCpu(AgentPolicy):
             self.enqueue(task)
 
     def schedule(self) -> Iterator[Transaction]:
-        if self.agent.cpu is not None and not self.agent.is_online(self.agent.cpu):
+        idle = self.agent.idle_cpus()
+        if not idle and self.agent.cpu is not None and not self.agent.is_online(self.agent.cpu):
             self.queue.discard_if(self._hand_on)
-        for cpu in self.agent.idle_cpus():
+        for cpu in idle:
             if task := self.queue.pop(cpu):
                 yield Transaction(task, cpu)
             elif self.steal:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the core refused to an agent: how often each task, which tasks rest for that, and which CPUs they avoid."""
+"""What the core refused to an agent: how often each task, and which tasks rest for that."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from ..agents.task import Task, Transaction, TxnState
 #: For how long a task that was refused rests, when nothing was told of it since it was refused before: twice as long
 #: each time. What it may do and what the core does not agree, and the next try would end as the last did.
 _REST_LEAST_NS, _REST_MOST_NS = 1_000_000, 64_000_000
-#: For how long a task avoids a CPU from 64 on that was refused: ``Task.allowed`` does not tell of those.
-_AVOID_NS = 250_000_000
 
 
 class Refusals:
     """The refusals of one agent. A refusal counts until there is news of its task."""
 
     def __init__(self) -> None:
-        #: How often each task was refused since the last news of it, other than for a CPU that it avoids now.
+        #: How often each task was refused since the last news of it.
         self.tasks: dict[Task, int] = {}
         self._resting: dict[Task, tuple[int, Transaction, TxnState]] = {}  # until when
-        self._avoiding: dict[Task, int] = {}  # until when
 
     @property
     def due_ns(self) -> int:
@@ -28,30 +25,19 @@ class Refusals:
 
     def add(self, transaction: Transaction, task: Task, state: TxnState, now_ns: int) -> bool:
         """Count that ``transaction`` of ``task`` failed; whether ``task`` rests for that, until rested() returns it."""
-        count, cpu = self.tasks.get(task, 0), transaction.cpu
-        if state == TxnState.INVALID_CPU and cpu > 63 and task.may_run_on(cpu):
-            task.refused |= 1 << cpu
-            self._avoiding.setdefault(task, now_ns + _AVOID_NS)
-        else:
-            count += 1
-        self.tasks[task] = count
+        self.tasks[task] = count = self.tasks.get(task, 0) + 1
         if count > 1:
             rest_ns = min(_REST_LEAST_NS << min(count - 2, 16), _REST_MOST_NS)
             self._resting[task] = now_ns + rest_ns, transaction, state
         return count > 1
 
     def rested(self, now_ns: int) -> list[tuple[Transaction, TxnState]]:
-        """Take out what failed of those tasks that have rested; a CPU that was refused long ago may be tried again."""
+        """Take out what failed of those tasks that have rested."""
         rested = [task for task, (until_ns, _, _) in self._resting.items() if until_ns <= now_ns]
-        for task in [task for task, until_ns in self._avoiding.items() if until_ns <= now_ns]:
-            del self._avoiding[task]
-            task.refused = 0
         return [self._resting.pop(task)[1:] for task in rested]
 
     def forget(self, task: Task) -> bool:
         """There is news of ``task``, and what was refused may not be any more; whether it rested."""
         if self.tasks.pop(task, None) is None:
             return False
-        task.refused = 0
-        self._avoiding.pop(task, None)
         return self._resting.pop(task, None) is not None

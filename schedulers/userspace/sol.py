@@ -35,6 +35,9 @@ class Sol(AgentPolicy):
         super().__init__(agent, **options)
         self.siblings = {cpu.id: tuple(cpu.siblings) for cpu in agent.topology.cpus}
         self.queue = RunQueue()
+        self._assign_idle, self._assign_busy = (
+            agent.match(self.queue, self.slice_ns, self.siblings, busy=busy) for busy in (False, True)
+        )
         self.enqueue, self.dequeue = self.queue.add, self.queue.discard  # type: ignore[method-assign]
         self.ahead: dict[int, Task] = {}  # committed to a busy CPU, the oldest first
 
@@ -44,15 +47,13 @@ class Sol(AgentPolicy):
             self.queue.add_first(transaction.task)
 
     def schedule(self) -> list[Transaction]:
-        decided: list[Transaction] = []
-        if self.queue or self.ahead:
+        if self.ahead:
             idle = self.agent.idle_cpus()
-            if idle and self.ahead:
-                decided += self._move_to_idle(idle)
-            if self.queue:
-                decided += self._assign(idle)
-            if self.queue:
-                decided += self._assign_ahead()
+            decided = [*self._move_to_idle(idle), *self._assign(idle)] if idle else []
+        else:
+            decided = self._assign_idle()
+        if self.queue:
+            decided += self._assign_ahead()
         self.looks_again = bool(self.queue or self.ahead)
         return decided
 
@@ -62,7 +63,7 @@ class Sol(AgentPolicy):
 
     def _assign_ahead(self) -> list[Transaction]:
         """Give each busy CPU the task that it runs next."""
-        decided = self._assign(self.agent.busy_cpus())
+        decided = self._assign_busy()
         for task, cpu, *_ in decided:
             assert task is not None
             self.ahead.pop(cpu, None)

@@ -160,6 +160,15 @@ class Turns:
                     break
         return transactions
 
+    def match(
+        self, queue: RunQueue, flags: CpuFlags, busy: bool, slice_ns: int, siblings: dict[int, tuple[int, ...]]
+    ) -> list[Transaction]:
+        """Give each idle CPU, or each busy one, a task out of ``queue``: see RunQueue.match()."""
+        if not queue:
+            return []
+        pairs = queue.match(flags.busy() if busy else flags.idle(), siblings)
+        return [Transaction(task, cpu, slice_ns) for task, cpu in pairs]
+
     def commit(self, transactions: Sequence[Transaction], group: bool) -> list[int]:
         """Commit ``transactions``, in batches; the TxnState of each."""
         size, results = self._channel.batch, []
@@ -241,6 +250,7 @@ class Turns:
     def _read(self) -> int:
         records = self._channel.read()
         tasks, callbacks, refused = self._agent.tasks, self._callbacks, self._refusals.tasks
+        is_wide, allowed_rest = self._words.is_wide, self._words.allowed_rest
         for _, gtid, runtime_ns, at_ns, allowed, seq, kind, flags, word, cpu, tgid, weight in records:
             callback = callbacks[kind]
             if not gtid:
@@ -259,6 +269,8 @@ class Turns:
                 continue  # the status words were newer
             rested = refused and task in refused and self._refusals.forget(task)
             before = task.allowed
+            if is_wide:
+                allowed |= allowed_rest(word)
             task.seq, task.cpu, task.since_ns, task.allowed = seq, cpu, at_ns, allowed
             task.weight, task.tgid, task.word = weight, tgid, word
             if kind <= _LAST_WAITING:

@@ -54,6 +54,7 @@ def test_tasks_use_all_cpus_of_their_enclave_and_no_others(
     assert set(one.per_cpu()) >= set(one.cpus)
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_two_enclaves_keep_apart(workload: Workload, enclave: MakeEnclave) -> None:
     first, second = enclave("1"), enclave("2-3", "rr")
@@ -202,7 +203,7 @@ def count_loops_outside(me: Me) -> None:
 
 
 @pytest.mark.kernel_independent
-@pytest.mark.parametrize("crowded", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize("crowded", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["idle", "busy"])
 def test_spinner_moves_in_soon(workload: Workload, enclave: MakeEnclave, crowded: bool) -> None:
     biff = enclave("1-2", slice="5ms")
     if crowded:

@@ -91,6 +91,7 @@ def test_committed_task_runs_on_the_cpu_of_its_transaction(workload: Workload, a
     assert as_committed >= 3, "all but the tasks whose CPU another class took"
 
 
+@pytest.mark.kernel_independent
 @pytest.mark.own_core
 def test_each_refused_transaction_has_its_own_code_and_strands_no_task(
     workload: Workload, agent: MakeAgent, enclave: MakeEnclave
@@ -151,6 +152,7 @@ def _known(agent: Agent, child: Child) -> Task:
     return next(task for task in agent.tasks.values() if task.tid == child.pid)
 
 
+@pytest.mark.kernel_independent(on="oldest")
 def test_commit_of_a_task_that_ended_is_not_found(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1-2")
     for _ in range(20):
@@ -213,6 +215,7 @@ def test_take_moves_the_tasks_that_have_waited_longest_for_another_cpu(workload:
     assert one.loads() == {1: 4, 2: 0}
 
 
+@pytest.mark.kernel_independent
 def test_preempting_commit_takes_the_cpu_at_once(workload: Workload, agent: MakeAgent) -> None:
     one = agent("1")
     hog, victim = spinner(workload, one, 1)
@@ -462,6 +465,7 @@ def test_replaced_agent_may_not_commit(workload: Workload, agent: MakeAgent) -> 
     channel.tid = mine
 
 
+@pytest.mark.kernel_independent(on="oldest")
 def test_affinity_changed_after_the_commit_strands_no_task(workload: Workload, agent: MakeAgent) -> None:
     """A committed task whose new affinity excludes the CPU waits again, with a message, and runs elsewhere."""
     one = agent("1-3")

@@ -52,13 +52,8 @@ def show_longest_pause(me: Me) -> None:
         me.set(longest_ns)
 
 
-@pytest.mark.parametrize(
-    "policy",
-    [
-        "fifo_centralized",
-        *(pytest.param(policy, marks=pytest.mark.soak) for policy in ("fifo_per_cpu", "sol", "shinjuku", "edf", "cfs")),
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("policy", ["fifo_centralized", "fifo_per_cpu", "sol", "shinjuku", "edf", "cfs"])
 def test_healthy_agent_under_load_and_at_rest_is_never_timed_out(
     workload: Workload, agent_process: MakeAgentProcess, policy: str
 ) -> None:
@@ -100,6 +95,7 @@ def test_waiting_task_moved_to_another_enclave_runs_there(
     assert {task.tid for task in other.tasks()} == {child.pid for child in children}
 
 
+@pytest.mark.kernel_independent(on="oldest")
 def test_agent_that_hangs_in_a_turn_is_timed_out(workload: Workload, agent_process: MakeAgentProcess) -> None:
     """The task never blocks and is alone, so no unread message shows that the agent hangs."""
     one, agents = agent_process("1", Hangs)

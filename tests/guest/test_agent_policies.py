@@ -39,14 +39,18 @@ KINDS = {
 }
 
 
-#: Kinds that every run tests; _SOAK is for make test-soak, all others for make test-marathon.
-_MAIN = ("centralized", "centralized, asked everything", "per CPU")
+#: Kinds that every run tests, with their marks; _SOAK is for make test-soak, all others for make test-marathon.
+_MAIN: dict[str, tuple[pytest.MarkDecorator, ...]] = {
+    "centralized": (),
+    "centralized, asked everything": (pytest.mark.kernel_independent(on="oldest"),),
+    "per CPU": (pytest.mark.kernel_independent(),),
+}
 _SOAK = ("sol", "shinjuku", "edf", "cfs")
 
 
 def _marks(kind: str) -> tuple[pytest.MarkDecorator, ...]:
     if kind in _MAIN:
-        return ()
+        return _MAIN[kind]
     return (pytest.mark.soak if kind in _SOAK else pytest.mark.marathon,)
 
 

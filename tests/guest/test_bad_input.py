@@ -94,6 +94,7 @@ def test_enclave_that_does_not_exist_is_refused() -> None:
         refused(ghostbpf("enclave", *line.split()), f"there is no enclave {line.split()[1]}", "enclave ls")
 
 
+@pytest.mark.soak
 def test_missing_enclave_is_refused_beside_an_existing_one(enclave: MakeEnclave) -> None:
     enclave("1")
     for line in ("show 5", "add 5 1", "rm 5 1", "swap 5 rr", "destroy 5"):
@@ -101,6 +102,7 @@ def test_missing_enclave_is_refused_beside_an_existing_one(enclave: MakeEnclave)
     assert [e.id for e in Enclaves.open() or ()] == [1]
 
 
+@pytest.mark.soak
 def test_cpus_of_another_enclave_are_refused(enclave: MakeEnclave) -> None:
     enclave("1-2")
     refused(ghostbpf("run", "rr", "--cpus", "2-3", "--", "true"), "enclave 1 holds CPU 2", "enclave destroy 1")
@@ -111,6 +113,7 @@ def test_cpus_of_another_enclave_are_refused(enclave: MakeEnclave) -> None:
     assert [(e.id, e.policy) for e in Enclaves.open() or ()] == [(1, "biff"), (2, "biff")]
 
 
+@pytest.mark.shared_core
 def test_list_with_an_unmovable_task_moves_no_task(workload: Workload, enclave: MakeEnclave) -> None:
     enclave("1")
     good, dead = workload.spinner(), workload.spinner()
@@ -135,6 +138,7 @@ def test_list_with_an_unmovable_task_moves_no_task(workload: Workload, enclave: 
     assert Enclaves.open().core.tasks() == []  # type: ignore[union-attr]
 
 
+@pytest.mark.shared_core
 def test_task_of_another_enclave_is_not_removed_by_the_wrong_id(workload: Workload, enclave: MakeEnclave) -> None:
     enclave("1")
     child = workload.spinner(enclave("2"))
@@ -142,6 +146,7 @@ def test_task_of_another_enclave_is_not_removed_by_the_wrong_id(workload: Worklo
     assert in_ext(child.pid)
 
 
+@pytest.mark.shared_core
 def test_bad_option_of_a_swap_changes_nothing(enclave: MakeEnclave) -> None:
     e = enclave("1", "biff")
     for setting, *says in (
@@ -153,6 +158,8 @@ def test_bad_option_of_a_swap_changes_nothing(enclave: MakeEnclave) -> None:
     assert (e.policy, e.swaps) == ("biff", 0)
 
 
+@pytest.mark.shared_core
+@pytest.mark.soak
 def test_swap_to_a_policy_with_an_agent_names_the_command(enclave: MakeEnclave, tmp_path: Path) -> None:
     file = tmp_path / "lab.py"
     file.write_text(
@@ -164,32 +171,14 @@ def test_swap_to_a_policy_with_an_agent_names_the_command(enclave: MakeEnclave, 
     assert (e.policy, e.swaps) == ("biff", 0)
 
 
-@pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize(
-    ("first", "capability"),
-    [
-        (nobody, "CAP_BPF and CAP_PERFMON"),
-        (without("CAP_BPF", "CAP_SYS_ADMIN"), "CAP_BPF"),
-        (without("CAP_PERFMON", "CAP_SYS_ADMIN"), "CAP_PERFMON"),
-    ],
-    ids=["nobody", "CAP_BPF", "CAP_PERFMON"],
-)
-def test_missing_capability_is_named(first: Callable[[], None], capability: str) -> None:
-    for line in ("run biff -- true", "run biff --all -- true", "enclave destroy 1", "enclave destroy --all"):
-        refused(ghostbpf(*line.split(), first=first), f"without {capability}\n", "sudo")
-
-
+@pytest.mark.shared_core
 def test_ordinary_user_may_not_list_enclaves(enclave: MakeEnclave) -> None:
     enclave("1")
     for line in ("ls", "show 1"):
         refused(ghostbpf("enclave", *line.split(), first=nobody), "/sys/fs/bpf", "CAP_DAC_OVERRIDE", "sudo")
 
 
-def test_run_without_sys_admin_works_with_the_finer_capabilities() -> None:
-    done = ghostbpf("run", "biff", "--cpus", "1", "--", "sh", "-c", "exit 4", first=without("CAP_SYS_ADMIN"))
-    assert done == Done(4, "", "")
-
-
+@pytest.mark.shared_core
 def test_task_of_another_user_is_refused_without_cap_sys_nice(workload: Workload, enclave: MakeEnclave) -> None:
     def spin(me: Me) -> None:
         os.setresuid(65534, 65534, 65534)
@@ -210,6 +199,26 @@ def test_task_of_another_user_is_refused_without_cap_sys_nice(workload: Workload
     assert [task.tid for task in other.tasks()] == [child.pid]
 
 
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("first", "capability"),
+    [
+        (nobody, "CAP_BPF and CAP_PERFMON"),
+        (without("CAP_BPF", "CAP_SYS_ADMIN"), "CAP_BPF"),
+        pytest.param(without("CAP_PERFMON", "CAP_SYS_ADMIN"), "CAP_PERFMON", marks=pytest.mark.soak),
+    ],
+    ids=["nobody", "CAP_BPF", "CAP_PERFMON"],
+)
+def test_missing_capability_is_named(first: Callable[[], None], capability: str) -> None:
+    for line in ("run biff -- true", "run biff --all -- true", "enclave destroy 1", "enclave destroy --all"):
+        refused(ghostbpf(*line.split(), first=first), f"without {capability}\n", "sudo")
+
+
+def test_run_without_sys_admin_works_with_the_finer_capabilities() -> None:
+    done = ghostbpf("run", "biff", "--cpus", "1", "--", "sh", "-c", "exit 4", first=without("CAP_SYS_ADMIN"))
+    assert done == Done(4, "", "")
+
+
 @contextlib.contextmanager
 def unmounted() -> Iterator[None]:
     subprocess.run(["umount", core.BPFFS], check=True)
@@ -220,6 +229,7 @@ def unmounted() -> Iterator[None]:
             subprocess.run(["mount", "-t", "bpf", "bpf", core.BPFFS], check=True)
 
 
+@pytest.mark.soak
 def test_bpffs_that_is_not_mounted_is_mounted() -> None:
     with unmounted():
         assert ghostbpf("enclave", "ls") == Done(0, "no enclaves\n", "")
@@ -246,8 +256,11 @@ def _one_missing(e: core.Core) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "why"),
-    [(_another_version, "version 99"), (_another_size, "holds 8 bytes|cannot be mapped"), (_one_missing, "counters")],
-    ids=["version", "size", "missing"],
+    [
+        pytest.param(_another_version, "version 99", id="version"),
+        pytest.param(_another_size, "holds 8 bytes|cannot be mapped", id="size", marks=pytest.mark.soak),
+        pytest.param(_one_missing, "counters", id="missing", marks=pytest.mark.soak),
+    ],
 )
 def test_pins_of_another_version_are_refused_until_destroy_all(
     workload: Workload, enclave: MakeEnclave, spoil: Callable[[core.Core], None], why: str

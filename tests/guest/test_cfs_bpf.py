@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -46,6 +47,7 @@ def _busy() -> None:
         pass
 
 
+@pytest.mark.kernel_independent
 def test_simple(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-2", "cfs_bpf")
     crowd = workload.crowd(1, _simple, one)
@@ -100,6 +102,7 @@ def test_shares_are_those_of_each_cpu(workload: Workload, enclave: MakeEnclave) 
         expect_shares(children, (0, 5, 10), 5000, 0.1)
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_new_nice_value_counts_from_now_on(workload: Workload, enclave: MakeEnclave) -> None:
     children = spinners(workload, enclave("1", "cfs_bpf"), nices=(0, 0))
@@ -284,7 +287,9 @@ def _check_all_run(enclave: Enclave, children: list[Child]) -> None:
         child.progress()
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(2, marks=pytest.mark.kernel_independent), pytest.param(50, marks=pytest.mark.soak)]
+)
 def test_swaps_under_load_lose_no_task(
     workload: Workload, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch, rng: Random, rounds: int
 ) -> None:
@@ -333,3 +338,32 @@ def test_tasks_waiting_when_the_loader_dies_in_a_swap_run_on(
     with Enclaves.change():
         assert not one._record.draining, "the next command drains the queues"
     _check_all_run(one, children)
+
+
+def test_cgroups_share_a_cpu_by_their_weights_whatever_the_number_of_their_tasks(
+    workload: Workload, enclave: MakeEnclave, cgroup: Path
+) -> None:
+    weights, numbers = (100, 400, 1600), (2, 1, 2)
+    made = enclave("1", "cfs_bpf")
+    groups = []
+    for weight, number in zip(weights, numbers, strict=True):
+        group = cgroup / f"weight-{weight}"
+        group.mkdir()
+        (group / "cpu.weight").write_text(f"{weight}")
+        for _ in range(number):
+            child = workload.spinner(made)
+            (group / "cgroup.procs").write_text(f"{child.pid}")
+        groups.append(group)
+
+    def used() -> list[int]:
+        return [int((group / "cpu.stat").read_text().split()[1]) for group in groups]
+
+    before = used()
+
+    def shares() -> list[float]:
+        ran = [now - then for now, then in zip(used(), before, strict=True)]
+        return [one / max(sum(ran), 1) for one in ran]
+
+    until(lambda: sum(used()) - sum(before) > 3_000_000, "3 s of run time")
+    print("shares", shares())
+    until(lambda: shares() == pytest.approx([1 / 21, 4 / 21, 16 / 21], rel=0.1), "shares of 1:4:16")

@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(o
 
 #: The keys of ``enclave ls --json``, a stable interface.
 LS_KEYS = ["enclave", "policy", "cpus", "tasks", "elsewhere", "swaps", "uid", "age"]
-COUNTER_KEYS = ["idle", "queued", "switches", "preempted", "affinity_misses", "runtime_ns"]
+LENDING_KEYS = ["lent_ns", "borrowed_ns", "borrowings", "reclaims"]
+COUNTER_KEYS = ["idle", "queued", "switches", "preempted", "affinity_misses", "runtime_ns", *LENDING_KEYS]
 
 
 def gone() -> bool:
@@ -73,6 +74,7 @@ def test_command_has_the_signals_of_a_fresh_process() -> None:
     assert {name: int(mask, 16) for name, mask in masks.items()} == {"SigPnd": 0, "SigBlk": 0, "SigIgn": 0}
 
 
+@pytest.mark.soak
 def test_options_after_the_command_are_the_commands(tmp_path: Path) -> None:
     done = ghostbpf("run", "biff", "--cpus", "1", "--", "echo", "--cpus", "99", "-h")
     assert (done.status, done.out) == (0, "--cpus 99 -h\n")
@@ -107,12 +109,14 @@ def test_enclave_commands_add_show_swap_remove_and_destroy(workload: Workload, e
     child.asleep()  # otherwise the counters change between two reads
 
     row = json.loads(output_of(ghostbpf("enclave", "ls", "--json")))
-    assert list(row) == LS_KEYS
+    assert list(row) == [*LS_KEYS, "fallback"]
     assert [row[key] for key in LS_KEYS[:-1]] == [1, "biff", "1-2", 1, 0, 0, 0]
     assert re.fullmatch(r"\d+s", row["age"])
 
     shown = json.loads(output_of(ghostbpf("enclave", "show", 1, "--json", "--tasks")))
-    assert list(shown) == [*LS_KEYS, "left", "counters", "per_cpu", "task_list"]
+    more = ["runnable_timeout_ns", "fallback", "left", "lending", "counters", "per_cpu"]
+    assert list(shown) == [*LS_KEYS, *more, "task_list"]
+    assert shown["lending"] == {"lend": False, "borrow": False, "reclaim": "now"}
     assert list(shown["counters"]) == COUNTER_KEYS
     assert shown["per_cpu"]
     assert all(list(cpu) == ["cpu", *COUNTER_KEYS] for cpu in shown["per_cpu"])
@@ -123,6 +127,12 @@ def test_enclave_commands_add_show_swap_remove_and_destroy(workload: Workload, e
     assert (task["tid"], task["pid"], task["enclave"]) == (child.pid, child.pid, 1)
 
     assert output_of(ghostbpf("enclave", "swap", 1, "rr", "--set", "slice=2ms")) == "enclave 1: biff -> rr\n"
+    off, on = ("lend no, borrow no, reclaim now", "lend no, borrow yes, reclaim now")
+    assert output_of(ghostbpf("enclave", "set", 1, "--borrow", "yes")) == f"enclave 1: {off} -> {on}\n"
+    assert output_of(ghostbpf("enclave", "set", 1, "--lend", "no")) == f"enclave 1: {on}, as before\n"
+    loops = child.loops
+    child.wake()
+    until(lambda: child.loops > loops)
     table = output_of(ghostbpf("enclave", "ls"))
     assert table.split()[: len(LS_KEYS)] == LS_KEYS
     assert table.splitlines()[2].split()[:7] == ["1", "rr", "1-2", "1", "0", "1", "0"]
@@ -138,29 +148,34 @@ def test_enclave_commands_add_show_swap_remove_and_destroy(workload: Workload, e
 
 
 def test_stats_come_a_line_a_second_and_as_json() -> None:
-    with running("run", "biff", "--cpus", "1-2") as plain:
+    with running("run", "biff", "--cpus", "1-2", "--lend", "yes", "--reclaim", "tick") as plain:
         plain.until(lambda: plain.out.count("\n") >= 2)
+        with running("run", "rr", "--cpus", "3", "--json") as lines:
+            lines.until(lambda: lines.out.count("\n") >= 1)
+            lines.signal(signal.SIGTERM)
+            row = json.loads(lines.wait().out.splitlines()[0])
+        shown = output_of(ghostbpf("enclave", "show", 1))
+        assert "  lending: lend yes, borrow no, reclaim tick\n     lent: 0 ns, 0 reclaims\n" in shown
         plain.signal(signal.SIGINT, group=True)
         done = plain.wait()
     assert done.status == 0
     assert "enclave 1 is scheduled by biff on CPU 1-2" in done.err
     for line in done.out.splitlines():
         assert re.fullmatch(
-            r"biff: tasks=0 busy=\d+\.\d\d/2 idle=\d+/s queued=\d+/s switches=\d+/s preempted=\d+/s "
-            r"affinity_misses=\d+/s",
+            r"biff: tasks=0 busy=\d+\.\d\d/2 lent=0\.00 borrowed=0\.00 idle=\d+/s queued=\d+/s switches=\d+/s "
+            r"preempted=\d+/s affinity_misses=\d+/s",
             line,
         )
-    with running("run", "rr", "--cpus", "3", "--json") as lines:
-        lines.until(lambda: lines.out.count("\n") >= 1)
-        lines.signal(signal.SIGTERM)
-        done = lines.wait()
-    row = json.loads(done.out.splitlines()[0])
-    assert list(row) == ["enclave", "policy", "tasks", "busy_cpus", *COUNTER_KEYS[:-1]]
-    assert (row["enclave"], row["policy"], row["tasks"]) == (1, "rr", 0)
+    cpus = ["busy_cpus", "lent_cpus", "borrowed_cpus"]
+    assert list(row) == ["enclave", "policy", "tasks", *cpus, *COUNTER_KEYS[:5], "borrowings", "reclaims"]
+    assert (row["enclave"], row["policy"], row["tasks"]) == (2, "rr", 0)
     assert gone()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.soak) for other in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_signal_ends_run_without_a_command_and_leaves_nothing(number: signal.Signals) -> None:
     with running("run", "biff", "--cpus", "1-2") as process:
         process.until(lambda: "Ctrl-C ends" in process.err)
@@ -179,7 +194,8 @@ def test_ctrl_c_reaches_the_command_and_run_exits_with_its_status() -> None:
     assert gone()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.soak)])
 def test_signal_to_run_is_passed_on_to_the_command(number: signal.Signals) -> None:
     with running("run", "biff", "--cpus", "1-2", "--", "sh", "-c", "echo ready; exec sleep 1000") as process:
         process.until(lambda: "ready" in process.out)
@@ -208,6 +224,7 @@ def test_signals_at_any_moment_leave_nothing_behind(rng: Random) -> None:
     assert gone()
 
 
+@pytest.mark.soak
 def test_nohup_keeps_run_alive_through_a_hangup() -> None:
     with running("run", "biff", "--cpus", "1", first=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
         process.until(lambda: "Ctrl-C ends" in process.err)
@@ -232,6 +249,7 @@ def test_destroyed_enclave_ends_its_run_and_the_next_one_of_that_id_is_left_alon
     ghostbpf("enclave", "destroy", 1)
 
 
+@pytest.mark.soak
 def test_command_runs_on_when_its_enclave_is_destroyed() -> None:
     with running("run", "biff", "--cpus", "1-2", "--", "sh", "-c", "echo ready; exec sleep 1000") as process:
         process.until(lambda: "ready" in process.out)
@@ -274,6 +292,7 @@ def test_under_all_per_cpu_kernel_threads_do_not_wait_for_hogs(workload: Workloa
         hog.progress()
 
 
+@pytest.mark.soak
 def test_all_takes_over_its_own_enclave_and_refuses_a_partial_core(enclave: MakeEnclave) -> None:
     assert ghostbpf("run", "biff", "--all", "--keep", "--", "true").status == 0
     assert ghostbpf("run", "rr", "--all", "--enclave", 1, "--", "sh", "-c", "exit 8").status == 8

@@ -36,6 +36,7 @@ def depart(tid: int = 0) -> None:
     os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
 
 
+@pytest.mark.kernel_independent
 def test_task_that_leaves_by_itself_runs_on(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
 
@@ -177,6 +178,7 @@ def futex_pi(word: Any, operation: int) -> None:
 pi_futex = pytest.mark.skipif("futex" not in libc.NUMBERS, reason="the number of futex(2) is not known here")
 
 
+@pytest.mark.kernel_independent
 @pi_futex
 def test_priority_inheritance_is_no_departure(workload: Workload, enclave: MakeEnclave) -> None:
     """While a real-time task waits for a lock, its owner runs in the real-time class; then it returns."""
@@ -215,15 +217,20 @@ def test_priority_inheritance_is_no_departure(workload: Workload, enclave: MakeE
 
 
 class Lock:
-    """A lock whose owner, a spinner, inherits the priority of a real-time waiter."""
+    """A lock whose owner inherits the priority of a real-time waiter.
 
-    def __init__(self) -> None:
+    The owner spins, or sleeps for ``nap`` seconds a time until release(): a real-time spinner delays all other work
+    on its CPU.
+    """
+
+    def __init__(self, nap: float = 0) -> None:
+        self._nap = nap
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
         self._word = libc.ffi.from_buffer("uint32_t[]", self._shared)
         self._released = self._word + 16  # in another cache line
 
     def own(self, me: Me) -> None:
-        """Lock it, spin until release(), unlock it, and spin on."""
+        """Lock it, wait for release(), unlock it, and spin."""
         futex_pi(self._word, _LOCK_PI)
         me.set(1)
         while not me.stopped:
@@ -231,6 +238,8 @@ class Lock:
             if self._released[0] == 1:
                 futex_pi(self._word, _UNLOCK_PI)
                 self._released[0] = 2
+            elif self._nap and self._released[0] == 0:
+                time.sleep(self._nap)
 
     def want(self, _me: Me) -> None:
         """Wait for the lock in a real-time class."""
@@ -247,6 +256,7 @@ def is_boosted(child: Child) -> bool:
     return sched_field(child.pid, "prio") < 100
 
 
+@pytest.mark.kernel_independent
 @pi_futex
 def test_agent_keeps_a_task_through_priority_inheritance(workload: Workload, agent: MakeAgent) -> None:
     """For the agent the task sleeps; afterwards it has the same gtid, run time and sequence of messages."""
@@ -288,6 +298,7 @@ def test_agent_keeps_a_task_through_priority_inheritance(workload: Workload, age
     assert one.status_words[task.word].runtime_ns >= ran
 
 
+@pytest.mark.kernel_independent
 @pi_futex
 def test_boosted_task_whose_class_is_changed_is_dead_to_its_agent(workload: Workload, agent: MakeAgent) -> None:
     """After the boost it is in the fair class, and no op is called at its end."""
@@ -335,9 +346,10 @@ def test_cfs_bpf_charges_no_run_time_from_outside_the_enclave(
     assert runtime_ns(child.pid) - mine > 100 * 10**6
 
 
+@pytest.mark.kernel_independent
 @pi_futex
 def test_destroy_hands_a_boosted_task_back(workload: Workload, enclave: MakeEnclave) -> None:
-    biff, lock = enclave("1"), Lock()
+    biff, lock = enclave("1"), Lock(nap=0.001)
     keeps = enclave("2")  # and keeps the core attached
     owner = workload.spawn(lock.own, biff)
     until(lambda: owner.value, "it has the lock")
@@ -357,6 +369,7 @@ def test_destroy_hands_a_boosted_task_back(workload: Workload, enclave: MakeEncl
     assert [task.enclave for task in keeps.core.tasks()] == [0]
 
 
+@pytest.mark.kernel_independent
 def test_task_that_returns_to_the_class_by_itself_is_in_no_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     """The core's built-in FIFO runs it, on any CPU."""
     biff = enclave("1-2")
@@ -405,6 +418,7 @@ def test_run_reports_at_its_end_which_tasks_left(policy: str) -> None:
     assert re.fullmatch(rf"9 tasks left the enclave by themselves: {names}1 before\n", done.err)
 
 
+@pytest.mark.kernel_independent
 def test_slice_without_end_ends_with_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     """A loader that dies then has handed no task back."""
     biff = enclave("1", slice=ENDLESS)

@@ -55,6 +55,7 @@ def test_commands_of_a_page_succeed(page: str, tmp_path: Path) -> None:
     run_page(page, tmp_path)
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_commands_of_troubleshooting_succeed_beside_an_enclave(tmp_path: Path) -> None:
     assert ghostbpf("run", "biff", "--cpus", "2-3", "--keep", "--", "true").status == 0

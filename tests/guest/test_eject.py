@@ -51,6 +51,7 @@ def still_runs(child: Child) -> None:
     tasks.set_policy(child.pid, os.SCHED_OTHER)
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_run_without_a_command_reports_the_ejection_and_exits_with_1(workload: Workload, eject: Eject) -> None:
     with running("run", "biff", "--cpus", "1-2") as process:
@@ -72,6 +73,7 @@ def test_run_without_a_command_reports_the_ejection_and_exits_with_1(workload: W
     assert not core.ROOT.exists()
 
 
+@pytest.mark.kernel_independent
 def test_run_with_a_command_lets_it_finish_and_reports_the_ejection(eject: Eject) -> None:
     script = "echo ready; while grep -q enabled /sys/kernel/sched_ext/state; do sleep 0.1; done; exit 7"
     with running("run", "biff", "--cpus", "1-2", "--", "sh", "-c", script) as process:
@@ -149,7 +151,7 @@ def test_dump_names_each_enclave_its_policy_and_the_enclave_of_each_task(
     _EVENT.write_text("1")
     try:
         Path("/proc/sysrq-trigger").write_text("D")
-        text = until(lambda: (t := _TRACE.read_text()).count("enclave ") >= 6 and t)
+        text = until(lambda: (t := _TRACE.read_text()).count("enclave ") >= 8 and t)
     finally:
         _EVENT.write_text("0")
     lines = [line.partition("sched_ext_dump: ")[2].strip() for line in text.splitlines()]
@@ -172,6 +174,7 @@ BPF_PROG(wrong_enqueue, struct task_struct *p, u64 enq_flags)
 """
 
 
+@pytest.mark.kernel_independent(on="oldest")
 def test_policy_error_ejects_the_core_with_a_dump_that_names_the_policy(
     workload: Workload, enclave: MakeEnclave, eject: Eject, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from command import fork, ghostbpf
+from command import fork
 from ghostbpf.loaders import sched_ext
 from ghostbpf.loaders.errors import GhostError
 from ghostbpf.loaders.maps import Map, MmapArray
@@ -19,10 +19,13 @@ from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.errors import EnclaveBusy, NoSuchEnclave, TaskError
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.schedulers.resize import is_supported
 from workload import MakeEnclave, Workload, in_ext, offline, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(on="oldest")]
+pytestmark = [
+    pytest.mark.usefixtures("quiet"),
+    pytest.mark.shared_core,
+    pytest.mark.kernel_independent(on="oldest"),
+]
 
 
 def params(enclave: Enclave, policy: Policy, bank: int = 0) -> MmapArray:
@@ -30,6 +33,7 @@ def params(enclave: Enclave, policy: Policy, bank: int = 0) -> MmapArray:
     return MmapArray(Map.open(enclave.path / f"policy_{bank}" / "params"), *policy.params_type)
 
 
+@pytest.mark.own_core
 def test_created_enclave_is_listed_by_every_open(enclave: MakeEnclave) -> None:
     enclave("1-2", "biff")
     enclave("3", "rr")
@@ -46,6 +50,7 @@ def test_created_enclave_is_listed_by_every_open(enclave: MakeEnclave) -> None:
             enclaves.get(id)
 
 
+@pytest.mark.own_core
 def test_no_core_is_attached_until_an_enclave_is_made() -> None:
     assert Enclaves.open() is None
     with Enclaves.change() as enclaves:
@@ -54,6 +59,79 @@ def test_no_core_is_attached_until_an_enclave_is_made() -> None:
         assert sched_ext.status().state == "enabled"
     assert sched_ext.status().state == "disabled"
     assert not core.ROOT.exists()
+
+
+@pytest.mark.own_core
+def test_last_destroy_detaches_and_hands_tasks_back_with_their_nice(workload: Workload, enclave: MakeEnclave) -> None:
+    e = enclave("1-3")
+    children = [workload.spinner(e) for _ in range(3)]
+    for nice, child in zip((0, 5, 19), children, strict=True):
+        os.setpriority(os.PRIO_PROCESS, child.pid, nice)
+    with Enclaves.change() as enclaves:
+        assert enclaves is not None
+        enclaves.get(e.id).destroy()
+    assert Enclaves.open() is None
+    assert sched_ext.status().state == "disabled"
+    assert not core.ROOT.exists()
+    for nice, child in zip((0, 5, 19), children, strict=True):
+        assert tasks.policy_of(child.pid) == os.SCHED_OTHER
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == nice
+        child.progress()
+
+
+@pytest.mark.own_core
+def test_pins_are_a_directory_per_enclave_for_its_owner_alone(enclave: MakeEnclave) -> None:
+    for e in (enclave("1"), enclave("2", "rr")):
+        assert (e.path / "policy_0" / "params").exists()
+    paths = [core.ROOT, *core.ROOT.rglob("*")]
+    modes = {str(path): stat.filemode(path.stat().st_mode) for path in paths}
+    assert modes == {str(path): "drwx------" if path.is_dir() else "-rw-------" for path in paths}
+    assert {path.name for path in core.ROOT.iterdir()} == {"core", "enclave_1", "enclave_2"}
+    assert (core.CORE / "link").exists()
+
+
+@pytest.mark.own_core
+def test_processes_that_make_enclaves_at_once_take_turns() -> None:
+    gate_out, gate_in = os.pipe()
+
+    def make(cpus: str) -> None:
+        os.read(gate_out, 1)
+        with Enclaves.create() as enclaves:
+            made = enclaves.new(CpuSet.parse(cpus), POLICIES["biff"])
+        print(made.id, made.cpus)
+
+    processes = [fork(lambda cpus=cpus: make(cpus)) for cpus in ("1", "2", "3", "2-3")]
+    os.write(gate_in, b"!" * len(processes))
+    done = [process.wait() for process in processes]
+    os.close(gate_out)
+    os.close(gate_in)
+
+    listed = {(e.id, str(e.cpus)) for e in Enclaves.open() or ()}
+    printed = {tuple(result.out.split()) for result in done if result.status == 0}
+    assert {(str(id), cpus) for id, cpus in listed} == printed
+    assert sorted(id for id, _ in listed) == list(range(1, len(listed) + 1))
+    # Of "2", "3" and "2-3", the first one excludes those that overlap with it.
+    assert {cpus for _, cpus in listed} in ({"1", "2", "3"}, {"1", "2-3"})
+    for result in done:
+        assert result.status == 0 or "EnclaveBusy: enclave" in result.err
+    with Enclaves.change() as enclaves:
+        for e in enclaves or ():
+            e.destroy()
+
+
+@pytest.mark.own_core
+@pytest.mark.soak
+def test_enclave_64_is_refused_with_the_limit(enclave: MakeEnclave) -> None:
+    e = enclave("1")
+    others = [e.core.enclaves[id] for id in range(2, core.constant("MAX_ENCLAVES"))]
+    for record in others:
+        record.state = core.constant("ENCLAVE_ACTIVE")
+    try:
+        with pytest.raises(GhostError, match="63 enclaves"), Enclaves.create() as enclaves:
+            enclaves.new(CpuSet([2]), POLICIES["biff"])
+    finally:
+        for record in others:
+            record.state = core.constant("ENCLAVE_FREE")
 
 
 def test_task_added_runs_in_the_ext_class_and_removed_in_fair(workload: Workload, enclave: MakeEnclave) -> None:
@@ -85,30 +163,13 @@ def test_whole_process_joins_and_leaves_with_every_thread(workload: Workload, en
     assert {tasks.policy_of(tid) for tid in threads} == {os.SCHED_OTHER}
 
 
-def test_last_destroy_detaches_and_hands_tasks_back_with_their_nice(workload: Workload, enclave: MakeEnclave) -> None:
-    e = enclave("1-3")
-    children = [workload.spinner(e) for _ in range(3)]
-    for nice, child in zip((0, 5, 19), children, strict=True):
-        os.setpriority(os.PRIO_PROCESS, child.pid, nice)
-    with Enclaves.change() as enclaves:
-        assert enclaves is not None
-        enclaves.get(e.id).destroy()
-    assert Enclaves.open() is None
-    assert sched_ext.status().state == "disabled"
-    assert not core.ROOT.exists()
-    for nice, child in zip((0, 5, 19), children, strict=True):
-        assert tasks.policy_of(child.pid) == os.SCHED_OTHER
-        assert os.getpriority(os.PRIO_PROCESS, child.pid) == nice
-        child.progress()
-
-
 def test_destroy_of_one_leaves_the_other_at_work(workload: Workload, enclave: MakeEnclave) -> None:
     doomed, other = enclave("1"), enclave("2")
     children = [workload.spinner(e) for e in (doomed, other)]
     with Enclaves.change() as enclaves:
         assert enclaves is not None
         enclaves.get(doomed.id).destroy()
-        assert enclaves.ids() == [other.id]
+        assert doomed.id not in enclaves.ids()
     assert not in_ext(children[0].pid)
     assert in_ext(children[1].pid)
     assert not doomed.path.exists()
@@ -117,7 +178,6 @@ def test_destroy_of_one_leaves_the_other_at_work(workload: Workload, enclave: Ma
 
 
 def test_reused_id_is_another_enclave_and_takes_no_stale_member(workload: Workload, enclave: MakeEnclave) -> None:
-    enclave("1")  # keeps the core attached
     old = enclave("2")
     generation = int(old._record.generation)
     child = workload.spinner(old)
@@ -161,7 +221,6 @@ def test_cpus_of_another_enclave_are_refused_with_its_id(enclave: MakeEnclave) -
         assert busy.value.owner == owner.id
         assert CpuSet.parse(busy.value.cpus) == CpuSet.parse(cpus) & owner.cpus
         assert busy.value.hint is not None
-    assert [str(e.cpus) for e in Enclaves.open() or ()] == ["1-2"]
     assert not (core.ROOT / "enclave_2").exists()
 
 
@@ -208,16 +267,6 @@ def test_tasks_move_from_enclave_to_enclave_without_a_stop(workload: Workload, e
         assert {task.tid for task in target.tasks()} == {runs.pid, sleeps.pid}
 
 
-def test_pins_are_a_directory_per_enclave_for_its_owner_alone(enclave: MakeEnclave) -> None:
-    for e in (enclave("1"), enclave("2", "rr")):
-        assert (e.path / "policy_0" / "params").exists()
-    paths = [core.ROOT, *core.ROOT.rglob("*")]
-    modes = {str(path): stat.filemode(path.stat().st_mode) for path in paths}
-    assert modes == {str(path): "drwx------" if path.is_dir() else "-rw-------" for path in paths}
-    assert {path.name for path in core.ROOT.iterdir()} == {"core", "enclave_1", "enclave_2"}
-    assert (core.CORE / "link").exists()
-
-
 def test_parameters_changed_through_their_pin_take_effect_at_once(workload: Workload, enclave: MakeEnclave) -> None:
     e = enclave("1", "biff", slice="10s")
     with params(e, POLICIES["biff"]) as pinned:
@@ -240,48 +289,7 @@ def test_options_of_a_policy_reach_its_parameters(enclave: MakeEnclave) -> None:
         assert pinned[0].slice_ns == 5_000_000
     with pytest.raises(ValueError, match="no option speed"):
         enclave("3", "rr", speed="1")
-    assert [e.id for e in Enclaves.open() or ()] == [1, 2]
-
-
-def test_processes_that_make_enclaves_at_once_take_turns() -> None:
-    gate_out, gate_in = os.pipe()
-
-    def make(cpus: str) -> None:
-        os.read(gate_out, 1)
-        with Enclaves.create() as enclaves:
-            made = enclaves.new(CpuSet.parse(cpus), POLICIES["biff"])
-        print(made.id, made.cpus)
-
-    processes = [fork(lambda cpus=cpus: make(cpus)) for cpus in ("1", "2", "3", "2-3")]
-    os.write(gate_in, b"!" * len(processes))
-    done = [process.wait() for process in processes]
-    os.close(gate_out)
-    os.close(gate_in)
-
-    listed = {(e.id, str(e.cpus)) for e in Enclaves.open() or ()}
-    printed = {tuple(result.out.split()) for result in done if result.status == 0}
-    assert {(str(id), cpus) for id, cpus in listed} == printed
-    assert sorted(id for id, _ in listed) == list(range(1, len(listed) + 1))
-    # Of "2", "3" and "2-3", the first one excludes those that overlap with it.
-    assert {cpus for _, cpus in listed} in ({"1", "2", "3"}, {"1", "2-3"})
-    for result in done:
-        assert result.status == 0 or "EnclaveBusy: enclave" in result.err
-    with Enclaves.change() as enclaves:
-        for e in enclaves or ():
-            e.destroy()
-
-
-def test_enclave_64_is_refused_with_the_limit(enclave: MakeEnclave) -> None:
-    e = enclave("1")
-    others = [e.core.enclaves[id] for id in range(2, core.constant("MAX_ENCLAVES"))]
-    for record in others:
-        record.state = core.constant("ENCLAVE_ACTIVE")
-    try:
-        with pytest.raises(GhostError, match="63 enclaves"), Enclaves.create() as enclaves:
-            enclaves.new(CpuSet([2]), POLICIES["biff"])
-    finally:
-        for record in others:
-            record.state = core.constant("ENCLAVE_FREE")
+    assert not (core.ROOT / "enclave_3").exists()
 
 
 def test_gone_tasks_and_kernel_threads_are_refused(workload: Workload, enclave: MakeEnclave) -> None:
@@ -297,13 +305,3 @@ def test_gone_tasks_and_kernel_threads_are_refused(workload: Workload, enclave: 
         e.add(2)
     assert tasks.policy_of(2) == os.SCHED_OTHER
     assert e.core.tasks() == []
-
-
-@pytest.mark.kernel_independent(on="oldest")
-@pytest.mark.skipif(is_supported(), reason="this kernel can resize a live enclave")
-def test_resize_that_the_kernel_cannot_do_safely_is_refused(enclave: MakeEnclave) -> None:
-    one = enclave("1")
-    refused = ghostbpf("enclave", "resize", str(one.id), "--cpus", "1-2")
-    assert refused.status == 1
-    assert "this kernel cannot resize a live enclave" in refused.err
-    assert str(one.cpus) == "1"

@@ -82,7 +82,7 @@ def test_next_command_reports_the_task_that_a_killed_add_moved(
     stays.progress()
 
 
-@pytest.mark.parametrize("last", [True, False], ids=["last", "one of two"])
+@pytest.mark.parametrize("last", [pytest.param(True, marks=pytest.mark.soak), False], ids=["last", "one of two"])
 def test_join_overtaken_by_a_destroy_leaves_the_task_unchanged(
     workload: Workload, enclave: MakeEnclave, monkeypatch: pytest.MonkeyPatch, last: bool
 ) -> None:
@@ -186,6 +186,7 @@ def test_readers_see_agents_or_none_while_they_are_replaced(
     assert wrong == []
 
 
+@pytest.mark.soak
 def test_run_waits_for_its_command_when_it_cannot_check_the_agent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -16,7 +16,8 @@ from ghostbpf.hints import Hints
 from ghostbpf.loaders import BpfError, Hash, Map, abi
 from ghostbpf.loaders.descriptors import DescriptorError
 from ghostbpf.loaders.errors import GhostError
-from ghostbpf.schedulers.enclave import Enclave
+from ghostbpf.schedulers.cpuset import CpuSet
+from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES, from_file
 from ghostbpf.schedulers.userspace import Agent, AgentPolicy
@@ -69,7 +70,7 @@ class Applications:
         assert order.ran() == order.of(self.sleepers[place] for place in places)
 
 
-def test_agent_schedules_by_the_deadlines_that_applications_set(
+def test_agent_schedules_by_the_deadlines_that_applications_set_also_after_a_resize(
     workload: Workload, agent_process: MakeAgentProcess, earliest: type[AgentPolicy]
 ) -> None:
     one, _ = agent_process("1", earliest, **PATIENT)
@@ -77,7 +78,13 @@ def test_agent_schedules_by_the_deadlines_that_applications_set(
     applications.expect(3, 1, 2, 0)
     with Hints.open(one.hints_path) as hints:
         hints.set_item(2, tid=applications.sleepers[1].pid, deadline_ns=50, take=True)
-    applications.expect(3, 2, 0, 1)
+        applications.expect(3, 2, 0, 1)
+        with Enclaves.change() as enclaves:
+            assert enclaves is not None
+            one.resize(CpuSet([2]))
+        applications.expect(3, 2, 0, 1)
+        hints.set_item(2, tid=applications.sleepers[1].pid, deadline_ns=5)
+        applications.expect(1, 3, 2, 0)
 
 
 @SOAK

@@ -14,7 +14,7 @@ from ghostbpf.schedulers.enclave import Enclave
 from ghostbpf.schedulers.tasks import SCHED_EXT
 from workload import EITHER_FIFO, Child, MakeEnclave, Me, Workload, in_ext, offline, set_online, until
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
 
 def run(children: Iterable[Child], loops: int = 50) -> None:
@@ -98,23 +98,37 @@ def test_queue_of_a_cpu_that_goes_offline_is_served_elsewhere(
     come_back(spinners, one)
 
 
+def walk(me: Me) -> None:
+    """Resolve a path: the task is an RCU reader nearly all the time, also while it is preempted."""
+    path = "/" + "proc/../" * 400
+    while not me.stopped:
+        os.stat(path)
+        me.note()
+
+
 def test_preempted_rcu_readers_do_not_wait_for_a_cpu_that_goes_offline(
     workload: Workload, enclave: MakeEnclave
 ) -> None:
-    """A CPU goes offline after an RCU grace period; a task that resolves a path is a reader, also while preempted."""
+    """A CPU goes offline after an RCU grace period."""
     one = enclave("3", "rr", slice="1ms")
-    path = "/" + "proc/../" * 400
-
-    def walk(me: Me) -> None:
-        while not me.stopped:
-            os.stat(path)
-            me.note()
-
     walkers = [workload.spawn(walk, one) for _ in range(6)]
     for _ in range(3):
         run(walkers, 1)
         with offline(3):
             run(walkers, 1)
+
+
+def test_preempted_rcu_reader_bound_to_a_cpu_that_goes_offline_runs_on(
+    workload: Workload, enclave: MakeEnclave
+) -> None:
+    """CPU 2 is the enclave's, CPU 3 is not."""
+    one = enclave("1-2")
+    walker = workload.spawn(walk, one)
+    for cpu in (2, 3, 2, 3):
+        os.sched_setaffinity(walker.pid, {cpu})
+        run([walker], 1)
+        with offline(cpu):
+            run([walker], 1)
 
 
 def test_enclave_that_loses_its_cpus_leaves_the_other_enclave_alone(workload: Workload, enclave: MakeEnclave) -> None:
@@ -170,6 +184,7 @@ def test_hotplug_of_a_cpu_of_no_enclave_leaves_the_enclave_alone(workload: Workl
     assert all(child.cpus_seen <= biff.cpus for child in spinners)
 
 
+@pytest.mark.own_core
 def test_cpu_that_was_offline_at_attach_can_be_used(workload: Workload, enclave: MakeEnclave) -> None:
     with offline(3):
         first = enclave("1-2")

@@ -30,6 +30,7 @@ def family(me: Me) -> None:
     me.block()
 
 
+@pytest.mark.kernel_independent
 def test_children_threads_and_execed_programs_are_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     head = workload.spawn(family, biff)
@@ -52,6 +53,7 @@ def test_process_outside_stays_outside(workload: Workload, enclave: MakeEnclave)
     assert all(task.enclave == biff.id for task in biff.core.tasks())
 
 
+@pytest.mark.kernel_independent
 def test_children_forked_during_a_swap_are_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-2", "biff", slice="5ms")
 
@@ -63,7 +65,7 @@ def test_children_forked_during_a_swap_are_in_the_enclave(workload: Workload, en
             me.note()
 
     parents = [workload.spawn(breed, one) for _ in range(2)]
-    for turn in range(12):
+    for turn in range(4):
         loops = parents[0].loops
         with Enclaves.change() as enclaves:
             assert enclaves is not None
@@ -74,9 +76,10 @@ def test_children_forked_during_a_swap_are_in_the_enclave(workload: Workload, en
     for parent in parents:
         parent.stop()
     assert one.nr_tasks == 4 * len(heads)
-    assert one.swaps == 12
+    assert one.swaps == 4
 
 
+@pytest.mark.kernel_independent
 def test_add_process_moves_every_thread(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     crowd = workload.crowd(200, lambda: None)
@@ -89,6 +92,7 @@ def test_add_process_moves_every_thread(workload: Workload, enclave: MakeEnclave
     assert crowd.wait() == 0
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_add_process_moves_threads_that_are_being_created(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
@@ -102,6 +106,7 @@ def test_add_process_moves_threads_that_are_being_created(workload: Workload, en
         assert crowd.wait() == 0
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 def test_joining_twice_is_joining_once(workload: Workload, enclave: MakeEnclave) -> None:
     biff = enclave("1")
@@ -122,6 +127,7 @@ def test_task_that_ended_cannot_join(workload: Workload, enclave: MakeEnclave) -
     assert biff.nr_tasks == 0
 
 
+@pytest.mark.kernel_independent
 def test_kernel_thread_cannot_join(enclave: MakeEnclave) -> None:
     biff = enclave("1-2")
     for join in (biff.add, biff.add_process):
@@ -167,6 +173,7 @@ def fork_and_show(me: Me) -> None:
     me.block()
 
 
+@pytest.mark.kernel_independent
 def test_child_of_a_task_that_resets_on_fork_is_in_the_enclave(workload: Workload, enclave: MakeEnclave) -> None:
     """SCHED_RESET_ON_FORK resets the real-time classes and negative nice values (sched_fork()), not the ext class."""
     biff = enclave("1-2")

@@ -161,6 +161,7 @@ def test_tasks_of_no_enclave_leave_the_enclave_its_share(
     assert 0 < outside < inside
 
 
+@pytest.mark.soak
 def test_tasks_of_no_enclave_share_a_cpu(workload: Workload, enclave: MakeEnclave) -> None:
     """They are bound to a CPU of an enclave whose tasks may not run there."""
     biff = enclave("1-2", slice="5ms")

@@ -71,6 +71,7 @@ def test_task_that_leaves_has_its_former_policy_priority_flag_and_nice(
     assert last.not_restored == []
 
 
+@pytest.mark.kernel_independent
 def test_child_forked_in_the_enclave_leaves_with_the_policy_that_it_would_have_inherited(
     workload: Workload, enclave: MakeEnclave
 ) -> None:

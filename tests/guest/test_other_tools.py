@@ -19,6 +19,7 @@ from typing import Any
 import cffi
 import pytest
 from command import ghostbpf, running
+from ghostbpf.schedulers import limits
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.tasks import SCHED_EXT
 from ghostbpf.tools.trace.taskstats import TaskStats
@@ -164,12 +165,15 @@ def test_perf_sched_is_right_about_latencies(workload: Workload, enclave: MakeEn
         assert 60 < float(average) < 300
 
 
-def test_cpu_limits_have_no_effect(workload: Workload, enclave: MakeEnclave, cgroup: Path) -> None:
+@pytest.mark.skipif(not limits.are_applied(), reason="the kernel has no cpu.max")
+def test_cpu_limits_hold_but_the_kernel_counts_no_throttling(
+    workload: Workload, enclave: MakeEnclave, cgroup: Path
+) -> None:
     one = enclave("1")
     child = spinning(workload, one)
     limited = group(cgroup, "limited", child, cpu__max="10000 100000")
     ran, began = stopwatch([child]), time.monotonic()
-    until(lambda: ran()[0] > 2 * S, "it runs", 60)
+    until(lambda: ran()[0] > S / 5, "it runs", 60)
     inside = ran()[0] / S / (time.monotonic() - began)
     stat = (limited / "cpu.stat").read_text()
     print(f"in the enclave {inside:.2f} of a CPU\n{stat}")
@@ -180,11 +184,12 @@ def test_cpu_limits_have_no_effect(workload: Workload, enclave: MakeEnclave, cgr
     time.sleep(2)
     outside = ran()[0] / S / (time.monotonic() - began)
     print(f"outside {outside:.2f}")
-    assert outside < 0.3 < inside
+    assert outside < 0.3
+    assert inside < 0.3
 
 
 def test_cpu_weights_have_no_effect(workload: Workload, enclave: MakeEnclave, cgroup: Path) -> None:
-    one = enclave("1", "cfs_bpf")
+    one = enclave("1", "rr")
     children = [spinning(workload, one) for _ in range(2)]
     for child, weight in zip(children, ("1", "10000"), strict=True):
         group(cgroup, weight, child, cpu__weight=weight)

@@ -12,7 +12,7 @@ from ghostbpf.schedulers.registry import POLICIES
 from shares import stopwatch
 from workload import Child, MakeEnclave, Me, Workload, sched_field, until
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.kernel_independent(on="oldest")]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.kernel_independent]
 
 MS = 10**6
 
@@ -97,6 +97,7 @@ def test_waking_task_waits_for_one_turn_of_each_other(workload: Workload, enclav
     assert sleeper.value / rounds < 10
 
 
+@pytest.mark.soak
 def test_many_threads_all_finish(workload: Workload, enclave: MakeEnclave) -> None:
     rr = enclave("1-2", "rr", slice="1ms")
 

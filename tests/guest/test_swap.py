@@ -253,6 +253,7 @@ def test_policy_with_a_fault_changes_nothing(
     child.progress()
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
 @pytest.mark.own_core
 def test_policy_with_a_fault_makes_no_enclave(faulty: Callable[[str], Policy], enclave: MakeEnclave) -> None:

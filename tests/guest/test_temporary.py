@@ -43,6 +43,7 @@ def test_agent_is_in_charge_during_the_block_and_ended_after_it(workload: Worklo
     assert not agent.alive
 
 
+@pytest.mark.soak
 def test_existing_enclave_gets_the_policy_and_stays(enclave: MakeEnclave) -> None:
     one = enclave("1", "biff")
     with Enclaves.temporary(RR, id=one.id) as same:

@@ -196,7 +196,7 @@ def tids(enclave: Enclave) -> list[int]:
 @pytest.mark.parametrize(
     ("before", "policy", "rounds"),
     [
-        ("fifo_centralized", Late, 1),
+        pytest.param("fifo_centralized", Late, 1, marks=SOAK),
         *(pytest.param("fifo_per_cpu", policy, 2, marks=SOAK) for policy in (LateLastCpu, Late, KilledLate)),
         *(pytest.param("fifo_centralized", policy, 2, marks=SOAK) for policy in (LateLastCpu, KilledLate)),
     ],
@@ -248,6 +248,7 @@ def test_agent_that_fails_to_start_leaves_a_policy_without_agent_in_charge(
     assert "RuntimeError: a mistake" in capfd.readouterr().err
 
 
+@pytest.mark.soak
 def test_run_reports_a_policy_that_cannot_start_and_the_enclave_keeps_its_own(
     workload: Workload, agent_process: MakeAgentProcess, tmp_path: Path
 ) -> None:

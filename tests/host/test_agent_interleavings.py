@@ -33,6 +33,7 @@ CENTRAL = [name for name, spec in POLICIES.items() if not spec.agent.per_cpu]
 #: A byte for each choice: which event happens at a point, and to which task or CPU.
 SCHEDULES = st.binary(min_size=160, max_size=160)
 HOTPLUG = "turn turn wake wake take release preempt offline online"
+LENDING = "turn turn wake wake lend lend reclaim block preempt yield_ affinity depart join"
 COMEBACK = "turn turn wake wake block preempt exec affinity return depart join"
 TAKEOVER = "turn turn wake wake block preempt exec affinity replace depart join"
 
@@ -59,6 +60,13 @@ def test_when_cpus_go_offline_and_come_back_every_task_gets_a_cpu(name: str, sch
     World(POLICIES[name], events=HOTPLUG).play(schedule)
 
 
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=100)
+@given(schedule=SCHEDULES)
+def test_when_tasks_have_borrowed_turns_every_task_gets_a_cpu(name: str, schedule: bytes) -> None:
+    World(POLICIES[name], events=LENDING).play(schedule)
+
+
 @pytest.mark.parametrize("name", CENTRAL)
 @settings(max_examples=130)
 @given(schedule=SCHEDULES)
@@ -73,11 +81,17 @@ def test_when_agents_come_back_after_others_failed_every_task_gets_a_cpu(name: s
     World(POLICIES[name], events=COMEBACK).play(schedule)
 
 
+@pytest.mark.parametrize("first_cpu", [63, 126, 1021])
 @pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(schedule=SCHEDULES)
-def test_beyond_cpu_63_every_task_gets_a_cpu(name: str, schedule: bytes) -> None:
-    World(POLICIES[name], first_cpu=63, fastpath=0).play(schedule)
+def test_beyond_cpu_63_every_task_gets_a_cpu(name: str, first_cpu: int, schedule: bytes) -> None:
+    World(POLICIES[name], first_cpu=first_cpu, fastpath=0).play(schedule)
+
+
+@pytest.mark.parametrize("cpus", [65, 128, 1024])
+def test_on_many_cpus_every_task_gets_a_cpu(cpus: int) -> None:
+    World(FIFO_CENTRALIZED, cpus=cpus, tasks=6, fastpath=0).play(random.Random(cpus).randbytes(160))
 
 
 #: For each fix that the core may lack: the policy and the events that show the bug, and a part of the violation.
@@ -94,7 +108,7 @@ FAULTS = {
 
 
 #: Where the search begins for a bug that one schedule in 4,000 shows.
-FIRST_SEEDS = {"waits_for_ops": 8000}
+FIRST_SEEDS = {"waits_for_ops": 8000, "asks_queue": 12000}
 
 
 @pytest.mark.parametrize("fix", FAULTS)
@@ -224,14 +238,19 @@ def test_message_about_a_resting_task_ends_its_rest(stuck: Scenario, monkeypatch
     assert stuck.tasks[0].queue is stuck.kernel.cpus[0].own
 
 
-def test_cpu_beyond_63_is_not_tried_again_once_it_is_refused() -> None:
-    scenario = Scenario(cpus=2, tasks=1, first_cpu=64)
-    scenario.tasks[0].allowed = 1 << 65
-    scenario.run(scenario.kernel.wake(scenario.tasks[0]))
+@pytest.mark.parametrize("first_cpu", [64, 127, 1022])
+def test_affinity_to_one_cpu_beyond_63_is_known_before_any_commit(first_cpu: int) -> None:
+    scenario = Scenario(cpus=2, tasks=1, first_cpu=first_cpu)
+    [task] = scenario.tasks
+    task.allowed = 1 << first_cpu + 1
+    scenario.run(scenario.kernel.wake(task))
     scenario.turn()
+    assert scenario.policy.calls == []
+    assert task.queue is scenario.kernel.cpus[first_cpu + 1].own
+    scenario.run(scenario.kernel.set_affinity(task, 1 << first_cpu))
     scenario.turn()
-    assert scenario.policy.calls == ["INVALID_CPU on 64"]
-    assert scenario.tasks[0].queue is scenario.kernel.cpus[65].own
+    assert scenario.policy.calls[0] == f"may run on {1 << first_cpu:#x}"
+    assert task.queue is scenario.kernel.cpus[first_cpu].own
 
 
 def test_change_of_affinity_overtaken_by_another_message_reaches_the_policy() -> None:
@@ -283,3 +302,12 @@ def _is_timed_out_after_reading(fixes: Fixes) -> bool:
     assert not scenario.runner.ring.records
     scenario.kernel.now_ns += 60_000_000
     return scenario.kernel.is_timed_out(0)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_agent_asks_for_each_idle_cpu_if_its_policy_has_a_callback_for_it(listens: bool) -> None:
+    class Listens(FIFO_CENTRALIZED.agent):  # type: ignore[name-defined, misc]
+        def on_cpu_idle(self, cpu: int) -> None: ...
+
+    world = World(spec_of(Listens) if listens else FIFO_CENTRALIZED)
+    assert world.kernel.channels.raw[0].reads_cpus == (not listens)

@@ -71,3 +71,11 @@ def test_a_name_stands_for_one_value() -> None:
     }
     assert not several
     assert {"BUILTIN_SLICE", "FALLBACK_SLICE"} <= values.keys()
+
+
+@pytest.mark.parametrize(("words", "has_rest"), [(1, False), (2, True), (16, True)])
+def test_agents_share_affinity_for_cpus_from_64_on_where_there_are_any(
+    guest_kernel: None, words: int, has_rest: bool
+) -> None:
+    obj = compile(BPF_DIR / "agent" / "agent.bpf.c", {"NR_CPU_WORDS": words})
+    assert ("allowed_rest" in obj.maps) == has_rest

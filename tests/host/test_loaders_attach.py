@@ -158,3 +158,20 @@ def test_samplers_sample_each_cpu_until_they_are_closed(
         found = list(counts[0])
         spin_for(0.05)()
         assert list(counts[0]) == found
+
+
+def test_program_on_the_clock_of_a_cpu_runs_there_alone_until_the_link_is_closed(
+    module: Module, open_fds: Callable[[], dict[int, str]]
+) -> None:
+    counts = PerCpuArray(module.maps["samples"], abi.load(), "u64")
+    first, *others = attach.online_cpus()
+    with module.load("sample", Target.perf_event()) as program:
+        fds, before = open_fds(), list(counts[0])
+        with attach.Link.clock(program, first, 0.001):
+            while counts[0][first] < before[first] + 10:
+                spin_for(0.01)()
+        assert open_fds() == fds
+        found = list(counts[0])
+        assert [found[cpu] for cpu in others] == [before[cpu] for cpu in others]
+        spin_for(0.05)()
+        assert list(counts[0]) == found

@@ -42,6 +42,7 @@ _SOURCE = """
 BPF_F_TABLE("array", u32, struct channel, channels, 8, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct txn, txns, 8 * TXNS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct status_word, status_words, 16, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct allowed_rest, allowed_rest, 16, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct cpu, cpus, 3, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct enclave, enclaves, 2, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct core, core, 1, BPF_F_MMAPABLE);
@@ -144,7 +145,7 @@ class BpfChannel(Channel):
 class BpfKernel:
     """A kernel interface of maps and programs alone."""
 
-    def __init__(self, compiled: Object, is_native: bool) -> None:
+    def __init__(self, compiled: Object, is_native: bool, is_wide: bool = False) -> None:
         maps = {name: create_map(definition) for name, definition in compiled.maps.items()}
         self.module, self.is_native, self.maps = Module(compiled, maps=maps), is_native, maps
         self.push, self.commit = (self.module.load(name, Target.syscall()) for name in ("push", "commit"))
@@ -153,18 +154,23 @@ class BpfKernel:
             for name, kind in (
                 ("channels", "channel"),
                 ("status_words", "status_word"),
+                ("allowed_rest", "allowed_rest"),
                 ("cpus", "cpu"),
                 ("enclaves", "enclave"),
                 ("core", "core"),
             )
         }
-        self.cpus, self.words = arrays["cpus"], arrays["status_words"]
+        self.cpus, self.words, self.allowed_rest = arrays["cpus"], arrays["status_words"], arrays["allowed_rest"]
         self.answers = Array(self.maps["answers"], ffi(), "u32")
         arrays["core"][0].online[0] = (1 << CPUS) - 1
         core = SimpleNamespace(cpus=self.cpus, enclaves=arrays["enclaves"], state=arrays["core"][0], maps={})
         self.enclave: Any = SimpleNamespace(id=1, cpus=CpuSet(range(CPUS)), core=core, hints_path=None)
         self.agents: Any = SimpleNamespace(
-            channels=arrays["channels"], status_words=self.words, words_used=WORDS, maps=self.maps
+            channels=arrays["channels"],
+            status_words=self.words,
+            allowed_rest=arrays["allowed_rest"] if is_wide else None,
+            words_used=WORDS,
+            maps=self.maps,
         )
         self.agent = Agent(self.enclave, spec_of(Recorder), {"fastpath": 0}, 0, kernel=self)  # type: ignore[arg-type]
         self.record = arrays["channels"][1]
@@ -247,6 +253,7 @@ def play(kernel: BpfKernel, script: list[Any], codes: list[TxnState]) -> Iterato
             about_cpu = kind >= MessageType.CPU_IDLE
             gtid = 0 if about_cpu else max(gtid, 1)
             seqs[gtid] += advance
+            kernel.allowed_rest[gtid].words[runtime * 4] = allowed
             fields = (gtid, runtime, 5, allowed, seqs[gtid], kind, boosted, gtid, cpu, 40 + gtid, 100)
             assert kernel.push.run(_MESSAGE.pack(*fields))[0] == 0
         is_due = agent.turn()
@@ -260,16 +267,19 @@ def play(kernel: BpfKernel, script: list[Any], codes: list[TxnState]) -> Iterato
         yield agent.commit(batch, group=True), kernel.counts
         yield [(agent.waits(task), agent.decides_for(task)) for task in agent.tasks.values()]
         yield agent.idle_cpus(), agent.busy_cpus()
+        for busy in (False, True):
+            matched = agent.match(policy.queue, 7, {0: (1,), 1: (0,)}, busy=busy)()
+            yield [(task.gtid, *rest) for task, *rest in matched]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(rounds, min_size=1, max_size=8), answers)
+@given(st.lists(rounds, min_size=1, max_size=8), answers, st.booleans())
 def test_same_messages_and_answers_have_the_same_effects(
-    compiled: Object, script: list[Any], codes: list[TxnState]
+    compiled: Object, script: list[Any], codes: list[TxnState], is_wide: bool
 ) -> None:
     seen = []
     for is_native in (False, True):
-        kernel = BpfKernel(compiled, is_native)
+        kernel = BpfKernel(compiled, is_native, is_wide)
         assert isinstance(kernel.agent._turns, extension.native.Turns) == is_native  # type: ignore[union-attr]
         with contextlib.closing(kernel), pytest.MonkeyPatch.context() as patch:
             # What rests, rests for ever: the clock changes nothing.
@@ -391,3 +401,17 @@ def test_news_of_a_task_that_rests_lets_it_be_tried_again(kernel: BpfKernel) -> 
     assert [failures() for _ in range(3)] == [2, 2, 1]
     tell(kernel, MessageType.TASK_PRIORITY_CHANGED, seq=2)
     assert failures() == 2
+
+
+@pytest.mark.parametrize("is_native", [False, True], ids=["python", "native"])
+def test_affinity_may_name_each_of_1024_cpus(compiled: Object, is_native: bool) -> None:
+    with contextlib.closing(BpfKernel(compiled, is_native, is_wide=True)) as kernel:
+        for key in range(32):
+            kernel.answers[key] = TxnState.COMPLETE
+        kernel.allowed_rest[3].words = [1 << n for n in range(15)]
+        tell(kernel, MessageType.TASK_NEW)
+        kernel.agent.turn()
+        [task] = kernel.agent.tasks.values()
+        expected = {0, 1, 2, 3, *(64 * (1 + n) + n for n in range(15))}
+        assert {cpu for cpu in range(1024) if task.may_run_on(cpu)} == expected
+        assert task.allowed == sum(1 << cpu for cpu in expected)

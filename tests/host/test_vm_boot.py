@@ -118,7 +118,7 @@ def test_output_is_binary_safe_unmixed_and_complete_and_the_status_exact(nothing
 
 @pytest.mark.parametrize(
     ("script", "status"),
-    [("kill -TERM $$", 143), ("exec /nowhere", 127)],
+    [("kill -TERM $$", 143), pytest.param("exec /nowhere", 127, marks=pytest.mark.soak)],
 )
 def test_exit_status(guest: Guest, script: str, status: int) -> None:
     assert run(["sh", "-c", script], guest, timeout=120, stdin=None) == status
@@ -287,7 +287,8 @@ done
 """
 
 
-@pytest.mark.parametrize("kernel", ["newest", pytest.param("oldest", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("kernel", ["newest", "oldest"])
 def test_programs_run_in_turn_survive_dropped_caches(guest: Guest, tmp_path: Path, kernel: str) -> None:
     asked = replace(guest, kernel=kernel, share=tmp_path)
     done = capture(["sh", "-c", _IN_TURN], asked, timeout=240, cwd=tmp_path)
@@ -355,6 +356,27 @@ def test_attach_refused_for_isolated_cpus_says_why_and_what_to_do(guest: Guest) 
     assert reason.startswith("the kernel refuses fifo: Not compatible with")
     assert "isolcpus=" in reason
     assert hint.startswith("boot without isolcpus=")
+
+
+@pytest.mark.soak
+def test_agent_knows_the_affinity_of_tasks_for_cpus_from_64_on(guest: Guest) -> None:
+    script = """
+        for cpu in 62 63 64 65; do echo 1 >/sys/devices/system/cpu/cpu$cpu/online; done
+        exec ghostbpf run fifo_centralized --fastpath off --cpus 62-65 -- sh -c '
+            for cpu in 65 64 65 64; do taskset -c $cpu cut -d " " -f 39 /proc/self/stat; done
+            ghostbpf enclave show 1 | grep -o "failed=.*"'
+    """
+    done = capture(
+        ["sh", "-ec", textwrap.dedent(script)],
+        # To bring up all of the CPUs would take minutes under emulation.
+        replace(guest, cpus=66, memory=2048, append="maxcpus=2"),
+        timeout=600,
+        cwd=Path(__file__).parents[2],
+    )
+    *cpus, counts = done.stdout.decode().split("\n", 4)
+    assert cpus == ["65", "64", "65", "64"]
+    # A commit may lose a race against taskset; one that disregards the affinity fails each time.
+    assert int(counts.split()[0].removeprefix("failed=")) < 4
 
 
 def test_oldest_kernel_boots_too(guest: Guest) -> None:

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Pairs of tasks and CPUs, in the order of a queue. */
+#include "queue.h"
 #include "turns.h"
 
 /* What assign() is called with; taken may be NULL. */
@@ -101,5 +102,48 @@ PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count)
 				Py_CLEAR(list);
 		}
 	}
+	return list;
+}
+
+/* The CPUs of a list of CpuFlags. */
+static PyObject *list_of(struct cpus *cpus, enum which which)
+{
+	struct walk walk = walk_of(cpus, which);
+	PyObject *list = PyList_New(0);
+
+	for (s32 id; list && (id = walk_next(&walk)) >= 0;) {
+		PyObject *cpu = PyLong_FromLong(id);
+
+		if (!cpu || PyList_Append(list, cpu) < 0)
+			Py_CLEAR(list);
+		Py_XDECREF(cpu);
+	}
+	return list;
+}
+
+PyObject *turns_match(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+	PyObject *list, *cpus, *pairs;
+
+	if (count != 5 || !PyObject_TypeCheck(args[0], queue_type) || !PyObject_TypeCheck(args[1], cpus_type)) {
+		PyErr_SetString(PyExc_TypeError, "match() takes a RunQueue, CpuFlags, a bool, a slice, and a dict");
+		return NULL;
+	}
+	list = PyList_New(0);
+	if (!list || !((struct queue *)args[0])->length)
+		return list;
+	cpus = list_of((struct cpus *)args[1], PyObject_IsTrue(args[2]) ? BUSY : IDLE);
+	pairs = cpus ? queue_match(args[0], (PyObject *const[]){cpus, args[4]}, 2) : NULL;
+	for (Py_ssize_t n = 0; list && pairs && n < PyList_Size(pairs); n++) {
+		PyObject *pair = PyList_GetItem(pairs, n);
+		struct task *task = (struct task *)PyTuple_GetItem(pair, 0);
+
+		if (!append_transaction((struct turns *)self, list, task, PyTuple_GetItem(pair, 1), args[3]))
+			Py_CLEAR(list);
+	}
+	if (!pairs)
+		Py_CLEAR(list);
+	Py_XDECREF(pairs);
+	Py_XDECREF(cpus);
 	return list;
 }

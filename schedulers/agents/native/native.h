@@ -17,7 +17,10 @@
 #include <stdint.h>
 
 /* Increment it with each change that the Python code must know of: a build of another version is not used. */
-#define NATIVE_VERSION 3
+#define NATIVE_VERSION 4
+
+/* As in bpf/abi.h. */
+#define CPU_WORDS 16
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
@@ -36,11 +39,11 @@ struct place {
 /* The members are those of the Python class. */
 struct task {
 	PyObject_HEAD
-	u64 gtid, runtime_ns, since_ns, allowed;
+	u64 gtid, runtime_ns, since_ns;
+	u64 allowed[CPU_WORDS];
 	u32 seq, word, tid;
 	s32 state, cpu, next_cpu, tgid, weight;
 	char boosted;
-	PyObject *refused;
 	struct place *places;
 };
 
@@ -77,8 +80,13 @@ PyTypeObject *make_turns_type(void);
 
 /* Whether the mask, an int of any size, has the bit of cpu: 1, 0, or -1 with an exception. */
 int has_bit(PyObject *mask, long cpu);
-/* Whether the task's affinity allows cpu: 1, 0, or -1 with an exception. */
-int task_may_run(struct task *task, long cpu);
+
+/* Whether the task's affinity allows cpu. */
+static inline bool task_may_run(const struct task *task, long cpu)
+{
+	return cpu >= 0 && cpu < 64 * CPU_WORDS && task->allowed[cpu / 64] >> cpu % 64 & 1;
+}
+
 /* Add task to a RunQueue as its method add() does; false with an exception. */
 bool queue_add(struct queue *queue, struct task *task);
 /* Take task from the queue; whether it was in it. */

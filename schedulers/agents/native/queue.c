@@ -178,11 +178,9 @@ struct task *queue_first(struct queue *queue, long cpu, PyObject *near)
 
 	for (struct place *at = queue->ends.after; at != &queue->ends; at = at->after, count++) {
 		struct task *task = at->task;
-		int may = task_may_run(task, cpu), best_is_near;
+		int may, best_is_near;
 
-		if (may < 0)
-			return NULL;
-		if (!may)
+		if (!task_may_run(task, cpu))
 			continue;
 		if (!near || task->boosted || task->cpu == cpu) {
 			best = task;
@@ -247,7 +245,7 @@ static Py_ssize_t find_cpu(PyObject *cpus, long cpu, struct task *task)
 {
 	for (Py_ssize_t n = 0, count = PyList_Size(cpus); n < count; n++) {
 		if (PyLong_AsLong(PyList_GetItem(cpus, n)) == cpu)
-			return task_may_run(task, cpu) > 0 ? n : -1;
+			return task_may_run(task, cpu) ? n : -1;
 	}
 	return -1;
 }
@@ -262,13 +260,13 @@ static Py_ssize_t nearest(PyObject *cpus, PyObject *siblings, struct task *task)
 	for (Py_ssize_t n = 0, count = near ? PyTuple_Size(near) : 0; at < 0 && n < count; n++)
 		at = find_cpu(cpus, PyLong_AsLong(PyTuple_GetItem(near, n)), task);
 	for (Py_ssize_t n = 0, count = PyList_Size(cpus); at < 0 && n < count; n++) {
-		if (task_may_run(task, PyLong_AsLong(PyList_GetItem(cpus, n))) > 0)
+		if (task_may_run(task, PyLong_AsLong(PyList_GetItem(cpus, n))))
 			at = n;
 	}
 	return PyErr_Occurred() ? -1 : at;
 }
 
-static PyObject *queue_match(PyObject *self, PyObject *const *args, Py_ssize_t count)
+PyObject *queue_match(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
 	struct queue *queue = (struct queue *)self;
 	PyObject *matched;

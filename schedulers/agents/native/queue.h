@@ -27,4 +27,7 @@ int queue_contains(PyObject *self, PyObject *object);
 PyObject *queue_discard_method(PyObject *self, PyObject *object);
 PyObject *queue_pop_method(PyObject *self, PyObject *cpu);
 
+/* match(): see the Python method. */
+PyObject *queue_match(PyObject *self, PyObject *const *args, Py_ssize_t count);
+
 #endif

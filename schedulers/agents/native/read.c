@@ -56,9 +56,29 @@ static bool about_cpu(struct turns *turns, const struct message *message)
 	return done;
 }
 
+/* Store the affinity that the message and, of CPUs from 64 on, shared memory tell; whether it is another than before. */
+static bool set_allowed(struct turns *turns, struct task *task, const struct message *message)
+{
+	const struct column *words = &turns->allowed_rest;
+	u64 *rest = task->allowed + 1;
+	Py_ssize_t first = (Py_ssize_t)message->word * (CPU_WORDS - 1);
+	bool changed = task->allowed[0] != message->allowed;
+
+	task->allowed[0] = message->allowed;
+	if (first + CPU_WORDS - 1 > words->length)
+		return changed;
+	for (int n = 0; n < CPU_WORDS - 1; n++) {
+		u64 word = *column_u64(words, first + n);
+
+		changed |= rest[n] != word;
+		rest[n] = word;
+	}
+	return changed;
+}
+
 /* Of a task that waits: call back unless it was only moved, and has kept its place. */
 static bool starts_waiting(
-	struct turns *turns, struct task *task, const struct message *message, long kind, bool rested, u64 before)
+	struct turns *turns, struct task *task, const struct message *message, long kind, bool rested, bool other_cpus)
 {
 	const struct numbers *numbers = &turns->numbers;
 	bool moved = task->state == numbers->waiting && task->runtime_ns == message->runtime_ns && !rested;
@@ -69,7 +89,7 @@ static bool starts_waiting(
 	if (!moved)
 		return call_back(turns, kind, (PyObject *)task);
 	/* The message of associate() can overtake that of the change of affinity. */
-	return task->allowed == before || call_with(turns->affinity_changed, (PyObject *)task);
+	return !other_cpus || call_with(turns->affinity_changed, (PyObject *)task);
 }
 
 static bool about_known_task(
@@ -78,19 +98,19 @@ static bool about_known_task(
 	const struct numbers *numbers = &turns->numbers;
 	bool ends = kind == numbers->dead || kind == numbers->departed;
 	int rested = forget(turns, task);
-	u64 before = task->allowed;
+	bool other_cpus;
 
 	if (rested < 0)
 		return false;
 	task->seq = message->seq;
 	task->cpu = message->cpu;
 	task->since_ns = message->at_ns;
-	task->allowed = message->allowed;
+	other_cpus = set_allowed(turns, task, message);
 	task->weight = message->weight;
 	task->tgid = message->tgid;
 	task->word = message->word;
 	if (kind <= numbers->last_waiting)
-		return starts_waiting(turns, task, message, kind, rested, before);
+		return starts_waiting(turns, task, message, kind, rested, other_cpus);
 	task->runtime_ns = message->runtime_ns;
 	if (kind == numbers->task_blocked || ends)
 		task->state = numbers->blocked;

@@ -16,14 +16,12 @@ static int task_init(PyObject *object, PyObject *args, PyObject *keywords)
 	task->tid = (u32)gtid;
 	task->cpu = task->next_cpu = -1;
 	task->weight = 100;
-	replace(&task->refused, PyLong_FromLong(0));
-	return task->refused ? 0 : -1;
+	return 0;
 }
 
 static void task_dealloc(PyObject *object)
 {
 	/* A queue holds its tasks: none has this one. */
-	Py_CLEAR(((struct task *)object)->refused);
 	free_object(object);
 }
 
@@ -49,29 +47,63 @@ int has_bit(PyObject *mask, long cpu)
 	return bits & 1;
 }
 
-int task_may_run(struct task *task, long cpu)
-{
-	int refused;
-
-	if (cpu >= 0 && cpu < 64)
-		return task->allowed >> cpu & 1;
-	if (cpu < 0) {
-		PyErr_SetString(PyExc_ValueError, "negative shift count");
-		return -1;
-	}
-	refused = has_bit(task->refused, cpu);
-	return refused < 0 ? -1 : !refused;
-}
-
 static PyObject *task_may_run_on(PyObject *object, PyObject *cpu)
 {
 	long id = PyLong_AsLong(cpu);
-	int may;
 
 	if (id == -1 && PyErr_Occurred())
 		return NULL;
-	may = task_may_run((struct task *)object, id);
-	return may < 0 ? NULL : PyBool_FromLong(may);
+	if (id < 0) {
+		PyErr_SetString(PyExc_ValueError, "negative shift count");
+		return NULL;
+	}
+	return PyBool_FromLong(task_may_run((struct task *)object, id));
+}
+
+/* `low` with the bits of `word` from bit `shift` on; it takes the reference to low, which may be NULL. */
+static PyObject *with_word(PyObject *low, u64 word, long shift)
+{
+	PyObject *high = PyLong_FromUnsignedLongLong(word), *distance = PyLong_FromLong(shift), *shifted, *whole;
+
+	shifted = low && high && distance ? PyNumber_Lshift(high, distance) : NULL;
+	whole = shifted ? PyNumber_Or(low, shifted) : NULL;
+	Py_XDECREF(low);
+	Py_XDECREF(high);
+	Py_XDECREF(distance);
+	Py_XDECREF(shifted);
+	return whole;
+}
+
+static PyObject *task_get_allowed(PyObject *object, void *unused)
+{
+	const u64 *allowed = ((struct task *)object)->allowed;
+	PyObject *mask = PyLong_FromUnsignedLongLong(allowed[0]);
+
+	for (int n = 1; mask && n < CPU_WORDS; n++) {
+		if (allowed[n])
+			mask = with_word(mask, allowed[n], 64 * n);
+	}
+	return mask;
+}
+
+static int task_set_allowed(PyObject *object, PyObject *mask, void *unused)
+{
+	u64 *allowed = ((struct task *)object)->allowed;
+	PyObject *rest = mask && PyLong_Check(mask) ? Py_NewRef(mask) : NULL, *distance = PyLong_FromLong(64);
+	int n;
+
+	if (!rest)
+		PyErr_SetString(PyExc_TypeError, "allowed is an int");
+	for (n = 0; rest && distance && n < CPU_WORDS; n++) {
+		PyObject *next = PyNumber_Rshift(rest, distance);
+
+		allowed[n] = PyLong_AsUnsignedLongLongMask(rest);
+		Py_DECREF(rest);
+		rest = next;
+	}
+	Py_XDECREF(distance);
+	Py_XDECREF(rest);
+	return rest && distance ? 0 : -1;
 }
 
 static PyObject *task_leave_queues(PyObject *object, PyObject *unused)
@@ -91,7 +123,6 @@ PyTypeObject *make_task_type(void)
 		MEMBER(gtid, T_ULONGLONG),
 		MEMBER(runtime_ns, T_ULONGLONG),
 		MEMBER(since_ns, T_ULONGLONG),
-		MEMBER(allowed, T_ULONGLONG),
 		MEMBER(seq, T_UINT),
 		MEMBER(word, T_UINT),
 		MEMBER(tid, T_UINT),
@@ -101,7 +132,10 @@ PyTypeObject *make_task_type(void)
 		MEMBER(tgid, T_INT),
 		MEMBER(weight, T_INT),
 		MEMBER(boosted, T_BOOL),
-		MEMBER(refused, T_OBJECT),
+		{NULL},
+	};
+	static PyGetSetDef computed[] = {
+		{"allowed", task_get_allowed, task_set_allowed, NULL, NULL},
 		{NULL},
 	};
 	static PyMethodDef methods[] = {
@@ -115,6 +149,7 @@ PyTypeObject *make_task_type(void)
 		{Py_tp_dealloc, task_dealloc},
 		{Py_tp_repr, task_repr},
 		{Py_tp_members, members},
+		{Py_tp_getset, computed},
 		{Py_tp_methods, methods},
 		{0},
 	};

@@ -319,7 +319,7 @@ static bool open_columns(struct turns *turns, PyObject *views)
 	} columns[] = {
 		{"tid", 8},	 {"heartbeat", 8}, {"state", 8},    {"asked", 8},    {"answered", 8}, {"messages", 8},
 		{"committed", 8}, {"failed", 8},    {"turns", 8},    {"busy_ns", 8},  {"consumed", 8}, {"produced", 8},
-		{"gtids", 8},	 {"overflowed", 4}, {"states", 4},   {"channels", 4},  {"data", 1},     {"txns", 1},
+		{"gtids", 8},	 {"overflowed", 4}, {"states", 4},   {"channels", 4},  {"allowed_rest", 8}, {"data", 1}, {"txns", 1},
 	};
 
 	_Static_assert(COUNT(columns) == COUNT(turns->columns), "a column has no name");
@@ -413,6 +413,7 @@ PyTypeObject *make_turns_type(void)
 		{"waits", turns_waits_method, METH_O, NULL},
 		{"decides_for", turns_decides_for, METH_O, NULL},
 		{"assign", (PyCFunction)(void (*)(void))turns_assign, METH_FASTCALL, NULL},
+		{"match", (PyCFunction)(void (*)(void))turns_match, METH_FASTCALL, NULL},
 		{"commit", turns_commit_method, METH_VARARGS, NULL},
 		{"decide", turns_decide, METH_NOARGS, NULL},
 		{"turn", turns_turn, METH_NOARGS, NULL},

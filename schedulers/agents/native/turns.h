@@ -50,10 +50,11 @@ struct turns {
 			struct column gtids; /* of the status words */
 			struct column overflowed; /* of the channel's record */
 			struct column states, channels; /* of the status words */
+			struct column allowed_rest; /* the words of all status words in a row; empty if there are none */
 			struct column data; /* of the ring */
 			struct column txns;
 		};
-		struct column columns[18];
+		struct column columns[19];
 	};
 	int ring_fd, commit_fd;
 	u32 channel, batch;
@@ -85,6 +86,8 @@ bool turns_waits(struct turns *turns, struct task *task);
 
 /* assign(queue, flags, with_busy, slice_ns, near, taken): see the Python method. */
 PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count);
+/* match(queue, flags, busy, slice_ns, siblings): see the Python method. */
+PyObject *turns_match(PyObject *self, PyObject *const *args, Py_ssize_t count);
 
 /* A look-up in the dict of refused tasks costs something: mostly, it is empty. */
 static inline bool has_refusals(struct turns *turns)

@@ -84,7 +84,7 @@ class Events(Ops):
             task.allowed = allowed
             yield
             if task.agent.word:
-                self.status_words.raw[task.agent.word].allowed = allowed & (1 << 64) - 1
+                self.note_allowed(task.agent.word, allowed)
                 yield from self.tell(task, task.agent.word, MessageType.TASK_AFFINITY_CHANGED)
             if runs:
                 yield from self.running(task, number)

@@ -169,9 +169,10 @@ class _Agents:
     """``schedulers.agents.Agents`` on the model."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self.channels, self.status_words, self.maps, self._kernel = (
+        self.channels, self.status_words, self.allowed_rest, self.maps, self._kernel = (
             kernel.channels,
             kernel.status_words,
+            kernel.allowed_rest,
             dict[str, Any](),
             kernel,
         )

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from .events import Events
+from .lending import Lending
 from .programs import Programs
 
 
-class Kernel(Events, Programs):
+class Kernel(Lending, Programs):
     """The core's part of one enclave with agents, and the programs that agents call.
 
     Everything that takes time is a generator: at each ``yield``, another CPU may do anything. Names and order are those

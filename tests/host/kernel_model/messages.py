@@ -7,6 +7,7 @@ from typing import Any
 
 from ghostbpf.schedulers.agents.task import MessageType
 from ghostbpf.schedulers.core import constant
+from ghostbpf.schedulers.cpuset import CpuSet
 
 from .state import BLOCKED, WAITING, WORDS, State, Steps, Task
 
@@ -97,13 +98,20 @@ class Messages(State):
         self.words_ever += 1
         return self.words_ever
 
+    def note_allowed(self, number: int, allowed: int) -> None:
+        first, *rest = CpuSet.from_bits(allowed).words(constant("CPU_WORDS"))
+        self.status_words.raw[number].allowed = first
+        if self.allowed_rest is not None:
+            self.allowed_rest.raw[number].words = rest
+
     def word_of(self, task: Task) -> int:
         a = task.agent
         if not a.word and (number := self.take_word()):
             w = self.status_words.raw[number]
             w.runtime_ns = w.seq = w.channel = w.boosted = 0
             w.state, w.since_ns = WAITING, self.now_ns
-            w.allowed, w.weight, w.cpu, w.tgid = task.allowed & (1 << 64) - 1, task.weight, task.cpu, task.tgid
+            self.note_allowed(number, task.allowed)
+            w.weight, w.cpu, w.tgid = task.weight, task.cpu, task.tgid
             self.gtids += 1
             w.gtid = a.gtid = self.gtids << 32 | task.tid
             a.word, a.runtime_ns, a.seq = number, 0, 0
@@ -122,7 +130,7 @@ class Messages(State):
         channel = self.channel_or_0(a.channel)
         w.channel = channel
         self.count_load(task, w)
-        w.cpu, w.boosted = task.cpu, flags & BOOSTED
+        w.boosted = flags & BOOSTED
         self.told.setdefault(gtid, []).append(seq)
         yield
         yield from self.post(
@@ -144,7 +152,7 @@ class Messages(State):
         elif a.yielded:
             kind = MessageType.TASK_YIELD
         a.yielded, a.latched, a.told_state = False, 0, WAITING
-        w.allowed = task.allowed & (1 << 64) - 1
+        self.note_allowed(number, task.allowed)
         self.set_state(task, WAITING)
         yield
         yield from self.tell(task, number, kind, BOOSTED if boosted else 0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ghostbpf.schedulers.agents.task import MessageType
 
-from .messages import Messages
+from .messages import WOKEN, Messages
 from .state import ENCLAVE, ON_CPU, WORDS, Queue, Steps, Task
 
 
@@ -20,7 +20,7 @@ class Ops(Messages):
         if self.home_cpu(task) is None:
             task.allowed = sum(1 << cpu for cpu in self.numbers)
             if task.agent.word:
-                self.status_words.raw[task.agent.word].allowed = task.allowed & (1 << 64) - 1
+                self.note_allowed(task.agent.word, task.allowed)
                 yield from self.tell(task, task.agent.word, MessageType.TASK_AFFINITY_CHANGED)
         home = self.home_cpu(task)
         assert home is not None
@@ -41,6 +41,7 @@ class Ops(Messages):
         if task.exiting or (not task.agent.word and not self.free_words and self.words_ever >= WORDS - 1):
             target = self.cpus[home].own
             self.cpu_records.raw[home].latched = 1
+            self.note_latches()
             if self.is_taken(home):
                 self.report_stuck()
             kicks.append(home)
@@ -118,6 +119,8 @@ class Ops(Messages):
     def rescue(self, here: int, any: bool) -> Iterator[None]:
         for number in self.numbers:
             record, own, lost = self.cpu_records.raw[number], self.cpus[number].own, self.is_lost(number)
+            if record.latched:
+                self.note_latches()
             looks = (lost and self.fixes.asks_queue) or ((any or lost) and record.latched)
             if looks and own.tasks:
                 if lost:
@@ -125,6 +128,15 @@ class Ops(Messages):
                 if (yield from self.consume(here, own)):
                     return
             yield
+
+    def rescue_latched(self, here: int) -> Steps:
+        enclave = self.enclaves.raw[ENCLAVE]
+        if enclave.latches or enclave.stuck or self.words_ever >= WORDS - 1:
+            enclave.latches = 0
+            yield
+            enclave.stuck = 0
+            yield
+            yield from self.rescue(here, True)
 
     def dispatch(self, here: int) -> Steps:
         """core_dispatch() and agent_dispatch()."""
@@ -140,13 +152,16 @@ class Ops(Messages):
         yield
         if not self.is_cpu_delegated(here):
             if not (yield from self.consume(here, self.pending)):
-                yield from self.rescue(here, True)
+                yield from self.rescue_latched(here)
             return
         if self.enclaves.raw[ENCLAVE].stuck:
             self.enclaves.raw[ENCLAVE].stuck = 0
             yield
             yield from self.rescue(here, False)
         if cpu.local.tasks or record.told_idle or not self.pending.tasks:
+            return
+        ch = self.channels.raw[self.channel_or_0(1 + here)]
+        if ch.reads_cpus and ch.state == WOKEN and not record.preempted_by_class:
             return
         record.told_idle = 1
         yield

@@ -84,6 +84,8 @@ class Programs(Messages):
         yield
         self.cpu_records.raw[txn.cpu].latched = 1
         yield
+        self.note_latches()
+        yield
         state = self.check_cpu(None, txn.cpu)
         if state != TxnState.COMPLETE:
             yield from self.unlatch(task)
@@ -118,6 +120,8 @@ class Programs(Messages):
             return TxnState.STALE if state == TxnState.COMPLETE else state
         yield
         self.cpu_records.raw[txn.cpu].latched = 1
+        yield
+        self.note_latches()
         return TxnState.COMPLETE
 
     def call_commit(self, tid: int, number: int, count: int, group: bool) -> Iterator[Any]:

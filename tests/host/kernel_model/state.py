@@ -99,9 +99,10 @@ class State:
         end = first_cpu + cpus
         self.now_ns = 1_000_000
         self.channels = Records("struct channel", 1 + end, point)
-        self.cpu_records = Records("struct cpu", end, point)
+        self.cpu_records = Records("struct cpu", end + 1, point)  # the last one is another enclave's
         self.enclaves = Records("struct enclave", 2, point)
         self.status_words = PlainRecords("struct status_word", WORDS, point)
+        self.allowed_rest = PlainRecords("struct allowed_rest", WORDS, point) if end > 64 else None
         self.txns = PlainRecords("struct txn", (1 + end) * constant("TXNS"), point)
         self.core = ffi().new("struct core *")
         self.rings: dict[int, Ring] = {}
@@ -150,6 +151,9 @@ class State:
 
     def report_stuck(self) -> None:
         self.enclaves.raw[ENCLAVE].stuck = 1
+
+    def note_latches(self) -> None:
+        self.enclaves.raw[ENCLAVE].latches = 1
 
     def kick(self, cpu: int, preempt: bool = False) -> None:
         """An idle CPU dispatches once more; a busy one is interrupted only by ``preempt``."""

@@ -309,6 +309,18 @@ class World:
         if not self.kernel.is_online(number) and not self.kernel.cpus[number].switching:
             self.kernel.bring_online(number)
 
+    def _lend(self, byte: int) -> None:
+        """A CPU of another enclave idles, and takes a waiting task."""
+        if self.kernel.cpus[self.kernel.lent].current is None and not self.kernel.cpus[self.kernel.lent].switching:
+            self._start(self._switch(self.kernel.lent, "look"))
+
+    def _reclaim(self, byte: int) -> None:
+        """The borrowed turn ends."""
+        cpu = self.kernel.cpus[self.kernel.lent]
+        if cpu.current is not None and not cpu.switching and not cpu.current.locked:
+            why = ("block", "preempt", "yield")[byte % 3]
+            self._start(self._switch(self.kernel.lent, "exit" if cpu.current.exiting else why))
+
     def _exec(self, byte: int) -> None:
         task = self._task(byte)
         if self._runs(task) and not task.locked and not task.exiting:

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostbpf run FILE.toml``: a tree of policies for as long as a command runs; and how trees are shown."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from ..schedulers import hierarchy, trees
+from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.enclave_view import EnclaveView
+from ..schedulers.hierarchy import TreeConfig
+from ..schedulers.launch import signals_blocked, termination_signals
+from ..schedulers.registry import POLICIES
+from .caveats import Caveats
+from .fallback import runnable_timeout
+from .output import printable, show, warn
+from .run import Guard, run_command
+
+_EXAMPLES = """\b
+Examples:
+  sudo ghostbpf run tree.toml                    stats each second
+  sudo ghostbpf run tree.toml -- ./server        in the first leaf
+  sudo ghostbpf run tree.toml --leaf batch -- make -j8
+  sudo ghostbpf run tree.toml --keep -- true     a tree that stays
+  sudo ghostbpf enclave ls                       the leaves, their demand
+  sudo ghostbpf enclave add 2 4711               a process joins a leaf
+  sudo ghostbpf enclave swap 2 rr                a leaf's policy
+"""
+
+
+def command_for(path: str) -> click.Command:
+    """The command that makes the tree in file ``path``. Raises TreeError."""
+    config = hierarchy.read(path, POLICIES)
+    params: list[click.Parameter] = [
+        click.Option(["--leaf"], metavar="NAME", help="The leaf that CMD joins.  [default: the first]"),
+        click.Option(["--keep"], is_flag=True, help="Do not destroy the tree at the end."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print stats as one JSON object a line."),
+        runnable_timeout,
+        click.Argument(["cmd"], nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),
+    ]
+
+    def callback(
+        leaf: str | None, keep: bool, as_json: bool, runnable_timeout: int | None, cmd: tuple[str, ...]
+    ) -> int:
+        number = _number_of(config, leaf)
+        made = trees.temporary(config, keep=keep, runnable_timeout_ns=runnable_timeout, block=termination_signals())
+        with signals_blocked({signal.SIGCHLD}), made as root:
+            target = Enclaves.find(trees.leaves(root)[number].enclave)
+            guard = Guard(target)
+            try:
+                status = run_command(target, cmd, guard, Caveats(target)) if cmd else _watch(root, as_json, guard)
+            finally:
+                warn(root.not_restored)
+            return status or guard.status
+
+    names = ", ".join(leaf.name for leaf in config.leaves)
+    return click.Command(
+        path, params=params, callback=callback, epilog=_EXAMPLES, help=f"The tree in {path}, with the leaves {names}."
+    )
+
+
+def _number_of(config: TreeConfig, name: str | None) -> int:
+    names = [leaf.name for leaf in config.leaves]
+    if name is not None and name not in names:
+        raise click.BadParameter(f'there is no leaf "{name}": choose from {", ".join(names)}', param_hint="--leaf")
+    return 0 if name is None else names.index(name)
+
+
+def rows(root: EnclaveView) -> list[dict[str, Any]]:
+    """The leaves of a tree for a table or JSON."""
+    found = [vars(leaf) | {"granted": str(leaf.granted)} for leaf in trees.leaves(root)]
+    return [{name: value for name, value in row.items() if name not in ("weight", "max_cpus")} for row in found]
+
+
+def document(enclave: EnclaveView) -> dict[str, Any]:
+    """What ``--json`` shows of an enclave in a tree; empty if it is in none."""
+    if not enclave.tree:
+        return {}
+    root = EnclaveView(enclave.core, enclave.tree)
+    leaves = [vars(leaf) | {"granted": str(leaf.granted)} for leaf in trees.leaves(root)]
+    if enclave.is_root:
+        return {"tree": {"root": root.id, "arbiter": root.policy, "idle": str(root.granted), "leaves": leaves}}
+    return {"tree": {"root": root.id, **next(leaf for leaf in leaves if leaf["enclave"] == enclave.id)}}
+
+
+def show_tree(root: EnclaveView) -> None:
+    """Print a tree for people."""
+    click.echo(f"\ntree {root.id}: {root.policy} on CPU {root.cpus}; idle: {root.granted or 'none'}")
+    show(rows(root), as_json=False)
+
+
+def _watch(root: Enclave, as_json: bool, guard: Guard) -> int:
+    """Print a line of stats for each leaf a second, until Ctrl-C, SIGTERM, or the end of the tree or the core."""
+    listed = "; ".join(f"{printable(leaf.name)} is enclave {leaf.enclave}" for leaf in trees.leaves(root))
+    click.echo(f"tree {root.id} is on CPU {root.cpus}: {listed}; add tasks: ghostbpf enclave add ID PID", err=True)
+    before, since = _sums(root), time.monotonic()
+    while signal.sigtimedwait(termination_signals(), 1.0) is None:
+        guard.check()
+        if guard.ejected:
+            return 1
+        if root not in Enclaves(root.core):
+            click.echo(f"tree {root.id} was destroyed", err=True)
+            return 0
+        now, at = _sums(root), time.monotonic()
+        for row in rows(root):
+            rates = {name: (n - before[row["name"]][name]) / (at - since) for name, n in now[row["name"]].items()}
+            _print_stats(row, rates, as_json)
+        before, since = now, at
+    return 0
+
+
+def _sums(root: Enclave) -> dict[str, dict[str, int]]:
+    """What is shown per second, by the leaf's name."""
+    counted = ("grants", "preemptions", "turns")
+    return {
+        leaf.name: {name: getattr(leaf, name) for name in counted}
+        | {"runtime_ns": Enclave(root.core, leaf.enclave).counters().runtime_ns}
+        for leaf in trees.leaves(root)
+    }
+
+
+def _print_stats(row: Mapping[str, Any], rates: dict[str, float], as_json: bool) -> None:
+    busy = rates.pop("runtime_ns") / 1e9
+    if as_json:
+        now = {name: row[name] for name in ("enclave", "name", "policy", "granted", "demand")}
+        click.echo(json.dumps({**now, "busy_cpus": round(busy, 3), **{k: round(v, 1) for k, v in rates.items()}}))
+        return
+    click.echo(
+        f"{printable(row['name'])}: granted={row['granted'] or 'none'} demand={row['demand']} busy={busy:.2f} "
+        + " ".join(f"{name}={value:.0f}/s" for name, value in rates.items())
+    )
