@@ -93,11 +93,11 @@ def capture(
 
 def _boot(make: Callable[[], Session], timeout: float | None) -> tuple[int, str]:
     """Exit status and console of the first guest that QEMU does not kill before the command starts."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+    begin = time.monotonic()
     for attempt in range(1, _ATTEMPTS + 1):
         session = make()
         try:
-            return session.run(timeout if deadline is None else max(0.1, deadline - time.monotonic())), session.console
+            return session.run(timeout, begin), session.console
         except GuestError as error:
             if session.begun or not error.emulation or attempt == _ATTEMPTS:
                 raise

@@ -89,9 +89,10 @@ class Session:
         """What the guest's kernel has printed; at most the last 256 KiB."""
         return self._console.decode(errors="replace").replace("\r", "")
 
-    def run(self, timeout: float | None = None) -> int:
-        """Boot, run the command and return its exit status; `timeout` in seconds counts from the start of QEMU.
+    def run(self, timeout: float | None = None, begin: float | None = None) -> int:
+        """Boot, run the command and return its exit status.
 
+        `timeout` in seconds counts from `begin` on the monotonic clock; without it, from the start of QEMU.
         Raises GuestTimeout, GuestOops or GuestLost.
         """
         with ExitStack() as stack:
@@ -121,7 +122,7 @@ class Session:
             for thread in threads:
                 thread.start()
             try:
-                in_time = self._wait(timeout)
+                in_time = self._wait(timeout, time.monotonic() if begin is None else begin)
             finally:
                 self._ready.set()
                 os.close(wake_write)
@@ -182,13 +183,17 @@ class Session:
             client.connect(listener.getsockname())
             return client.fileno()
 
-    def _wait(self, timeout: float | None) -> bool:
-        """Wait for the end of the guest; returns whether it came within `timeout`."""
-        start = time.monotonic()
+    def _wait(self, timeout: float | None, begin: float) -> bool:
+        """Wait for the end of the guest; returns whether it came within `timeout` from `begin` on."""
+
+        def left() -> float | None:
+            return None if timeout is None else max(0.0, begin + timeout - time.monotonic())
+
         with _signals(self), self._raw_terminal(), suppress(Empty):
-            ended = self._progress.get(timeout=BOOT_LIMIT if timeout is None else min(timeout, BOOT_LIMIT))
+            limit = left()
+            ended = self._progress.get(timeout=BOOT_LIMIT if limit is None else min(limit, BOOT_LIMIT))
             if not ended:
-                self._progress.get(timeout=None if timeout is None else max(0.0, start + timeout - time.monotonic()))
+                self._progress.get(timeout=left())
             return True
         return False
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ghostbpf.vm import Guest, GuestLost, GuestOops, QemuDied, capture, catalog, run
+from ghostbpf.vm import Guest, GuestLost, GuestOops, GuestTimeout, QemuDied, capture, catalog, run
 from ghostbpf.vm.errors import KILLED_BY_EMULATION
 
 # Such a guest says nothing of the code under test.
@@ -186,14 +186,24 @@ def test_guest_that_powers_off_is_lost(guest: Guest) -> None:
     assert "Power down" in raised.value.console
 
 
-def test_guest_whose_qemu_died_says_so(nothing_left: None, guest: Guest) -> None:
-    def kill(output: bytes) -> None:
-        [qemu] = [pid for pid in marked() if b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(qemu, signal.SIGABRT)
+def kill_qemu(output: bytes = b"") -> None:
+    [qemu] = [pid for pid in marked() if b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(qemu, signal.SIGABRT)
 
+
+def test_guest_whose_qemu_died_says_so(nothing_left: None, guest: Guest) -> None:
     with pytest.raises(QemuDied, match="QEMU died of SIGABRT") as raised:
-        run(["sh", "-c", "echo up; sleep 60"], guest, timeout=120, stdin=None, stdout=kill)
+        run(["sh", "-c", "echo up; sleep 60"], guest, timeout=120, stdin=None, stdout=kill_qemu)
     assert raised.value.exit_status == 123
+
+
+def test_time_out_counts_a_guest_that_qemu_killed_at_boot(nothing_left: None, guest: Guest) -> None:
+    kills = iter([kill_qemu])
+    begin = time.monotonic()
+    with pytest.raises(GuestTimeout, match="still running after 12 s"):
+        run(["sleep", "60"], guest, timeout=12, stdin=None, console=lambda text: next(kills, bytes)())
+    assert next(kills, None) is None
+    assert 12 <= time.monotonic() - begin < 30
 
 
 @pytest.mark.soak

@@ -78,7 +78,7 @@ class FakeSession:
     def __init__(self, error: GuestError | None, begun: bool) -> None:
         self.error, self.begun = error, begun
 
-    def run(self, timeout: float | None) -> int:
+    def run(self, timeout: float | None, begin: float) -> int:
         if self.error:
             raise self.error
         return 7
