@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bad_policies import bad_policy
 from command import Done, ghostbpf, running
 from ghostbpf.loaders import sched_ext
 from ghostbpf.loaders.handle import Handle, open_pinned
@@ -192,3 +195,27 @@ def test_policy_error_ejects_the_core_with_a_dump_that_names_the_policy(
     done = ghostbpf("enclave", "ls")
     assert done.status == 1
     assert "0xbad" in done.err
+    why = ghostbpf("why").out
+    assert re.match(r"the kernel ejected ghostbpf \d+ s ago, with all enclaves: ", why)
+    assert "0xbad" in why
+    assert ghostbpf("why", "--dump").out.strip() == ejected.dump.strip()
+
+
+@pytest.mark.soak
+def test_why_explains_an_ejection_by_the_watchdog(
+    workload: Workload, enclave: MakeEnclave, eject: Eject, tmp_path: Path
+) -> None:
+    e = enclave("1")
+    e.set_runnable_timeout(0)
+    child = workload.sleeper(e).asleep()
+    e.set_policy(bad_policy(tmp_path, "drops"))
+    child.wake()
+    until(e.core.exited, "the kernel's watchdog ejects the core", 120)
+    until(lambda: child.loops == 1, "the task runs in the fair class")
+    why = json.loads(ghostbpf("why", "--json").out)
+    assert (why["event"], why["tid"], why["enclave"], why["policy"]) == ("ejected", child.pid, e.id, "drops")
+    assert why["waited"] >= 30
+    assert why["queue"] == "no queue"
+    assert why["decision"] == "policy drops: its enqueue() got the task and did not insert it into a queue"
+    assert why["remedy"].startswith("correct ")
+    tasks.set_policy(child.pid, os.SCHED_OTHER)

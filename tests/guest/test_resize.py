@@ -413,12 +413,18 @@ def hotplug_and_resize(one: Enclave, turns: int, choose: random.Random, check: C
 
 
 SOAKS = [("cfs_bpf", 500), ("fifo_centralized", 500), ("fifo_per_cpu", 100), ("cfs", 100)]
+MARATHONS = [("fifo_per_cpu", 500), ("cfs", 500)]
 
 
 @pytest.mark.parametrize(
-    ("policy", "turns"), [("biff", 20), *(pytest.param(*storm, marks=pytest.mark.soak) for storm in SOAKS)]
+    ("policy", "turns"),
+    [
+        ("biff", 20),
+        *(pytest.param(*storm, marks=pytest.mark.soak) for storm in SOAKS),
+        *(pytest.param(*storm, marks=pytest.mark.marathon) for storm in MARATHONS),
+    ],
 )
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_resize_and_hotplug_together_under_load_lose_no_task(
     workload: Workload, governed: MakeEnclave, policy: str, turns: int, rng: random.Random
 ) -> None:
