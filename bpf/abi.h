@@ -134,7 +134,7 @@ struct tree_node {
 	u64 granted; /* the CPUs that its leaves have */
 	u64 max_cpus; /* NO_CPU_LIMIT: no limit */
 	u32 weight;
-	u32 kind; /* enum arbiter_kind of an arbiter */
+	u32 reserved;
 };
 
 /* A leaf of a tree: an enclave. */

@@ -137,7 +137,6 @@ def _fill(enclaves: Enclaves, root: Enclave, cpus: CpuSet, config: TreeConfig) -
 def _fill_node(record: Any, node: Node) -> None:
     record.granted, record.weight = 0, node.weight
     record.max_cpus = node.max_cpus or constant("NO_CPU_LIMIT")
-    record.kind = ARBITERS.index(node.arbiter) if node.arbiter else 0
 
 
 def _fill_leaf(record: Any, enclave: int, name: str, path: Sequence[int]) -> None:

@@ -126,17 +126,6 @@ static bool is_usable(struct enclave *e, struct core *c, const struct cpumask *a
 	return word >> (cpu & 63) & 1;
 }
 
-static bool is_reachable(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 cpu)
-{
-	u64 word = 0;
-
-#pragma unroll
-	for (u32 i = 0; i < NR_CPU_WORDS; i++)
-		if (i == (u32)cpu / 64)
-			word = reachable(e, c, allowed, i);
-	return word >> (cpu & 63) & 1;
-}
-
 /* Return true if a task with this affinity may use a CPU that stays online. */
 static bool is_any_online(struct core *c, const struct cpumask *allowed)
 {
@@ -148,19 +137,31 @@ static bool is_any_online(struct core *c, const struct cpumask *allowed)
 	return any;
 }
 
-/* A usable CPU, busy or not: prev if it is usable. -1 if there is none. */
-static s32 home_cpu(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev)
+/* A usable CPU, or with `reach` one that is at least reachable, busy or not: prev if it is one. -1 if there is none. */
+static s32 any_cpu(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev, bool reach)
 {
-	if (is_usable(e, c, allowed, prev))
-		return prev;
+	s32 first = -1;
+
 #pragma unroll
 	for (u32 i = 0; i < NR_CPU_WORDS; i++) {
-		u64 word = usable(e, c, allowed, i);
+		u64 word = reach ? reachable(e, c, allowed, i) : usable(e, c, allowed, i);
 
-		if (word)
-			return i * 64 + lowest_bit(word);
+		if (i == (u32)prev / 64 && word >> (prev & 63) & 1)
+			return prev;
+		if (first < 0 && word)
+			first = i * 64 + lowest_bit(word);
 	}
-	return -1;
+	return first;
+}
+
+static s32 home_cpu(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev)
+{
+	return any_cpu(e, c, allowed, prev, false);
+}
+
+static s32 reachable_cpu(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev)
+{
+	return any_cpu(e, c, allowed, prev, true);
 }
 
 /*

@@ -6,7 +6,7 @@
  *
  * This is a layer between the core and the leaves' policies. The core's slots of all enclaves of the tree hold the
  * programs below, and each of them calls the policy's own program for that op, which is in an array of this file.
- * Enclaves in no tree have no such layer, and pay nothing for it.
+ * Enclaves in no tree have no such layer.
  *
  * To grant a CPU to a leaf is to change the CPU's owner, as a resize does, but from an op: the CPU leaves the set of one
  * enclave and enters that of another. So policies, and the rest of the core, see sets of CPUs that change, and nothing
@@ -268,8 +268,8 @@ static u32 find_source(struct tree *tree, struct core *c, u32 to, const struct c
 	return source.n < 2 ? NO_LEAF : tree->nr_leaves + 1 - source.n;
 }
 
-/* Give leaf `to` a CPU for one task. Return the CPU; -1 if there is none. */
-static s32 request(struct tree *tree, struct core *c, u32 to, const struct cpumask *allowed, s32 near, bool preempt)
+/* Give leaf `to` a CPU for one task. Return false if there is none. */
+static bool request(struct tree *tree, struct core *c, u32 to, const struct cpumask *allowed, s32 near, bool preempt)
 {
 	s32 idle, number;
 	u32 from = find_source(tree, c, to, allowed, near, preempt, &idle), id = leaf_at(tree, from)->enclave;
@@ -277,32 +277,15 @@ static s32 request(struct tree *tree, struct core *c, u32 to, const struct cpuma
 	struct cpu *cpu;
 
 	if (!e)
-		return -1;
+		return false;
 	number = idle >= 0 ? idle : from == NO_LEAF ? -1 : find_victim(id, e, c, allowed, near);
 	cpu = cpu_of(number);
 	if (number < 0 || !cpu || !grant(tree, cpu, number, id, leaf_at(tree, to)->enclave, 0))
-		return -1;
+		return false;
 	if (idle < 0)
 		count_up(&leaf_at(tree, to)->preemptions);
 	scx_bpf_kick_cpu(number, idle < 0 ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
-	return number;
-}
-
-/* A CPU of the tree that p may use, whichever leaf has it: prev if that is one. */
-static s32 reachable_cpu(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev)
-{
-	s32 first = -1;
-
-#pragma unroll
-	for (u32 i = 0; i < NR_CPU_WORDS; i++) {
-		u64 word = reachable(e, c, allowed, i);
-
-		if (i == (u32)prev / 64 && word >> (prev & 63) & 1)
-			return prev;
-		if (first < 0 && word)
-			first = i * 64 + lowest_bit(word);
-	}
-	return first;
+	return true;
 }
 
 /* An idle CPU becomes the leaf's, and then its policy finds the CPU idle. Preemption is left to enqueue. */
@@ -318,7 +301,7 @@ BPF_PROG(hierarchy_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
 		return prev;
 	leaf = leaf_of(e);
 	if (leaf != NO_LEAF && find_idle_cpu(e, c, p->cpus_ptr, prev) < 0 &&
-	    request(tree, c, leaf, p->cpus_ptr, prev, false) < 0 && !is_any_usable(e, c, p->cpus_ptr)) {
+	    !request(tree, c, leaf, p->cpus_ptr, prev, false) && !is_any_usable(e, c, p->cpus_ptr)) {
 		/* If this CPU turns idle now, the kernel makes it ask for a task when p is queued. */
 		cpu = reachable_cpu(e, c, p->cpus_ptr, prev);
 		return cpu >= 0 ? cpu : prev;
@@ -342,7 +325,7 @@ BPF_PROG(hierarchy_enqueue, struct task_struct *p, u64 enq_flags)
 	leaf = leaf_of(e);
 	stays = is_usable(e, c, p->cpus_ptr, here);
 	if (leaf != NO_LEAF && !(enq_flags & SCX_ENQ_LAST && stays) && find_idle_cpu(e, c, p->cpus_ptr, here) < 0 &&
-	    request(tree, c, leaf, p->cpus_ptr, here, true) < 0 && !stays)
+	    !request(tree, c, leaf, p->cpus_ptr, here, true) && !stays)
 		scx_bpf_kick_cpu(here, SCX_KICK_IDLE);
 	inner_enqueue.call(ctx, inner_slot_of(id, e));
 	enqueue_pending(id, p, SCX_SLICE_DFL, enq_flags);
@@ -363,7 +346,7 @@ static void repeat_request(struct tree *tree, struct core *c, u32 number, u32 id
 		dsq = VTIME_DSQ(here);
 	}
 	for_each_waiting(waiting, p, dsq, 0)
-		if (request(tree, c, number, p->cpus_ptr, scx_bpf_task_cpu(p), true) < 0 || ++asked.n >= PREEMPT_MAX)
+		if (!request(tree, c, number, p->cpus_ptr, scx_bpf_task_cpu(p), true) || ++asked.n >= PREEMPT_MAX)
 			return;
 }
 

@@ -150,7 +150,7 @@ static s32 most_available_cpu(struct enclave *e, struct core *c, struct task_str
 		struct cpu *cpu = cpu_of(number);
 		u32 ones;
 
-		if (!cpu || !is_reachable(e, c, p->cpus_ptr, number))
+		if (!cpu || reachable_cpu(e, c, p->cpus_ptr, number) != number)
 			continue;
 		ones = count_ones(cpu->availability & during);
 		if (ones > most) {
