@@ -8,9 +8,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -47,6 +47,8 @@ Exit status: CMD's own (128+N if signal N ended it, 126 or 127 if it
 cannot be run), 0 after Ctrl-C without CMD; or 1 if the policy, or the
 enclave, failed, 2 if the command line is wrong.
 """
+
+_T = TypeVar("_T")
 
 
 class _Policies(NamedGroup):
@@ -189,14 +191,16 @@ def _enclave(temporary: AbstractContextManager[Enclave]) -> Iterator[Enclave]:
 
 
 class Guard:
-    """Reports, once each, that the kernel has ejected the core, that the FIFO has replaced the policy, and that the
-    agent has ended.
+    """Reports, once each, that the kernel has ejected the core, that the FIFO has replaced a policy, and that the agent
+    has ended.
+
+    ``others`` are the other leaves of a tree: only their policies matter.
     """
 
-    def __init__(self, enclave: Enclave) -> None:
+    def __init__(self, enclave: Enclave, *others: Enclave) -> None:
         self._enclave, self._agent_process = enclave, enclave.agent_process
+        self._not_replaced = [enclave, *others]
         self.ejected, self.status, self._is_warned = False, 0, False
-        self._is_replaced = False
 
     def check(self) -> None:
         """Check all of them. A check that fails is reported once and ends nothing: the command goes on."""
@@ -211,9 +215,12 @@ class Guard:
         if not self.ejected and (ejected := self._enclave.core.exited()) is not None:
             click.echo(printable_lines(f"{ejected}"), err=True)
             self.ejected = True
-        if not self._is_replaced and (why := self._enclave.fallback) is not None:
-            click.echo(printable_lines(fallback_lines(self._enclave.id, why)), err=True)
-            self._is_replaced, self.status = True, 1
+        for enclave in [*self._not_replaced]:
+            if (why := enclave.fallback) is None:
+                continue
+            click.echo(printable_lines(fallback_lines(enclave.id, why)), err=True)
+            self._not_replaced.remove(enclave)
+            self.status = 1
             if self._agent_process is not None:
                 self._agent_process.end()
                 self._agent_process = None
@@ -265,14 +272,12 @@ def _join(enclave: Enclave, pid: int) -> None:
         enclave.add_process(pid)
 
 
-def _watch(enclave: Enclave, as_json: bool, guard: Guard) -> int:
-    """Print a line of stats a second until Ctrl-C, SIGTERM, or the end of the enclave or the core."""
-    click.echo(
-        f"enclave {enclave.id} is scheduled by {enclave.policy} on CPU {enclave.cpus}; "
-        f"add tasks: ghostbpf enclave add {enclave.id} PID; Ctrl-C ends",
-        err=True,
-    )
-    before, since = enclave.counters(), time.monotonic()
+def watch(enclave: Enclave, guard: Guard, read: Callable[[], _T], show: Callable[[_T, _T, float], None]) -> int:
+    """Show what was read, a second before and now, until Ctrl-C, SIGTERM, or the end of the enclave or the core.
+
+    ``show`` also gets the time between them, in seconds. Returns the exit status.
+    """
+    before, since = read(), time.monotonic()
     while signal.sigtimedwait(termination_signals(), 1.0) is None:
         guard.check()
         if guard.ejected:
@@ -280,10 +285,25 @@ def _watch(enclave: Enclave, as_json: bool, guard: Guard) -> int:
         if enclave not in Enclaves(enclave.core):
             click.echo(f"enclave {enclave.id} was destroyed", err=True)
             return 0
-        now, at = enclave.counters(), time.monotonic()
-        _print_stats(enclave, before, now, at - since, as_json)
+        now, at = read(), time.monotonic()
+        show(before, now, at - since)
         before, since = now, at
     return 0
+
+
+def _watch(enclave: Enclave, as_json: bool, guard: Guard) -> int:
+    """Print a line of stats a second."""
+    click.echo(
+        f"enclave {enclave.id} is scheduled by {enclave.policy} on CPU {enclave.cpus}; "
+        f"add tasks: ghostbpf enclave add {enclave.id} PID; Ctrl-C ends",
+        err=True,
+    )
+    return watch(
+        enclave,
+        guard,
+        enclave.counters,
+        lambda before, now, seconds: _print_stats(enclave, before, now, seconds, as_json),
+    )
 
 
 def _print_stats(enclave: Enclave, before: Counters, now: Counters, seconds: float, as_json: bool) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -17,10 +15,11 @@ from ..schedulers.enclave_view import EnclaveView
 from ..schedulers.hierarchy import TreeConfig
 from ..schedulers.launch import signals_blocked, termination_signals
 from ..schedulers.registry import POLICIES
+from ..schedulers.trees import Leaf
 from .caveats import Caveats
 from .fallback import runnable_timeout
 from .output import printable, show, warn
-from .run import Guard, run_command
+from .run import Guard, run_command, watch
 
 _EXAMPLES = """\b
 Examples:
@@ -32,6 +31,11 @@ Examples:
   sudo ghostbpf enclave add 2 4711               a process joins a leaf
   sudo ghostbpf enclave swap 2 rr                a leaf's policy
 """
+
+#: What is counted, and shown per second.
+_COUNTED = ("grants", "preemptions", "turns")
+#: What people see of a leaf.
+_COLUMNS = ("enclave", "name", "policy", "granted", "demand", *_COUNTED)
 
 
 def command_for(path: str) -> click.Command:
@@ -51,8 +55,9 @@ def command_for(path: str) -> click.Command:
         number = _number_of(config, leaf)
         made = trees.temporary(config, keep=keep, runnable_timeout_ns=runnable_timeout, block=termination_signals())
         with signals_blocked({signal.SIGCHLD}), made as root:
-            target = Enclaves.find(trees.leaves(root)[number].enclave)
-            guard = Guard(target)
+            leaves = [Enclaves.find(leaf.enclave) for leaf in trees.leaves(root)]
+            target = leaves.pop(number)
+            guard = Guard(target, *leaves)
             try:
                 status = run_command(target, cmd, guard, Caveats(target)) if cmd else _watch(root, as_json, guard)
             finally:
@@ -72,12 +77,6 @@ def _number_of(config: TreeConfig, name: str | None) -> int:
     return 0 if name is None else names.index(name)
 
 
-def rows(root: EnclaveView) -> list[dict[str, Any]]:
-    """The leaves of a tree for a table or JSON."""
-    found = [vars(leaf) | {"granted": str(leaf.granted)} for leaf in trees.leaves(root)]
-    return [{name: value for name, value in row.items() if name not in ("weight", "max_cpus")} for row in found]
-
-
 def document(enclave: EnclaveView) -> dict[str, Any]:
     """What ``--json`` shows of an enclave in a tree; empty if it is in none."""
     if not enclave.tree:
@@ -92,46 +91,33 @@ def document(enclave: EnclaveView) -> dict[str, Any]:
 def show_tree(root: EnclaveView) -> None:
     """Print a tree for people."""
     click.echo(f"\ntree {root.id}: {root.policy} on CPU {root.cpus}; idle: {root.granted or 'none'}")
-    show(rows(root), as_json=False)
+    found = [vars(leaf) | {"granted": str(leaf.granted) or "none"} for leaf in trees.leaves(root)]
+    show([{name: row[name] for name in _COLUMNS} for row in found], as_json=False)
 
 
 def _watch(root: Enclave, as_json: bool, guard: Guard) -> int:
-    """Print a line of stats for each leaf a second, until Ctrl-C, SIGTERM, or the end of the tree or the core."""
+    """Print a line of stats for each leaf a second."""
     listed = "; ".join(f"{printable(leaf.name)} is enclave {leaf.enclave}" for leaf in trees.leaves(root))
     click.echo(f"tree {root.id} is on CPU {root.cpus}: {listed}; add tasks: ghostbpf enclave add ID PID", err=True)
-    before, since = _sums(root), time.monotonic()
-    while signal.sigtimedwait(termination_signals(), 1.0) is None:
-        guard.check()
-        if guard.ejected:
-            return 1
-        if root not in Enclaves(root.core):
-            click.echo(f"tree {root.id} was destroyed", err=True)
-            return 0
-        now, at = _sums(root), time.monotonic()
-        for row in rows(root):
-            rates = {name: (n - before[row["name"]][name]) / (at - since) for name, n in now[row["name"]].items()}
-            _print_stats(row, rates, as_json)
-        before, since = now, at
-    return 0
+
+    def read() -> list[tuple[Leaf, int]]:
+        return [(leaf, Enclave(root.core, leaf.enclave).counters().runtime_ns) for leaf in trees.leaves(root)]
+
+    def show_leaves(before: list[tuple[Leaf, int]], now: list[tuple[Leaf, int]], seconds: float) -> None:
+        for (old, old_runtime), (leaf, runtime) in zip(before, now, strict=True):
+            rates = {name: (getattr(leaf, name) - getattr(old, name)) / seconds for name in _COUNTED}
+            _print_stats(leaf, (runtime - old_runtime) / 1e9 / seconds, rates, as_json)
+
+    return watch(root, guard, read, show_leaves)
 
 
-def _sums(root: Enclave) -> dict[str, dict[str, int]]:
-    """What is shown per second, by the leaf's name."""
-    counted = ("grants", "preemptions", "turns")
-    return {
-        leaf.name: {name: getattr(leaf, name) for name in counted}
-        | {"runtime_ns": Enclave(root.core, leaf.enclave).counters().runtime_ns}
-        for leaf in trees.leaves(root)
-    }
-
-
-def _print_stats(row: Mapping[str, Any], rates: dict[str, float], as_json: bool) -> None:
-    busy = rates.pop("runtime_ns") / 1e9
+def _print_stats(leaf: Leaf, busy: float, rates: dict[str, float], as_json: bool) -> None:
     if as_json:
-        now = {name: row[name] for name in ("enclave", "name", "policy", "granted", "demand")}
-        click.echo(json.dumps({**now, "busy_cpus": round(busy, 3), **{k: round(v, 1) for k, v in rates.items()}}))
+        now = {"enclave": leaf.enclave, "name": leaf.name, "policy": leaf.policy, "granted": str(leaf.granted)}
+        rounded = {name: round(rate, 1) for name, rate in rates.items()}
+        click.echo(json.dumps({**now, "demand": leaf.demand, "busy_cpus": round(busy, 3), **rounded}))
         return
     click.echo(
-        f"{printable(row['name'])}: granted={row['granted'] or 'none'} demand={row['demand']} busy={busy:.2f} "
+        f"{printable(leaf.name)}: granted={leaf.granted or 'none'} demand={leaf.demand} busy={busy:.2f} "
         + " ".join(f"{name}={value:.0f}/s" for name, value in rates.items())
     )
