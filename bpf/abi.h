@@ -9,7 +9,7 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, a map of the core, or a pinned program changes its name or meaning. */
-#define ABI_VERSION 17
+#define ABI_VERSION 18
 
 #define MAX_ENCLAVES 64 /* enclave ids start at 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
@@ -379,6 +379,14 @@ struct status_word {
 /* Of a task with a status word, the affinity for CPUs from 64 on, only on machines that have such CPUs. */
 struct allowed_rest {
 	u64 words[15]; /* bit n of word i is CPU 64 * (1 + i) + n */
+};
+
+#define CGROUP_WEIGHT_ONE 0x100000 /* the weight of a cgroup with cpu.weight 100 */
+
+/* Of a task with a status word, the cgroup, only for policies that weigh cgroups. */
+struct task_cgroup {
+	u64 cgroup; /* the inode number of its directory; 0: the root, or no cgroup has a weight of its own */
+	u64 weight; /* with those of the cgroups above it */
 };
 
 enum agent_state {

@@ -99,6 +99,11 @@ class Policy:
         """The C file."""
         return self.directory / f"{self.program}.bpf.c"
 
+    @property
+    def defines(self) -> dict[str, int]:
+        """The macros that the C file is compiled with."""
+        return {"NR_CPU_WORDS": nr_cpu_words()}
+
     @cached_property
     def params_type(self) -> tuple[Any, str]:
         """The FFI that knows the parameter struct, and the struct's name."""
@@ -134,11 +139,11 @@ class Policy:
 
     def compile_ahead(self) -> AbstractContextManager[None]:
         """Compile on another CPU while the block runs, for a later load()."""
-        return compiler.ahead(self.source, _defines())
+        return compiler.ahead(self.source, self.defines)
 
     def compile(self) -> Object:
         """Compile the policy, or take the object from the cache."""
-        return compiler.compile(self.source, _defines())
+        return compiler.compile(self.source, self.defines)
 
     def is_hinted(self, compiled: Object) -> bool:
         """Whether the policy reads hints, so that its enclave needs a hint table."""
@@ -197,10 +202,6 @@ class LoadedPolicy:
         """Drop this process's references; slots and pins keep theirs."""
         close_all(self.programs.values())
         self.module.close()
-
-
-def _defines() -> dict[str, int]:
-    return {"NR_CPU_WORDS": nr_cpu_words()}
 
 
 def duration_ns(text: str, *, most_s: float = 10) -> int:

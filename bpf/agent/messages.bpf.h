@@ -106,6 +106,7 @@ static struct status_word *word_of(struct task_struct *p, struct agent_task *a)
 	w->state = TASK_WAITING;
 	w->since_ns = bpf_ktime_get_ns();
 	note_allowed(w, number, p->cpus_ptr);
+	forget_cgroup(number);
 	w->weight = p->scx.weight;
 	w->cpu = scx_bpf_task_cpu(p);
 	w->tgid = p->tgid;
@@ -141,6 +142,7 @@ static bool tell_waits(struct task_struct *p, struct agent_task *a, u64 enq_flag
 	a->left_by = 0;
 	a->told_state = TASK_WAITING;
 	note_allowed(w, a->word, p->cpus_ptr);
+	note_cgroup(p, a->word);
 	tell(a, w, type, boosted ? MSG_BOOSTED : 0, set_state(a, w, TASK_WAITING, now));
 	return true;
 }

@@ -6,6 +6,9 @@
 #include "abi.h"
 #include "channels.bpf.h"
 #include "core/bits.bpf.h"
+#if WEIGHS_CGROUPS
+#include "core/cgroup_weight.bpf.h"
+#endif
 #include "core/state.bpf.h"
 #include "sched.bpf.h"
 
@@ -29,6 +32,9 @@ BPF_TASK_STORAGE(agent_tasks, struct agent_task);
 BPF_F_TABLE("array", u32, struct status_word, status_words, MAX_WORDS, BPF_F_MMAPABLE);
 #if NR_CPU_WORDS > 1
 BPF_F_TABLE("array", u32, struct allowed_rest, allowed_rest, MAX_WORDS, BPF_F_MMAPABLE);
+#endif
+#if WEIGHS_CGROUPS
+BPF_F_TABLE("array", u32, struct task_cgroup, task_cgroups, MAX_WORDS, BPF_F_MMAPABLE);
 #endif
 BPF_QUEUE(free_words, u32, MAX_WORDS);
 BPF_ARRAY(word_allocator, struct word_allocator, 1);
@@ -62,6 +68,35 @@ static void note_allowed(struct status_word *w, u32 number, const struct cpumask
 	}
 #endif
 	w->allowed = allowed->bits[0];
+}
+
+/*
+ * Store p's cgroup beside its status word, `number`, for the agent of a policy that weighs cgroups. It follows a change
+ * of the cgroup or its weight when p waits next.
+ */
+static void note_cgroup(struct task_struct *p, u32 number)
+{
+#if WEIGHS_CGROUPS
+	struct task_cgroup *own = task_cgroups.lookup(&number);
+	struct enclave *e = enclave_of(ENCLAVE);
+	u64 weight = 0;
+
+	if (!own || !e)
+		return;
+	own->cgroup = e->unlimited ? 0 : weighted_group(p, &weight);
+	own->weight = weight;
+#endif
+}
+
+/* The status word gets another task, whose cgroup note_cgroup() stores later. */
+static void forget_cgroup(u32 number)
+{
+#if WEIGHS_CGROUPS
+	struct task_cgroup *own = task_cgroups.lookup(&number);
+
+	if (own)
+		own->cgroup = 0;
+#endif
 }
 
 /* Return true if all status words have been in use, so that some tasks may have had none. */

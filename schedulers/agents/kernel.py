@@ -10,6 +10,7 @@ from typing import Any
 from ...hints import Hints
 from ...loaders.errors import GhostError
 from ...loaders.maps import Map, MmapArray
+from ..core import ffi
 from ..policy import Policy
 from ..topology import Topology
 from .channel import Channel
@@ -18,6 +19,9 @@ from .programs import AgentPrograms
 from .shared import Agents
 from .spec import AgentPolicySpec, EnclaveView
 from .status_words import StatusWords
+
+#: The map with a struct task_cgroup for each status word; only of policies that weigh cgroups.
+_CGROUPS = "task_cgroups"
 
 
 class KernelInterface:
@@ -41,7 +45,9 @@ class KernelInterface:
                 hint=f"replace it first: ghostbpf run {spec.name} --enclave {enclave.id}",
             )
         self._enclave, self._spec, self._bank, self._agents = enclave, spec, bank, agents
-        self.programs = AgentPrograms(enclave, agents, spec) if programs is None else programs
+        cgroups = {_CGROUPS: _open(enclave, bank, _CGROUPS)} if spec.weighs_cgroups else {}
+        self._cgroups = MmapArray(cgroups[_CGROUPS], ffi(), "struct task_cgroup") if cgroups else None
+        self.programs = AgentPrograms(enclave, agents, spec, cgroups) if programs is None else programs
 
     def topology(self) -> Topology:
         """The machine's CPUs."""
@@ -53,7 +59,7 @@ class KernelInterface:
 
     def status_words(self) -> StatusWords:
         """The state of the enclave's tasks."""
-        return StatusWords(self._agents)
+        return StatusWords(self._agents, self._cgroups)
 
     def cpu_flags(self, cpus: tuple[int, ...]) -> CpuFlags:
         """The state of ``cpus``."""
@@ -74,8 +80,10 @@ class KernelInterface:
 
 def params_of(enclave: EnclaveView, policy: Policy, bank: int | None = None) -> tuple[MmapArray, Any]:
     """The parameters of ``policy`` in ``bank``, by default in the live one: the mapped array, and its one record."""
-    if bank is None:
-        bank = enclave.live_bank
-    params = Map.open(Path(enclave.path, f"policy_{bank}", "params"))
-    array = MmapArray(params, *policy.params_type)
+    array = MmapArray(_open(enclave, bank, "params"), *policy.params_type)
     return array, array[0]
+
+
+def _open(enclave: EnclaveView, bank: int | None, name: str) -> Map:
+    """A map of the policy in ``bank``, by default of the live one."""
+    return Map.open(Path(enclave.path, f"policy_{enclave.live_bank if bank is None else bank}", name))

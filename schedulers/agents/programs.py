@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ...loaders import compiler
 from ...loaders.attach import Link
 from ...loaders.link import Module, Target
-from ..topology import nr_cpu_words
+from ...loaders.maps import Map
 from .shared import Agents
 from .spec import AgentPolicySpec, EnclaveView
 
@@ -14,12 +16,13 @@ from .spec import AgentPolicySpec, EnclaveView
 class AgentPrograms:
     """The programs of one agent, and of the agents that its process forks: the verifier checks them once for all.
 
-    None depends on the agent that calls it. One tracks the end of agents from now on, until no process has this object.
+    ``maps`` are those of the policy's BPF program that they use. None of the programs depends on the agent that calls
+    it. One tracks the end of agents from now on, until no process has this object.
     """
 
-    def __init__(self, enclave: EnclaveView, agents: Agents, spec: AgentPolicySpec) -> None:
-        obj = compiler.compile(spec.source, {"NR_CPU_WORDS": nr_cpu_words()})
-        module = Module(obj, maps={**enclave.core.maps, **agents.maps}, constants={"enclave": enclave.id})
+    def __init__(self, enclave: EnclaveView, agents: Agents, spec: AgentPolicySpec, maps: Mapping[str, Map]) -> None:
+        obj = compiler.compile(spec.source, spec.defines)
+        module = Module(obj, maps={**enclave.core.maps, **agents.maps, **maps}, constants={"enclave": enclave.id})
         self.commit, self.register_waiting, self.associate, self.take, self.leave, self.spin = (
             module.load(f"call_{name}", Target.syscall())
             for name in ("commit", "register_waiting", "associate", "take", "leave", "spin")

@@ -97,6 +97,11 @@ class AgentPolicySpec(Policy):
 
     has_agents: ClassVar[bool] = True
 
+    @property
+    def defines(self) -> dict[str, int]:
+        """Like Policy.defines; the code for cgroups is only compiled for policies that weigh them."""
+        return {**super().defines, **({"WEIGHS_CGROUPS": 1} if self.weighs_cgroups else {})}
+
     def is_hinted(self, compiled: Object) -> bool:
         """Whether its BPF program or its class reads hints."""
         return self.agent.hinted or super().is_hinted(compiled)

@@ -6,16 +6,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from ..core import ffi
+from ...loaders.maps import MmapArray
+from ..core import constant, ffi
 from .layout import column
 from .shared import Agents
 from .task import ON_CPU, WAITING, StatusWord, Task, word_struct
 
+#: The weight of a cgroup with cpu.weight 100.
+CGROUP_WEIGHT_ONE = constant("CGROUP_WEIGHT_ONE")
+
 
 class StatusWords:
-    """The status words of an enclave, by number."""
+    """The status words of an enclave, by number; ``cgroups`` are those of their tasks, if the policy weighs cgroups."""
 
-    def __init__(self, agents: Agents) -> None:
+    def __init__(self, agents: Agents, cgroups: MmapArray | None = None) -> None:
         self._agents, self._struct = agents, word_struct()
         self._memory = memory = agents.status_words.view()
         self._gtids, self._states, self._cpus, self._since, self._runtimes, self._channels = (
@@ -26,6 +30,8 @@ class StatusWords:
         self.is_wide = agents.allowed_rest is not None
         self._rest = memoryview(b"") if agents.allowed_rest is None else agents.allowed_rest.view()
         self._rest_size = ffi().sizeof("struct allowed_rest")
+        pairs = memoryview(b"") if cgroups is None else cgroups.view()
+        self._cgroups, self._weights = (column(pairs, "task_cgroup", member) for member in ("cgroup", "weight"))
 
     @property
     def columns(self) -> dict[str, memoryview]:
@@ -52,6 +58,13 @@ class StatusWords:
     def channel(self, task: Task) -> int | None:
         """The channel that gets the messages of ``task``; None if the task is gone."""
         return self._channels[task.word] if self._gtids[task.word] == task.gtid else None
+
+    def cgroup(self, task: Task) -> tuple[int, int]:
+        """The number of the cgroup of ``task``, and its weight; 0 if it is the root, or no weight of one is in use."""
+        word = task.word
+        if not (cgroup := self._cgroups[word]) or self._gtids[word] != task.gtid:
+            return 0, CGROUP_WEIGHT_ONE
+        return cgroup, self._weights[word] or CGROUP_WEIGHT_ONE
 
     def on_cpu(self, task: Task) -> tuple[int, int] | None:
         """The CPU that runs ``task`` right now, and since when; None where none does."""

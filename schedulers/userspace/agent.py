@@ -86,6 +86,8 @@ class Agent:
         self.open_cpus, self.idle_cpus = self._flags.open, self._flags.idle  # type: ignore[method-assign]
         self.busy_cpus, self.waits = self._flags.busy, self._turns.waits  # type: ignore[method-assign]
         self.decides_for = self._turns.decides_for  # type: ignore[method-assign]
+        if spec.weighs_cgroups:
+            self.cgroup = self.status_words.cgroup  # type: ignore[method-assign]
         self._is_rehearsing = self.stopped = False
         self._spec = spec
         self._make_policy()
@@ -143,6 +145,14 @@ class Agent:
     def decides_for(self, task: Task) -> bool:
         """Whether the messages of ``task`` still come to this agent: that of another CPU may have taken it."""
         return self._turns.decides_for(task)
+
+    def cgroup(self, task: Task) -> tuple[int, int]:
+        """The cgroup of ``task``, and its weight with those of the cgroups above it; 2**20 is that of cpu.weight 100.
+
+        The cgroup is a number, and 0 if it is the root, or no cgroup of the enclave has had a weight of its own. Both
+        are as they were when the task last began to wait. Only where the policy ``weighs_cgroups``.
+        """
+        raise GhostError(f"{self.policy.name} has no cgroups", hint="set weighs_cgroups = True in the policy's class")
 
     def first_in_first_out(
         self, queue: RunQueue, slice_ns: int = 0, near: Mapping[int, int] | None = None

@@ -59,8 +59,9 @@ class AgentPolicy:
     Each of the ``options`` is a keyword argument of the constructor, named by its ``field``. The option ``slice_ns`` is
     also the slice of tasks that BPF runs without asking the agent. ``fastpath`` is the default of --fastpath. With
     ``hinted``, ``agent.hints`` has what applications say of their tasks. With ``watches_cpus``, on_cpu_busy() and
-    on_cpu_available() are called. While ``looks_again`` is true, schedule() is called once more after each turn that
-    read or committed something: a committed task may run by then, and no message tells that.
+    on_cpu_available() are called. With ``weighs_cgroups``, ``agent.cgroup()`` tells a task's cgroup and its weight.
+    While ``looks_again`` is true, schedule() is called once more after each turn that read or committed something: a
+    committed task may run by then, and no message tells that.
     """
 
     name: ClassVar[str]
@@ -69,6 +70,7 @@ class AgentPolicy:
     fastpath: ClassVar[bool] = True
     hinted: ClassVar[bool] = False
     watches_cpus: ClassVar[bool] = False
+    weighs_cgroups: ClassVar[bool] = False
     task_type: ClassVar[type[Task]] = Task
     #: When schedule() must be called even if no message comes, in ns of CLOCK_MONOTONIC; 0: never.
     due_ns: int = 0

@@ -26,4 +26,4 @@ def spec_of(policy: type[AgentPolicy]) -> PythonPolicySpec:
     """``policy`` as the registry and the command know it, with the options that every agent has."""
     options = (*policy.options, *agent_options(fastpath=policy.fastpath, per_cpu=policy.per_cpu))
     summary = (policy.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-    return PythonPolicySpec(policy.name, summary, options, agent=policy)
+    return PythonPolicySpec(policy.name, summary, options, weighs_cgroups=policy.weighs_cgroups, agent=policy)

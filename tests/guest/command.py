@@ -29,7 +29,6 @@ from ghostbpf.loaders.btf import Btf, Kind
 from ghostbpf.loaders.capabilities import NUMBERS as CAPABILITIES
 from ghostbpf.schedulers import core
 from ghostbpf.schedulers.policy import Policy
-from ghostbpf.schedulers.topology import nr_cpu_words
 from ghostbpf.tools import cli
 from workload import present_cpus
 
@@ -163,8 +162,8 @@ def nobody() -> None:
 
 def read_sources_once(patch: pytest.MonkeyPatch, *policies: Policy) -> None:
     """Compile ``policies`` once, so that later loads read no file: files are slow in a guest."""
-    objects = {policy.source: compiler.compile(policy.source, {"NR_CPU_WORDS": nr_cpu_words()}) for policy in policies}
-    patch.setattr(compiler, "compile", lambda source, defines: objects[source])
+    objects = {(policy.source, *policy.defines.items()): policy.compile() for policy in policies}
+    patch.setattr(compiler, "compile", lambda source, defines: objects[source, *defines.items()])
 
 
 @contextlib.contextmanager

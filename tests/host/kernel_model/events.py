@@ -108,6 +108,16 @@ class Events(Ops):
             yield from self.tell(task, task.agent.word, MessageType.TASK_PRIORITY_CHANGED)
         task.locked = False
 
+    def set_cgroup(self, task: Task, cgroup: tuple[int, int]) -> Steps:
+        """sched_move_task(): a waiting task leaves its queue and is enqueued again."""
+        yield from self.lock(task)
+        task.cgroup = cgroup
+        if task.queue is not None and task.enabled:
+            task.queue.remove(task)
+            yield
+            yield from self.enqueue(task)
+        task.locked = False
+
     def depart(self, task: Task) -> Steps:
         """The task leaves the class while it waits or sleeps."""
         yield from self.lock(task)

@@ -92,7 +92,7 @@ class ModelWords(StatusWords):
     """Status words, each read of which is a point."""
 
     def __init__(self, interface: ModelInterface) -> None:
-        super().__init__(interface.agents)
+        super().__init__(interface.agents, interface.kernel.task_cgroups)  # type: ignore[arg-type]
         self._point = interface.kernel.point
 
     def __getitem__(self, number: int) -> Any:

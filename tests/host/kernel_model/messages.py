@@ -111,6 +111,7 @@ class Messages(State):
             w.runtime_ns = w.seq = w.channel = w.boosted = 0
             w.state, w.since_ns = WAITING, self.now_ns
             self.note_allowed(number, task.allowed)
+            self.task_cgroups.raw[number].cgroup = 0
             w.weight, w.cpu, w.tgid = task.weight, task.cpu, task.tgid
             self.gtids += 1
             w.gtid = a.gtid = self.gtids << 32 | task.tid
@@ -153,6 +154,8 @@ class Messages(State):
             kind = MessageType.TASK_YIELD
         a.yielded, a.latched, a.told_state = False, 0, WAITING
         self.note_allowed(number, task.allowed)
+        own = self.task_cgroups.raw[number]
+        own.cgroup, own.weight = task.cgroup
         self.set_state(task, WAITING)
         yield
         yield from self.tell(task, number, kind, BOOSTED if boosted else 0)

@@ -13,6 +13,7 @@ from .memory import PlainRecords, Records, Ring
 
 ENCLAVE = 1
 WORDS = 48
+CGROUP_WEIGHT_ONE = constant("CGROUP_WEIGHT_ONE")
 BLOCKED, WAITING, ON_CPU = (constant(f"TASK_{name}") for name in ("BLOCKED", "WAITING", "ON_CPU"))
 
 Steps = Iterator[None]
@@ -63,6 +64,7 @@ class Task:
     allowed: int
     cpu: int
     weight: int = 100
+    cgroup: tuple[int, int] = (0, CGROUP_WEIGHT_ONE)  # as in struct task_cgroup
     enabled: bool = True
     exiting: bool = False
     gone: bool = False
@@ -103,6 +105,7 @@ class State:
         self.enclaves = Records("struct enclave", 2, point)
         self.status_words = PlainRecords("struct status_word", WORDS, point)
         self.allowed_rest = PlainRecords("struct allowed_rest", WORDS, point) if end > 64 else None
+        self.task_cgroups = PlainRecords("struct task_cgroup", WORDS, point)
         self.txns = PlainRecords("struct txn", (1 + end) * constant("TXNS"), point)
         self.core = ffi().new("struct core *")
         self.rings: dict[int, Ring] = {}

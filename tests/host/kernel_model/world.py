@@ -274,6 +274,12 @@ class World:
     def _weight(self, byte: int) -> None:
         self._start(self.kernel.set_weight(self._task(byte), 50 + byte))
 
+    def _cgroup(self, byte: int) -> None:
+        """The task moves to another cgroup, or its cgroup gets another weight."""
+        task, cgroup = self._task(byte), byte >> 2 & 3
+        if not (task.queue and task.queue.name.startswith("local")):
+            self._start(self.kernel.set_cgroup(task, (cgroup, (1 + (byte >> 4)) << 14)))
+
     def _depart(self, byte: int) -> None:
         task = self._task(byte)
         if task.enabled and not self._runs(task) and not (task.queue and task.queue.name.startswith("local")):
