@@ -65,7 +65,7 @@ class Caveats:
         if void is not None:
             _warn(
                 f"{void} does not hold in enclave {self._enclave.id}",
-                "use cfs_bpf, which knows weights; tasks that leave the enclave have their weight again"
+                "use cfs_bpf or cfs, which know weights; tasks that leave the enclave have their weight again"
                 if self._enclave.applies_cgroup_limits
                 else f"ghostbpf enclave limits {self._enclave.id} on",
             )

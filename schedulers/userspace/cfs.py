@@ -9,7 +9,7 @@ from typing import Any
 from ..agents.task import WAITING, Task, Transaction
 from ..policy import Option, duration_ns
 from .agent import Agent
-from .fair import FairQueue, FairTask, slice_ns
+from .fair import FairTask, GroupedFairQueue, slice_ns
 from .options import flag
 from .policy import AgentPolicy
 
@@ -34,7 +34,10 @@ class Cfs(AgentPolicy):
     A new task goes to the CPU with the fewest tasks; a task that wakes while its CPU is busy goes to an idle CPU. A CPU
     with nothing to do takes half of the tasks that wait for the busiest CPU, unless --idle-balancing no.
 
-    A task's weight is that of its nice value; its cgroup's cpu.weight does not count.
+    From the first message of a task in a cgroup with a cpu.weight (or cpu.idle) of its own on, all tasks of a cgroup
+    share a vruntime on each CPU, by the weight of the cgroup, the product of its own and of those above it. So it gets
+    its share whatever the number of its tasks, which share by their nice values. A task that changes its cgroup starts
+    at the least vruntime there. A new cgroup or weight counts when the task begins to wait, after its slice at most.
 
     Good for nice values, and for tasks that compute beside tasks that sleep. Not good for tasks that compute and need
     no turns (each switch costs a turn of an agent; cfs_bpf does the same in BPF), nor for fair shares across CPUs.
@@ -51,6 +54,7 @@ class Cfs(AgentPolicy):
     )
     per_cpu = True
     fastpath = False
+    weighs_cgroups = True
     task_type = FairTask
     latency_ns: int
     min_granularity_ns: int
@@ -58,25 +62,32 @@ class Cfs(AgentPolicy):
 
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
-        self.queue: FairQueue[FairTask] = FairQueue()
+        self.queue: GroupedFairQueue[FairTask] = GroupedFairQueue()
         self.current: FairTask | None = None
         self.picked_at_ns = 0  # the current task's CPU time when its slice began
         self._here = -1 if agent.cpu is None else agent.cpu
         self._neighbours = () if agent.cpu is None else agent.topology.neighbours(agent.cpu)
 
     def enqueue(self, task: Any) -> None:
-        task.charge(task.runtime_ns, task.weight)
+        self.queue.charge(task, task.runtime_ns)
         here = self._here
         if not (task.may_run_on(here) and self.agent.is_online(here)) and self._hand_on(task):
             return
         task.queued_ns = task.since_ns
         if self.queue or self.current is not None:
             self._advance_clock()
+        self.queue.join(task, *self.agent.cgroup(task))
         self.queue.add(task)
 
     def dequeue(self, task: Any) -> None:
+        """The cgroup of ``task`` is charged now: the task may not come back."""
         self.queue.discard(task)
-        if task is self.current:
+        is_current = task is self.current
+        if task.cgroup:
+            self.queue.charge(task, task.runtime_ns)
+            if is_current:
+                self.queue.advance(task)
+        if is_current:
             self.current = None
 
     def on_task_new(self, task: Any) -> None:
@@ -95,14 +106,13 @@ class Cfs(AgentPolicy):
 
     def on_task_yield(self, task: Any) -> None:
         """The first waiting task runs next, even if it has had more CPU time than ``task``."""
-        task.charge(task.runtime_ns, task.weight)
-        if (head := self.queue.head()) is not None:
-            task.vruntime = max(task.vruntime, head[0])
+        self.queue.charge(task, task.runtime_ns)
+        self.queue.yield_to_first(task)
         self.enqueue(task)
 
     def on_priority_changed(self, task: Any) -> None:
         """CPU time up to now counts at the old weight."""
-        task.charge(task.runtime_ns, task.weight)
+        self.queue.charge(task, task.runtime_ns)
 
     def on_affinity_changed(self, task: Task) -> None:
         """A task that may not run here any more goes to another CPU's agent."""
@@ -167,7 +177,7 @@ class Cfs(AgentPolicy):
         if (task := self.current) is not None and task not in self.queue:
             word = self.agent.status_words[task.word]
             if word.gtid == task.gtid:
-                task.charge(word.runtime_ns, task.weight)
+                self.queue.charge(task, word.runtime_ns)
         self.queue.advance(task)
 
     def _slice_ns(self, tasks: int) -> int:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU time in proportion to weight: the vruntime of tasks, and a queue in the order of vruntime."""
+"""CPU time in proportion to weight: the vruntime of tasks and cgroups, and queues in the order of vruntime."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
+from ..agents.status_words import CGROUP_WEIGHT_ONE
 from ..agents.task import Task
 from .priority_queue import PriorityQueue
 
@@ -22,17 +24,21 @@ class FairTask(Task):
         self.vruntime, self.charged_weight = 0, NICE_0_WEIGHT
         self.charged_ns: int | None = None
         self.queued_ns = 0  # when it was enqueued; CLOCK_MONOTONIC
+        self.cgroup, self.cgroup_weight = 0, CGROUP_WEIGHT_ONE  # 0: its cgroup is not weighed
 
-    def charge(self, runtime_ns: int, weight: int) -> None:
+    def charge(self, runtime_ns: int, weight: int) -> int:
         """Add the CPU time since the last charge, at the weight of that time; ``weight`` counts from now on.
 
-        ``runtime_ns`` is the task's CPU time so far; the first charge only records it.
+        ``runtime_ns`` is the task's CPU time so far; the first charge only records it. Returns the CPU time added.
         """
+        ran_ns = 0
         if runtime_ns != self.charged_ns:
             if self.charged_ns is not None:
-                self.vruntime += (runtime_ns - self.charged_ns) * NICE_0_WEIGHT // self.charged_weight
+                ran_ns = runtime_ns - self.charged_ns
+                self.vruntime += ran_ns * NICE_0_WEIGHT // self.charged_weight
             self.charged_ns = runtime_ns
         self.charged_weight = weight
+        return ran_ns
 
 
 T = TypeVar("T", bound=FairTask)
@@ -65,11 +71,140 @@ class FairQueue(PriorityQueue[T]):
 
     def advance(self, running: T | None) -> None:
         """Advance the clock; ``running`` is the task on the CPU."""
+        self._advance(None if running is None else running.vruntime)
+
+    def _advance(self, running: int | None) -> None:
+        """Advance the clock; ``running`` is the vruntime that counts for the task on the CPU."""
         head = self.head()
-        if head is not None and (running is None or head[0] < running.vruntime):
+        if head is not None and (running is None or head[0] < running):
             self.clock = max(self.clock, head[0])
         elif running is not None:
-            self.clock = max(self.clock, running.vruntime)
+            self.clock = max(self.clock, running)
+
+
+class _Group(Generic[T]):
+    """A cgroup on one CPU: its vruntime, and its waiting tasks, in the order of their own."""
+
+    def __init__(self, vruntime: int) -> None:
+        self.vruntime = vruntime
+        self.tasks: FairQueue[T] = FairQueue()
+        self.first: T | None = None
+
+
+class GroupedFairQueue(FairQueue[T]):
+    """A FairQueue in which all tasks of a weighed cgroup share one vruntime: the cgroup gets the share of one task.
+
+    The vruntime of a cgroup is the CPU time that its tasks have had here, divided by its weight (100: by 1). Among
+    themselves, the tasks share by their nice values.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._groups: dict[int, _Group[T]] = {}
+        self._firsts: PriorityQueue[T] = PriorityQueue()  # the first task of each group, by the group's vruntime
+        self._members: PriorityQueue[T] = PriorityQueue()  # the waiting tasks of groups, by queued_ns
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self._members)
+
+    def __contains__(self, task: T) -> bool:
+        return task in self._members if task.cgroup else super().__contains__(task)
+
+    def __iter__(self) -> Iterator[T]:
+        """A snapshot of the tasks, in no order."""
+        return iter([*super().__iter__(), *self._members])
+
+    def charge(self, task: T, runtime_ns: int) -> None:
+        """Add the CPU time of ``task`` since the last charge to its vruntime, and to that of its cgroup."""
+        ran_ns = task.charge(runtime_ns, task.weight)
+        if ran_ns and task.cgroup:
+            group = self._group(task.cgroup)
+            group.vruntime += ran_ns * CGROUP_WEIGHT_ONE // task.cgroup_weight
+            self._rank(group)
+
+    def join(self, task: T, cgroup: int, weight: int) -> None:
+        """``task`` is in ``cgroup`` (0: none that is weighed) from now on, which has this ``weight``."""
+        if task.cgroup != cgroup:
+            self.discard(task)
+            task.cgroup, task.vruntime = cgroup, 0
+        task.cgroup_weight = weight
+
+    def add(self, task: T) -> None:
+        """Like FairQueue.add()."""
+        if not task.cgroup:
+            super().add(task)
+            return
+        group = self._group(task.cgroup)
+        group.vruntime = max(group.vruntime, self.clock)
+        group.tasks.add(task)
+        self._members.put(task, task.queued_ns)
+        self._rank(group)
+
+    def discard(self, task: T) -> None:
+        """Remove ``task`` if it is in the queue."""
+        if not task.cgroup:
+            super().discard(task)
+        elif task in self._members:
+            group = self._groups[task.cgroup]
+            group.tasks.discard(task)
+            self._members.discard(task)
+            self._rank(group)
+
+    def head(self) -> tuple[int, T] | None:
+        """The least vruntime, and the first task that has it or whose cgroup has it."""
+        own, first = super().head(), self._firsts.head()
+        return first if own is None or (first is not None and first[0] < own[0]) else own
+
+    def oldest(self) -> T | None:
+        """The task that has waited longest."""
+        own, member = super().oldest(), self._members.head()
+        return member[1] if member is not None and (own is None or member[0] < own.queued_ns) else own
+
+    def pop_least(self) -> T | None:
+        """Like FairQueue.pop_least()."""
+        task = super().pop_least()
+        if task is not None and task.cgroup:
+            tasks = self._groups[task.cgroup].tasks
+            tasks.clock = max(tasks.clock, task.vruntime)
+        return task
+
+    def advance(self, running: T | None) -> None:
+        """Advance the clock; ``running`` is the task on the CPU."""
+        if running is None or not running.cgroup:
+            super().advance(running)
+            return
+        group = self._group(running.cgroup)
+        group.tasks.advance(running)
+        self._advance(group.vruntime)
+
+    def yield_to_first(self, task: T) -> None:
+        """Let another waiting task, if there is one, be before ``task``, which does not wait yet."""
+        group = self._group(task.cgroup) if task.cgroup else None
+        if group is not None and (head := group.tasks.head()) is not None:
+            task.vruntime = max(task.vruntime, head[0])
+        elif (head := self.head()) is not None and group is not None:
+            group.vruntime = max(group.vruntime, head[0])
+        elif head is not None:
+            task.vruntime = max(task.vruntime, head[0])
+
+    def _group(self, cgroup: int) -> _Group[T]:
+        """That of ``cgroup``. A new one starts at the clock, so each that is not ahead of it and has no task may go."""
+        group = self._groups.get(cgroup)
+        if group is None:
+            needed = ((number, g) for number, g in self._groups.items() if g.tasks or g.vruntime > self.clock)
+            self._groups = dict(needed)
+            group = self._groups[cgroup] = _Group(self.clock)
+        return group
+
+    def _rank(self, group: _Group[T]) -> None:
+        """The vruntime or the first task of ``group`` may have changed."""
+        head = group.tasks.head()
+        first = None if head is None else head[1]
+        if group.first is not None and group.first is not first:
+            self._firsts.discard(group.first)
+        if first is not None:
+            self._firsts.put(first, group.vruntime)
+        group.first = first
 
 
 def slice_ns(tasks: int, latency_ns: int, min_granularity_ns: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -338,32 +337,3 @@ def test_tasks_waiting_when_the_loader_dies_in_a_swap_run_on(
     with Enclaves.change():
         assert not one._record.draining, "the next command drains the queues"
     _check_all_run(one, children)
-
-
-def test_cgroups_share_a_cpu_by_their_weights_whatever_the_number_of_their_tasks(
-    workload: Workload, enclave: MakeEnclave, cgroup: Path
-) -> None:
-    weights, numbers = (100, 400, 1600), (2, 1, 2)
-    made = enclave("1", "cfs_bpf")
-    groups = []
-    for weight, number in zip(weights, numbers, strict=True):
-        group = cgroup / f"weight-{weight}"
-        group.mkdir()
-        (group / "cpu.weight").write_text(f"{weight}")
-        for _ in range(number):
-            child = workload.spinner(made)
-            (group / "cgroup.procs").write_text(f"{child.pid}")
-        groups.append(group)
-
-    def used() -> list[int]:
-        return [int((group / "cpu.stat").read_text().split()[1]) for group in groups]
-
-    before = used()
-
-    def shares() -> list[float]:
-        ran = [now - then for now, then in zip(used(), before, strict=True)]
-        return [one / max(sum(ran), 1) for one in ran]
-
-    until(lambda: sum(used()) - sum(before) > 3_000_000, "3 s of run time")
-    print("shares", shares())
-    until(lambda: shares() == pytest.approx([1 / 21, 4 / 21, 16 / 21], rel=0.1), "shares of 1:4:16")

@@ -34,6 +34,7 @@ CENTRAL = [name for name, spec in POLICIES.items() if not spec.agent.per_cpu]
 SCHEDULES = st.binary(min_size=160, max_size=160)
 HOTPLUG = "turn turn wake wake take release preempt offline online"
 LENDING = "turn turn wake wake lend lend reclaim block preempt yield_ affinity depart join"
+CGROUPS = "turn turn turn wake wake wake cgroup cgroup block preempt yield_ affinity exit depart join offline online"
 COMEBACK = "turn turn wake wake block preempt exec affinity return depart join"
 TAKEOVER = "turn turn wake wake block preempt exec affinity replace depart join"
 
@@ -65,6 +66,12 @@ def test_when_cpus_go_offline_and_come_back_every_task_gets_a_cpu(name: str, sch
 @given(schedule=SCHEDULES)
 def test_when_tasks_have_borrowed_turns_every_task_gets_a_cpu(name: str, schedule: bytes) -> None:
     World(POLICIES[name], events=LENDING).play(schedule)
+
+
+@settings(max_examples=130)
+@given(schedule=SCHEDULES)
+def test_when_cgroups_are_weighed_every_task_gets_a_cpu(schedule: bytes) -> None:
+    World(CFS, events=CGROUPS, tasks=6).play(schedule)
 
 
 @pytest.mark.parametrize("name", CENTRAL)

@@ -14,6 +14,7 @@ from ghostbpf.loaders.btf import Btf
 from ghostbpf.loaders.compiler import compile
 from ghostbpf.loaders.errors import CompileError
 from ghostbpf.loaders.source import BPF_DIR
+from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.vm import VmError, catalog
 from ghostbpf.vm.btf import btf_section
 
@@ -79,3 +80,9 @@ def test_agents_share_affinity_for_cpus_from_64_on_where_there_are_any(
 ) -> None:
     obj = compile(BPF_DIR / "agent" / "agent.bpf.c", {"NR_CPU_WORDS": words})
     assert ("allowed_rest" in obj.maps) == has_rest
+
+
+@pytest.mark.parametrize(("policy", "weighs"), [("cfs", True), ("fifo_per_cpu", False)])
+def test_only_policies_that_weigh_cgroups_have_code_for_it(guest_kernel: None, policy: str, weighs: bool) -> None:
+    obj = POLICIES[policy].compile()
+    assert ("task_cgroups" in obj.maps, "weights_in_use" in obj.maps) == (weighs, weighs)

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ghostbpf.schedulers import limits
 from ghostbpf.schedulers.limits import Limit
+from ghostbpf.schedulers.registry import POLICIES
+from ghostbpf.tools.caveats import applied_settings
 
 
 def make(root: Path, cgroup: str, **files: str) -> Path:
@@ -69,3 +72,10 @@ def test_ended_task_has_no_limits() -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     assert limits.of_task(pid) == []
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_weights_hold_under_the_policies_that_weigh_cgroups(policy: str) -> None:
+    enclave = SimpleNamespace(policy=policy, applies_cgroup_limits=True)
+    weights = {"cpu.weight", "cpu.idle"} if policy in ("cfs", "cfs_bpf") else set()
+    assert applied_settings(enclave) == {"cpu.max", *weights}  # type: ignore[arg-type]
