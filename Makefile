@@ -113,7 +113,7 @@ test-marathon-%: setup
 	$(call in_guest,$*,marathon,10800)
 
 bench: setup
-	@$(BIN)/python -m ghostbpf.experiments.bench
+	@$(BIN)/python -m ghostbpf.experiments.bench_readme
 
 bench-exact: setup
 	@$(BIN)/python -m ghostbpf.experiments.bench_exact $(ARGS)

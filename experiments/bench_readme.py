@@ -66,7 +66,7 @@ def _has_sched_ext() -> bool:
 def _in_guest(name: str, arguments: argparse.Namespace) -> int:
     """Run each part in its own guest, and again if QEMU kills the guest, so that only that part is repeated."""
     options = ["--runs", str(arguments.runs), *(["--json"] if arguments.json else [])]
-    bench = ["python3", "-m", "ghostbpf.experiments.bench", *options, name]
+    bench = ["python3", "-m", "ghostbpf.experiments.bench_readme", *options, name]
     guest = [*_GHOSTBPF, "vm", "--cpus", str(arguments.cpus), "--with-headers", "--", *bench]
     while (status := subprocess.call(guest)) == KILLED_BY_EMULATION:
         print(f"QEMU killed the guest: {name} starts again in a new guest", file=sys.stderr, flush=True)
