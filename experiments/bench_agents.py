@@ -35,7 +35,8 @@ from ..schedulers.userspace import (
     TxnState,
     spec_of,
 )
-from .comparison import BIG_RING, EEVDF, Candidate, compare, decisions
+from .candidates import EEVDF
+from .comparison import BIG_RING, Candidate, compare, decisions
 from .measure import Row, in_child, perf, summary
 from .sleeper_pool import SleeperPool, Spinner
 from .wakelat import WakeLatency

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from ..loaders.errors import GhostError
 from ..vm.errors import KILLED_BY_EMULATION
 from .exact_measure import FAST_PATH_OFF, measure, names
 from .exact_report import Figure, grown, read_baseline, tables
+from .naming import named_command
 
 _GHOSTBPF = (sys.executable, "-m", "ghostbpf.tools.cli")
 _EXAMPLES = """\
@@ -116,14 +116,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _named_command(parser: argparse.ArgumentParser, text: str) -> tuple[str, list[str]]:
-    name, _, command = text.partition("=")
     try:
-        words = shlex.split(command)
+        return named_command(text)
     except ValueError as error:
-        parser.error(f"--with {text!r}: {str(error).lower()}")
-    if not name.strip() or not words:
-        parser.error(f"--with {text!r} is not NAME=COMMAND\n  try: --with 'fifo=/opt/scx/scx_simple -f'")
-    return name.strip(), words
+        parser.error(f"--with {error}\n  try: --with 'fifo=/opt/scx/scx_simple -f'")
 
 
 def _in_guest(arguments: argparse.Namespace) -> tuple[int, list[Figure]]:

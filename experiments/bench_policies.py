@@ -15,7 +15,8 @@ from ..schedulers.policy import Policy
 from ..schedulers.registry import POLICIES
 from ..schedulers.topology import Topology
 from ..schedulers.userspace import central, fair, priority_queue
-from .comparison import BIG_RING, EEVDF, Candidate, Work, compare, decisions
+from .candidates import EEVDF
+from .comparison import BIG_RING, Candidate, Work, compare, decisions
 from .measure import Row, summary
 from .sleeper_pool import SleeperPool
 

@@ -13,10 +13,10 @@ from ..loaders.errors import GhostError
 from ..schedulers.agents import AgentPolicySpec, Agents
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.policy import Policy, PolicyOptions
+from .candidates import EEVDF
 from .measure import MESSAGING, PIPE, Row, perf, summary
 from .wakelat import Latencies, WakeLatency
 
-EEVDF = "EEVDF"
 #: A policy, with its options; None is the kernel's own fair class.
 Candidate = PolicyOptions[Policy] | None
 #: Room in the ring for the messages of thousands of tasks that wake at once.

@@ -11,22 +11,20 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..loaders.errors import GhostError
 from ..schedulers.agents import AgentPolicySpec, AgentState
-from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.enclave import Enclave
 from ..schedulers.policy import Policy, PolicyOptions
 from ..schedulers.registry import POLICIES
 from ..tools.output import printable_lines
 from .bench_agents import commit_costs
-from .comparison import EEVDF
+from .candidates import EEVDF, Attached, Scheduler, by_command, by_policy, eevdf
 from .exact_pipe import OPERATIONS, bpf_runs, pipe
 from .exact_report import Figure
 from .exact_tracers import tracer_figures
 from .measure import bpf_stats, perf
-from .other_scheduler import attached
 from .sleeper_pool import SleeperPool
 
 TRANSACTIONS, TRACERS = "transactions", "tracers"
@@ -42,18 +40,6 @@ _MESSAGING = f"perf bench sched messaging -g {_GROUPS} -l {_LOOPS}"
 _SETTLE_S = 1.0
 #: Tasks that wait while transactions are measured.
 _BACKLOG = 100
-
-
-@dataclass(frozen=True)
-class _Attached:
-    """An attached scheduler: ``join`` puts a task under it, ``check`` raises GhostError if it is attached no longer."""
-
-    join: Callable[[int], object] | None = None
-    check: Callable[[], object] = lambda: None
-    agent: Callable[[], AgentState | None] = lambda: None
-
-
-_Scheduler = Callable[[], contextlib.AbstractContextManager[_Attached]]
 
 
 def names() -> list[str]:
@@ -94,35 +80,28 @@ def measure(selected: Sequence[str], others: Mapping[str, Sequence[str]], sleepe
     return status
 
 
-def _own(name: str, sleepers: int) -> Iterator[tuple[str, _Scheduler]]:
+def _own(name: str, sleepers: int) -> Iterator[tuple[str, Scheduler]]:
     """The schedulers of one of names(): a policy with agents is measured with the fast path and without."""
     if name == EEVDF:
-        yield name, lambda: contextlib.nullcontext(_Attached())
+        yield name, eevdf
     elif (policy := POLICIES.get(name)) is not None:
         yield name, _by_policy(policy.parse(), sleepers)
         if isinstance(policy, AgentPolicySpec):
             yield name + FAST_PATH_OFF, _by_policy(policy.parse({"fastpath": "off"}), sleepers)
 
 
-def _by_policy(options: PolicyOptions[Policy], sleepers: int) -> _Scheduler:
+def _by_policy(options: PolicyOptions[Policy], sleepers: int) -> Scheduler:
     @contextlib.contextmanager
-    def scheduler() -> Iterator[_Attached]:
-        with Enclaves.temporary(options) as enclave, _asleep(enclave, sleepers):
-
-            def check() -> None:
-                if enclave not in Enclaves(enclave.core):
-                    raise GhostError("the kernel ejected the core", hint="see dmesg")
-                if (process := enclave.agent_process) is not None and not process.check():
-                    raise GhostError("another agent took over")
-
-            yield _Attached(enclave.add, check, lambda: enclave.agent)
+    def scheduler() -> Iterator[Attached]:
+        with by_policy(options) as running, _asleep(running.enclave, sleepers):
+            yield running
 
     return scheduler
 
 
 @contextlib.contextmanager
-def _asleep(enclave: Enclave, count: int) -> Iterator[None]:
-    if not count:
+def _asleep(enclave: Enclave | None, count: int) -> Iterator[None]:
+    if not count or enclave is None:
         yield
         return
     with SleeperPool(count, enclave.cpus) as pool:
@@ -133,18 +112,18 @@ def _asleep(enclave: Enclave, count: int) -> Iterator[None]:
         yield
 
 
-def _by_command(command: Sequence[str]) -> _Scheduler:
+def _by_command(command: Sequence[str]) -> Scheduler:
     @contextlib.contextmanager
-    def scheduler() -> Iterator[_Attached]:
-        with attached(command) as other:
+    def scheduler() -> Iterator[Attached]:
+        with by_command(command) as running:
             # The command may go on with its start-up, on the same clock. A second that is idle passes at once.
             time.sleep(_SETTLE_S)
-            yield _Attached(other.join, other.check)
+            yield running
 
     return scheduler
 
 
-def _figures(name: str, running: _Attached) -> list[Figure]:
+def _figures(name: str, running: Attached) -> list[Figure]:
     """All figures of one scheduler, if it was attached throughout."""
 
     def after(value: float) -> float:
@@ -152,9 +131,9 @@ def _figures(name: str, running: _Attached) -> list[Figure]:
         return value
 
     after(pipe(_WARM_UP, running.join))
-    before = running.agent()
+    before = running.enclave and running.enclave.agent
     operation = after(pipe(OPERATIONS, running.join))
-    agent = running.agent()
+    agent = running.enclave and running.enclave.agent
     messaging = after(perf(_MESSAGING, running.join) * 1e9 / _MESSAGES)
     return [
         Figure(name, "workload", "pipe", "instructions per operation", operation),
@@ -164,7 +143,7 @@ def _figures(name: str, running: _Attached) -> list[Figure]:
     ]
 
 
-def _bpf(name: str, running: _Attached) -> list[Figure]:
+def _bpf(name: str, running: Attached) -> list[Figure]:
     """BPF in pipe: instructions of all programs per operation; per program, instructions per call and calls.
 
     A program that is tail-called counts as part of its caller. The kernel's statistics cost instructions of their own.

@@ -15,26 +15,36 @@ from typing import IO
 
 from ..loaders import sched_ext
 from ..loaders.errors import GhostError
+from ..schedulers.launch import termination_signals
 from ..schedulers.tasks import SCHED_EXT
 
 #: How long a command may take to attach its scheduler, and to end after SIGINT.
 _ATTACH_S, _END_S = 120.0, 60.0
 _POLL_S = 0.05
+#: How many lines of a command's output an error has.
+_LINES = 10
+
+
+class SchedulerLost(GhostError):
+    """A scheduler is no longer in charge: what was measured last is no figure of it."""
+
+    exit_status = 9
 
 
 class OtherScheduler:
     """The scheduler that the kernel shows as attached; ``join`` puts a task under it, None where it has all tasks."""
 
-    def __init__(self, status: sched_ext.Status) -> None:
-        self.ops = status.ops or "?"
+    def __init__(self, status: sched_ext.Status, pid: int) -> None:
+        self.ops, self.pid = status.ops or "?", pid
         self.join: Callable[[int], object] | None = None if status.switch_all else _enter_ext
         self._enable_seq = _enable_seq()
 
     def check(self) -> None:
-        """Raise GhostError unless it has been attached ever since."""
+        """Raise SchedulerLost unless it has been attached ever since."""
         status = sched_ext.status()
         if (status.state, status.ops, _enable_seq()) != ("enabled", self.ops, self._enable_seq):
-            raise GhostError(f"its scheduler {self.ops} was ejected: {sched_ext.exit_reason(self.ops) or 'see dmesg'}")
+            reason = sched_ext.exit_reason(self.ops) or "see dmesg"
+            raise SchedulerLost(f"its scheduler {self.ops} was ejected: {reason}")
 
 
 @contextlib.contextmanager
@@ -50,7 +60,13 @@ def attached(command: Sequence[str]) -> Iterator[OtherScheduler]:
     with tempfile.TemporaryFile() as output:
         try:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # The caller may have blocked SIGINT, which is to end the command.
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()),
             )
         except OSError as error:
             raise GhostError(f"cannot run {command[0]}: {error.strerror}") from None
@@ -61,7 +77,7 @@ def attached(command: Sequence[str]) -> Iterator[OtherScheduler]:
                 problem = _stop(child)
         except GhostError as error:
             if problem:
-                raise GhostError(f"{error}; {problem}") from error
+                error.args = (f"{error}; {problem}",)
             raise
     if problem:
         raise GhostError(problem)
@@ -73,11 +89,13 @@ def _wait_attached(child: subprocess.Popen[bytes], output: IO[bytes]) -> OtherSc
         has_ended = child.poll() is not None  # read before the state: a command may attach and end
         status = sched_ext.status()
         if status.state == "enabled" and status.ops:
-            return OtherScheduler(status)
+            return OtherScheduler(status, child.pid)
         if has_ended and status.state == "disabled":
-            raise GhostError(f"it ended with status {child.returncode} and attached no scheduler: {_last_line(output)}")
+            raise GhostError(f"it ended with status {child.returncode} and attached no scheduler: {_end_of(output)}")
         if time.monotonic() > deadline:
-            raise GhostError(f"it attached no scheduler within {_ATTACH_S:.0f} s: {_last_line(output)}")
+            raise GhostError(f"it attached no scheduler within {_ATTACH_S:.0f} s: {_end_of(output)}")
+        if signal.sigpending() & termination_signals():
+            raise GhostError("interrupted while it starts")
         time.sleep(_POLL_S)
 
 
@@ -105,10 +123,11 @@ def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(child.pid, number)
 
 
-def _last_line(output: IO[bytes]) -> str:
+def _end_of(output: IO[bytes]) -> str:
+    """The last lines of a command's output."""
     size = os.fstat(output.fileno()).st_size
     lines = os.pread(output.fileno(), 4096, max(size - 4096, 0)).decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it printed nothing"
+    return "\n  ".join(line.strip() for line in lines[-_LINES:]) or "it printed nothing"
 
 
 def _enable_seq() -> str:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedulers to measure, attached for a block: policies in an enclave, and those that a command attaches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from ..schedulers.cpuset import CpuSet
+from ..schedulers.enclave import Enclave, Enclaves
+from ..schedulers.errors import AgentError
+from ..schedulers.policy import Policy, PolicyOptions
+from .other_scheduler import SchedulerLost, attached
+
+EEVDF = "EEVDF"
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A scheduler in charge; ``join`` puts a task under it, None where it has all tasks.
+
+    ``check`` raises SchedulerLost if it is no longer in charge. ``pid`` is its process in user space, and ``enclave``
+    the enclave of a policy.
+    """
+
+    join: Callable[[int], object] | None = None
+    check: Callable[[], object] = lambda: None
+    pid: int | None = None
+    enclave: Enclave | None = None
+
+
+#: Attaches a scheduler for a block; raises GhostError if it does not start.
+Scheduler = Callable[[], AbstractContextManager[Attached]]
+
+
+def eevdf() -> AbstractContextManager[Attached]:
+    """The kernel's own fair class."""
+    return contextlib.nullcontext(Attached())
+
+
+def by_policy(options: PolicyOptions[Policy], cpus: CpuSet | None = None) -> AbstractContextManager[Attached]:
+    """A policy in an enclave of ``cpus`` (default: all)."""
+
+    @contextlib.contextmanager
+    def scheduler() -> Iterator[Attached]:
+        with Enclaves.temporary(options, cpus) as enclave:
+            agent = enclave.agent_process
+
+            def check() -> None:
+                if (ejected := enclave.core.exited()) is not None:
+                    raise SchedulerLost(f"the kernel ejected it: {ejected}", hint="ghostbpf why explains it")
+                if enclave not in Enclaves(enclave.core):
+                    raise SchedulerLost("its enclave was destroyed")
+                if (why := enclave.fallback) is not None:
+                    raise SchedulerLost(f"the built-in FIFO has replaced it: {why}")
+                try:
+                    if agent is not None and not agent.check():
+                        raise SchedulerLost("another agent took over")
+                except AgentError as error:
+                    raise SchedulerLost(f"{error}") from error
+
+            yield Attached(enclave.add, check, agent.pid if agent is not None else None, enclave)
+
+    return scheduler()
+
+
+def by_command(command: Sequence[str]) -> AbstractContextManager[Attached]:
+    """The scheduler that ``command`` attaches."""
+
+    @contextlib.contextmanager
+    def scheduler() -> Iterator[Attached]:
+        with attached(command) as other:
+            yield Attached(other.join, other.check, other.pid)
+
+    return scheduler()
