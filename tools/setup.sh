@@ -54,3 +54,5 @@ fi
 echo "setup: Python packages into $VENV"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv --system-site-packages "$VENV"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[plot,test,dev,docs]'
+# The benchmark's own workloads, for guests, which have no compiler.
+"$VENV/bin/python" -m ghostbpf.experiments.bench.programs || echo 'setup: bench compiles its workloads when it runs them' >&2
