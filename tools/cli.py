@@ -13,13 +13,15 @@ import click
 
 from .group import NamedGroup
 
-#: Command name to module (of this package) and help line, in the order of the help text.
+#: Command name to module and help line, in the order of the help text. A module is of this package, except that of
+#: bench, which stands above it: it is named here and never imported by another command.
 _COMMANDS = {
     "run": ("run", "Schedule a command, or the tasks you add, by a policy."),
     "enclave": ("enclave", "Show enclaves, and change them."),
     "hints": ("hints", "Show applications' hints, and permit applications to give them."),
     "pushtosched": ("pushtosched", "Move tasks, listed on stdin, to any scheduling class."),
     "trace": ("trace.command", "Trace the scheduler: latencies, run lengths, queues, stacks."),
+    "bench": (".experiments.bench.command", "Compare schedulers on workloads."),
     "fd": ("fd", "Pass an open descriptor to another process."),
     "policies": ("policies", "List the policies."),
     "new": ("new", "Write a package with a policy of your own, in Python."),
@@ -35,6 +37,7 @@ Examples:
   sudo ghostbpf run biff --cpus 2-3 --keep   an enclave to add tasks to
   sudo ghostbpf enclave add 1 4711           process 4711 joins enclave 1
   sudo ghostbpf enclave swap 1 rr            another policy, with no gap
+  sudo ghostbpf bench pipe --policy biff     Biff against EEVDF
   ghostbpf new my_policy                     a policy of your own, in Python
   ghostbpf vm -- ghostbpf run biff -- ls     in a guest with sched_ext
 """

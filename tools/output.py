@@ -8,6 +8,7 @@ JSON has its own escapes and is exact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -75,3 +76,19 @@ def warn(errors: Iterable[GhostError]) -> None:
     """Print errors that do not end the command, each with its hint."""
     for error in errors:
         click.echo(printable_lines(f"warning: {error}" + (f"\n  try: {error.hint}" if error.hint else "")), err=True)
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise BadParameter if ``path`` of --plot cannot be drawn to, and GhostError without matplotlib."""
+    if path is None:
+        return
+    if path.suffix not in (".svg", ".png"):
+        raise click.BadParameter(f'"{path}" is neither .svg nor .png', param_hint="--plot")
+    if path.is_dir():
+        raise click.BadParameter(f"{path} is a directory", param_hint="--plot")
+    if not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no directory {path.absolute().parent}", param_hint="--plot")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise GhostError("--plot needs matplotlib", hint="apt install python3-matplotlib") from None

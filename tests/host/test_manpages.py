@@ -39,7 +39,9 @@ def _help(command: str) -> str:
 
 def test_each_command_policy_and_tool_has_a_page(pages: dict[str, Path]) -> None:
     expected = {"ghostbpf", "ghostbpf-enclave-add", "ghostbpf-fd-send", "ghostbpf-hints-admit"}
-    expected |= {f"ghostbpf-{name}" for name in ("run", "enclave", "hints", "pushtosched", "trace", "fd", "new", "vm")}
+    expected |= {
+        f"ghostbpf-{name}" for name in ("run", "enclave", "hints", "pushtosched", "trace", "bench", "fd", "new", "vm")
+    }
     expected |= {f"ghostbpf-run-{name}" for name in POLICIES}
     expected |= {f"ghostbpf-trace-{name}" for name in TOOLS}
     assert expected <= pages.keys()
@@ -62,7 +64,7 @@ def test_man_has_no_warning(pages: dict[str, Path]) -> None:
 
 @needs_man
 @pytest.mark.parametrize(
-    "command", ["enclave", "enclave add", "fd", "hints cflags", "run shinjuku", "trace offcputime", "vm"]
+    "command", ["enclave", "enclave add", "fd", "hints cflags", "run shinjuku", "trace offcputime", "bench", "vm"]
 )
 def test_page_shows_what_help_shows(pages: dict[str, Path], command: str) -> None:
     shown, help_text = _shown(pages[f"ghostbpf-{command.replace(' ', '-')}"]), _help(command)

@@ -15,9 +15,8 @@ from pathlib import Path
 import click
 
 from ...loaders import capabilities, pid_namespace
-from ...loaders.errors import GhostError
 from ...schedulers.launch import Command, signals_blocked, termination_signals
-from ..output import printable
+from ..output import check_plot, printable
 from .report import HistogramSection, Section
 from .tool import Tool
 from .tracer import Missed
@@ -91,7 +90,7 @@ class Printer:
 
 def run(tool: Tool, pace: Pace, output: Output, command: tuple[str, ...]) -> int:
     """Trace and print reports; returns the exit status, which is the ``command``'s if there is one."""
-    _check_plot(output.plot)
+    check_plot(output.plot)
     capabilities.need("trace", "CAP_BPF", "CAP_PERFMON")
     with signals_blocked({signal.SIGCHLD, *termination_signals()}):
         child = Command(command) if command else None
@@ -170,18 +169,3 @@ def _draw(path: Path, name: str, reports: list[tuple[float, list[HistogramSectio
         click.echo(f"error: cannot draw to {path}: {error}", err=True)
         return False
     return True
-
-
-def _check_plot(path: Path | None) -> None:
-    if path is None:
-        return
-    if path.suffix not in (".svg", ".png"):
-        raise click.BadParameter(f'"{path}" is neither .svg nor .png', param_hint="--plot")
-    if path.is_dir():
-        raise click.BadParameter(f"{path} is a directory", param_hint="--plot")
-    if not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no directory {path.absolute().parent}", param_hint="--plot")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise GhostError("--plot needs matplotlib", hint="apt install python3-matplotlib") from None
