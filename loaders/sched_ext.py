@@ -60,6 +60,15 @@ def status() -> Status:
     return Status(state, ops, _read("switch_all") == "1", int(_read("nr_rejected")), int(_read("hotplug_seq")))
 
 
+def events() -> dict[str, int]:
+    """The kernel's counts of events (SCX_EV_…) since the scheduler was attached; empty if none is."""
+    try:
+        lines = _read("root/events").splitlines()
+    except OSError:
+        return {}
+    return {name: int(count) for name, count in (line.split() for line in lines)}
+
+
 def attach(
     module: Module, prefix: str, *, name: str, fields: Mapping[str, int] | None = None, sleepable: Collection[str] = ()
 ) -> StructOps:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,23 @@ def of_enclave(enclave: EnclaveView) -> list[CgroupUsage]:
             if (usage := known.get(str(directory.stat().st_ino))) is not None:
                 rows.append(CgroupUsage(**{**vars(usage), "cgroup": name}))
     return rows
+
+
+def by_path(core: Core) -> list[CgroupUsage]:
+    """Every limited cgroup that has a directory, by its name below the mount point."""
+    left = {usage.cgroup: usage for usage in every(core)} if "limits" in core.maps else {}
+    if not left:
+        return []
+    root, rows = mount_point(), []
+    pending = [("/", str(root.stat().st_ino), str(root))]
+    while pending and left:
+        name, inode, directory = pending.pop()
+        if (usage := left.pop(inode, None)) is not None:
+            rows.append(CgroupUsage(**{**vars(usage), "cgroup": name}))
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:  # it may have gone
+            below = (entry for entry in entries if entry.is_dir(follow_symlinks=False))
+            pending += [(f"{name.rstrip('/')}/{entry.name}", str(entry.inode()), entry.path) for entry in below]
+    return sorted(rows, key=lambda usage: usage.cgroup)
 
 
 def every(core: Core) -> list[CgroupUsage]:

@@ -14,6 +14,7 @@ import fcntl
 import functools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,6 +307,11 @@ class Core:
             for r in records
             if r.tid in local
         ]
+
+    def count_tasks(self) -> Counter[int]:
+        """How many tasks each enclave has, by its id; those outside this process's pid namespace count, too."""
+        data = self._task_records()
+        return Counter(int(record.enclave) for record in data if record.enabled)
 
     def forking(self) -> set[int]:
         """The tasks, now or formerly in the class, that may have a child that is not visible yet."""

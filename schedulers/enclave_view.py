@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +31,12 @@ class Counters:
     borrowed_ns: int = 0
     borrowings: int = 0
     reclaims: int = 0
+
+    @classmethod
+    def total(cls, rows: Iterable[Self]) -> Self:
+        """The sum of ``rows``."""
+        values = [list(vars(row).values()) for row in rows]
+        return cls(*map(sum, zip(*values, strict=True))) if values else cls(0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,11 @@ class EnclaveView:
         return Fallback.of(self.core.fallbacks[self.id])
 
     @property
+    def fallbacks(self) -> int:
+        """How often the core has replaced a policy of it by the built-in FIFO."""
+        return int(self.core.fallbacks[self.id].count)
+
+    @property
     def runnable_timeout_ns(self) -> int:
         """How long its policy may let a runnable task wait before the core replaces it; 0: for ever."""
         return int(self._record.runnable_timeout_ns)
@@ -184,8 +196,7 @@ class EnclaveView:
 
     def counters(self) -> Counters:
         """Its counters, all CPUs together."""
-        rows = [list(vars(row).values()) for row in self.per_cpu().values()]
-        return Counters(*map(sum, zip(*rows, strict=True))) if rows else Counters(0, 0, 0, 0, 0, 0)
+        return Counters.total(self.per_cpu().values())
 
     def departures(self) -> Departures:
         """The tasks that left the ext class, and so the enclave, without this program moving them."""
