@@ -18,6 +18,7 @@ from .group import NamedGroup
 _COMMANDS = {
     "run": ("run", "Schedule a command, or the tasks you add, by a policy."),
     "enclave": ("enclave", "Show enclaves, and change them."),
+    "metrics": ("metrics.command", "Export metrics: for Prometheus, node_exporter and scx's tools."),
     "hints": ("hints", "Show applications' hints, and permit applications to give them."),
     "pushtosched": ("pushtosched", "Move tasks, listed on stdin, to any scheduling class."),
     "trace": ("trace.command", "Trace the scheduler: latencies, run lengths, queues, stacks."),

@@ -29,6 +29,7 @@ ROOT_PACKAGES = (
     "python3-pytest-timeout",
     "python3-hypothesis",
     "python3-jsonschema",
+    "python3-prometheus-client",
     "bpftool",
     "bpfcc-tools",
     "linux-perf",

@@ -153,6 +153,11 @@ def without(*capabilities: str) -> Callable[[], None]:
     return lambda: _set_capabilities(~sum(1 << numbers[name] for name in capabilities))
 
 
+def without_any() -> None:
+    """For ``first``: drop every capability of root."""
+    _set_capabilities(0)
+
+
 def nobody() -> None:
     """For ``first``: become an ordinary user."""
     os.setgroups([])

@@ -45,6 +45,7 @@ def _script(command: Path, shell: str) -> Path:
     [
         (("ghostbpf", "enc"), ["enclave"]),
         (("ghostbpf", "enclave", "d"), ["destroy"]),
+        (("ghostbpf", "metrics", "--s"), ["--scx-stats"]),
         (("ghostbpf", "run", "bi"), ["biff"]),
         (("ghostbpf", "run", "biff", "--sl"), ["--slice"]),
         (("ghostbpf", "trace", "runql"), ["runqlat", "runqlen"]),

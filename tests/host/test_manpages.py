@@ -40,7 +40,8 @@ def _help(command: str) -> str:
 def test_each_command_policy_and_tool_has_a_page(pages: dict[str, Path]) -> None:
     expected = {"ghostbpf", "ghostbpf-enclave-add", "ghostbpf-fd-send", "ghostbpf-hints-admit"}
     expected |= {
-        f"ghostbpf-{name}" for name in ("run", "enclave", "hints", "pushtosched", "trace", "bench", "fd", "new", "vm")
+        f"ghostbpf-{name}"
+        for name in ("run", "enclave", "hints", "pushtosched", "trace", "bench", "metrics", "fd", "new", "vm")
     }
     expected |= {f"ghostbpf-run-{name}" for name in POLICIES}
     expected |= {f"ghostbpf-trace-{name}" for name in TOOLS}
