@@ -40,38 +40,35 @@ def eevdf() -> AbstractContextManager[Attached]:
     return contextlib.nullcontext(Attached())
 
 
-def by_policy(options: PolicyOptions[Policy], cpus: CpuSet | None = None) -> AbstractContextManager[Attached]:
+def of_enclave(enclave: Enclave) -> Attached:
+    """The scheduler of an enclave."""
+    agent = enclave.agent_process
+
+    def check() -> None:
+        if (ejected := enclave.core.exited()) is not None:
+            raise SchedulerLost(f"the kernel ejected it: {ejected}", hint="ghostbpf why explains it")
+        if enclave not in Enclaves(enclave.core):
+            raise SchedulerLost("its enclave was destroyed")
+        if (why := enclave.fallback) is not None:
+            raise SchedulerLost(f"the built-in FIFO has replaced it: {why}")
+        try:
+            if agent is not None and not agent.check():
+                raise SchedulerLost("another agent took over")
+        except AgentError as error:
+            raise SchedulerLost(f"{error}") from error
+
+    return Attached(enclave.add, check, agent.pid if agent is not None else None, enclave)
+
+
+@contextlib.contextmanager
+def by_policy(options: PolicyOptions[Policy] | Policy, cpus: CpuSet | None = None) -> Iterator[Attached]:
     """A policy in an enclave of ``cpus`` (default: all)."""
-
-    @contextlib.contextmanager
-    def scheduler() -> Iterator[Attached]:
-        with Enclaves.temporary(options, cpus) as enclave:
-            agent = enclave.agent_process
-
-            def check() -> None:
-                if (ejected := enclave.core.exited()) is not None:
-                    raise SchedulerLost(f"the kernel ejected it: {ejected}", hint="ghostbpf why explains it")
-                if enclave not in Enclaves(enclave.core):
-                    raise SchedulerLost("its enclave was destroyed")
-                if (why := enclave.fallback) is not None:
-                    raise SchedulerLost(f"the built-in FIFO has replaced it: {why}")
-                try:
-                    if agent is not None and not agent.check():
-                        raise SchedulerLost("another agent took over")
-                except AgentError as error:
-                    raise SchedulerLost(f"{error}") from error
-
-            yield Attached(enclave.add, check, agent.pid if agent is not None else None, enclave)
-
-    return scheduler()
+    with Enclaves.temporary(options, cpus) as enclave:
+        yield of_enclave(enclave)
 
 
-def by_command(command: Sequence[str]) -> AbstractContextManager[Attached]:
+@contextlib.contextmanager
+def by_command(command: Sequence[str]) -> Iterator[Attached]:
     """The scheduler that ``command`` attaches."""
-
-    @contextlib.contextmanager
-    def scheduler() -> Iterator[Attached]:
-        with attached(command) as other:
-            yield Attached(other.join, other.check, other.pid)
-
-    return scheduler()
+    with attached(command) as other:
+        yield Attached(other.join, other.check, other.pid)

@@ -42,7 +42,7 @@ def main(names: Sequence[str]) -> int:
 
 def _compare(setting: str, values: Mapping[str, str], cpus: Sequence[int], names: Sequence[str]) -> None:
     """A process spins in each cgroup, bound to its CPU of ``cpus``; ``values`` of ``setting`` are by what to print."""
-    with _cgroups(setting, values) as groups, _spinners(groups, cpus) as pids:
+    with cgroups(setting, [*values.values()]) as groups, _spinners(groups, cpus) as pids:
         print(json.dumps({"scheduler": "EEVDF", **_measure(groups, values)}), flush=True)
         for name in names:
             with Enclaves.temporary(POLICIES[name], CpuSet(cpus)) as enclave:
@@ -51,11 +51,12 @@ def _compare(setting: str, values: Mapping[str, str], cpus: Sequence[int], names
 
 
 @contextlib.contextmanager
-def _cgroups(setting: str, values: Mapping[str, str]) -> Iterator[list[Path]]:
+def cgroups(setting: str, values: Sequence[str]) -> Iterator[list[Path]]:
+    """A cgroup for each value of ``setting``, for the block; raises GhostError without cgroup v2."""
     root = mount_point()
     (root / "cgroup.subtree_control").write_text("+cpu")
     groups = [root / f"ghostbpf-limit-{number}" for number in range(len(values))]
-    for value, group in zip(values.values(), groups, strict=True):
+    for value, group in zip(values, groups, strict=True):
         group.mkdir()
         (group / setting).write_text(value)
     try:

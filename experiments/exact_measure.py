@@ -21,6 +21,7 @@ from ..schedulers.registry import POLICIES
 from ..tools.output import printable_lines
 from .bench_agents import commit_costs
 from .candidates import EEVDF, Attached, Scheduler, by_command, by_policy, eevdf
+from .exact_features import FEATURES
 from .exact_pipe import OPERATIONS, bpf_runs, pipe
 from .exact_report import Figure
 from .exact_tracers import tracer_figures
@@ -43,8 +44,8 @@ _BACKLOG = 100
 
 
 def names() -> list[str]:
-    """What can be measured without a command: EEVDF, each policy, transactions, and tracers."""
-    return [EEVDF, *POLICIES, TRANSACTIONS, TRACERS]
+    """What can be measured without a command: EEVDF, each policy, FEATURES, transactions, and tracers."""
+    return [EEVDF, *POLICIES, *FEATURES, TRANSACTIONS, TRACERS]
 
 
 def measure(selected: Sequence[str], others: Mapping[str, Sequence[str]], sleepers: int = 0) -> int:
@@ -84,6 +85,8 @@ def _own(name: str, sleepers: int) -> Iterator[tuple[str, Scheduler]]:
     """The schedulers of one of names(): a policy with agents is measured with the fast path and without."""
     if name == EEVDF:
         yield name, eevdf
+    elif name in FEATURES:
+        yield name, FEATURES[name]
     elif (policy := POLICIES.get(name)) is not None:
         yield name, _by_policy(policy.parse(), sleepers)
         if isinstance(policy, AgentPolicySpec):

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Biff with features in use that cost each switch something, for ``make bench-exact``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ..schedulers import trees
+from ..schedulers.enclave import Enclaves
+from ..schedulers.hierarchy import Node, TreeConfig
+from ..schedulers.registry import POLICIES
+from .candidates import Attached, Scheduler, by_policy, of_enclave
+from .cgroup_limits import cgroups
+
+#: More than any machine has: nothing is throttled, and all is accounted.
+_NEVER_REACHED = "100000000 100000"
+
+
+@contextlib.contextmanager
+def _lending() -> Iterator[Attached]:
+    with by_policy(POLICIES["biff"]) as running:
+        assert running.enclave is not None
+        running.enclave.set_lending(lend=True, borrow=True)
+        yield running
+
+
+@contextlib.contextmanager
+def _limits() -> Iterator[Attached]:
+    with cgroups("cpu.max", [_NEVER_REACHED]) as (group,), by_policy(POLICIES["biff"]) as running:
+        add = running.join
+        assert add is not None
+
+        def join(pid: int) -> None:
+            (group / "cgroup.procs").write_text(f"{pid}")
+            add(pid)
+
+        yield replace(running, join=join)
+
+
+@contextlib.contextmanager
+def _tree() -> Iterator[Attached]:
+    leaves = tuple(Node(name, POLICIES["biff"].parse()) for name in ("first", "second"))
+    with trees.temporary(TreeConfig(Node("root", arbiter="roci", children=leaves))) as root:
+        yield of_enclave(Enclaves.find(trees.leaves(root)[0].enclave))
+
+
+#: By name.
+FEATURES: dict[str, Scheduler] = {"biff+lending": _lending, "biff+limits": _limits, "biff+tree": _tree}
