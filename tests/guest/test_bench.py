@@ -35,6 +35,7 @@ def ejection(kernel_log: KernelLog) -> Iterator[None]:
         core.clear_pins()
 
 
+@pytest.mark.soak
 def test_bench_measures_a_policy_and_another_scheduler_and_leaves_out_one_that_cannot_start() -> None:
     others = ("--with", f"fifo={sys.executable} {FIFO} 3600", "--with", "broken=sh -c 'echo no BPF here; exit 3'")
     done = ghostbpf("bench", "pipe:loops=50", "--cpus", "1-3", "--rounds", 1, "--seed", 7, "--json", *others,

@@ -61,7 +61,13 @@ def expect_shares(groups: Sequence[Path], weights: Sequence[float], seconds: flo
     until(lambda: shares() == pytest.approx(expected, rel=0.1), f"shares by {weights}")
 
 
-@pytest.mark.parametrize("policy", ["cfs_bpf", "cfs"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param("cfs_bpf", marks=pytest.mark.kernel_independent(on="oldest")),
+        pytest.param("cfs", marks=pytest.mark.kernel_independent),
+    ],
+)
 def test_cgroups_share_a_cpu_by_their_weights_whatever_the_number_of_their_tasks(
     workload: Workload, governed: MakeEnclave, group: MakeGroup, policy: str
 ) -> None:

@@ -106,6 +106,7 @@ def test_scrape_has_the_counters_of_the_kernel_and_grows_with_work(workload: Wor
         assert value(found, "ghostbpf_kernel_events_total", **labels) <= counted[labels["event"]]
 
 
+@pytest.mark.soak
 def test_agents_and_limits_are_in_metrics_and_in_scx_statistics(
     workload: Workload, agent_process: MakeAgentProcess, cgroup: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_agents_and_limits_are_in_metrics_and_in_scx_statistics(
     assert not path.exists()
 
 
+@pytest.mark.soak
 def test_scrapes_at_the_same_time_are_complete_while_enclaves_come_and_go(enclave: MakeEnclave) -> None:
     kept = enclave("1")
     with exporter() as (process, url), ThreadPoolExecutor() as pool:
@@ -196,6 +198,7 @@ def test_core_that_comes_is_ejected_and_comes_again(enclave: MakeEnclave, kernel
         assert value(scrape(url), "ghostbpf_core_state", state="detached") == 1
 
 
+@pytest.mark.soak
 def test_root_needs_no_capability_and_other_users_may_not_read(workload: Workload, tmp_path: Path) -> None:
     config = tmp_path / "tree.toml"
     config.write_text('arbiter = "roci"\ncpus = "1-2"\n[[child]]\nname = "only"\npolicy = "biff"\n')
