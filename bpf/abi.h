@@ -9,7 +9,7 @@
 #define GHOSTBPF_ABI_H
 
 /* Changes whenever a struct here, a map of the core, or a pinned program changes its name or meaning. */
-#define ABI_VERSION 18
+#define ABI_VERSION 19
 
 #define MAX_ENCLAVES 64 /* enclave ids start at 1; 0 is "no enclave" */
 #define MAX_CPUS 1024
@@ -101,6 +101,7 @@ struct cpu {
 	u64 sync_wake_at; /* when the task on it last made a sync wakeup; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 	u64 availability; /* bit n: a task in the ext class could have run here at the nth last pulse */
+	u64 free_since; /* since when no task in the ext class or a higher one runs on it; ns of scx_bpf_now() */
 	u64 lent_counted_at; /* up to when a borrowed turn on it has been counted; ns of scx_bpf_now() */
 	/* A CPU of a tree; times of CLOCK_MONOTONIC. */
 	u64 holder; /* the enclave that has it, or GRANT_BUSY; 64 bits for compare_and_swap() */
@@ -120,6 +121,7 @@ struct core {
 	u64 pulsed_at; /* when the last pulse looked for tasks that wait too long; CLOCK_MONOTONIC */
 	u64 lenders; /* bit e: enclave e lends CPUs; user space writes it, and the next one */
 	u64 borrowers; /* bit e: enclave e borrows CPUs */
+	u64 keeps_stats; /* the statistics in struct counters are kept */
 };
 
 #define GRANT_BUSY 0xffffffff /* cpu.holder while the CPU passes from one enclave to another */
@@ -194,7 +196,8 @@ struct task_ctx {
 	u64 waits_since; /* the order of throttled tasks */
 	u64 throttled_at; /* when it was put on the queue of throttled tasks */
 	u32 bounced; /* it got a CPU although its cgroup was throttled, and leaves at once */
-	u32 reserved;
+	u32 preempted; /* 1: its last turn ended while it was runnable */
+	u64 waited; /* how long it had waited in its life, less the time when the last part of that began */
 };
 
 /* A cgroup with a limit (cpu.max), by number. */
@@ -221,6 +224,12 @@ struct cgroup_limit {
 	u64 ready_at; /* when its tasks may run again, as last noted; ns of scx_bpf_now(), 0: now */
 };
 
+/* How long tasks waited for a CPU. */
+struct waits {
+	s64 sum_ns;
+	u64 counts[32]; /* by time_bucket() in bpf/core/stats.bpf.h */
+};
+
 /* Per enclave and CPU: numbers of events since the enclave was made. */
 struct counters {
 	u64 idle; /* wakeups that got a CPU at once: an idle one, or that of a waker about to sleep */
@@ -233,6 +242,15 @@ struct counters {
 	u64 borrowed_ns; /* the part of runtime_ns on CPUs of enclaves that lend */
 	u64 borrowings; /* turns of its tasks on such CPUs */
 	u64 reclaims; /* lent CPUs that a task of its own took back */
+	/* Statistics; see bpf/core/stats.bpf.h. */
+	u64 class_preemptions; /* turns that ended with slice left, of a task still runnable: a higher class took the CPU */
+	u64 slice_ends; /* turns that ended with no slice left, used up or taken by the policy */
+	u64 idle_wait_ns; /* the part of tasks' waits in which the CPU that they then got idled */
+	u64 idle_ticks; /* ticks, on a CPU that ran a task, at which another task waited and a CPU idled */
+	u64 waiting; /* the sum of the numbers in depths */
+	struct waits waits[2]; /* after a wakeup, and after the end of a turn that left the task runnable */
+	u64 turns[32]; /* times on a CPU, by time_bucket() */
+	u64 depths[16]; /* numbers of waiting tasks at ticks, by the bits that it takes to write them */
 };
 
 /* Why the kernel ended the scheduler: a copy of scx_exit_info. */

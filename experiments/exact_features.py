@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Biff with features in use that cost each switch something, for ``make bench-exact``."""
+"""Biff with features that cost each switch something in use, or left out, for ``make bench-exact``."""
 
 from __future__ import annotations
 
@@ -46,5 +46,16 @@ def _tree() -> Iterator[Attached]:
         yield of_enclave(Enclaves.find(trees.leaves(root)[0].enclave))
 
 
+@contextlib.contextmanager
+def _no_stats() -> Iterator[Attached]:
+    with Enclaves.temporary(POLICIES["biff"], keep_stats=False) as enclave:
+        yield of_enclave(enclave)
+
+
 #: By name.
-FEATURES: dict[str, Scheduler] = {"biff+lending": _lending, "biff+limits": _limits, "biff+tree": _tree}
+FEATURES: dict[str, Scheduler] = {
+    "biff+lending": _lending,
+    "biff+limits": _limits,
+    "biff+tree": _tree,
+    "biff-stats": _no_stats,
+}

@@ -31,7 +31,7 @@ from ..loaders.maps import Array, Hash, Map, MmapArray, PerCpuArray
 from ..loaders.membarrier import GLOBAL, membarrier
 from ..loaders.source import BPF_DIR
 from ..loaders.struct_ops import StructOps
-from . import pids, stay_alive
+from . import pids, stats, stay_alive
 from .cpuset import CpuSet
 from .errors import Ejected, SchedulerBusy, StalePins
 from .pins import BPFFS, CORE, LAST_EXIT, ROOT
@@ -118,7 +118,7 @@ class Core:
         self._tracepoints: dict[str, Handle] = {}
 
     @classmethod
-    def attach(cls, *, full: bool = False) -> Self:
+    def attach(cls, *, full: bool = False, keep_stats: bool = True) -> Self:
         """Attach a new core: in full mode it has every task of the fair class, in partial mode those of SCHED_EXT.
 
         Without pin(), it ends with this process. Raises SchedulerBusy, AttachError, KernelUnsupported.
@@ -128,9 +128,12 @@ class Core:
             before = sched_ext.status()
         if before.state != "disabled":
             raise SchedulerBusy(before.ops or before.state)
-        obj = compile(BPF_DIR / "core" / "core.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
-        module = Module(obj, constants={"full_mode": int(full), **stay_alive.constants()})
-        _prepare(module, full)
+        macros = {"NR_CPU_WORDS": nr_cpu_words(), "HAS_SCHED_INFO": int(stats.is_supported())}
+        obj = compile(BPF_DIR / "core" / "core.bpf.c", macros)
+        keep_stats = keep_stats and stats.is_supported()
+        constants = {"full_mode": int(full), "keeps_stats": int(keep_stats), **stay_alive.constants()}
+        module = Module(obj, constants=constants)
+        _prepare(module, full, keep_stats)
         flags = kernel_types.enum("scx_ops_flags")
         # Without ENQ_EXITING and ENQ_MIGRATION_DISABLED the kernel inserts such tasks into their CPU's local queue
         # itself, unknown to the policy; re-enqueueing that queue returns them to it until the kernel ejects the core.
@@ -233,6 +236,11 @@ class Core:
     def full(self) -> bool:
         """Whether it is in full mode: every task of the fair class is in it."""
         return bool(self.state.default_enclave)
+
+    @property
+    def keeps_stats(self) -> bool:
+        """Whether it keeps statistics of waits, turns and queues."""
+        return bool(self.state.keeps_stats)
 
     def join(self, tid: int, enclave: int, generation: int) -> tuple[int, int, int]:
         """Record task ``tid`` as a member of ``enclave`` (0: of none).
@@ -441,12 +449,13 @@ def synchronize_rcu() -> bool:
     return membarrier(GLOBAL)
 
 
-def _prepare(module: Module, full: bool) -> None:
+def _prepare(module: Module, full: bool, keeps_stats: bool) -> None:
     state = MmapArray(module.maps["core"], ffi(), "struct core")[0]
     topology = Topology.from_sysfs()
     words = constant("CPU_WORDS")
     state.abi_version = constant("ABI_VERSION")
     state.default_enclave = DEFAULT_ENCLAVE if full else 0
+    state.keeps_stats = keeps_stats
     state.online = topology.all_cpus.words(words)
     cpus = MmapArray(module.maps["cpus"], ffi(), "struct cpu")
     for number in topology.all_cpus:

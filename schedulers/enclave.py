@@ -50,6 +50,7 @@ class Enclaves:
         *,
         id: int | None = None,
         full: bool = False,
+        keep_stats: bool = True,
         keep: bool = False,
         start_agent: bool = True,
         runnable_timeout_ns: int | None = None,
@@ -70,7 +71,7 @@ class Enclaves:
         # Forked before anything is locked or attached, for the agent would inherit the lock.
         agent = options.start_agent(stay=keep) if start_agent else None
         with _ending(agent, keep):
-            with cls.create(full=full, ahead=options.policy) as enclaves:
+            with cls.create(full=full, keep_stats=keep_stats, ahead=options.policy) as enclaves:
                 signal.pthread_sigmask(signal.SIG_BLOCK, block)
                 existing = None if id is None else enclaves._active(id)
                 if existing is not None:
@@ -113,7 +114,7 @@ class Enclaves:
 
     @classmethod
     @contextlib.contextmanager
-    def create(cls, *, full: bool = False, ahead: Policy | None = None) -> Iterator[Self]:
+    def create(cls, *, full: bool = False, keep_stats: bool = True, ahead: Policy | None = None) -> Iterator[Self]:
         """The enclaves, with the core attached if it was not; locked against other changes for the block.
 
         A policy that the block will load can be compiled ``ahead``, in parallel to the core.
@@ -130,7 +131,7 @@ class Enclaves:
             if core is None:
                 _core.clear_pins()
                 with ahead.compile_ahead() if ahead else contextlib.nullcontext():
-                    core = Core.attach(full=full)
+                    core = Core.attach(full=full, keep_stats=keep_stats)
             enclaves = cls(core)
             try:
                 enclaves._reconcile()

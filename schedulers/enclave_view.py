@@ -14,6 +14,7 @@ from .core import Core, Task, constant, has_fallen_back, live_bank, text
 from .cpuset import CpuSet
 from .lending import Lending
 from .pins import ROOT
+from .stats import Stats
 from .stay_alive import Fallback
 
 
@@ -197,6 +198,10 @@ class EnclaveView:
     def counters(self) -> Counters:
         """Its counters, all CPUs together."""
         return Counters.total(self.per_cpu().values())
+
+    def stats(self) -> Stats | None:
+        """Its statistics, all CPUs together; None if the core keeps none."""
+        return Stats.of(self.core.counters[self.id]) if self.core.keeps_stats else None
 
     def departures(self) -> Departures:
         """The tasks that left the ext class, and so the enclave, without this program moving them."""

@@ -24,6 +24,7 @@ from .core import Core, last_eject
 from .cpuset import CpuSet
 from .enclave_view import Counters, EnclaveView
 from .errors import Ejected
+from .stats import Stats
 from .trees import Leaf
 
 _Read = TypeVar("_Read")
@@ -45,6 +46,7 @@ class EnclaveState:
     tasks: int
     counters: Counters
     per_cpu: Mapping[int, Counters]
+    stats: Stats | None
     departures: int
     swaps: int
     fallbacks: int
@@ -120,6 +122,7 @@ def _enclave(view: EnclaveView, tasks: int) -> EnclaveState:
         tasks=tasks,
         counters=Counters.total(per_cpu.values()),
         per_cpu=per_cpu,
+        stats=view.stats(),
         departures=view.departures().count,
         swaps=view.swaps,
         fallbacks=view.fallbacks,

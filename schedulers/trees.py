@@ -63,12 +63,13 @@ def create(enclaves: Enclaves, config: TreeConfig) -> Enclave:
 def temporary(
     config: TreeConfig,
     *,
+    keep_stats: bool = True,
     keep: bool = False,
     runnable_timeout_ns: int | None = None,
     block: Collection[signal.Signals] = (),
 ) -> Iterator[Enclave]:
     """The tree for the block, and afterwards with ``keep``; the arguments are those of Enclaves.temporary()."""
-    with Enclaves.create() as enclaves:
+    with Enclaves.create(keep_stats=keep_stats) as enclaves:
         signal.pthread_sigmask(signal.SIG_BLOCK, block)
         root = create(enclaves, config)
         for leaf in leaves(root) if runnable_timeout_ns is not None else ():

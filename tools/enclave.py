@@ -22,7 +22,7 @@ from ..schedulers.processes import Rule
 from ..schedulers.registry import POLICIES, from_file, is_file
 from ..schedulers.resize import parse as parse_change
 from ..schedulers.tasks import check, threads
-from . import lending, tree
+from . import lending, stats, tree
 from .auto_join import auto_join, follow, report
 from .caveats import Caveats, counted, few, left_line, named
 from .fallback import fallback_lines, runnable_timeout_option
@@ -33,7 +33,7 @@ from .watch import watch
 _EXAMPLES = """\b
 Examples:
   sudo ghostbpf enclave ls
-  sudo ghostbpf enclave show 1 --tasks
+  sudo ghostbpf enclave show 1 --tasks --stats
   sudo ghostbpf enclave add 1 4711 4712     two processes, every thread
   sudo ghostbpf enclave add 1 --tid 4713    one thread alone
   sudo ghostbpf enclave add 1 4711 --tree   with all its descendants
@@ -86,8 +86,9 @@ def ls(as_json: bool) -> None:
 @click.argument("id", type=int)
 @click.option("--tasks", is_flag=True, help="Also list its tasks.")
 @click.option("--cgroups", "limited", is_flag=True, help="Also list its tasks' cgroups that have a cpu.max.")
+@click.option("--stats", "with_stats", is_flag=True, help="Also show how long tasks wait and run, and how many wait.")
 @json_option
-def show_one(id: int, tasks: bool, limited: bool, as_json: bool) -> None:
+def show_one(id: int, tasks: bool, limited: bool, with_stats: bool, as_json: bool) -> None:
     """Show one enclave: its policy, CPUs, counters by CPU, and tasks."""
     enclave = Enclaves.find(id)
     usages = [vars(usage) for usage in cgroup_usage.of_enclave(enclave)] if limited else []
@@ -110,6 +111,8 @@ def show_one(id: int, tasks: bool, limited: bool, as_json: bool) -> None:
             document["agent"] = vars(agent)
         if limited:
             document["cgroups"] = usages
+        if with_stats:
+            document["stats"] = stats.document(enclave.stats())
         click.echo(json.dumps({**document, "task_list": listed} if tasks else document))
         return
     for name, value in _row(enclave).items():
@@ -134,6 +137,9 @@ def show_one(id: int, tasks: bool, limited: bool, as_json: bool) -> None:
         as_json=False,
         empty="it has run nothing yet",
     )
+    if with_stats:
+        click.echo()
+        stats.show_stats(enclave.stats())
     if tasks:
         click.echo()
         show(({**row, "runtime_ns": human_ns(row["runtime_ns"])} for row in listed), as_json=False, empty="no tasks")

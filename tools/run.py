@@ -29,6 +29,8 @@ from .caveats import Caveats, tell_departures
 from .fallback import fallback_lines, runnable_timeout
 from .group import NamedGroup
 from .output import printable_lines, warn
+from .stats import option as stats_option
+from .stats import tell_if_other
 
 _EXAMPLES = """\b
 Examples:
@@ -106,6 +108,7 @@ def _command_for(policy: Policy) -> click.Command:
             type=click.Choice(["on", "off"]),
             help="Whether the cpu.max of cgroups holds in the enclave.  [default: on]",
         ),
+        stats_option(),
         click.Option(["--json", "as_json"], is_flag=True, help="Print stats as one JSON object a line."),
         runnable_timeout,
         *(click.Option([f"--{o.name}"], default=o.default, show_default=True, help=o.help) for o in policy.options),
@@ -121,6 +124,7 @@ def _command_for(policy: Policy) -> click.Command:
         borrow: str | None,
         reclaim: str | None,
         cgroup_limits: str | None,
+        stats: str | None,
         as_json: bool,
         runnable_timeout: int | None,
         cmd: tuple[str, ...],
@@ -137,6 +141,7 @@ def _command_for(policy: Policy) -> click.Command:
             cpu_set,
             id=enclave,
             full=everything,
+            keep_stats=stats != "off",
             keep=keep,
             runnable_timeout_ns=runnable_timeout,
             block=termination_signals(),
@@ -145,6 +150,7 @@ def _command_for(policy: Policy) -> click.Command:
             lending.change(target, lend, borrow, reclaim)
             if cgroup_limits is not None:
                 target.apply_cgroup_limits(cgroup_limits == "on")
+            tell_if_other(target, stats)
             guard, caveats = Guard(target), Caveats(target)
             if everything:
                 caveats.everything_joined()

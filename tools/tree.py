@@ -20,6 +20,8 @@ from .caveats import Caveats
 from .fallback import runnable_timeout
 from .output import printable, show, warn
 from .run import Guard, run_command, watch
+from .stats import option as stats_option
+from .stats import tell_if_other
 
 _EXAMPLES = """\b
 Examples:
@@ -44,19 +46,32 @@ def command_for(path: str) -> click.Command:
     params: list[click.Parameter] = [
         click.Option(["--leaf"], metavar="NAME", help="The leaf that CMD joins.  [default: the first]"),
         click.Option(["--keep"], is_flag=True, help="Do not destroy the tree at the end."),
+        stats_option(),
         click.Option(["--json", "as_json"], is_flag=True, help="Print stats as one JSON object a line."),
         runnable_timeout,
         click.Argument(["cmd"], nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),
     ]
 
     def callback(
-        leaf: str | None, keep: bool, as_json: bool, runnable_timeout: int | None, cmd: tuple[str, ...]
+        leaf: str | None,
+        keep: bool,
+        stats: str | None,
+        as_json: bool,
+        runnable_timeout: int | None,
+        cmd: tuple[str, ...],
     ) -> int:
         number = _number_of(config, leaf)
-        made = trees.temporary(config, keep=keep, runnable_timeout_ns=runnable_timeout, block=termination_signals())
+        made = trees.temporary(
+            config,
+            keep_stats=stats != "off",
+            keep=keep,
+            runnable_timeout_ns=runnable_timeout,
+            block=termination_signals(),
+        )
         with signals_blocked({signal.SIGCHLD}), made as root:
             leaves = [Enclaves.find(leaf.enclave) for leaf in trees.leaves(root)]
             target = leaves.pop(number)
+            tell_if_other(target, stats)
             guard = Guard(target, *leaves)
             try:
                 status = run_command(target, cmd, guard, Caveats(target)) if cmd else _watch(root, as_json, guard)

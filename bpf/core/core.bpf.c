@@ -30,6 +30,7 @@
 #include "serve.bpf.h"
 #include "slots.bpf.h"
 #include "state.bpf.h"
+#include "stats.bpf.h"
 #include "stay_alive.bpf.h"
 
 #define FALLBACK_SLICE (5 * 1000000ULL)
@@ -132,11 +133,10 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 	return 0;
 }
 
-/* Kick an idle CPU of the enclave if a task waits. */
-static void kick_idle_if_waiting(u32 id, struct enclave *e, s32 here)
+/* Kick an idle CPU of the enclave if a task waits. Return true if a CPU was idle. */
+static bool kick_idle_if_waiting(u32 id, struct enclave *e, s32 here)
 {
-	if (has_waiting_tasks(id, e, here))
-		kick_any_idle(e, here);
+	return has_waiting_tasks(id, e, here) && kick_any_idle(e, here);
 }
 
 /* A higher class takes this CPU: kick an idle CPU to run the tasks on this CPU's own queues. */
@@ -268,6 +268,7 @@ BPF_PROG(core_tick, struct task_struct *p)
 	struct cpu *cpu = cpu_of(here);
 	struct enclave *e = NULL;
 	u32 id = enclave_of_task(p, &e);
+	bool idle;
 
 	if (!id || !e || !cpu) {
 		/* A policy that no longer schedules the task may have given it an endless slice. */
@@ -275,7 +276,9 @@ BPF_PROG(core_tick, struct task_struct *p)
 			set_slice(p, FALLBACK_SLICE);
 		return 0;
 	}
-	kick_idle_if_waiting(id, e, here);
+	idle = kick_idle_if_waiting(id, e, here);
+	if (KEEPS_STATS)
+		note_depth(id, nr_waiting(id, e, here), idle);
 	/* A task that ran on another enclave's CPU when it joined is still there. */
 	if (cpu->enclave != id || has_unmanaged_waiter(cpu, here) ||
 	    (e->draining & DRAINING_QUEUES && each_draining_queue(id, e, DRAIN_CHECK)))
@@ -299,6 +302,8 @@ BPF_PROG(core_running, struct task_struct *p)
 	struct task_ctx *t = task_ctx_of(p);
 	struct enclave *e = NULL;
 	u32 id = scheduling_enclave(p, t, &e);
+	u64 now = scx_bpf_now();
+	struct counters *n;
 
 	if (!cpu)
 		return 0;
@@ -307,8 +312,13 @@ BPF_PROG(core_running, struct task_struct *p)
 	cpu->running = id;
 	cpu->after_sync = t ? t->after_sync : SYNC_UNKNOWN;
 	allow_next_latch(cpu, here);
-	cpu->running_since = scx_bpf_now();
-	COUNT(id, switches);
+	cpu->running_since = now;
+	n = counters_of(id);
+	if (n) {
+		n->switches++;
+		if (KEEPS_STATS && t)
+			note_wait(n, cpu, p, t, now);
+	}
 	if (id && e)
 		slot_running.call(ctx, front_slot_of(id, e));
 	return 0;
@@ -336,26 +346,32 @@ BPF_PROG(core_stopping, struct task_struct *p, bool runnable)
 {
 	struct cpu *cpu = cpu_of(scx_bpf_task_cpu(p));
 	u64 now = scx_bpf_now();
+	struct task_ctx *t = NULL;
 	struct counters *n;
-	struct task_ctx *t;
 	struct enclave *e;
+	u64 ran;
 	u32 id;
 
 	if (!cpu)
 		return 0;
 	id = cpu->running;
 	cpu->running = 0;
-	n = counters_of(id);
-	if (n)
-		n->runtime_ns += elapsed(cpu->running_since, now);
+	ran = elapsed(cpu->running_since, now);
 	if (cpu->sync_wake_at)
 		note_sync_waker(cpu, p, now);
 	if (runnable) {
 		t = task_ctx_of(p);
 		if (t)
 			t->slice_left_ns = p->scx.slice;
-		set_slice(p, 0);
 	}
+	n = counters_of(id);
+	if (n) {
+		n->runtime_ns += ran;
+		if (KEEPS_STATS)
+			note_turn(n, cpu, p, t, ran, now);
+	}
+	if (runnable)
+		set_slice(p, 0);
 	e = enclave_of(id);
 	if (id && e)
 		slot_stopping.call(ctx, front_slot_of(id, e));
@@ -445,8 +461,13 @@ BPF_PROG(tp_sched_switch, bool preempt, struct task_struct *prev, struct task_st
 
 	if (!cpu)
 		return 0;
+	if (cpu->preempted_by_class)
+		cpu->free_since = scx_bpf_now();
 	cpu->preempted_by_class = is_higher_class(next, FULL_MODE);
-	if (!cpu->preempted_by_class || has_exited())
+	if (!cpu->preempted_by_class)
+		return 0;
+	cpu->free_since = NOT_FREE;
+	if (has_exited())
 		return 0;
 	offer_waiting_tasks(cpu, here);
 	if (scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL) > 0 && may_reenqueue(here))
@@ -460,6 +481,7 @@ BPF_PROG(core_cpu_release, s32 here, struct scx_cpu_release_args *args)
 
 	if (cpu) {
 		cpu->preempted_by_class = 1;
+		cpu->free_since = NOT_FREE;
 		offer_waiting_tasks(cpu, here);
 	}
 	scx_bpf_reenqueue_local();
@@ -470,8 +492,10 @@ BPF_PROG(core_cpu_acquire, s32 here, struct scx_cpu_acquire_args *args)
 {
 	struct cpu *cpu = cpu_of(here);
 
-	if (cpu)
+	if (cpu) {
 		cpu->preempted_by_class = 0;
+		cpu->free_since = scx_bpf_now();
+	}
 	return 0;
 }
 #endif

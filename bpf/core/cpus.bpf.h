@@ -210,15 +210,15 @@ static s32 claim_idle_cpu(struct enclave *e, struct core *c, const struct cpumas
 	return cpu >= 0 && scx_bpf_test_and_clear_cpu_idle(cpu) ? cpu : -1;
 }
 
-/* Make an idle CPU of e, or of the root of its tree, ask for a task, if there is one. */
-static void kick_any_idle(struct enclave *e, s32 here)
+/* Make an idle CPU of e, or of the root of its tree, ask for a task. Return false if there is none. */
+static bool kick_any_idle(struct enclave *e, s32 here)
 {
 	const struct cpumask *online;
 	struct core *c = the_core();
 	s32 cpu = -1;
 
 	if (!c)
-		return;
+		return false;
 	online = scx_bpf_get_online_cpumask();
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < 2 && e; i++) {
@@ -230,6 +230,7 @@ static void kick_any_idle(struct enclave *e, s32 here)
 	scx_bpf_put_cpumask(online);
 	if (cpu >= 0)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+	return cpu >= 0;
 }
 
 /* A task may wait on the own queue of a CPU that cannot run it: another CPU of e is to look for it. */
@@ -250,6 +251,16 @@ static void note_latches(struct enclave *e)
 static bool has_cpu_queues(struct enclave *e)
 {
 	return (e->bank & LIVE_BANK ? e->queues[1] : e->queues[0]) || e->draining & DRAINING_QUEUES;
+}
+
+/* How many tasks of e wait for any CPU of e, and on the own queues of this one. */
+static u32 nr_waiting(u32 id, struct enclave *e, s32 cpu)
+{
+	u32 waiting = scx_bpf_dsq_nr_queued(PENDING_DSQ(id));
+
+	if (has_cpu_queues(e))
+		waiting += scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) + scx_bpf_dsq_nr_queued(VTIME_DSQ(cpu));
+	return waiting;
 }
 
 /* Return true if a task of e waits for any CPU of e, or for this one. */

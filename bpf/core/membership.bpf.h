@@ -9,6 +9,7 @@
 #include "full_mode.bpf.h"
 #include "slots.bpf.h"
 #include "state.bpf.h"
+#include "stats.bpf.h"
 
 #define TASK_NEW 0x0800
 #define TASK_FREEZABLE 0x2000
@@ -122,6 +123,8 @@ BPF_PROG(core_enable, struct task_struct *p)
 	if (!t)
 		return 0;
 	t->enabled = 1;
+	if (KEEPS_STATS)
+		begin_stats(p, t);
 	if (t->departed)
 		t->departed = t->enclave = 0;
 	return 0;

@@ -9,6 +9,7 @@ from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave_view import Counters
 from ghostbpf.schedulers.errors import Ejected
 from ghostbpf.schedulers.snapshot import EnclaveState, Snapshot
+from ghostbpf.schedulers.stats import Histogram, Stats
 from ghostbpf.schedulers.trees import Leaf
 
 AGENT = AgentState(
@@ -16,6 +17,13 @@ AGENT = AgentState(
     busy_ns=1_500_000_000, age_ns=1,
 )  # fmt: skip
 PER_CPU = {2: Counters(1, 2, 3, 4, 5, 600_000_000), 3: Counters(10, 20, 30, 40, 50, 400_000_000, 7, 8, 9, 11)}
+STATS = Stats(
+    wakeup_wait=Histogram((1, 2, *[0] * 29, 3), 0.5, 1.024e-6),
+    preempted_wait=Histogram((0, 4, *[0] * 30), 0.25, 1.024e-6),
+    turn=Histogram((*[0] * 10, 33, *[0] * 21), 1.0, 1.024e-6),
+    depth=Histogram((1, 2, 1, *[0] * 13), 5, 1),
+    class_preemptions=1, slice_ends=3, idle_wait_ns=250_000_000, idle_ticks=1,
+)  # fmt: skip
 #: A name with what OpenMetrics escapes, and a byte that is no UTF-8.
 CGROUP = '/a "b"\\c\udcff'
 
@@ -32,6 +40,7 @@ STATE = Snapshot(
             tasks=6,
             counters=Counters.total(PER_CPU.values()),
             per_cpu=PER_CPU,
+            stats=STATS,
             departures=12,
             swaps=13,
             fallbacks=14,

@@ -36,6 +36,9 @@ from metrics_state import AGENT, STATE
 
 ROOT = Path(__file__).parents[2]
 NAMES = {scope.prefix + metric.field for scope in SCOPES for metric in scope.metrics}
+HISTOGRAMS = {s.prefix + metric.field for s in SCOPES for metric in s.metrics if metric.kind == "histogram"}
+#: The samples of a histogram have names of their own.
+SAMPLES = NAMES - HISTOGRAMS | {name + end for name in HISTOGRAMS for end in ("_bucket", "_count", "_sum")}
 GHOSTBPF = [sys.executable, "-m", "ghostbpf.tools.cli"]
 
 
@@ -81,9 +84,9 @@ def test_page_lists_each_metric_with_its_type_its_labels_and_its_meaning() -> No
 
 
 def test_exposition_has_every_metric_and_both_formats_parse() -> None:
-    assert samples().keys() == NAMES
+    assert samples().keys() == SAMPLES
     plain = generate_latest(registry(lambda: STATE, per_cpu=True)).decode()
-    assert {s.name for family in parser.text_string_to_metric_families(plain) for s in family.samples} == NAMES
+    assert {s.name for family in parser.text_string_to_metric_families(plain) for s in family.samples} == SAMPLES
 
 
 def test_values_are_in_base_units_with_their_labels() -> None:
@@ -103,6 +106,15 @@ def test_values_are_in_base_units_with_their_labels() -> None:
     assert found["ghostbpf_kernel_bypass_seconds_total"] == [({}, 2)]
     assert found["ghostbpf_core_state"][0] == ({"state": "attached"}, 1)
     assert sum(value for _, value in found["ghostbpf_core_state"]) == 1
+
+
+def test_histogram_counts_what_is_below_each_end() -> None:
+    found = samples()
+    buckets = {labels["le"]: value for labels, value in found["ghostbpf_enclave_wakeup_wait_seconds_bucket"]}
+    assert len(buckets) == 32
+    assert list(buckets.items())[:2] == [("1.024e-06", 1), ("2.048e-06", 3)]
+    assert (buckets["+Inf"], found["ghostbpf_enclave_wakeup_wait_seconds_sum"][0][1]) == (6, 0.5)
+    assert found["ghostbpf_enclave_waiting_tasks_count"] == [({"enclave": "1"}, 4)]
 
 
 def test_time_of_an_ejection_is_that_of_the_clock_and_the_same_in_each_scrape() -> None:
@@ -279,10 +291,11 @@ def test_dashboard_asks_for_declared_metrics_and_labels() -> None:
     asked: set[str] = set()
     for query in queries:
         for name, selector in re.findall(r"(ghostbpf_\w+)(?:\{([^}]*)\})?", query):
-            assert name in NAMES, name
+            assert name in SAMPLES, name
+            name = re.sub("_(bucket|count|sum)$", "", name)
             assert set(re.findall(r"(\w+)=", selector)) <= labels[name], query
             asked.add(name)
-        counters = re.findall(r"(ghostbpf_\w+_total)", query)
+        counters = re.findall(r"(ghostbpf_\w+_(?:total|bucket|count|sum))", query)
         assert query.count("rate(") == len(counters), f"a counter without rate(): {query}"
     assert len(asked) > 20
 

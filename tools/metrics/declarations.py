@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...schedulers.snapshot import STATES, Snapshot, boot_time
+from ...schedulers.stats import Histogram
 from ..version import version
 
 Number = int | float
@@ -23,7 +24,9 @@ _BYPASS_NS = "SCX_EV_BYPASS_DURATION"
 
 @dataclass(frozen=True)
 class Metric:
-    """``value`` takes a row of the scope to a number, or, of an "info", to its labels, whose names are ``texts``."""
+    """``value`` takes a row of the scope to a number; of an "info" to its labels, whose names are ``texts``; of a
+    "histogram" to a Histogram.
+    """
 
     field: str
     kind: str
@@ -60,6 +63,10 @@ def _counter(field: str, help: str, value: Callable[[Any], int]) -> Metric:
 def _seconds(field: str, help: str, ns: Callable[[Any], int]) -> Metric:
     """A counter of a time, which ``ns`` has in nanoseconds."""
     return Metric(field, "counter", help, lambda row: ns(row) / 1e9, is_float=True)
+
+
+def _histogram(field: str, help: str, value: Callable[[Any], Histogram]) -> Metric:
+    return Metric(field, "histogram", help, value, is_float=True)
 
 
 def _gauge(field: str, help: str, value: Callable[[Any], Number], *, is_float: bool = False) -> Metric:
@@ -167,6 +174,36 @@ _ENCLAVE = Scope(
     ),
 )
 
+_STATS = Scope(
+    "Stats",
+    "statistics",
+    "ghostbpf_enclave_",
+    ("enclave",),
+    lambda state: [((str(one.id),), one.stats) for one in state.enclaves if one.stats is not None],
+    (
+        _histogram("wakeup_wait_seconds", "Times from a wakeup to a CPU.", lambda stats: stats.wakeup_wait),
+        _histogram(
+            "preempted_wait_seconds",
+            "Times from the end of a turn to the next, of tasks still runnable.",
+            lambda stats: stats.preempted_wait,
+        ),
+        _histogram("turn_seconds", "Times on a CPU.", lambda stats: stats.turn),
+        _histogram("waiting_tasks", "Numbers of waiting tasks, at each tick of a busy CPU.", lambda stats: stats.depth),
+        _counter("class_preemptions_total", "Turns that a higher class ended.", lambda stats: stats.class_preemptions),
+        _counter("slice_ends_total", "Turns that the slice or the policy ended.", lambda stats: stats.slice_ends),
+        _seconds(
+            "idle_wait_seconds_total",
+            "The part of all waits in which the CPU that the task then got idled.",
+            lambda stats: stats.idle_wait_ns,
+        ),
+        _counter(
+            "idle_ticks_total",
+            "Ticks of a busy CPU at which a task waited while another CPU idled.",
+            lambda stats: stats.idle_ticks,
+        ),
+    ),
+)
+
 _CPU = Scope(
     "Cpu",
     "",
@@ -237,7 +274,7 @@ _CGROUP = Scope(
     ),
 )
 
-SCOPES = (_CORE, _STATE, _EJECTION, _EVENT, _ENCLAVE, _CPU, _AGENT, _LEAF, _CGROUP)
+SCOPES = (_CORE, _STATE, _EJECTION, _EVENT, _ENCLAVE, _STATS, _CPU, _AGENT, _LEAF, _CGROUP)
 
 #: The scopes that only --per-cpu shows.
 PER_CPU = (_CPU,)

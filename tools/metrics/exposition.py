@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -17,7 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import click
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
@@ -25,6 +26,7 @@ from ...loaders.closing import Closing
 from ...loaders.errors import GhostError
 from ...schedulers import snapshot
 from ...schedulers.snapshot import Snapshot
+from ...schedulers.stats import Histogram
 from ..output import printable_lines
 from .declarations import Metric, Scope, scopes
 
@@ -77,7 +79,10 @@ class GhostCollector(Collector):
             for metric in scope.metrics:
                 family = _family(scope, metric)
                 for labels, value in scope.samples(metric, state):
-                    family.add_metric(labels, value)
+                    if isinstance(value, Histogram):
+                        family.add_metric(labels, _buckets(value), value.sum)
+                    else:
+                        family.add_metric(labels, value)
                 if family.samples:
                     yield family
 
@@ -97,8 +102,16 @@ def _family(scope: Scope, metric: Metric) -> Any:
         case "counter":
             base = name.removesuffix("_total")
             return CounterMetricFamily(base, metric.help, labels=scope.labels, unit=_unit(base))
+        case "histogram":
+            return HistogramMetricFamily(name, metric.help, labels=scope.labels, unit=_unit(name))
         case _:
             return GaugeMetricFamily(name, metric.help, labels=scope.labels, unit=_unit(name))
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """The number of values up to the end of each bucket; the ends are the same in each scrape."""
+    ends = [str(histogram.end(bucket)) for bucket in range(len(histogram.counts) - 1)]
+    return list(zip([*ends, "+Inf"], accumulate(histogram.counts), strict=True))
 
 
 def _unit(name: str) -> str:

@@ -78,10 +78,15 @@ def stats(state: Snapshot) -> Any:
 
 def _struct(scope: Scope, row: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for metric in scope.metrics:
+    for metric in _plain(scope):
         value = metric.value(row)
         fields |= value if metric.texts else {metric.field: value}
     return fields
+
+
+def _plain(scope: Scope) -> list[Metric]:
+    """The metrics that the protocol can express: it has no histograms."""
+    return [metric for metric in scope.metrics if metric.kind != "histogram"]
 
 
 def meta() -> Any:
@@ -97,7 +102,7 @@ def meta() -> Any:
 
 def _meta(scope: Scope, description: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for metric in scope.metrics:
+    for metric in _plain(scope):
         fields |= _fields(metric)
     user = {"_om_prefix": scope.prefix, **dict(zip(["_om_label"], scope.labels, strict=False))}
     return {"name": scope.name, "desc": description, "user": user, "fields": fields}
