@@ -15,6 +15,8 @@ needs="
 /usr/bin/cc gcc
 /usr/sbin/bpftool bpftool
 /usr/bin/mmdebstrap mmdebstrap
+/usr/include/rocksdb/c.h librocksdb-dev
+/usr/bin/c++ g++
 "
 # With sched_ext in this kernel, the demo and the benchmark run here, with perf.
 [ ! -e /sys/kernel/sched_ext ] || needs="$needs/usr/bin/perf linux-perf
@@ -54,5 +56,8 @@ fi
 echo "setup: Python packages into $VENV"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv --system-site-packages "$VENV"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[plot,test,dev,docs]'
-# The benchmark's own workloads, for guests, which have no compiler.
-"$VENV/bin/python" -m ghostbpf.experiments.bench.programs || echo 'setup: bench compiles its workloads when it runs them' >&2
+# The programs of experiments, for guests, which have no compiler.
+for experiment in bench rocksdb; do
+	"$VENV/bin/python" -m "ghostbpf.experiments.$experiment.programs" ||
+		echo "setup: the programs of $experiment are compiled when they run" >&2
+done

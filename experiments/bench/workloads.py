@@ -12,6 +12,7 @@ from typing import Any
 
 from ...loaders.errors import GhostError
 from ..naming import name_and_options, named_command
+from ..native_programs import find
 from . import programs
 
 LOWER, HIGHER = "lower", "higher"
@@ -109,7 +110,7 @@ def _perf(bench: str, letters: Mapping[str, str], seconds: float) -> Callable[[s
     def make(text: str, values: Mapping[str, str]) -> Workload:
         def command(cpus: int) -> list[str]:
             options = [word for name, letter in letters.items() for word in (letter, values[name])]
-            return [programs.find("perf", "linux-perf"), "bench", "sched", bench, *options]
+            return [find("perf", "linux-perf"), "bench", "sched", bench, *options]
 
         return Workload(text, seconds, command, lambda result: [_found(r"Total time: ([\d.]+)", result, "time", "s")])
 
@@ -118,7 +119,7 @@ def _perf(bench: str, letters: Mapping[str, str], seconds: float) -> Callable[[s
 
 def _hackbench(text: str, values: Mapping[str, str]) -> Workload:
     def command(cpus: int) -> list[str]:
-        return [programs.find("hackbench", "rt-tests"), "-g", values["groups"], "-l", values["loops"]]
+        return [find("hackbench", "rt-tests"), "-g", values["groups"], "-l", values["loops"]]
 
     return Workload(text, 2, command, lambda result: [_found(r"Time: ([\d.]+)", result, "time", "s")])
 
@@ -126,7 +127,7 @@ def _hackbench(text: str, values: Mapping[str, str]) -> Workload:
 def _stress(stressor: str) -> Callable[[str, Mapping[str, str]], Workload]:
     def make(text: str, values: Mapping[str, str]) -> Workload:
         def command(cpus: int) -> list[str]:
-            program = programs.find("stress-ng", "stress-ng")
+            program = find("stress-ng", "stress-ng")
             workers = str(cpus) if values["workers"] == "cpus" else values["workers"]
             limit = [f"--{stressor}-ops", values["ops"]] if "ops" in values else ["--timeout", values["seconds"]]
             return [program, f"--{stressor}", workers, *limit, "--metrics", "--yaml", "metrics.yaml"]
@@ -147,7 +148,7 @@ def _stress(stressor: str) -> Callable[[str, Mapping[str, str]], Workload]:
 def _compile(text: str, values: Mapping[str, str]) -> Workload:
     def command(cpus: int) -> list[str]:
         jobs = str(cpus) if values["jobs"] == "cpus" else values["jobs"]
-        return ["sh", "-c", f"printf '%s\\n' *.c | xargs -P {jobs} -n 1 {programs.find('cc', 'gcc')} -O2 -c"]
+        return ["sh", "-c", f"printf '%s\\n' *.c | xargs -P {jobs} -n 1 {find('cc', 'gcc')} -O2 -c"]
 
     def prepare(directory: Path) -> None:
         for number in range(int(values["files"])):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def test_loads_refuse_a_bad_command_line(arguments: list[str]) -> None:
 def test_loads_are_compiled_into_the_cache_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "native" / "loads.c"
     source.parent.mkdir()
-    source.write_text(programs.SOURCE.read_text())
+    for path in programs.SOURCE.parent.glob("*.[ch]"):
+        shutil.copy(path, source.parent)
     monkeypatch.setattr(programs, "SOURCE", source)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = programs.loads()

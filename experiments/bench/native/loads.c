@@ -24,72 +24,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/*
- * A log-linear histogram: each power of two has SUB buckets of equal width, and below 2 * SUB each value is its own.
- * A bucket's middle differs from the values in it by at most 1 / (2 * SUB), less than 0.05 %.
- */
-#define SUB_BITS 10
-#define SUB (1 << SUB_BITS)
-#define MAX_BITS 42 /* 73 minutes; longer times count as that */
-#define BUCKETS ((MAX_BITS - SUB_BITS + 1) * SUB)
+#include "histogram.h"
+
 #define STACK_BYTES (64 << 10)
-
-struct histogram {
-	uint64_t count, max;
-	uint32_t buckets[BUCKETS];
-};
-
-static unsigned bucket_of(uint64_t value)
-{
-	unsigned shift;
-
-	if (value >= 1ULL << MAX_BITS)
-		value = (1ULL << MAX_BITS) - 1;
-	if (value < 2 * SUB)
-		return value;
-	shift = 63 - __builtin_clzll(value) - SUB_BITS;
-	return (shift << SUB_BITS) + (value >> shift);
-}
-
-static double middle_of(unsigned bucket)
-{
-	unsigned shift;
-
-	if (bucket < 2 * SUB)
-		return bucket;
-	shift = (bucket >> SUB_BITS) - 1;
-	return ((double)(bucket - (shift << SUB_BITS)) + 0.5) * (1ULL << shift) - 0.5;
-}
-
-static void record(struct histogram *h, uint64_t value)
-{
-	h->buckets[bucket_of(value)]++;
-	h->count++;
-	if (value > h->max)
-		h->max = value;
-}
-
-static void merge(struct histogram *into, const struct histogram *from)
-{
-	for (unsigned n = 0; n < BUCKETS; n++)
-		into->buckets[n] += from->buckets[n];
-	into->count += from->count;
-	if (from->max > into->max)
-		into->max = from->max;
-}
-
-/* The smallest recorded value such that per_mille / 1000 of all values are at or below it (nearest rank). */
-static double percentile(const struct histogram *h, unsigned per_mille)
-{
-	uint64_t rank = (h->count * per_mille + 999) / 1000, seen = 0;
-
-	for (unsigned n = 0; n < BUCKETS; n++) {
-		seen += h->buckets[n];
-		if (seen && seen >= rank)
-			return middle_of(n) < h->max ? middle_of(n) : h->max;
-	}
-	return 0;
-}
 
 static void print(const char *name, const struct histogram *h)
 {
