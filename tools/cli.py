@@ -13,8 +13,8 @@ import click
 
 from .group import NamedGroup
 
-#: Command name to module and help line, in the order of the help text. A module is of this package, except that of
-#: bench, which stands above it: it is named here and never imported by another command.
+#: Command name to module and help line, in the order of the help text. A module is of this package, except those of
+#: bench and experiment, which stand above it: they are named here and never imported by another command.
 _COMMANDS = {
     "run": ("run", "Schedule a command, or the tasks you add, by a policy."),
     "enclave": ("enclave", "Show enclaves, and change them."),
@@ -23,6 +23,7 @@ _COMMANDS = {
     "pushtosched": ("pushtosched", "Move tasks, listed on stdin, to any scheduling class."),
     "trace": ("trace.command", "Trace the scheduler: latencies, run lengths, queues, stacks."),
     "bench": (".experiments.bench.command", "Compare schedulers on workloads."),
+    "experiment": (".experiments.command", "Run ghOSt's experiments: RocksDB, antagonist, sweeps."),
     "fd": ("fd", "Pass an open descriptor to another process."),
     "policies": ("policies", "List the policies."),
     "new": ("new", "Write a package with a policy of your own, in Python."),

@@ -116,7 +116,7 @@ def command(
     if dry_run:
         click.echo("\n".join(report.dry_run(plan)))
         return 0
-    _check_kernel()
+    check_kernel()
     for one in plan.workloads:
         one.command(len(plan.cpus))  # a missing program is named before anything runs
     if as_json:
@@ -172,14 +172,14 @@ def _plan(
         compared = candidates(policies, commands)
     except ValueError as error:
         _refuse(error, "--policy, --with")
-    return Plan(parsed, compared, count, secrets.randbelow(1_000_000) if seed is None else seed, _cpus(cpus))
+    return Plan(parsed, compared, count, secrets.randbelow(1_000_000) if seed is None else seed, parse_cpus(cpus))
 
 
 def _refuse(error: ValueError, where: str) -> NoReturn:
     raise click.BadParameter(str(error), param_hint=where) from None
 
 
-def _cpus(text: str | None) -> CpuSet:
+def parse_cpus(text: str | None) -> CpuSet:
     if text is None:
         return CpuSet(os.sched_getaffinity(0))
     try:
@@ -192,7 +192,7 @@ def _cpus(text: str | None) -> CpuSet:
     return cpus
 
 
-def _check_kernel() -> None:
+def check_kernel() -> None:
     """Raise GhostError if no scheduler can be attached here."""
     try:
         status = sched_ext.status()

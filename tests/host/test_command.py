@@ -26,6 +26,8 @@ COMMANDS = [
     ("metrics",),
     ("pushtosched",),
     ("bench",),
+    ("experiment",),
+    *(("experiment", name) for name in ("rocksdb", "antagonist", "centralized", "shinjuku", "shenango", "report")),
     ("fd",),
     ("fd", "send"),
     ("fd", "receive"),

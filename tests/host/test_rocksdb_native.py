@@ -160,7 +160,7 @@ def test_get_and_range_requests_are_handled_and_take_their_time(path: Path, wait
 
 def test_stalled_worker_does_not_slow_the_arrival_clock(path: Path) -> None:
     """Coordinated omission: one request takes longer than the whole run, and all others wait behind it."""
-    result = run(path, throughput=2000, get_duration=1500 * MS, num_workers=1, experiment_duration=500 * MS)
+    result = run(path, throughput=2000, get_duration=700 * MS, num_workers=1, experiment_duration=500 * MS)
     times = [ns for ns, _ in arrivals(2000, count=2000) if ns < 500 * MS]
     # What this machine runs meanwhile may make the generator late: it then sends at once. Only at the end it may stop.
     assert result["generator"]["reached_ns"] >= 0.8 * 500 * MS
@@ -197,12 +197,19 @@ def test_discarded_requests_are_not_counted(path: Path) -> None:
 @pytest.mark.parametrize("work_share", [0.1, 0.25])
 def test_antagonist_takes_its_share(work_share: float) -> None:
     words = ["run", "--work_share", work_share, "--experiment_duration", 1000 * MS, "--period", 5 * MS]
+
+    def outrank_others() -> None:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
+    if os.geteuid():
+        pytest.skip("a real-time priority, so that other load does not matter, needs root")
     done = subprocess.run(
-        [ANTAGONIST.path(), *map(str, words)], input="go\n", capture_output=True, text=True, check=True
-    )
+        [ANTAGONIST.path(), *map(str, words)], input="go\n", capture_output=True, text=True, check=True,
+        preexec_fn=outrank_others,
+    )  # fmt: skip
     ((used, took),) = json.loads(done.stdout.removeprefix("ready\n"))
     assert took == pytest.approx(1e9, rel=0.1)
-    assert used / took == pytest.approx(work_share, abs=0.02)
+    assert used / took == pytest.approx(work_share, abs=0.005)
 
 
 @pytest.mark.parametrize("threads", [1, 10, 100, 1000])
