@@ -293,7 +293,12 @@ struct task_record {
 	u32 elsewhere; /* its affinity excludes every CPU of the enclave: it runs outside them */
 	u32 policy; /* SCHED_… to restore when the task is handed back */
 	u32 priority;
-	u32 reserved;
+	u32 state; /* the kernel's TASK_…; 0: it runs or waits for a CPU */
+	u64 runs; /* how often it was put on a CPU */
+	u64 waited_ns; /* how long it waited for a CPU before these runs */
+	u64 waiting_ns; /* how long it has been waiting for a CPU now; 0: it does not */
+	u64 migrations; /* how often its CPU changed */
+	u64 queue; /* the DSQ that it waits on; 0: none */
 };
 
 /* A task that left its enclave without a loader. */

@@ -83,6 +83,38 @@ def has_fallen_back(enclave: Any) -> bool:
     return bool(enclave.bank & constant("FELL_BACK"))
 
 
+#: Task states of the kernel that a task has alone or with flags: the lowest of these bits says it.
+_STATES = {0x1: "sleeping", 0x2: "blocked", 0x4: "stopped", 0x8: "traced", 0x40: "parked", 0x80: "exiting"}
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a task does, and did since it was made, in any class.
+
+    ``state`` is "running", "waiting" (for a CPU), "sleeping", "blocked" (uninterruptible), "stopped", "traced",
+    "parked", "exiting" or "waking". ``runs`` counts the times it was put on a CPU, for which it had waited
+    ``waited_ns`` in all. ``waiting_ns`` is how long it has been waiting now, on DSQ ``queue``; 0 if it is on none.
+    """
+
+    state: str
+    runs: int
+    waited_ns: int
+    waiting_ns: int
+    migrations: int
+    queue: int
+
+    @classmethod
+    def of(cls, record: Any) -> Self:
+        """That of a ``struct task_record``."""
+        if record.on_cpu:
+            state = "running"
+        elif record.waiting_ns:
+            state = "waiting"
+        else:
+            state = next((name for bit, name in _STATES.items() if record.state & bit), "waking")
+        return cls(state, *(int(getattr(record, name)) for name in list(cls.__dataclass_fields__)[1:]))
+
+
 @dataclass(frozen=True)
 class Task:
     """A task in the ext class; ``enclave`` is 0 if it is in none, ``cpu`` is the one it ran on last.
@@ -100,6 +132,7 @@ class Task:
     comm: str
     elsewhere: bool = False
     original: tuple[int, int] = (os.SCHED_OTHER, 0)
+    activity: Activity = Activity("waking", 0, 0, 0, 0, 0)
 
 
 class Core:
@@ -311,6 +344,7 @@ class Core:
                 comm=text(r.comm),
                 elsewhere=bool(r.elsewhere),
                 original=(r.policy, r.priority),
+                activity=Activity.of(r),
             )
             for r in records
             if r.tid in local

@@ -20,7 +20,7 @@ from ..loaders.errors import GhostError
 from . import cgroup_usage, trees
 from .agents import AgentState
 from .cgroup_usage import CgroupUsage
-from .core import Core, last_eject
+from .core import Core, Task, last_eject
 from .cpuset import CpuSet
 from .enclave_view import Counters, EnclaveView
 from .errors import Ejected
@@ -55,11 +55,20 @@ class EnclaveState:
 
 
 @dataclass(frozen=True)
+class CpuState:
+    """One CPU that an enclave owns; ``taken``: a class above the ext class has it."""
+
+    enclave: int
+    taken: bool
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What was read; without a core, all but ``ejection`` is empty.
 
     ``leaves`` have the enclave that is their tree's root before them. ``events`` are the kernel's counts of SCX_EV_*,
-    and ``ejection`` is the last since boot.
+    and ``ejection`` is the last since boot. ``tasks``, and ``cpus`` by number, are empty unless take() is told to read
+    them.
     """
 
     state: str
@@ -69,10 +78,12 @@ class Snapshot:
     cgroups: tuple[CgroupUsage, ...] = ()
     events: Mapping[str, int] = field(default_factory=dict)
     ejection: Ejected | None = None
+    tasks: tuple[Task, ...] = ()
+    cpus: Mapping[int, CpuState] = field(default_factory=dict)
 
 
-def take() -> Snapshot:
-    """Read everything now. Raises StalePins, PermissionMissing and BpfError."""
+def take(*, tasks: bool = False) -> Snapshot:
+    """Read everything now; with ``tasks``, also each task and CPU. Raises StalePins, PermissionMissing and BpfError."""
     try:
         core = Core.open()
     except Ejected as ejected:
@@ -80,9 +91,9 @@ def take() -> Snapshot:
         return Snapshot("ejected", ejection=ejected.with_traceback(None))
     if core is None:
         return Snapshot("detached", ejection=last_eject())
-    tasks = core.count_tasks()
+    counts = core.count_tasks()
     views = [view for view in (EnclaveView(core, id) for id in range(1, len(core.enclaves))) if view.is_active]
-    enclaves = [_of(view, lambda view: _enclave(view, tasks[view.id])) for view in views]
+    enclaves = [_of(view, lambda view: _enclave(view, counts[view.id])) for view in views]
     roots = [view for view in views if view.is_root]
     trees_read = [_of(root, lambda root: [(root.id, leaf) for leaf in trees.leaves(root)]) for root in roots]
     state = Snapshot(
@@ -93,6 +104,8 @@ def take() -> Snapshot:
         cgroups=tuple(cgroup_usage.by_path(core)),
         events=sched_ext.events(),
         ejection=last_eject(),
+        tasks=tuple(core.tasks()) if tasks else (),
+        cpus=_cpus(core, views) if tasks else {},
     )
     if core.attached:
         return state
@@ -108,6 +121,11 @@ def _of(view: EnclaveView, read: Callable[[EnclaveView], _Read]) -> _Read | None
     if not view.is_active:
         return None
     return read(view) if found is None else found
+
+
+def _cpus(core: Core, views: list[EnclaveView]) -> dict[int, CpuState]:
+    owned = sorted(cpu for view in views for cpu in view.cpus)
+    return {cpu: CpuState(int(core.cpus[cpu].enclave), bool(core.cpus[cpu].preempted_by_class)) for cpu in owned}
 
 
 def _enclave(view: EnclaveView, tasks: int) -> EnclaveState:

@@ -368,7 +368,8 @@ def _destroy_all() -> None:
 def _task_rows(enclave: Enclave) -> list[dict[str, Any]]:
     """The tasks of ``enclave``, with what its agent, if it has one, knows of each."""
     known = {row.pop("tid"): row for row in enclave.task_states()}
-    rows = [{name: value for name, value in vars(task).items() if name != "original"} for task in enclave.tasks()]
+    hidden = ("original", "activity")
+    rows = [{name: value for name, value in vars(task).items() if name not in hidden} for task in enclave.tasks()]
     if not known:
         return rows
     unknown = {"state": "", "for": None, "seq": None}

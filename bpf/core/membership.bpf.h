@@ -201,6 +201,7 @@ int iter_tasks(struct bpf_iter__task *ctx)
 	struct task_record record = {};
 	struct enclave *e;
 	struct task_ctx *t;
+	u64 queued_at;
 
 	if (!p)
 		return 0;
@@ -223,6 +224,15 @@ int iter_tasks(struct bpf_iter__task *ctx)
 	record.cpu = scx_bpf_task_cpu(p);
 	record.on_cpu = p->on_cpu;
 	record.runtime_ns = p->se.sum_exec_runtime;
+	record.state = p->__state;
+	record.runs = p->sched_info.pcount;
+	record.waited_ns = p->sched_info.run_delay;
+	record.migrations = p->se.nr_migrations;
+	queued_at = p->sched_info.last_queued; /* by the clock of its run queue, as scx_bpf_now() */
+	if (queued_at) {
+		record.waiting_ns = elapsed(queued_at, scx_bpf_now()) ?: 1;
+		record.queue = queue_of_task(p);
+	}
 	if (p->policy == SCHED_EXT) {
 		record.policy = t->policy;
 		record.priority = t->priority;

@@ -104,6 +104,14 @@ static u64 ns_since(u64 then)
 	return elapsed(then, bpf_ktime_get_ns());
 }
 
+/* The DSQ on which p waits; 0 if it is on none. */
+static u64 queue_of_task(struct task_struct *p)
+{
+	struct scx_dispatch_q *dsq = p->scx.dsq;
+
+	return dsq ? dsq->id : 0;
+}
+
 /* How long the task on this CPU has run. */
 static u64 ns_on(struct cpu *cpu)
 {

@@ -100,14 +100,6 @@ static u32 next_waiting(struct waiting_list *list, u64 *wait_ns)
 				break;                                                                          \
 			else
 
-/* The DSQ on which p waits; 0 if it is on none. */
-static u64 queue_of_task(struct task_struct *p)
-{
-	struct scx_dispatch_q *dsq = p->scx.dsq;
-
-	return dsq ? dsq->id : 0;
-}
-
 /* Note for each CPU whether a task in the ext class could run there now. A missed pulse counts as "could not". */
 static void note_availability(struct core *c, u64 periods)
 {
