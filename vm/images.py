@@ -30,6 +30,7 @@ ROOT_PACKAGES = (
     "python3-hypothesis",
     "python3-jsonschema",
     "python3-prometheus-client",
+    "python3-textual",
     "bpftool",
     "bpfcc-tools",
     "linux-perf",
@@ -40,6 +41,7 @@ ROOT_PACKAGES = (
     "procps",
     "iproute2",
     "strace",
+    "tmux",
     "kmod",
 )
 TOOLS_PACKAGES = ("qemu-system-x86", "virtiofsd")
