@@ -18,6 +18,8 @@ from .group import NamedGroup
 _COMMANDS = {
     "run": ("run", "Schedule a command, or the tasks you add, by a policy."),
     "enclave": ("enclave", "Show enclaves, and change them."),
+    "top": ("top.command", "Show enclaves, CPUs and tasks, live, on a screen or once."),
+    "status": ("top.status", "Say in words what runs, and whether all is well."),
     "metrics": ("metrics.command", "Export metrics: for Prometheus, node_exporter and scx's tools."),
     "hints": ("hints", "Show applications' hints, and permit applications to give them."),
     "pushtosched": ("pushtosched", "Move tasks, listed on stdin, to any scheduling class."),
@@ -39,6 +41,7 @@ Examples:
   sudo ghostbpf run biff --cpus 2-3 --keep   an enclave to add tasks to
   sudo ghostbpf enclave add 1 4711           process 4711 joins enclave 1
   sudo ghostbpf enclave swap 1 rr            another policy, with no gap
+  sudo ghostbpf top                          what runs, waits and for how long
   sudo ghostbpf bench pipe --policy biff     Biff against EEVDF
   ghostbpf new my_policy                     a policy of your own, in Python
   ghostbpf vm -- ghostbpf run biff -- ls     in a guest with sched_ext

@@ -17,6 +17,7 @@ needs="
 /usr/bin/mmdebstrap mmdebstrap
 /usr/include/rocksdb/c.h librocksdb-dev
 /usr/bin/c++ g++
+/usr/bin/tmux tmux
 "
 # With sched_ext in this kernel, the demo and the benchmark run here, with perf.
 [ ! -e /sys/kernel/sched_ext ] || needs="$needs/usr/bin/perf linux-perf
@@ -55,7 +56,7 @@ fi
 
 echo "setup: Python packages into $VENV"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv --system-site-packages "$VENV"
-"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[plot,test,dev,docs]'
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[plot,top,test,dev,docs]'
 # The programs of experiments, for guests, which have no compiler.
 for experiment in bench rocksdb; do
 	"$VENV/bin/python" -m "ghostbpf.experiments.$experiment.programs" ||

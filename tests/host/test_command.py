@@ -23,6 +23,8 @@ COMMANDS = [
     ("enclave",),
     ("hints",),
     *(("enclave", name) for name in ("ls", "show", "add", "rm", "destroy", "swap", "resize", "watch", "auto-join")),
+    ("top",),
+    ("status",),
     ("metrics",),
     ("pushtosched",),
     ("bench",),

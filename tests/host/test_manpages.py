@@ -39,6 +39,7 @@ def _help(command: str) -> str:
 
 def test_each_command_policy_and_tool_has_a_page(pages: dict[str, Path]) -> None:
     expected = {"ghostbpf", "ghostbpf-enclave-add", "ghostbpf-fd-send", "ghostbpf-hints-admit"}
+    expected |= {"ghostbpf-top", "ghostbpf-status"}
     expected |= {
         f"ghostbpf-{name}"
         for name in ("run", "enclave", "hints", "pushtosched", "trace", "bench", "metrics", "fd", "new", "vm")
