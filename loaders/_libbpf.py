@@ -72,6 +72,7 @@ ffi = declare(
     int bpf_obj_get_opts(const char *path, const struct bpf_obj_get_opts *);
     int bpf_obj_get_info_by_fd(int fd, void *info, __u32 *len);
     int bpf_btf_get_fd_by_id(__u32 id);
+    int bpf_map_get_fd_by_id(__u32 id);
     int bpf_prog_get_fd_by_id(__u32 id);
     int bpf_enable_stats(int type);
 

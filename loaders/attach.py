@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaches programs that are not callbacks of an operations table: to tracepoints, perf events and iterators."""
+"""Attaches programs that are no callbacks of an operations table: to tracepoints, functions, perf events, iterators."""
 
 from __future__ import annotations
 
@@ -37,9 +37,17 @@ class Link(Handle):
     @classmethod
     def tracepoint(cls, program: Program) -> Self:
         """Attach a program that was loaded for ``Target.tracepoint``."""
-        return cls(
-            check(lib.bpf_link_create(program.fd, 0, attach_type("TRACE_RAW_TP"), ffi.NULL), "attach to a tracepoint")
-        )
+        return cls(_tracing_link(program, "TRACE_RAW_TP", "attach to a tracepoint"))
+
+    @classmethod
+    def function_entry(cls, program: Program) -> Self:
+        """Attach a program that was loaded for ``Target.function_entry``."""
+        return cls(_tracing_link(program, "TRACE_FENTRY", "attach to a function"))
+
+    @classmethod
+    def function_exit(cls, program: Program) -> Self:
+        """Attach a program that was loaded for ``Target.function_exit``."""
+        return cls(_tracing_link(program, "TRACE_FEXIT", "attach to a function"))
 
     @classmethod
     def clock(cls, program: Program, cpu: int, period_s: float) -> Self:
@@ -54,6 +62,10 @@ class Link(Handle):
                     f"attach to the clock of CPU {cpu}",
                 )
             )
+
+
+def _tracing_link(program: Program, kind: str, doing: str) -> int:
+    return check(lib.bpf_link_create(program.fd, 0, attach_type(kind), ffi.NULL), doing)
 
 
 class Sampler(Handle):

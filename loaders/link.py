@@ -66,6 +66,16 @@ class Target:
         return cls(ProgramType.TRACING, attach_type("TRACE_RAW_TP"), target_id)
 
     @classmethod
+    def function_entry(cls, name: str) -> Target:
+        """The start of the kernel function ``name``, with its arguments (fentry)."""
+        return cls(ProgramType.TRACING, attach_type("TRACE_FENTRY"), _target_id(name, Kind.FUNC, f"function {name}"))
+
+    @classmethod
+    def function_exit(cls, name: str) -> Target:
+        """The end of the kernel function ``name``, with its arguments and its result (fexit)."""
+        return cls(ProgramType.TRACING, attach_type("TRACE_FEXIT"), _target_id(name, Kind.FUNC, f"function {name}"))
+
+    @classmethod
     def iterator(cls, name: str) -> Target:
         """The BPF iterator over ``name``, for example "task"."""
         target_id = _target_id(f"bpf_iter_{name}", Kind.FUNC, f"iterator {name}")

@@ -46,6 +46,11 @@ class Map(Handle):
         """The map pinned at ``path``."""
         return cls(open_pinned(path))
 
+    @classmethod
+    def by_id(cls, id: int) -> Self:
+        """The map ``id``, which is what a map of maps has as the value; raises BpfError, also without CAP_SYS_ADMIN."""
+        return cls(check(lib.bpf_map_get_fd_by_id(id), f"open BPF map {id}"))
+
 
 class Hash:
     """A map with one value for each key: hash, LRU hash, array, task storage (keyed by pidfd)."""

@@ -57,6 +57,20 @@ class Ring:
         self._consumed[0] = at + len(records) * self._record.size
         return records
 
+    def read_bytes(self) -> bytes:
+        """Consume all complete records, in order, without unpacking: each is a header of 8 bytes, then the fields."""
+        at, end = self._consumed[0], self._produced[0]
+        size = self._record.size
+        start = at & self._mask
+        headers = self._data[start : start + end - at].cast("I")[:: size // 4].tolist()
+        # As in read(): a record that is being written, and those after it, stay for later.
+        count = len(headers)
+        if headers.count(self._length) != count:
+            count = next(n for n, header in enumerate(headers) if header != self._length)
+        records = bytes(self._data[start : start + count * size])
+        self._consumed[0] = at + count * size
+        return records
+
     @property
     def empty(self) -> bool:
         """Whether the buffer has no record."""
@@ -70,3 +84,42 @@ class Ring:
     def fileno(self) -> int:
         """A descriptor for epoll: readable while the buffer has records."""
         return self._source.fd
+
+
+class RingTail:
+    """Reads a ring buffer beside its reader, without consuming records; all have the ``struct`` format ``fields``.
+
+    The kernel overwrites what the reader has consumed, so a tail that is not read often enough loses records. It begins
+    with the oldest record that is still there if ``from_start``, else with the next one.
+    """
+
+    def __init__(self, source: Map, fields: str, *, from_start: bool) -> None:
+        self._record = struct.Struct(f"=I4x{fields}")
+        self._size = source.definition.max_entries
+        self._memory = mmap.mmap(source.fd, _PAGE + 2 * self._size, prot=mmap.PROT_READ, offset=_PAGE)
+        self._produced = memoryview(self._memory)[:_PAGE].cast("Q")
+        self._data = memoryview(self._memory)[_PAGE:]
+        self._at = 0 if from_start else self._produced[0]
+
+    def read(self) -> tuple[list[tuple[Any, ...]], int]:
+        """The complete records since the last call, as Ring.read() has them, and the number of those that were lost."""
+        size, length = self._record.size, self._record.size - _HEADER
+        end = self._produced[0]
+        lost = self._skip(end)
+        start = self._at & (self._size - 1)
+        copied, at = bytes(self._data[start : start + end - self._at]), self._at
+        # The kernel may have overwritten the first of them meanwhile.
+        more = self._skip(self._produced[0])
+        records = list(self._record.iter_unpack(copied[min(self._at - at, len(copied)) :]))
+        for count, record in enumerate(records):
+            if record[0] != length:
+                del records[count:]
+                break
+        self._at += len(records) * size
+        return records, lost + more
+
+    def _skip(self, end: int) -> int:
+        """Go on to what a ring that is written up to ``end`` still has; returns how many records that leaves out."""
+        lost = max(-(-(end - self._size - self._at) // self._record.size), 0)
+        self._at += lost * self._record.size
+        return lost

@@ -12,6 +12,7 @@ import pytest
 from ghostbpf.loaders.link import Module, Target
 from ghostbpf.loaders.maps import RingBuffer
 from ghostbpf.loaders.object import Object
+from ghostbpf.loaders.ring import Ring, RingTail
 
 BURST = 16
 
@@ -91,3 +92,35 @@ def test_exception_in_the_receiver_reaches_the_caller(module: Module, emit: Call
     emit(0)
     with pytest.raises(LookupError):
         ring.consume()
+
+
+def test_records_are_taken_as_bytes_with_their_headers(module: Module, emit: Callable[[int], int]) -> None:
+    ring = Ring(module.maps["events"], "QQ")
+    assert ring.read_bytes() == b""
+    for batch in range(40):
+        assert emit(batch) == BURST
+        records = list(struct.iter_unpack("=8x2Q", ring.read_bytes()))
+        assert records == [(batch, i) for i in range(BURST)]
+
+
+def test_tail_sees_each_record_and_leaves_them_to_the_reader(module: Module, emit: Callable[[int], int]) -> None:
+    ring = Ring(module.maps["events"], "QQ")
+    emit(0)
+    old, new = (RingTail(module.maps["events"], "QQ", from_start=start) for start in (True, False))
+    emit(1)
+    assert [record[1:] for record in new.read()[0]] == [(1, i) for i in range(BURST)]
+    assert [record[1:] for record in old.read()[0]] == [(batch, i) for batch in range(2) for i in range(BURST)]
+    assert new.read() == ([], 0)
+    assert len(ring.read()) == 2 * BURST
+
+
+def test_tail_that_is_too_slow_counts_what_was_overwritten(module: Module, emit: Callable[[int], int]) -> None:
+    ring, tail = Ring(module.maps["events"], "QQ"), RingTail(module.maps["events"], "QQ", from_start=True)
+    for batch in range(20):
+        assert emit(batch) == BURST
+        ring.read()
+    records, lost = tail.read()
+    # A page holds 170 records of 24 bytes, and a part of one more.
+    assert len(records) == 170
+    assert lost == 20 * BURST - 170
+    assert records[-1][1:] == (19, BURST - 1)
