@@ -24,6 +24,7 @@ _COMMANDS = {
     "hints": ("hints", "Show applications' hints, and permit applications to give them."),
     "pushtosched": ("pushtosched", "Move tasks, listed on stdin, to any scheduling class."),
     "trace": ("trace.command", "Trace the scheduler: latencies, run lengths, queues, stacks."),
+    "record": ("record.command", "Record what the scheduler does, for Perfetto."),
     "bench": (".experiments.bench.command", "Compare schedulers on workloads."),
     "experiment": (".experiments.command", "Run ghOSt's experiments: RocksDB, antagonist, sweeps."),
     "fd": ("fd", "Pass an open descriptor to another process."),

@@ -72,6 +72,14 @@ def human_ns(ns: float) -> str:
     return f"{ns:.0f} ns"
 
 
+def human_bytes(size: float) -> str:
+    """A size in a readable unit: "740 B", "12.3 KB", "4.1 MB", "2.5 GB"."""
+    for unit, bytes in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size >= bytes:
+            return f"{size / bytes:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
 def warn(errors: Iterable[GhostError]) -> None:
     """Print errors that do not end the command, each with its hint."""
     for error in errors:

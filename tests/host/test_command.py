@@ -30,6 +30,7 @@ COMMANDS = [
     ("bench",),
     ("experiment",),
     *(("experiment", name) for name in ("rocksdb", "antagonist", "centralized", "shinjuku", "shenango", "report")),
+    ("record",),
     ("fd",),
     ("fd", "send"),
     ("fd", "receive"),

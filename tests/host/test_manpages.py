@@ -42,7 +42,19 @@ def test_each_command_policy_and_tool_has_a_page(pages: dict[str, Path]) -> None
     expected |= {"ghostbpf-top", "ghostbpf-status"}
     expected |= {
         f"ghostbpf-{name}"
-        for name in ("run", "enclave", "hints", "pushtosched", "trace", "bench", "metrics", "fd", "new", "vm")
+        for name in (
+            "run",
+            "enclave",
+            "hints",
+            "pushtosched",
+            "trace",
+            "record",
+            "bench",
+            "metrics",
+            "fd",
+            "new",
+            "vm",
+        )
     }
     expected |= {f"ghostbpf-run-{name}" for name in POLICIES}
     expected |= {f"ghostbpf-trace-{name}" for name in TOOLS}

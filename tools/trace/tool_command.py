@@ -26,8 +26,8 @@ tracing failed, 2 if the command line is wrong.
 """
 
 
-class _TraceCommand(click.Command):
-    """Takes everything after ``--`` as the command to trace, without parsing it."""
+class CommandAfterDashes(click.Command):
+    """Takes everything after ``--`` as the command to trace, without parsing it, into the context's ``obj``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.obj = ()
@@ -91,7 +91,7 @@ def command_for(tool: type[Tool], summary: str) -> click.Command:
         pace = Pace(given["interval"], given["count"], given["duration"])
         return run(tool(request), pace, Output(given["as_json"], given["timestamp"], given.get("plot")), cmd)
 
-    return _TraceCommand(
+    return CommandAfterDashes(
         tool.NAME,
         params=params,
         callback=callback,
