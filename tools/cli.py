@@ -25,6 +25,8 @@ _COMMANDS = {
     "pushtosched": ("pushtosched", "Move tasks, listed on stdin, to any scheduling class."),
     "trace": ("trace.command", "Trace the scheduler: latencies, run lengths, queues, stacks."),
     "record": ("record.command", "Record what the scheduler does, for Perfetto."),
+    "explain": ("record.explain", "Say why a task waited, from a recording."),
+    "compare": ("record.compare", "Compare two recordings."),
     "bench": (".experiments.bench.command", "Compare schedulers on workloads."),
     "experiment": (".experiments.command", "Run ghOSt's experiments: RocksDB, antagonist, sweeps."),
     "fd": ("fd", "Pass an open descriptor to another process."),

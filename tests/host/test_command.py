@@ -31,6 +31,8 @@ COMMANDS = [
     ("experiment",),
     *(("experiment", name) for name in ("rocksdb", "antagonist", "centralized", "shinjuku", "shenango", "report")),
     ("record",),
+    ("explain",),
+    ("compare",),
     ("fd",),
     ("fd", "send"),
     ("fd", "receive"),

@@ -49,6 +49,8 @@ def test_each_command_policy_and_tool_has_a_page(pages: dict[str, Path]) -> None
             "pushtosched",
             "trace",
             "record",
+            "explain",
+            "compare",
             "bench",
             "metrics",
             "fd",
