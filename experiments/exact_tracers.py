@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import click
 
+from ..tools.record.source import Source
 from ..tools.trace.command import TOOLS, command, load
 from ..tools.trace.filters import Filters
 from ..tools.trace.tool import Request, Tool
@@ -20,13 +23,16 @@ _LEFT_OUT = "delays"
 
 def tracer_figures(join: Join) -> Iterator[list[Figure]]:
     """The figures of each tracer, while pipe runs; ``join`` puts a task into the enclave."""
-    for name in filter(_LEFT_OUT.__ne__, TOOLS):
+    tracers: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        f"trace {name}": functools.partial(_made, name) for name in filter(_LEFT_OUT.__ne__, TOOLS)
+    }
+    for name, make in {**tracers, "record": Source}.items():
         before = bpf_runs().keys()
-        with _made(name), bpf_stats():
+        with make(), bpf_stats():
             earlier = bpf_runs()
             pipe(OPERATIONS, join)
             after = bpf_runs()
-        yield list(_figures(f"trace {name}", {k: v for k, v in after.items() if k not in before}, earlier))
+        yield list(_figures(name, {k: v for k, v in after.items() if k not in before}, earlier))
 
 
 def _made(name: str) -> Tool:
