@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import struct
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ghostbpf.tools.record import protobuf
-from ghostbpf.tools.record.events import FORMAT, WOKEN, Lost, Queued, Raw, Switch, Thread, Transaction, Wakeup
+from ghostbpf.tools.record.events import FORMAT, WOKEN, Lost, Message, Queued, Raw, Switch, Thread, Transaction, Wakeup
 from ghostbpf.tools.record.perfetto import Encoder, header
 from ghostbpf.tools.record.reader import BadRecording, read
 from ghostbpf.tools.record.recording import CannotWrite, RecordingFile
@@ -102,10 +103,16 @@ def test_damaged_recording_is_read_or_named(tmp_path_factory: pytest.TempPathFac
         read(path)
 
 
-def test_perfetto_reads_all_of_a_known_recording(tmp_path: Path) -> None:
-    [found] = ask(
+#: Made in a guest by `ghostbpf record` beside fifo_centralized, whose agent decides for two tasks that are woken.
+LIVE = Path(__file__).parent / "traces" / "fifo_centralized.gz"
+
+
+def test_perfetto_reads_all_of_a_known_recording_and_of_a_live_one(tmp_path: Path) -> None:
+    known, live = write(tmp_path / "known", KNOWN), tmp_path / "live"
+    live.write_bytes(gzip.decompress(LIVE.read_bytes()))
+    of_known, of_live = ask(
         (
-            write(tmp_path / "known", KNOWN),
+            known,
             [
                 _STATS,
                 "select state, sum(dur) as ns from thread_state join thread using (utid) where tid = 102 "
@@ -119,8 +126,19 @@ def test_perfetto_reads_all_of_a_known_recording(tmp_path: Path) -> None:
                 "select tid, pid, thread.name from thread left join process using (upid) where tid = 102",
             ],
         ),
+        (
+            live,
+            [
+                _STATS,
+                "select count(*) as n from sched",
+                "select count(*) as n from slice where category = 'message'",
+                "select count(*) as n from slice where category = 'transaction'",
+                "select count(*) as n from counter",
+                "select min(dur) as ns from thread_state where dur != -1",
+            ],
+        ),
     )
-    stats, states, sched, decisions, flows, depths, names = found
+    stats, states, sched, decisions, flows, depths, names = of_known
     assert {row["name"] for row in stats} <= _HARMLESS
     ns = {row["state"]: row["ns"] for row in states}
     # The last state has no end. Running: 30 to 38, 50 to 60, 65 to 100 ms; runnable: 10 to 30, 40 to 50; 60 to 65.
@@ -136,6 +154,15 @@ def test_perfetto_reads_all_of_a_known_recording(tmp_path: Path) -> None:
     assert flows[0]["n"] == 3
     assert [row["value"] for row in depths] == [1, 1, 2, 1]
     assert names == [{"tid": CC, "pid": MAKE, "name": "cc1"}]
+
+    stats, sched, messages, transactions, depths, shortest = of_live
+    found = Counter(type(event) for event in read(live).events)
+    assert {row["name"] for row in stats} <= _HARMLESS
+    assert sched[0]["n"] == found[Switch]
+    assert messages[0]["n"] == found[Message] > 0
+    assert transactions[0]["n"] == found[Transaction] > 0
+    assert depths[0]["n"] > 0
+    assert shortest[0]["ns"] >= 0
 
 
 _RECORD = struct.Struct(f"=I4x{FORMAT}")
