@@ -41,6 +41,7 @@ def of(found: Recording, kind: type, tid: int) -> list[object]:
     return [event for event in found.events if isinstance(event, kind) and getattr(event, "tid", None) == tid]
 
 
+@pytest.mark.soak
 def test_biff_and_its_tasks_are_in_the_recording(workload: Workload, enclave: MakeEnclave, tmp_path: Path) -> None:
     e = enclave("1", "biff")
     file = tmp_path / "trace"
