@@ -194,6 +194,21 @@ static bool runs_elsewhere(struct task_struct *p, struct enclave *e)
 	return c && !may_run_in(e, c, p->cpus_ptr);
 }
 
+/* How often p was put on a CPU, and how long it waited and waits; nothing on kernels that do not record that. */
+static void note_waits(struct task_record *record, struct task_struct *p)
+{
+#if HAS_SCHED_INFO
+	u64 queued_at = p->sched_info.last_queued; /* by the clock of its run queue, as scx_bpf_now() */
+
+	record->runs = p->sched_info.pcount;
+	record->waited_ns = p->sched_info.run_delay;
+	if (!queued_at)
+		return;
+	record->waiting_ns = elapsed(queued_at, scx_bpf_now()) ?: 1;
+	record->queue = queue_of_task(p);
+#endif
+}
+
 int iter_tasks(struct bpf_iter__task *ctx)
 {
 	struct bpf_iter_meta *meta = ctx->meta;
@@ -201,7 +216,6 @@ int iter_tasks(struct bpf_iter__task *ctx)
 	struct task_record record = {};
 	struct enclave *e;
 	struct task_ctx *t;
-	u64 queued_at;
 
 	if (!p)
 		return 0;
@@ -225,14 +239,8 @@ int iter_tasks(struct bpf_iter__task *ctx)
 	record.on_cpu = p->on_cpu;
 	record.runtime_ns = p->se.sum_exec_runtime;
 	record.state = p->__state;
-	record.runs = p->sched_info.pcount;
-	record.waited_ns = p->sched_info.run_delay;
 	record.migrations = p->se.nr_migrations;
-	queued_at = p->sched_info.last_queued; /* by the clock of its run queue, as scx_bpf_now() */
-	if (queued_at) {
-		record.waiting_ns = elapsed(queued_at, scx_bpf_now()) ?: 1;
-		record.queue = queue_of_task(p);
-	}
+	note_waits(&record, p);
 	if (p->policy == SCHED_EXT) {
 		record.policy = t->policy;
 		record.priority = t->priority;
