@@ -42,10 +42,15 @@ enum enclave_state {
 #define DRAINING_RESIZED 2 /* a task that may use none of the CPUs left by a resize may be on the enclave's queue */
 #define DRAINING_LOST 4 /* a task may be on no queue, or on one that no CPU of the enclave serves */
 
-/* Bits of enclave.bank; see bpf/core/slots.bpf.h. 64 bits for compare_and_swap(). */
+/*
+ * Bits of enclave.bank; see bpf/core/slots.bpf.h. The upper half of its 64 bits has the same bits for the ops at which
+ * tasks are throttled, but LIMITED is set there (THROTTLING) only while a limit may be used up.
+ */
 #define LIVE_BANK 1 /* the live bank of op slots */
 #define LIMITED 256 /* LIMITED_SLOTS: tasks of cgroups with a limit run in it; set and cleared by the core */
 #define FELL_BACK 65536 /* the core has replaced the policy in this bank by the built-in FIFO; see struct fallback */
+#define THROTTLING 0x10000000000
+#define BOTH_HALVES 0x100000001 /* times bits of the lower half: these bits in both */
 
 /* Bits of enclave.lending; see bpf/core/lending.bpf.c. */
 #define LENDING_LENDS 1 /* its idle CPUs run tasks of enclaves that borrow */
@@ -56,7 +61,7 @@ enum enclave_state {
 struct enclave {
 	u32 state; /* enum enclave_state */
 	u32 generation; /* distinguishes this enclave from earlier ones with its id */
-	u64 bank; /* LIVE_BANK, LIMITED, FELL_BACK; one store replaces a policy */
+	u64 bank; /* LIVE_BANK, LIMITED, FELL_BACK, THROTTLING; one store replaces a policy */
 	u32 uid; /* the user that made it */
 	u32 unlimited; /* the limits of cgroups do not apply */
 	u64 created_ns; /* CLOCK_BOOTTIME */
@@ -97,7 +102,7 @@ struct cpu {
 	u32 rescue_in; /* the number of dispatches until the policy goes before latched tasks; 0: never */
 	u64 checked_at; /* when it last looked for tasks that wait too long; CLOCK_MONOTONIC */
 	u32 stale_queues; /* another enclave had it; tasks of that one may wait on its own queues */
-	u32 reserved;
+	u32 ran; /* the enclave of the task that left it last */
 	u64 sync_wake_at; /* when the task on it last made a sync wakeup; ns of scx_bpf_now(), 0: it has not */
 	u64 llc[16]; /* the CPUs that share its last-level cache; written by user space */
 	u64 availability; /* bit n: a task in the ext class could have run here at the nth last pulse */
@@ -108,6 +113,14 @@ struct cpu {
 	u64 granted_at; /* when the holder got it */
 	u64 turn_until; /* until when no other leaf takes it; 0: one may at any time */
 	u64 turn_checked_at; /* when it last looked for tasks of other leaves that starve */
+	/* Limits of cgroups; see bpf/core/limited.bpf.h. Times in ns of scx_bpf_now(). */
+	u64 limit_group; /* the address of the task group that `limit` belongs to */
+	u64 limit_owed_ns; /* run time that has not been charged to `limit` yet */
+	u64 limit_settled_at; /* when the run time was last charged, and `limit` looked at */
+	u64 limit_since; /* a tick: what the task on it ran until then has been charged */
+	u64 bounced_since; /* running_since of a task that leaves at once, since its cgroup is throttled */
+	u32 limit; /* that of task_ctx, for tasks of limit_group */
+	u32 reserved;
 };
 
 /* The core as a whole. */
@@ -191,12 +204,11 @@ struct task_ctx {
 	/* Limits of cgroups; times in ns of scx_bpf_now(). */
 	u64 limit_group; /* the address of the task group that `limit` belongs to */
 	u32 limit; /* the number of the first limited cgroup among its cgroup and those above it; 0: none */
-	u32 limit_enclave; /* the enclave that runs it, for its limits; 0: unknown */
-	u64 limit_since; /* until when its run time is charged; 0: it is not */
+	u32 bounced; /* it got a CPU although its cgroup was throttled, and leaves at once */
 	u64 waits_since; /* the order of throttled tasks */
 	u64 throttled_at; /* when it was put on the queue of throttled tasks */
-	u32 bounced; /* it got a CPU although its cgroup was throttled, and leaves at once */
 	u32 preempted; /* 1: its last turn ended while it was runnable */
+	u32 reserved;
 	u64 waited; /* how long it had waited in its life, less the time when the last part of that began */
 };
 

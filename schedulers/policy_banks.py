@@ -80,7 +80,8 @@ class PolicyBanks:
         if self._record.queues[1 - bank] and not all(self._record.agents):
             self._record.draining |= constant("DRAINING_QUEUES")
         self._record.policy_since_ns = time.monotonic_ns()
-        self._record.bank = bank | (constant("FELL_BACK") if fall_back else 0)
+        slots = bank | (constant("FELL_BACK") if fall_back else 0)
+        self._record.bank = slots * constant("BOTH_HALVES")
 
     def tidy(self) -> None:
         """Remove what the live policy does not use: rests of its predecessors, or of a loader that was killed."""

@@ -77,7 +77,7 @@ BPF_PROG(core_select_cpu, struct task_struct *p, s32 prev, u64 wake_flags)
 	s32 cpu;
 
 	if (id && e) {
-		slot_select_cpu.call(ctx, front_slot_of(id, e));
+		slot_select_cpu.call(ctx, throttling_slot_of(id, e));
 		return select_idle(id, p, prev, wake_flags, SCX_SLICE_DFL);
 	}
 	cpu = scx_bpf_select_cpu_dfl(p, prev, wake_flags, &idle);
@@ -108,7 +108,7 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 	if (enq_flags & SCX_ENQ_REENQ)
 		note_reenqueue(p);
 	if (id && e) {
-		slot_enqueue.call(ctx, front_slot_of(id, e));
+		slot_enqueue.call(ctx, throttling_slot_of(id, e));
 		enqueue_pending(id, p, SCX_SLICE_DFL, enq_flags);
 		return 0;
 	}
@@ -320,7 +320,7 @@ BPF_PROG(core_running, struct task_struct *p)
 			note_wait(n, cpu, p, t, now);
 	}
 	if (id && e)
-		slot_running.call(ctx, front_slot_of(id, e));
+		slot_running.call(ctx, throttling_slot_of(id, e));
 	return 0;
 }
 
@@ -356,6 +356,7 @@ BPF_PROG(core_stopping, struct task_struct *p, bool runnable)
 		return 0;
 	id = cpu->running;
 	cpu->running = 0;
+	cpu->ran = id;
 	ran = elapsed(cpu->running_since, now);
 	if (cpu->sync_wake_at)
 		note_sync_waker(cpu, p, now);
@@ -372,8 +373,9 @@ BPF_PROG(core_stopping, struct task_struct *p, bool runnable)
 	}
 	if (runnable)
 		set_slice(p, 0);
+	/* The slot of enclave 0 is empty. */
 	e = enclave_of(id);
-	if (id && e)
+	if (e)
 		slot_stopping.call(ctx, front_slot_of(id, e));
 	return 0;
 }

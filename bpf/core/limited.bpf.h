@@ -2,6 +2,12 @@
 /*
  * The core's programs in front of the policy's, for enclaves that run tasks of cgroups with a limit: they charge run
  * time, and throttle tasks. Then they call the policy's program.
+ *
+ * Run time is not charged at each switch. A CPU adds up what tasks of one cgroup have run, and settles it with their
+ * limits when a task of another cgroup leaves the CPU, at each tick, and when a task leaves it SETTLE_PERIOD after the
+ * last time. Only then it finds that a limit is used up: the enclave throttles tasks from then on (THROTTLING), until
+ * the timer finds that no limit is used up. So a cgroup may use SETTLE_PERIOD on each CPU, or what a task runs between
+ * two ticks, in advance, and pays for it in its next period.
  */
 #ifndef GHOSTBPF_LIMITED_BPF_H
 #define GHOSTBPF_LIMITED_BPF_H
@@ -12,6 +18,8 @@
 #include "slots.bpf.h"
 #include "state.bpf.h"
 #include "throttle.bpf.h"
+
+#define SETTLE_PERIOD (200 * 1000ULL)
 
 /* At a tick: the enclave has limits from now on if p, which runs, has one. */
 static void find_limits(u32 id, struct enclave *e, struct task_struct *p)
@@ -30,12 +38,16 @@ static void find_limits(u32 id, struct enclave *e, struct task_struct *p)
 	set_release(timer, now + RELEASE_LATEST, now);
 }
 
+/* When tasks with this limit may run again; 0 if they may run now. */
+static u64 used_up_until(u32 number, u64 now)
+{
+	return !number || has_runtime(number, now) ? 0 : throttled_until(number, now);
+}
+
 /* When p, which has limits, may run again; 0 if it may run now. */
 static u64 throttles(struct task_struct *p, u32 number, u64 now)
 {
-	if (!number || has_runtime(number, now) || is_ending(p))
-		return 0;
-	return throttled_until(number, now);
+	return is_ending(p) ? 0 : used_up_until(number, now);
 }
 
 static void throttle(u32 id, struct task_struct *p, struct task_ctx *t, u64 until, u64 now, u64 enq_flags)
@@ -106,8 +118,7 @@ BPF_PROG(limited_running, struct task_struct *p)
 	struct cpu *cpu = cpu_of(here);
 	struct task_ctx *t = task_ctx_of(p);
 	struct enclave *e;
-	struct limit_timer *timer;
-	u32 id, number;
+	u32 id;
 
 	if (!cpu)
 		return 0;
@@ -118,40 +129,81 @@ BPF_PROG(limited_running, struct task_struct *p)
 	if (t) {
 		u64 now = cpu->running_since;
 
-		t->limit_enclave = id;
-		number = limit_of(p, t, now);
-		t->limit_since = number ? now : 0;
-		timer = number && !e->unlimited ? limit_timer_of(id) : NULL;
-		if (timer)
-			timer->used_at = now;
-		t->bounced = timer && throttles(p, number, now);
-		if (t->bounced)
+		t->bounced = !e->unlimited && throttles(p, limit_of(p, t, now), now);
+		if (t->bounced) {
+			cpu->bounced_since = now;
 			scx_bpf_kick_cpu(here, SCX_KICK_PREEMPT);
+		}
 	}
 	slot_running.call(ctx, slot_of(id, e));
 	return 0;
 }
 
-static void charge_task(struct task_ctx *t, u64 now)
+/* What the task on this CPU has run since it came, or since the last tick; nothing if it leaves at once. */
+static u64 uncharged_ns(struct cpu *cpu, u64 now)
 {
-	if (t->limit_since && !t->bounced)
-		charge_limits(t->limit, elapsed(t->limit_since, now));
+	u64 since = cpu->running_since;
+
+	if (since == cpu->bounced_since)
+		return 0;
+	return elapsed(since > cpu->limit_since ? since : cpu->limit_since, now);
+}
+
+/* Another cgroup's tasks use the CPU, or the number of their limit may have changed. */
+static void charge_former(struct cpu *cpu, struct task_struct *p, u64 now)
+{
+	struct task_ctx *t = task_ctx_of(p);
+	u64 owed = cpu->limit_owed_ns;
+
+	if (owed)
+		charge_limits(cpu->limit, owed);
+	cpu->limit_owed_ns = 0;
+	cpu->limit_group = (u64)p->sched_task_group;
+	cpu->limit = t ? limit_of(p, t, now) : 0;
+}
+
+/* Charge to p's limits what p ran, and the CPU owes; return when they allow tasks to run again, 0: they do now. */
+static u64 settle(u32 id, struct enclave *e, struct cpu *cpu, struct task_struct *p, u64 ran, u64 now)
+{
+	struct limit_timer *timer = limit_timer_of(id);
+	u64 until;
+	u32 number;
+
+	charge_former(cpu, p, now);
+	cpu->limit_settled_at = now;
+	number = cpu->limit;
+	if (!number || !timer)
+		return 0;
+	charge_limits(number, ran);
+	if (e->unlimited)
+		return 0;
+	timer->used_at = now;
+	until = used_up_until(number, now);
+	if (!until)
+		return 0;
+	if (elapsed(timer->used_up_until, until))
+		timer->used_up_until = until;
+	set_throttling(e, true);
+	set_release(timer, until, now);
+	return until;
 }
 
 BPF_PROG(limited_tick, struct task_struct *p)
 {
+	struct cpu *cpu = cpu_of(scx_bpf_task_cpu(p));
 	struct task_ctx *t = task_ctx_of(p);
 	struct enclave *e = NULL;
 	u32 id = membership(t, &e);
 
-	if (!id || !e)
+	if (!id || !e || !cpu)
 		return 0;
 	if (t) {
-		u64 now = scx_bpf_now();
+		u64 now = scx_bpf_now(), ran = uncharged_ns(cpu, now);
 
-		charge_task(t, now);
-		t->limit_since = find_limit(p, t, now) ? now : 0;
-		if (t->limit && !e->unlimited && throttles(p, t->limit, now)) {
+		cpu->limit_since = now;
+		cpu->bounced_since = 0;
+		find_limit(p, t, now);
+		if (settle(id, e, cpu, p, ran, now) && !is_ending(p)) {
 			set_slice(p, 0);
 			return 0;
 		}
@@ -163,20 +215,27 @@ BPF_PROG(limited_tick, struct task_struct *p)
 
 BPF_PROG(limited_stopping, struct task_struct *p, bool runnable)
 {
-	struct task_ctx *t = task_ctx_of(p);
-	struct enclave *e = NULL;
-	u32 id = t ? t->limit_enclave : 0;
+	struct cpu *cpu = cpu_of(scx_bpf_task_cpu(p));
+	struct enclave *e;
+	u64 now, ran;
+	u32 id;
 
-	if (t && t->limit_since) {
-		charge_task(t, scx_bpf_now());
-		t->limit_since = 0;
+	if (!cpu)
+		return 0;
+	id = cpu->ran;
+	e = enclave_of(id);
+	if (!e)
+		return 0;
+	now = scx_bpf_now();
+	ran = uncharged_ns(cpu, now);
+	if (now - cpu->limit_settled_at >= SETTLE_PERIOD) {
+		settle(id, e, cpu, p, ran, now);
+	} else {
+		if (cpu->limit_group != (u64)p->sched_task_group)
+			charge_former(cpu, p, now);
+		cpu->limit_owed_ns += ran;
 	}
-	if (id)
-		e = enclave_of(id);
-	else
-		id = membership(t, &e);
-	if (id && e)
-		slot_stopping.call(ctx, slot_of(id, e));
+	slot_stopping.call(ctx, slot_of(id, e));
 	return 0;
 }
 

@@ -10,7 +10,8 @@
  *
  * An enclave that runs tasks of cgroups with a limit (LIMITED in enclave.bank) has the core's programs of limited.bpf.h
  * in front of its policy's: they are in the slots from LIMITED_SLOTS on. So limits cost nothing in an enclave without
- * any.
+ * any. Those of select_cpu, enqueue and running throttle tasks. They have a bit of their own (THROTTLING, which is
+ * LIMITED in the upper half of enclave.bank), and cost nothing while all limited cgroups have CPU time left.
  *
  * Enclave 0 has no policy. Its slots hold rare parts of the core's own ops (enum dispatch_part). They are programs of
  * their own because the verifier would follow each path through a part and through the rest of its op.
@@ -44,6 +45,12 @@ static u32 slot_of(u32 id, struct enclave *e)
 static u32 front_slot_of(u32 id, struct enclave *e)
 {
 	return id * 2 + (u32)e->bank;
+}
+
+/* The same for select_cpu, enqueue and running. */
+static u32 throttling_slot_of(u32 id, struct enclave *e)
+{
+	return id * 2 + (u32)(e->bank >> 32);
 }
 
 #endif

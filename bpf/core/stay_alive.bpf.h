@@ -196,7 +196,7 @@ static void fall_back(u32 id, struct enclave *e, struct task_struct *p, struct f
 		return;
 	e->draining |= DRAINING_QUEUES;
 	/* If a loader replaces the policy at this moment, the new one is not to blame. */
-	if (!compare_and_swap(&e->bank, bank, bank | FELL_BACK))
+	if (!compare_and_swap(&e->bank, bank, bank | FELL_BACK * BOTH_HALVES))
 		return;
 	record->at_ns = bpf_ktime_get_ns();
 	record->wait_ns = why->wait_ns;

@@ -36,7 +36,8 @@
 struct limit_timer {
 	struct bpf_timer timer;
 	u64 due; /* when it runs; ns of scx_bpf_now(), 0: never */
-	u64 used_at; /* when a task with a limit last ran or was throttled in the enclave */
+	u64 used_at; /* when a task with a limit was last charged or throttled in the enclave */
+	u64 used_up_until; /* until when the limits that were found used up stay so */
 };
 
 BPF_ARRAY(limit_timers, struct limit_timer, MAX_ENCLAVES);
@@ -156,18 +157,31 @@ static void kick_idle(u32 id, struct enclave *e, struct core *c, u32 most)
 #define RELEASE_THROTTLED(id, e, c, now, next, TELL)
 #endif
 
-/* Set or clear LIMITED with one store, which changes no other bit. */
+/* Set or clear LIMITED, or THROTTLING, with one store, which changes no other bit. */
 static void set_limited(struct enclave *e, bool is_limited)
 {
 	((volatile u8 *)&e->bank)[1] = is_limited;
 }
 
-/* After a pass: set the timer again while the enclave has limits. */
+static void set_throttling(struct enclave *e, bool is_throttling)
+{
+	((volatile u8 *)&e->bank)[5] = is_throttling;
+}
+
+/*
+ * After a pass: throttle no more tasks if none waits and no limit is used up, and set the timer again while the enclave
+ * has limits. A CPU that finds a limit used up at this moment finds it again at its next look.
+ */
 static void continue_limits(u32 id, struct enclave *e, struct limit_timer *timer, u64 next, u64 now)
 {
-	if (!scx_bpf_dsq_nr_queued(THROTTLED_DSQ(id)) && elapsed(timer->used_at, now) > LIMITS_UNUSED) {
-		set_limited(e, false);
-		return;
+	if (!scx_bpf_dsq_nr_queued(THROTTLED_DSQ(id))) {
+		if (e->unlimited || !elapsed(now, timer->used_up_until))
+			set_throttling(e, false);
+		if (elapsed(timer->used_at, now) > LIMITS_UNUSED) {
+			set_throttling(e, false);
+			set_limited(e, false);
+			return;
+		}
 	}
 	set_release(timer, next, now);
 }

@@ -18,7 +18,7 @@ from ghostbpf.schedulers.cgroup_usage import CgroupUsage
 from ghostbpf.schedulers.core import constant
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
-from workload import Child, MakeEnclave, Workload, runtime_ns, state, until
+from workload import Child, MakeEnclave, Me, Workload, runtime_ns, state, until
 
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
@@ -109,6 +109,25 @@ def test_cgroup_gets_its_quota_and_changes_take_effect_at_once(
     until(lambda: not made._record.bank & constant("LIMITED"), "the enclave has no limits any more")
     free.progress()
     assert sched_ext.status().state == "enabled"
+
+
+def yields(me: Me) -> None:
+    """Run for less than the core's SETTLE_PERIOD at a time."""
+    while not me.stopped:
+        me.note()
+        os.sched_yield()
+
+
+@pytest.mark.kernel_independent
+def test_tasks_that_run_briefly_at_a_time_use_no_more_than_their_quota(
+    workload: Workload, governed: MakeEnclave, cgroup: Path
+) -> None:
+    limit(cgroup, 20 * MS)
+    made = governed("1-2")
+    inside, free = [workload.spawn(yields, made) for _ in range(3)], workload.spawn(yields, made)
+    enter(cgroup / "below", *inside)
+    expect_quota(made, cgroup, cgroup, 20 * MS, periods=4)
+    free.progress()
 
 
 @pytest.mark.kernel_independent(on="oldest")
