@@ -161,6 +161,11 @@ struct tree_leaf {
 	u64 preemptions; /* how often that CPU was taken from another leaf's task */
 	u64 turns; /* how often it got one because its task starved */
 	u64 turn_at; /* when it last did; CLOCK_MONOTONIC */
+	u64 priority[16]; /* the CPUs that it prefers */
+	u64 self_preempts; /* how often a task of it left another CPU for one of those */
+	u64 poke_threshold_ns; /* the least time between two tasks that are interrupted for it; 0: none */
+	u64 poked_at; /* when one last was; CLOCK_MONOTONIC */
+	u64 pokes_held; /* how often poke_threshold_ns forbade it */
 };
 
 /* Where the ways from the root to two leaves part. */

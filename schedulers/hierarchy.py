@@ -8,6 +8,8 @@ cpus = "0-3"                # default: all free CPUs
 name = "latency"
 policy = "biff"
 max-cpus = 3                # default: no limit
+priority-cpus = "0-1"       # preferred to others; default: none
+poke-threshold = "100us"    # the least time between tasks that are preempted for it; default: none
 options = { slice = "5ms" }
 
 [[child]]
@@ -21,15 +23,17 @@ policy = "idle"             # has the CPUs that no child wants; need not be name
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..loaders.errors import GhostError
 from .cpuset import CpuListError, CpuSet
-from .policy import OptionError, Policy, PolicyOptions, find
+from .policy import OptionError, Policy, PolicyOptions, duration_ns, find
 
 #: The kinds of arbiters; their places are the values of enum arbiter_kind.
 ARBITERS = ("roci", "prov")
@@ -42,18 +46,32 @@ MAX_NODES = 16
 TREE_DEPTH = 3
 MAX_NAME = 31
 
-_CHILD_KEYS = ("name", "policy", "arbiter", "options", "max-cpus", "weight", "child")
+_CHILD_KEYS = (
+    "name",
+    "policy",
+    "arbiter",
+    "options",
+    "max-cpus",
+    "weight",
+    "priority-cpus",
+    "poke-threshold",
+    "child",
+)
+_HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
+_KEY = re.compile(r'\s*"?([\w-]+)"?\s*=')
+_LAST_STEP = re.compile(r"(\.?[^.\[\]]+|\[\d+\])$")
 _ROOT_KEYS = ("arbiter", "cpus", "child")
 
 
 class TreeError(GhostError):
-    """The tree in file ``path`` is wrong at ``key``, for ``reason``."""
+    """The tree in file ``path`` is wrong at ``key``, in ``line`` (0: unknown), for ``reason``."""
 
     exit_status = 2
 
-    def __init__(self, path: str, key: str, reason: str, hint: str | None = None):
-        super().__init__(f"{path}: {key}: {reason}" if key else f"{path}: {reason}", hint=hint)
-        self.path, self.key, self.reason = path, key, reason
+    def __init__(self, path: str, key: str, reason: str, hint: str | None = None, *, line: int = 0):
+        where = f"{path}:{line}" if line else path
+        super().__init__(f"{where}: {key}: {reason}" if key else f"{where}: {reason}", hint=hint)
+        self.path, self.key, self.reason, self.line = path, key, reason, line
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,8 @@ class Node:
     """A child of an arbiter: a leaf with ``options`` (a policy with its options), or an arbiter with ``children``.
 
     ``weight`` is its share below prov; ``max_cpus`` is the most CPUs that it and all below it get, 0 without a limit.
+    Each leaf of it prefers ``priority_cpus`` to others, and preempts other leaves' tasks no more often than each
+    ``poke_threshold_ns``.
     """
 
     name: str
@@ -69,6 +89,8 @@ class Node:
     children: tuple[Node, ...] = ()
     weight: int = DEFAULT_WEIGHT
     max_cpus: int = 0
+    priority_cpus: CpuSet = field(default_factory=CpuSet)
+    poke_threshold_ns: int = 0
 
     def walk(self) -> Iterator[Node]:
         """This node, and all below it in order."""
@@ -106,22 +128,44 @@ def is_file(name: str) -> bool:
 def read(path: str, policies: Mapping[str, Policy]) -> TreeConfig:
     """The tree in file ``path``; raises TreeError, which names the key."""
     try:
-        document = tomllib.loads(Path(path).read_text())
+        text = Path(path).read_text()
+        document = tomllib.loads(text)
     except OSError as error:
         raise TreeError(path, "", error.strerror or str(error)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TreeError(path, "", str(error)) from None
-    return _Reader(path, policies).tree(document)
+    return _Reader(path, policies, _lines(text)).tree(document)
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The lines of headers and keys in TOML ``text``, by their path as in errors, without those in inline tables."""
+    found: dict[str, int] = {}
+    arrays: Counter[str] = Counter()
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            table, names = "", header[2].split(".")
+            for level, name in enumerate(names, 1):
+                array = table + name
+                arrays[array] += header[1] == "[[" and level == len(names)
+                table = f"{array}[{arrays[array] - 1}]." if arrays[array] else f"{array}."
+            found[table.removesuffix(".")] = number
+        elif key := _KEY.match(line):
+            found.setdefault(table + key[1], number)
+    return found
 
 
 class _Reader:
     """Checks the document of one file."""
 
-    def __init__(self, path: str, policies: Mapping[str, Policy]) -> None:
-        self._path, self._policies = path, policies
+    def __init__(self, path: str, policies: Mapping[str, Policy], lines: Mapping[str, int]) -> None:
+        self._path, self._policies, self._lines = path, policies, lines
+        self._tree_cpus: CpuSet | None = None
 
     def tree(self, document: Mapping[str, Any]) -> TreeConfig:
         self._check_keys(document, _ROOT_KEYS, "")
+        if "cpus" in document:
+            self._tree_cpus = self._cpus(document, "cpus")
         root = Node("root", arbiter=self._arbiter(document, ""), children=self._children(document, "", is_root=True))
         leaves, nodes = list(root.paths()), [*root.walk()][1:]
         for number, node in enumerate(nodes):
@@ -131,7 +175,7 @@ class _Reader:
             raise self._error("child", f"more than {MAX_LEAVES} policies, or more than {MAX_NODES} children in all")
         if max(map(len, leaves)) > TREE_DEPTH:
             raise self._error("child", f"a policy is more than {TREE_DEPTH} levels below the root")
-        return TreeConfig(root, self._cpus(document))
+        return TreeConfig(root, self._tree_cpus)
 
     def _children(self, table: Mapping[str, Any], at: str, *, is_root: bool = False) -> tuple[Node, ...]:
         key, children = f"{at}child", table.get("child", [])
@@ -156,16 +200,20 @@ class _Reader:
         name = table.get("name", table.get("policy", table.get("arbiter")))
         if not isinstance(name, str) or not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
             raise self._error(f"{at}name", f"not a name of 1 to {MAX_NAME} bytes")
-        weight = self._number(table, "weight", at, DEFAULT_WEIGHT, 1, MAX_WEIGHT)
-        max_cpus = self._number(table, "max-cpus", at, 0, 1, 1024)
+        node = Node(
+            name,
+            weight=self._number(table, "weight", at, DEFAULT_WEIGHT, 1, MAX_WEIGHT),
+            max_cpus=self._number(table, "max-cpus", at, 0, 1, 1024),
+            priority_cpus=self._priority_cpus(table, at),
+            poke_threshold_ns=self._duration(table, "poke-threshold", at),
+        )
         if "policy" in table:
             if "child" in table:
                 raise self._error(f"{at}child", "a child with a policy has no children of its own")
-            return Node(name, self._options(table, at), weight=weight, max_cpus=max_cpus)
+            return replace(node, options=self._options(table, at))
         if "options" in table:
             raise self._error(f"{at}options", "an arbiter has no options")
-        arbiter, children = self._arbiter(table, at), self._children(table, at)
-        return Node(name, arbiter=arbiter, children=children, weight=weight, max_cpus=max_cpus)
+        return replace(node, arbiter=self._arbiter(table, at), children=self._children(table, at))
 
     def _options(self, table: Mapping[str, Any], at: str) -> PolicyOptions[Policy]:
         name, options = table["policy"], table.get("options", {})
@@ -194,17 +242,32 @@ class _Reader:
             raise self._error(f"{at}arbiter", shown, f"choose from: {', '.join(ARBITERS)}")
         return str(kind)
 
-    def _cpus(self, document: Mapping[str, Any]) -> CpuSet | None:
-        text = document.get("cpus")
-        if text is None:
-            return None
+    def _cpus(self, table: Mapping[str, Any], path: str) -> CpuSet:
+        """The CPUs of the key at the end of ``path``."""
+        key = path.rpartition(".")[2]
         try:
-            cpus = CpuSet.parse(text) if isinstance(text, str) else CpuSet()
+            cpus = CpuSet.parse(table[key]) if isinstance(table[key], str) else CpuSet()
         except CpuListError as error:
-            raise self._error("cpus", str(error)) from None
+            raise self._error(path, str(error)) from None
         if not cpus:
-            raise self._error("cpus", "not a list of CPUs", 'write for example cpus = "0-3"')
+            raise self._error(path, "not a list of CPUs", f'write for example {key} = "0-3"')
         return cpus
+
+    def _priority_cpus(self, table: Mapping[str, Any], at: str) -> CpuSet:
+        if "priority-cpus" not in table:
+            return CpuSet()
+        cpus = self._cpus(table, f"{at}priority-cpus")
+        if self._tree_cpus is not None and (beyond := cpus - self._tree_cpus):
+            raise self._error(f"{at}priority-cpus", f"CPU {beyond} is not among the tree's CPUs, {self._tree_cpus}")
+        return cpus
+
+    def _duration(self, table: Mapping[str, Any], key: str, at: str) -> int:
+        if key not in table:
+            return 0
+        try:
+            return duration_ns(str(table[key]))
+        except ValueError as error:
+            raise self._error(f"{at}{key}", str(error)) from None
 
     def _number(self, table: Mapping[str, Any], key: str, at: str, default: int, least: int, most: int) -> int:
         value = table.get(key, default)
@@ -218,4 +281,7 @@ class _Reader:
                 raise self._error(f"{at}{key}", "there is no such key", f"choose from: {', '.join(known)}")
 
     def _error(self, key: str, reason: str, hint: str | None = None) -> TreeError:
-        return TreeError(self._path, key, reason, hint)
+        known = key
+        while known and known not in self._lines:
+            known = _LAST_STEP.sub("", known)
+        return TreeError(self._path, key, reason, hint, line=self._lines.get(known, 0))

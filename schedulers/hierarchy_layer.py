@@ -26,6 +26,8 @@ from .topology import nr_cpu_words
 
 #: The ops that the layer has a program for.
 _OPS = ("select_cpu", "enqueue", "dispatch", "tick")
+#: Those that have another one in front of it, for leaves with priority CPUs.
+_PRIORITY_OPS = ("select_cpu", "enqueue", "tick")
 _COUNT = "call_count_waiting"
 #: The map with the ``struct tree``, which is pinned last.
 _TREE = "tree"
@@ -44,12 +46,17 @@ class HierarchyLayer:
         constants = {"enclave": self._id, "tick_ns": stay_alive.constants()["tick_ns"]}
         module = Module(compiled, maps=self._core.maps, constants=constants)
         targets = {op: (f"hierarchy_{op}", Target.struct_ops("sched_ext_ops", op)) for op in _OPS}
+        targets |= {f"priority_{op}": (f"priority_{op}", targets[op][1]) for op in _PRIORITY_OPS}
         with contextlib.closing(module):
             programs = module.load_all({**targets, _COUNT: (_COUNT, Target.syscall())})
             make_private(self._path)
+            for op in _OPS:
+                module.own_maps[f"inner_{op}"].pin(self._path / f"inner_{op}")
+            for op in _PRIORITY_OPS:
+                behind = module.own_maps[f"behind_{op}"]
+                behind.pin(self._path / f"behind_{op}")
+                _store(behind, 0, programs[op])
             for name, program in programs.items():
-                if name in _OPS:
-                    module.own_maps[f"inner_{name}"].pin(self._path / f"inner_{name}")
                 program.pin(self._path / name)
                 program.close()
             module.own_maps["trees"].pin(self._path / _TREE)
@@ -58,8 +65,11 @@ class HierarchyLayer:
         """Put the layer, if there is one, before a policy whose ``programs``, by op, are in ``bank`` of the slots."""
         if not self._record.tree:
             return
+        number = self._record.leaf
+        has_priority_cpus = number and any(self.tree.leaves[number - 1].priority)
         for op in _OPS:
-            with Program(open_pinned(self._path / op)) as layer, self._open_inner(op) as inner:
+            name = f"priority_{op}" if has_priority_cpus and op in _PRIORITY_OPS else op
+            with Program(open_pinned(self._path / name)) as layer, self._open_inner(op) as inner:
                 _store(inner, self._slot(bank), programs.get(op))
                 self._core.slots[op][self._slot(bank)] = layer.fd
 

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..loaders.errors import GhostError
 from .core import constant, text
 from .cpuset import CpuSet
 from .enclave import Enclave, Enclaves
@@ -31,7 +32,9 @@ class Leaf:
     """A leaf of a tree now, and what happened to it since the tree was made.
 
     ``demand`` is the number of tasks that run or wait. ``grants`` counts the CPUs that it got, ``preemptions`` those of
-    them that ran another leaf's task, and ``turns`` those that it got because a task of it starved.
+    them that ran another leaf's task, and ``turns`` those that it got because a task of it starved. ``self_preempts``
+    counts the tasks that left another CPU for one of ``priority_cpus``, and ``pokes_held`` the interruptions that
+    ``poke_threshold_ns`` forbade.
     """
 
     enclave: int
@@ -42,14 +45,24 @@ class Leaf:
     grants: int
     preemptions: int
     turns: int
+    self_preempts: int
+    pokes_held: int
     weight: int
     max_cpus: int
+    priority_cpus: CpuSet
+    poke_threshold_ns: int
 
 
 def create(enclaves: Enclaves, config: TreeConfig) -> Enclave:
     """Make the tree; returns its root. The caller holds the lock of Enclaves.create(). Raises what new() raises."""
     cpus = enclaves._free_cpus() if config.cpus is None else config.cpus
     enclaves._check_cpus(cpus)
+    for node in config.root.walk():
+        if beyond := node.priority_cpus - cpus:
+            raise GhostError(
+                f'child "{node.name}" prefers CPU {beyond}, and the tree has CPU {cpus}',
+                hint="name the tree's CPUs with cpus, or others with priority-cpus",
+            )
     root = enclaves.new_in_tree(0, cpus, None, 0)
     try:
         _fill(enclaves, root, cpus, config)
@@ -100,8 +113,12 @@ def leaves(root: EnclaveView) -> list[Leaf]:
                 grants=int(leaf.grants),
                 preemptions=int(leaf.preemptions),
                 turns=int(leaf.turns),
+                self_preempts=int(leaf.self_preempts),
+                pokes_held=int(leaf.pokes_held),
                 weight=int(node.weight),
                 max_cpus=int(node.max_cpus) % constant("NO_CPU_LIMIT"),
+                priority_cpus=CpuSet.from_words(leaf.priority),
+                poke_threshold_ns=int(leaf.poke_threshold_ns),
             )
         )
     return found
@@ -121,6 +138,7 @@ def _fill(enclaves: Enclaves, root: Enclave, cpus: CpuSet, config: TreeConfig) -
     paths = list(config.root.paths())
     made = []
     for number, path in enumerate(paths):
+        _fill_preference(record.leaves[number], path)
         made.append(enclaves.new_in_tree(root.id, cpus, path[-1].options, number + 1))
         _fill_leaf(record.leaves[number], made[-1].id, path[-1].name, [numbers[id(node)] for node in path])
     _fill_leaf(record.leaves[constant("MAX_LEAVES")], root.id, "", [])
@@ -143,4 +161,12 @@ def _fill_node(record: Any, node: Node) -> None:
 def _fill_leaf(record: Any, enclave: int, name: str, path: Sequence[int]) -> None:
     record.enclave, record.name = enclave, name.encode()
     record.grants = record.preemptions = record.turns = record.turn_at = 0
+    record.self_preempts = record.poked_at = record.pokes_held = 0
     record.path = [*path, *[0] * (len(record.path) - len(path))]
+
+
+def _fill_preference(record: Any, path: Sequence[Node]) -> None:
+    """What holds for the leaf at the end of ``path``: its own keys, or those of the nearest arbiter above it."""
+    priority = next((node.priority_cpus for node in reversed(path) if node.priority_cpus), CpuSet())
+    record.priority = priority.words(constant("CPU_WORDS"))
+    record.poke_threshold_ns = next((node.poke_threshold_ns for node in reversed(path) if node.poke_threshold_ns), 0)

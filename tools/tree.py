@@ -18,7 +18,7 @@ from ..schedulers.registry import POLICIES
 from ..schedulers.trees import Leaf
 from .caveats import Caveats
 from .fallback import runnable_timeout
-from .output import printable, show, warn
+from .output import human_ns, printable, show, warn
 from .run import Guard, run_command, watch
 from .stats import option as stats_option
 from .stats import tell_if_other
@@ -97,7 +97,10 @@ def document(enclave: EnclaveView) -> dict[str, Any]:
     if not enclave.tree:
         return {}
     root = EnclaveView(enclave.core, enclave.tree)
-    leaves = [vars(leaf) | {"granted": str(leaf.granted)} for leaf in trees.leaves(root)]
+    leaves = [
+        vars(leaf) | {"granted": str(leaf.granted), "priority_cpus": str(leaf.priority_cpus)}
+        for leaf in trees.leaves(root)
+    ]
     if enclave.is_root:
         return {"tree": {"root": root.id, "arbiter": root.policy, "idle": str(root.granted), "leaves": leaves}}
     return {"tree": {"root": root.id, **next(leaf for leaf in leaves if leaf["enclave"] == enclave.id)}}
@@ -106,8 +109,17 @@ def document(enclave: EnclaveView) -> dict[str, Any]:
 def show_tree(root: EnclaveView) -> None:
     """Print a tree for people."""
     click.echo(f"\ntree {root.id}: {root.policy} on CPU {root.cpus}; idle: {root.granted or 'none'}")
-    found = [vars(leaf) | {"granted": str(leaf.granted) or "none"} for leaf in trees.leaves(root)]
+    leaves = trees.leaves(root)
+    found = [vars(leaf) | {"granted": str(leaf.granted) or "none"} for leaf in leaves]
     show([{name: row[name] for name in _COLUMNS} for row in found], as_json=False)
+    for leaf in leaves:
+        if leaf.priority_cpus:
+            click.echo(
+                f"{printable(leaf.name)}: priority CPUs {leaf.priority_cpus}, self_preempts {leaf.self_preempts}"
+            )
+        if leaf.poke_threshold_ns:
+            threshold = human_ns(leaf.poke_threshold_ns)
+            click.echo(f"{printable(leaf.name)}: poke threshold {threshold}, pokes_held {leaf.pokes_held}")
 
 
 def _watch(root: Enclave, as_json: bool, guard: Guard) -> int:

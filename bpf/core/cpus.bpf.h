@@ -199,6 +199,15 @@ static s32 find_idle_cpu(struct enclave *e, struct core *c, const struct cpumask
 	return best;
 }
 
+static bool is_idle(s32 cpu)
+{
+	const struct cpumask *mask = scx_bpf_get_idle_cpumask();
+	bool idle = has_bit(mask->bits, cpu);
+
+	scx_bpf_put_idle_cpumask(mask);
+	return idle;
+}
+
 /* Find an idle CPU and mark it busy, so that no other CPU claims it. -1 also if another CPU claimed it first. */
 static s32 claim_idle_cpu(struct enclave *e, struct core *c, const struct cpumask *allowed, s32 prev)
 {

@@ -26,65 +26,18 @@
  */
 #include "abi.h"
 #include "sched.bpf.h"
+#include "grant.bpf.h"
+#include "priority_cpus.bpf.h"
 #include "tree.bpf.h"
 
-#define POLICY_SLOTS (2 * MAX_ENCLAVES)
 #define LOOK_AT_MAX 32 /* tasks at the head of a queue that are looked at */
 #define PREEMPT_MAX 5 /* CPUs that one tick takes from other leaves at most, as in ghOSt */
-#define OPS_END (10 * 1000000ULL) /* an op that began before a grant has ended after this time, nearly always */
 
 #define TURN (2 * 1000000ULL) /* less than a tick: the first tick afterwards ends it */
 #define TURN_PERIOD (1000 * 1000000ULL)
 #define TURN_CHECK_PERIOD (20 * 1000000ULL)
 #define STARVES_AFTER (1000 * 1000000ULL)
 #define STARVES_BADLY_AFTER (10 * 1000000000ULL) /* the kernel ends the core after 30 s */
-
-BPF_PROG_ARRAY(inner_select_cpu, POLICY_SLOTS);
-BPF_PROG_ARRAY(inner_enqueue, POLICY_SLOTS);
-BPF_PROG_ARRAY(inner_dispatch, POLICY_SLOTS);
-BPF_PROG_ARRAY(inner_tick, POLICY_SLOTS);
-
-/* The slot of the policy's own program; beyond the arrays if the FIFO has replaced the policy. */
-static u32 inner_slot_of(u32 id, struct enclave *e)
-{
-	return id * 2 + (u32)(e->bank & ~(u64)LIMITED);
-}
-
-static void assign_cpu(struct enclave *e, s32 number, bool on)
-{
-#pragma unroll
-	for (u32 i = 0; i < NR_CPU_WORDS; i++)
-		if (i == (u32)number / 64)
-			assign_bit(&e->cpus[i], number & 63, on);
-}
-
-/*
- * Pass a CPU from one enclave of the tree to another, unless another CPU does so at this moment. With turn_ns no other
- * leaf takes it for that long.
- */
-static bool grant(struct tree *tree, struct cpu *cpu, s32 number, u32 from, u32 to, u64 turn_ns)
-{
-	struct enclave *e = enclave_of(to), *former = enclave_of(from), *root = enclave_of(ROOT);
-	u32 leaf = leaf_of(e);
-	u64 now;
-
-	if (!e || !former || !root || from == to || e->state != ENCLAVE_ACTIVE || former->state != ENCLAVE_ACTIVE ||
-	    root->state != ENCLAVE_ACTIVE || !compare_and_swap(&cpu->holder, from, GRANT_BUSY))
-		return false;
-	now = bpf_ktime_get_ns();
-	assign_cpu(former, number, false);
-	if (has_cpu_queues(former))
-		cpu->stale_queues = 1;
-	cpu->granted_at = now;
-	cpu->turn_until = turn_ns ? now + turn_ns : 0;
-	cpu->enclave = to;
-	assign_cpu(e, number, true);
-	count_granted(tree, leaf_of(former), -1);
-	count_granted(tree, leaf, 1);
-	count_up(&leaf_at(tree, leaf)->grants);
-	exchange(&cpu->holder, to);
-	return true;
-}
 
 /* Yield: */
 
@@ -156,7 +109,7 @@ static u32 yield_cpu(struct tree *tree, struct cpu *cpu, s32 here, struct task_s
 
 	leaf = leaf_of(e);
 	if (prev && prev->scx.flags & SCX_TASK_QUEUED && has_bit(prev->cpus_ptr->bits, here) &&
-	    membership(task_ctx_of(prev), &of_prev))
+	    membership(task_ctx_of(prev), &of_prev) && !leaves_for_priority_cpu(tree, of_prev, id))
 		wanting = leaf_of(of_prev);
 	if (leaf != NO_LEAF && e && (wanting == leaf || wants(id, e, here)))
 		return id;
@@ -204,13 +157,6 @@ BPF_PROG(hierarchy_dispatch, s32 here, struct task_struct *prev)
 }
 
 /* Request: */
-
-static bool is_settled(s32 number)
-{
-	struct cpu *cpu = cpu_of(number);
-
-	return cpu && ns_since(cpu->granted_at) > OPS_END;
-}
 
 /* The busy CPU of leaf `id` that is taken from it for a task that ran on CPU `near`; -1 if there is none. */
 static s32 find_victim(u32 id, struct enclave *e, struct core *c, const struct cpumask *allowed, s32 near)
@@ -274,18 +220,11 @@ static bool request(struct tree *tree, struct core *c, u32 to, const struct cpum
 	s32 idle, number;
 	u32 from = find_source(tree, c, to, allowed, near, preempt, &idle), id = leaf_at(tree, from)->enclave;
 	struct enclave *e = enclave_of(id);
-	struct cpu *cpu;
 
 	if (!e)
 		return false;
 	number = idle >= 0 ? idle : from == NO_LEAF ? -1 : find_victim(id, e, c, allowed, near);
-	cpu = cpu_of(number);
-	if (number < 0 || !cpu || !grant(tree, cpu, number, id, leaf_at(tree, to)->enclave, 0))
-		return false;
-	if (idle < 0)
-		count_up(&leaf_at(tree, to)->preemptions);
-	scx_bpf_kick_cpu(number, idle < 0 ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
-	return true;
+	return take_cpu(tree, to, id, number, idle >= 0);
 }
 
 /* An idle CPU becomes the leaf's, and then its policy finds the CPU idle. Preemption is left to enqueue. */

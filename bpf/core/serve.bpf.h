@@ -13,15 +13,6 @@
 /* How often a busy enclave's CPU gives a slice to tasks of no enclave. */
 #define FALLBACK_PERIOD (50 * 1000000ULL)
 
-static bool is_idle(s32 cpu)
-{
-	const struct cpumask *mask = scx_bpf_get_idle_cpumask();
-	bool idle = has_bit(mask->bits, cpu);
-
-	scx_bpf_put_idle_cpumask(mask);
-	return idle;
-}
-
 /* Return true if a task of e waits on a queue that this CPU serves. */
 static bool may_serve(u32 id, struct enclave *e, s32 here)
 {

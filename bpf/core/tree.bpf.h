@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The tree of a hierarchy: its leaves, and which of them may take a CPU from which; see hierarchy.bpf.c. */
+/* The tree of a hierarchy: its leaves and their policies, and which may take a CPU from which; see hierarchy.bpf.c. */
 #ifndef GHOSTBPF_TREE_BPF_H
 #define GHOSTBPF_TREE_BPF_H
 
@@ -9,7 +9,19 @@
 #define ROOT ENCLAVE
 #define NO_LEAF MAX_LEAVES /* the root's place among the leaves: it comes last, and may always lose a CPU */
 
+#define POLICY_SLOTS (2 * MAX_ENCLAVES)
+
 BPF_F_TABLE("array", u32, struct tree, trees, 1, BPF_F_MMAPABLE);
+BPF_PROG_ARRAY(inner_select_cpu, POLICY_SLOTS);
+BPF_PROG_ARRAY(inner_enqueue, POLICY_SLOTS);
+BPF_PROG_ARRAY(inner_dispatch, POLICY_SLOTS);
+BPF_PROG_ARRAY(inner_tick, POLICY_SLOTS);
+
+/* The slot of the policy's own program; beyond the arrays if the FIFO has replaced the policy. */
+static u32 inner_slot_of(u32 id, struct enclave *e)
+{
+	return id * 2 + (u32)(e->bank & ~(u64)LIMITED);
+}
 
 static struct tree *the_tree(void)
 {

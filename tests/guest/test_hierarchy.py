@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,6 +79,10 @@ weight = 200
 policy = "rr"
 max-cpus = 2
 """
+
+
+PRIORITY = CO_LOCATION.replace('policy = "biff"', 'policy = "biff"\npriority-cpus = "3"')
+HELD = CO_LOCATION.replace('policy = "biff"', 'policy = "biff"\npoke-threshold = "10s"')
 
 
 def swap(leaf: Enclave, policy: Policy) -> None:
@@ -156,8 +161,9 @@ def test_leaves_change_policies_and_leave_with_their_tree(workload: Workload, tr
     wake(server)
 
 
+@pytest.mark.soak
 @pytest.mark.kernel_independent
-@pytest.mark.parametrize("kind", ["drops", pytest.param("misplaces", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kind", ["drops", "misplaces"])
 def test_leaf_whose_policy_loses_tasks_falls_back_and_shares_on(
     workload: Workload, tree: MakeTree, tmp_path: Path, kind: str
 ) -> None:
@@ -242,3 +248,54 @@ def test_task_that_its_own_leaf_lets_starve_gets_turns(workload: Workload, tree:
     assert latency.fallback is None
     late = workload.spinner(batch)
     late.progress(2)
+
+
+def test_leaf_gets_its_priority_cpu_first_and_moves_there_when_it_becomes_free(
+    workload: Workload, tree: MakeTree
+) -> None:
+    root = tree(PRIORITY)
+    latency, batch = leaves_of(root)
+    hogs = [workload.spinner(batch) for _ in range(3)]
+    until(lambda: batch.granted == CpuSet([1, 2, 3]), "the batch leaf uses all CPUs")
+    stays = workload.spinner(latency)
+    until(lambda: stays.at == 3, "it takes the priority CPU from the batch leaf")
+
+    def moves_by_itself() -> bool:
+        """Whether one of two tasks preempts itself to move to the priority CPU when the other, which is there, ends."""
+        nonlocal stays
+        before = trees.leaves(root)[0].self_preempts
+        other = workload.spinner(latency)
+        other.progress()
+        until(lambda: len(latency.granted) == 2 and (stays.at == 3) != (other.at == 3), "one is on another CPU")
+        ends, stays = (stays, other) if stays.at == 3 else (other, stays)
+        ends.kill()
+        until(lambda: stays.at == 3, "the other task moves to the priority CPU")
+        return trees.leaves(root)[0].self_preempts > before
+
+    # If the other one waits at that moment, it gets the priority CPU without a preemption.
+    until(moves_by_itself, "a task preempts itself")
+    until(lambda: latency.granted == CpuSet([3]), "its CPU goes back")
+    for child in (stays, *hogs):
+        child.progress()
+
+
+@pytest.mark.kernel_independent
+def test_poke_threshold_limits_preemptions_and_no_idle_cpu(workload: Workload, tree: MakeTree) -> None:
+    root = tree(HELD)
+    latency, batch = leaves_of(root)
+    server = workload.sleeper(latency)
+    hogs = [workload.spinner(batch) for _ in range(3)]
+    until(lambda: batch.granted == CpuSet([1, 2, 3]), "the batch leaf uses all CPUs")
+    began, before = time.monotonic(), trees.leaves(root)[0]
+    wake(server, times=3)  # those that preempt no task wait for the leaf's turn
+    leaf, passed = trees.leaves(root)[0], time.monotonic() - began
+    assert leaf.preemptions - before.preemptions <= 1 + passed / 10
+    assert leaf.pokes_held > before.pokes_held
+    for hog in hogs:
+        hog.kill()
+    until(lambda: len(root.granted) == 3, "all CPUs idle")
+    before = trees.leaves(root)[0]
+    wake(server, times=10)
+    after = trees.leaves(root)[0]
+    assert after.grants - before.grants >= 10
+    assert after.pokes_held == before.pokes_held

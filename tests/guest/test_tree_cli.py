@@ -23,7 +23,8 @@ pytestmark = [
     pytest.mark.shared_core,
 ]
 
-LEAF_KEYS = ["enclave", "name", "policy", "granted", "demand", "grants", "preemptions", "turns", "weight", "max_cpus"]
+LEAF_KEYS = ["enclave", "name", "policy", "granted", "demand", "grants", "preemptions", "turns"]
+LEAF_KEYS += ["self_preempts", "pokes_held", "weight", "max_cpus", "priority_cpus", "poke_threshold_ns"]
 
 
 @pytest.fixture

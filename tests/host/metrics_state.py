@@ -48,7 +48,7 @@ STATE = Snapshot(
             agent=AGENT,
         ),
     ),
-    leaves=((4, Leaf(5, "batch", "rr", CpuSet([1]), 2, 3, 4, 5, 100, 0)),),
+    leaves=((4, Leaf(5, "batch", "rr", CpuSet([1]), 2, 3, 4, 5, 6, 7, 100, 0, CpuSet([1]), 0)),),
     cgroups=(
         CgroupUsage(
             CGROUP, quota_usec=50_000, period_usec=100_000, burst_usec=0, left_usec=0, throttled=True, wait_usec=1,

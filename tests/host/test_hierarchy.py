@@ -47,6 +47,14 @@ def test_root_has_cpus_and_a_child_limits(file: Path) -> None:
     assert config.leaves[0].name == "biff"
 
 
+def test_child_prefers_cpus_and_limits_pokes(file: Path) -> None:
+    config = read(file, f'{ROCI}cpus = "0-3"\n{LEAF}priority-cpus = "0,2"\npoke-threshold = "100us"\n')
+    (leaf,) = config.leaves
+    assert (leaf.priority_cpus, leaf.poke_threshold_ns) == (CpuSet([0, 2]), 100_000)
+    (leaf,) = read(file, f"{ROCI}{LEAF}").leaves
+    assert (leaf.priority_cpus, leaf.poke_threshold_ns) == (CpuSet(), 0)
+
+
 @pytest.mark.parametrize(
     ("text", "key", "reason"),
     [
@@ -66,6 +74,11 @@ def test_root_has_cpus_and_a_child_limits(file: Path) -> None:
         (f"{ROCI}{LEAF}options = 5", "child[0].options", "not a table"),
         (f"{ROCI}{LEAF}weight = 0", "child[0].weight", "from 1 to 10000"),
         (f"{ROCI}{LEAF}max-cpus = true", "child[0].max-cpus", "not a number"),
+        (f"{ROCI}{LEAF}priority-cpus = 3", "child[0].priority-cpus", "not a list of CPUs"),
+        (f'{ROCI}{LEAF}priority-cpus = "2-"', "child[0].priority-cpus", "2-"),
+        (f'{ROCI}cpus = "0-3"\n{LEAF}priority-cpus = "3-5"', "child[0].priority-cpus", "CPU 4-5 is not among"),
+        (f"{ROCI}{LEAF}poke-threshold = 100", "child[0].poke-threshold", "bad duration"),
+        (f'{ROCI}priority-cpus = "0"\n{LEAF}', "priority-cpus", "no such key"),
         (f"{ROCI}{LEAF}{LEAF}", "child", 'two children are named "biff"'),
         (f'{ROCI}[[child]]\npolicy = "idle"\n{LEAF}', "child[0].policy", "idle wants every CPU"),
         (f'{ROCI}[[child]]\npolicy = "idle"', "child[0].policy", "idle wants every CPU"),
@@ -87,6 +100,26 @@ def test_mistake_is_reported_with_its_key(file: Path, text: str, key: str, reaso
     assert (error.value.key, error.value.exit_status) == (key, 2)
     assert reason in str(error.value)
     assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f'{ROCI}{LEAF}name = "a"\n{LEAF}name = "b"\nweight = 0', 8),
+        (f'{ROCI}[[child]]\narbiter = "prov"\n[[child.child]]\npolicy = "rr"\n[[child.child]]\npolicy = "bif"', 7),
+        (f'{ROCI}{LEAF}[child.options]\nslice = "5"', 5),
+        (f'{ROCI}# two\nchild = [{{ policy = "rr" }}, {{ policy = "bif" }}]', 3),
+        (f"{ROCI}{LEAF}options = {{ quantum = 5 }}", 4),
+        (f'{ROCI}[[child]]\nname = "x"', 2),
+        (f"{ROCI}{LEAF}cpu = 1", 4),
+        (LEAF, 0),
+    ],
+)
+def test_mistake_is_reported_with_its_line(file: Path, text: str, line: int) -> None:
+    with pytest.raises(TreeError) as error:
+        read(file, text)
+    assert error.value.line == line
+    assert str(error.value).startswith(f"{file}:{line}: " if line else f"{file}: ")
 
 
 def test_tree_that_is_too_deep_is_refused(file: Path) -> None:

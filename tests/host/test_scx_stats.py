@@ -95,7 +95,8 @@ def test_statistics_are_a_line_of_compact_json_with_sorted_keys() -> None:
     assert line.startswith(b'{"errno":0,"args":{"resp":{"agents":{"1":{"busy_seconds_total":1.5,"decisions_total":7,')
     assert line.endswith(b'"version":"%s"}}}\n' % STATE_VERSION)
     assert line.count(b"\n") == 1
-    assert b'"leaves":{"5":{"demand_tasks":2,"granted_cpus":1,"grants_total":3,"leaf":"batch",' in line
+    leaf = b'"demand_tasks":2,"granted_cpus":1,"grants_total":3,"held_pokes_total":7,"leaf":"batch",'
+    assert b'"leaves":{"5":{%s' % leaf in line
 
 
 STATE_VERSION = scx_stats.stats(STATE)["version"].encode()

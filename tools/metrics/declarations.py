@@ -250,6 +250,8 @@ _LEAF = Scope(
         _counter("grants_total", "CPUs that it got.", lambda row: row[1].grants),
         _counter("preemptions_total", "Those that ran another leaf's task.", lambda row: row[1].preemptions),
         _counter("turns_total", "Those that it got because a task starved.", lambda row: row[1].turns),
+        _counter("self_preempts_total", "Tasks that left a CPU for a priority CPU.", lambda row: row[1].self_preempts),
+        _counter("held_pokes_total", "Preemptions that poke-threshold forbade.", lambda row: row[1].pokes_held),
     ),
 )
 
