@@ -69,7 +69,16 @@ Screen Listing { background: ansi_default; color: ansi_default; scrollbar-size: 
 #note { max-height: 4; text-style: bold; }
 """
     BINDINGS: ClassVar[list[BindingType]] = [
-        # With priority, a key's action is done before the next key is looked at, which may be meant for a question.
+        # With priority, a key's action is done before the next key is looked at, which may be meant for a question, or
+        # for the row to which the first one moves the cursor.
+        Binding("up,k", "move(-1)", show=False, priority=True),
+        Binding("down,j", "move(1)", show=False, priority=True),
+        Binding("pageup", "page(-1)", show=False, priority=True),
+        Binding("pagedown", "page(1)", show=False, priority=True),
+        Binding("home,g", "move(-1000000)", show=False, priority=True),
+        Binding("end,G", "move(1000000)", show=False, priority=True),
+        Binding("tab,shift+tab", "other_list", show=False, priority=True),
+        Binding("enter", "choose", show=False, priority=True),
         Binding("q,ctrl+c", "quit", show=False, priority=True),
         Binding("ctrl+z", "suspend_process", show=False, priority=True),
         Binding("question_mark,h,f1", "keys", show=False, priority=True),
@@ -277,12 +286,27 @@ Screen Listing { background: ansi_default; color: ansi_default; scrollbar-size: 
         self._enclave = ids[(ids.index(self._enclave) + 1) % len(ids)] if self._enclave in ids else None
         self._show()
 
-    def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        """Show the tasks of the enclave on which Enter was pressed, or follow the task."""
-        if event.listing.id == "tasks":
+    def action_move(self, step: int) -> None:
+        """Move the cursor of the list that has the keys."""
+        if isinstance(self.focused, Listing):
+            self.focused.move(step)
+
+    def action_page(self, step: int) -> None:
+        """Move that cursor by screens."""
+        if isinstance(self.focused, Listing):
+            self.focused.page(step)
+
+    def action_other_list(self) -> None:
+        """Give the keys to the other list."""
+        is_tasks = self.focused is self._listing("tasks")
+        self.screen.set_focus(self._listing("enclaves" if is_tasks else "tasks"))
+
+    def action_choose(self) -> None:
+        """Show the tasks of the enclave under the cursor, or follow the task."""
+        if self.focused is self._listing("tasks"):
             self.action_follow()
-        elif isinstance(event.key, int):
-            self._enclave = None if self._enclave == event.key else event.key
+        elif isinstance(key := self._listing("enclaves").key, int):
+            self._enclave = None if self._enclave == key else key
             self._show()
 
     def action_follow(self) -> None:

@@ -8,14 +8,11 @@ was on the screen when it sorts. This one draws text as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
-from textual.binding import Binding, BindingType
 from textual.events import Click
 from textual.geometry import Size
-from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -42,23 +39,6 @@ def looks(colour: bool) -> dict[str, Style]:
 
 class Listing(ScrollView, can_focus=True):
     """Rows below a heading; ``cursor`` is the number of the row under the cursor, ``key`` is that row's."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", show=False),
-        Binding("down,j", "move(1)", show=False),
-        Binding("pageup", "page(-1)", show=False),
-        Binding("pagedown", "page(1)", show=False),
-        Binding("home,g", "move(-1000000)", show=False),
-        Binding("end,G", "move(1000000)", show=False),
-        Binding("enter", "choose", show=False),
-    ]
-
-    class Chosen(Message):
-        """Enter was pressed on the row ``key`` of ``listing``."""
-
-        def __init__(self, listing: Listing, key: object) -> None:
-            super().__init__()
-            self.listing, self.key = listing, key
 
     def __init__(self, id: str, *, colour: bool) -> None:
         super().__init__(id=id)
@@ -99,26 +79,21 @@ class Listing(ScrollView, can_focus=True):
             text, style = "", self._looks["row"]
         return Strip([Segment(fit(text, width), style)])
 
-    def action_move(self, step: int) -> None:
+    def move(self, step: int) -> None:
         """Move the cursor by ``step`` rows, as far as there are rows."""
         self.cursor = max(min(self.cursor + step, len(self._keys) - 1), 0)
         self._reveal()
         self.refresh()
 
-    def action_page(self, step: int) -> None:
+    def page(self, step: int) -> None:
         """Move the cursor by ``step`` screens."""
-        self.action_move(step * max(self.size.height - 2, 1))
-
-    def action_choose(self) -> None:
-        """Tell that the row under the cursor was chosen."""
-        if self.key is not None:
-            self.post_message(self.Chosen(self, self.key))
+        self.move(step * max(self.size.height - 2, 1))
 
     def on_click(self, event: Click) -> None:
         """Put the cursor on the row that was clicked."""
         number = event.y - 1 + round(self.scroll_offset.y)
         if event.y > 0 and number < len(self._keys):
-            self.action_move(number - self.cursor)
+            self.move(number - self.cursor)
 
     def on_focus(self) -> None:
         """Draw the cursor as that of the list that has the keys."""
