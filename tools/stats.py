@@ -11,10 +11,10 @@ from ..loaders.errors import GhostError
 from ..schedulers.enclave import Enclave
 from ..schedulers.stats import Histogram, Stats
 from .output import human_ns, show, warn
+from .trace.histogram import PERCENTILES
 
 #: Each histogram of times, as people read it.
 _TIMES = {"wakeup_wait": "wakeup wait", "preempted_wait": "preempted wait", "turn": "turn"}
-_PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 
 def option() -> click.Option:
@@ -54,7 +54,7 @@ def document(stats: Stats | None) -> dict[str, Any] | None:
 
 
 def _histogram(histogram: Histogram, scale: float, unit: str) -> dict[str, Any]:
-    figures = {name: round(histogram.percentile(share) * scale) for name, share in _PERCENTILES.items()}
+    figures = {name: round(histogram.percentile(share) * scale) for name, share in PERCENTILES.items()}
     ends = [round(histogram.end(bucket) * scale) for bucket in range(len(histogram.counts) - 1)]
     total = {"count": histogram.count, "sum": round(histogram.sum * scale)}
     return {"unit": unit, **total, **figures, "ends": ends, "counts": list(histogram.counts)}
@@ -73,7 +73,7 @@ def show_stats(stats: Stats | None) -> None:
     )
     depth = stats.depth
     if depth.count:
-        waiting = ", ".join(f"{name} {depth.percentile(share):.0f}" for name, share in _PERCENTILES.items())
+        waiting = ", ".join(f"{name} {depth.percentile(share):.0f}" for name, share in PERCENTILES.items())
         click.echo(f"waiting tasks at ticks: mean {depth.sum / depth.count:.1f}, {waiting}")
     if stats.work_conservation is not None:
         click.echo(
@@ -84,6 +84,6 @@ def show_stats(stats: Stats | None) -> None:
 
 def _row(histogram: Histogram) -> dict[str, Any]:
     if not histogram.count:
-        return {"count": 0, "mean": "-", **dict.fromkeys(_PERCENTILES, "-")}
-    figures = {name: human_ns(histogram.percentile(share) * 1e9) for name, share in _PERCENTILES.items()}
+        return {"count": 0, "mean": "-", **dict.fromkeys(PERCENTILES, "-")}
+    figures = {name: human_ns(histogram.percentile(share) * 1e9) for name, share in PERCENTILES.items()}
     return {"count": histogram.count, "mean": human_ns(histogram.sum / histogram.count * 1e9), **figures}
