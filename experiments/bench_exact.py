@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..loaders.errors import GhostError
+from ..tools.output import with_remedy
 from ..vm.errors import KILLED_BY_EMULATION
 from .exact_measure import FAST_PATH_OFF, measure, names
 from .exact_report import Figure, grown, read_baseline, tables
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         baseline = read_baseline(arguments.baseline) if arguments.baseline else None
     except GhostError as error:
-        print(f"error: {error}" + (f"\n  try: {error.hint}" if error.hint else ""), file=sys.stderr)
+        print(with_remedy(f"error: {error}", error.hint), file=sys.stderr)
         return 2
     status, figures = _in_guest(arguments)
     if arguments.json:

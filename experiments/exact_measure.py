@@ -18,7 +18,7 @@ from ..schedulers.agents import AgentPolicySpec, AgentState
 from ..schedulers.enclave import Enclave
 from ..schedulers.policy import Policy, PolicyOptions
 from ..schedulers.registry import POLICIES
-from ..tools.output import printable_lines
+from ..tools.output import printable_lines, with_remedy
 from .bench_agents import commit_costs
 from .candidates import EEVDF, Attached, Scheduler, by_command, by_policy, eevdf
 from .exact_features import FEATURES
@@ -202,6 +202,5 @@ def _print(figures: Sequence[Figure]) -> None:
 
 
 def _report(name: str, error: GhostError) -> int:
-    message = f"error: {name}: {error}" + (f"\n  try: {error.hint}" if error.hint else "")
-    print(printable_lines(message), file=sys.stderr, flush=True)
+    print(with_remedy(f"error: {name}: {error}", error.hint), file=sys.stderr, flush=True)
     return 1

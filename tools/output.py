@@ -80,10 +80,15 @@ def human_bytes(size: float) -> str:
     return f"{size:.0f} B"
 
 
+def with_remedy(message: str, hint: str | None) -> str:
+    """A message for people and, on the next line, what to try, if there is a ``hint``."""
+    return printable_lines(message + (f"\n  try: {hint}" if hint else ""))
+
+
 def warn(errors: Iterable[GhostError]) -> None:
     """Print errors that do not end the command, each with its hint."""
     for error in errors:
-        click.echo(printable_lines(f"warning: {error}" + (f"\n  try: {error.hint}" if error.hint else "")), err=True)
+        click.echo(with_remedy(f"warning: {error}", error.hint), err=True)
 
 
 def check_plot(path: Path | None) -> None:

@@ -28,7 +28,7 @@ from . import lending
 from .caveats import Caveats, tell_departures
 from .fallback import fallback_lines, runnable_timeout
 from .group import NamedGroup
-from .output import printable_lines, warn
+from .output import printable_lines, warn, with_remedy
 from .stats import option as stats_option
 from .stats import tell_if_other
 
@@ -237,7 +237,7 @@ class Guard:
                 return
             click.echo(f"another agent has taken over enclave {self._enclave.id}", err=True)
         except AgentError as error:
-            click.echo(printable_lines(f"error: {error}\n  try: {error.hint}"), err=True)
+            click.echo(with_remedy(f"error: {error}", error.hint), err=True)
             self.status = 1
         self._agent_process = None
 

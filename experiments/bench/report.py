@@ -13,7 +13,7 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from ...tools.output import printable, printable_lines
+from ...tools.output import printable, with_remedy
 from . import figures
 from .noise import LIMIT
 from .plan import Candidate, Plan
@@ -64,9 +64,7 @@ class Printer(Observer):
 
     def failed(self, failure: Failure) -> None:
         self.end()
-        hint = f"\n  try: {failure.hint}" if failure.hint else ""
-        message = f"error: {_sentence(failure)}: {failure.reason}{hint}"
-        click.echo(printable_lines(message), err=True)
+        click.echo(with_remedy(f"error: {_sentence(failure)}: {failure.reason}", failure.hint), err=True)
         if self._as_json:
             click.echo(json.dumps({"type": "failure", **vars(failure)}))
 

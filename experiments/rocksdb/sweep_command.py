@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ...loaders.errors import GhostError
-from ...tools.output import json_option, printable, printable_lines
+from ...tools.output import json_option, printable, with_remedy
 from ...tools.version import version
 from ..bench.command import check_kernel, parse_cpus
 from ..bench.report import duration as in_words
@@ -222,7 +222,7 @@ class _Printer(sweep.Observer):
         what = {START: "did not start", LOST: "was ejected"}.get(row["kind"], "failed")
         error = GhostError(row["reason"], hint=row["hint"])
         line = f"error: {row['candidate']} {what} at {row['throughput']:,} requests/s, and is left out: {error}"
-        click.echo(printable_lines(line + (f"\n  try: {error.hint}" if error.hint else "")), err=True)
+        click.echo(with_remedy(line, error.hint), err=True)
 
 
 def summary(results: Results) -> str:

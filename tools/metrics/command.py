@@ -21,7 +21,7 @@ from ...loaders.errors import BpfError, GhostError, PermissionMissing
 from ...schedulers import snapshot
 from ...schedulers.launch import signals_blocked, termination_signals
 from ...schedulers.policy import duration_ns
-from ..output import json_option, printable_lines
+from ..output import json_option, with_remedy
 from . import scx_stats
 from .exposition import HttpServer, Reader, registry, write_textfile
 from .stats_socket import StatsSocket
@@ -169,7 +169,7 @@ def _rewrite(textfile: Path, made: CollectorRegistry, failed: str) -> str:
         write_textfile(textfile, generate_latest(made))
     except GhostError as error:
         if str(error) != failed:
-            click.echo(printable_lines(f"error: {error}\n  try: {error.hint}"), err=True)
+            click.echo(with_remedy(f"error: {error}", error.hint), err=True)
         return str(error)
     if failed:
         click.echo(f"{textfile} is written again", err=True)

@@ -27,7 +27,7 @@ from ...loaders.errors import GhostError
 from ...schedulers import snapshot
 from ...schedulers.snapshot import Snapshot
 from ...schedulers.stats import Histogram
-from ..output import printable_lines
+from ..output import with_remedy
 from .declarations import Metric, Scope, scopes
 
 #: Requests that are served at a time; more are turned away.
@@ -54,10 +54,9 @@ class Reader:
                 state, message = self._take(), ""
             except (GhostError, OSError) as error:
                 state = Snapshot("unreadable")
-                hint = getattr(error, "hint", None)
-                message = f"error: {error}" + (f"\n  try: {hint}" if hint else "")
+                message = with_remedy(f"error: {error}", getattr(error, "hint", None))
             if message and message != self._printed:
-                click.echo(printable_lines(message), err=True)
+                click.echo(message, err=True)
             self._printed = message
             return state
 
