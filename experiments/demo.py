@@ -39,7 +39,7 @@ def main() -> int:
         sched_ext.status()
     except KernelUnsupported as error:
         say(f"{error}: booting a guest with sched_ext")
-        return subprocess.call([*_GHOSTBPF, "vm", "--cpus", "4", "--", "python3", "-m", __spec__.name])
+        return subprocess.call([*_GHOSTBPF, "vm", "--cpus", "4", "--precompile", "--", "python3", "-m", __spec__.name])
     try:
         return _demo()
     except GhostError as error:

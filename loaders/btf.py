@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from .errors import KernelUnsupported
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 _NOTES = Path("/sys/kernel/notes")
+_UNAME = [Path("/proc/sys/kernel", name) for name in ("osrelease", "version")]
 
 # struct btf_header. ELF notes (elf(5)): the sizes of name and content, and the type.
 _HEADER, _NOTE = struct.Struct("=HBBIIIII"), struct.Struct("=III")
@@ -268,14 +268,13 @@ def identity() -> str:
         with VMLINUX.open("rb") as file:
             build_id = _build_id()
             data = file.read(_HEADER.size if build_id else -1)
+        parts = [build_id, *(path.read_bytes() for path in _UNAME), data]
     except OSError as error:
         raise KernelUnsupported(
             "BTF",
-            f"cannot read {VMLINUX}: {error.strerror}",
+            f"cannot read {error.filename}: {error.strerror}",
             hint="boot a kernel with CONFIG_DEBUG_INFO_BTF=y",
         ) from None
-    system = os.uname()
-    parts = [build_id, f"{system.release} {system.version}".encode(), data]
     return hashlib.blake2b(b"".join(struct.pack("=Q", len(part)) + part for part in parts), digest_size=8).hexdigest()
 
 

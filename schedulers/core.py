@@ -29,6 +29,7 @@ from ..loaders.handle import Handle, open_pinned
 from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Array, Hash, Map, MmapArray, PerCpuArray
 from ..loaders.membarrier import GLOBAL, membarrier
+from ..loaders.object import Object
 from ..loaders.source import BPF_DIR
 from ..loaders.struct_ops import StructOps
 from . import pids, stats, stay_alive
@@ -135,6 +136,12 @@ class Task:
     activity: Activity = Activity("waking", 0, 0, 0, 0, 0)
 
 
+def compiled() -> Object:
+    """The core's object for this kernel. Raises what compile() raises."""
+    macros = {"NR_CPU_WORDS": nr_cpu_words(), "HAS_SCHED_INFO": int(stats.is_supported())}
+    return compile(BPF_DIR / "core" / "core.bpf.c", macros)
+
+
 class Core:
     """The attached core. Its maps are views of kernel memory; until pin(), ``link`` keeps it attached."""
 
@@ -161,8 +168,7 @@ class Core:
             before = sched_ext.status()
         if before.state != "disabled":
             raise SchedulerBusy(before.ops or before.state)
-        macros = {"NR_CPU_WORDS": nr_cpu_words(), "HAS_SCHED_INFO": int(stats.is_supported())}
-        obj = compile(BPF_DIR / "core" / "core.bpf.c", macros)
+        obj = compiled()
         keep_stats = keep_stats and stats.is_supported()
         constants = {"full_mode": int(full), "keeps_stats": int(keep_stats), **stay_alive.constants()}
         module = Module(obj, constants=constants)

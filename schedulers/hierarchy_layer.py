@@ -18,6 +18,7 @@ from ..loaders.compiler import compile
 from ..loaders.handle import open_pinned
 from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Hash, Map, MmapArray
+from ..loaders.object import Object
 from ..loaders.source import BPF_DIR
 from . import stay_alive
 from .core import Core, ffi, make_private
@@ -33,6 +34,11 @@ _COUNT = "call_count_waiting"
 _TREE = "tree"
 
 
+def compiled() -> Object:
+    """The layer's object for this kernel. Raises what compile() raises."""
+    return compile(BPF_DIR / "core" / "hierarchy.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
+
+
 class HierarchyLayer:
     """The layer of enclave ``id``, if it is in a tree; ``record`` is its ``struct enclave``."""
 
@@ -42,9 +48,8 @@ class HierarchyLayer:
     def load(self) -> None:
         """Load the programs of the tree whose root is this enclave. Raises what loading raises."""
         shutil.rmtree(self._path, ignore_errors=True)
-        compiled = compile(BPF_DIR / "core" / "hierarchy.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
         constants = {"enclave": self._id, "tick_ns": stay_alive.constants()["tick_ns"]}
-        module = Module(compiled, maps=self._core.maps, constants=constants)
+        module = Module(compiled(), maps=self._core.maps, constants=constants)
         targets = {op: (f"hierarchy_{op}", Target.struct_ops("sched_ext_ops", op)) for op in _OPS}
         targets |= {f"priority_{op}": (f"priority_{op}", targets[op][1]) for op in _PRIORITY_OPS}
         with contextlib.closing(module):

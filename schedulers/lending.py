@@ -25,6 +25,7 @@ from ..loaders.compiler import compile
 from ..loaders.handle import open_pinned
 from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Hash, Map
+from ..loaders.object import Object
 from ..loaders.source import BPF_DIR
 from .core import Core, constant, ffi, make_private
 from .topology import nr_cpu_words
@@ -78,6 +79,11 @@ class Lending:
 
     def __str__(self) -> str:
         return f"lend {_yes(self.lend)}, borrow {_yes(self.borrow)}, reclaim {self.reclaim}"
+
+
+def compiled() -> Object:
+    """The layer's object for this kernel. Raises what compile() raises."""
+    return compile(BPF_DIR / "core" / "lending.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
 
 
 class LendingLayer:
@@ -158,8 +164,7 @@ class LendingLayer:
         if self._is_loaded():
             return
         shutil.rmtree(self._path, ignore_errors=True)
-        compiled = compile(BPF_DIR / "core" / "lending.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
-        module = Module(compiled, maps=self._core.maps, constants={"enclave": self._id})
+        module = Module(compiled(), maps=self._core.maps, constants={"enclave": self._id})
         targets = {op: (f"lending_{op}", Target.struct_ops("sched_ext_ops", op)) for op in _OPS}
         with contextlib.closing(module):
             programs = module.load_all(targets)

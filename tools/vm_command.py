@@ -54,6 +54,7 @@ guest or its kernel (run it again), 124 time-out, 125 the guest's kernel died,
 @click.option("--exact", is_flag=True, help="Count instructions: each takes 1 ns of the guest's clock.")
 @click.option("--append", default="", metavar="WORDS", help="Add WORDS to the kernel's command line.")
 @click.option("--console", is_flag=True, help="Print the kernel's console on stderr.")
+@click.option("--precompile", is_flag=True, help="Compile the schedulers on the host first, which is faster.")
 @click.option("--with-headers", is_flag=True, help="Give the guest its kernel's headers.")
 @click.option("--mirror", metavar="URI", help="Debian archive.  [default: apt's]")
 @click.option("--refresh", is_flag=True, help="Fetch the package lists, otherwise fetched once a day.")
@@ -71,6 +72,7 @@ def command(
     exact: bool,
     append: str,
     console: bool,
+    precompile: bool,
     with_headers: bool,
     mirror: str | None,
     refresh: bool,
@@ -87,6 +89,9 @@ def command(
 
     With --exact, times are instruction counts of all CPUs together, in nanoseconds, which repeat within a few percent
     on any host; the guest is slower.
+
+    With --precompile, this machine first compiles the schedulers for the guest's kernel, once for each kernel. An
+    emulated guest takes minutes for that.
     """
     from .. import vm as guests
 
@@ -108,6 +113,7 @@ def command(
         append=append,
         share=share,
         headers=with_headers,
+        precompile=precompile,
         mirror=mirror,
         refresh=refresh,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -87,16 +88,30 @@ def _unzstd(data: bytes, size: int) -> bytes:
     return bytes(out)
 
 
-def btf_section(elf: bytes) -> bytes | None:
-    """The .BTF section of a 64-bit little-endian ELF file, or None."""
+def section(elf: bytes, name: str) -> bytes | None:
+    """The section `name` of a 64-bit little-endian ELF file, or None."""
     offset = struct.unpack_from("<Q", elf, 0x28)[0]
     entry, count, names = struct.unpack_from("<HHH", elf, 0x3A)
     heads = [struct.unpack_from("<IIQQQQ", elf, offset + i * entry) for i in range(count)]
+    wanted = name.encode() + b"\0"
     for head in heads:
         at = heads[names][4] + head[0]
-        if elf[at : at + 5] == b".BTF\0":
+        if elf[at : at + len(wanted)] == wanted:
             return elf[head[4] : head[4] + head[5]]
     return None
+
+
+def btf_section(elf: bytes) -> bytes | None:
+    """The .BTF section of a 64-bit little-endian ELF file, or None."""
+    return section(elf, ".BTF")
+
+
+def release_and_version(elf: bytes) -> tuple[str, str]:
+    """What uname(2) reports of an ELF kernel, which prints it when it boots; raises ImageError."""
+    banner = re.search(rb"Linux version (\d\S*) [^\n\0]* (#\d[^\n\0]*)\n", elf)
+    if banner is None:
+        raise ImageError("the kernel does not tell its version")
+    return banner[1].decode(), banner[2].decode()
 
 
 def judge(blob: bytes) -> Verdict:

@@ -23,6 +23,7 @@ from .kernels import KernelCatalog
 from .machine import Machine, Share, Tools, host_tools, tools_in
 from .mirrors import Mirror, find_mirror
 from .packages import Apt
+from .precompile import precompile
 from .request import Guest, check, setup, shared_directory, shares
 from .session import Session, Sink
 
@@ -125,9 +126,12 @@ def _prepared(
             tools = tools_in(place)
         root, lock = tree(home, with_packages(guest.packages), mirror)
         stack.enter_context(locked(lock, shared=True))
+        cpus = guest.cpus or max(2, os.cpu_count() or 2)
+        if guest.precompile:
+            precompile(root, kernel.vmlinux, kernel.release, cpus)
         machine = Machine(
             kernel.vmlinux,
-            cpus=guest.cpus or max(2, os.cpu_count() or 2),
+            cpus=cpus,
             memory=guest.memory,
             accel="tcg",
             append=guest.append,

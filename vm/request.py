@@ -31,7 +31,7 @@ class Guest:
     The default share is the checkout that contains this package or, if it is installed, the current directory. With
     `headers`, the guest has the kernel's headers in /lib/modules/RELEASE/build and source. With `exact`, QEMU counts
     instructions, one for each nanosecond of the guest's clock, independently of the host's load. `packages` are
-    additional Debian packages in its root.
+    additional Debian packages in its root. With `precompile`, ghostbpf's BPF programs are compiled on the host first.
     """
 
     kernel: str = "newest"
@@ -43,6 +43,7 @@ class Guest:
     headers: bool = False
     exact: bool = False
     packages: tuple[str, ...] = ()
+    precompile: bool = False
     mirror: str | None = None
     refresh: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -59,15 +59,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.seed = random.randrange(1 << 32)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache() -> Iterator[None]:
-    """Keep one cache of compiled objects for all runs: compiling is slow in an emulated guest."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(base / "ghostbpf-guest-tests"))
-        yield
-
-
 @pytest.fixture(scope="session")
 def sched_ext() -> None:
     """Skip if the core cannot be attached."""

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ghostbpf.vm import Guest, GuestLost, GuestOops, GuestTimeout, QemuDied, capture, catalog, run
+from ghostbpf.vm import Guest, GuestLost, GuestOops, GuestTimeout, QemuDied, capture, catalog, init, run
 from ghostbpf.vm.errors import KILLED_BY_EMULATION
+from ghostbpf.vm.precompile import precompile
 
 # Such a guest says nothing of the code under test.
 pytestmark = pytest.mark.flaky(reruns=3, condition="getattr(error, 'emulation', False)")
@@ -393,3 +394,19 @@ def test_oldest_kernel_boots_too(guest: Guest) -> None:
     done = capture(["uname", "-r"], replace(guest, kernel="oldest"), timeout=120)
     oldest = min((k for k in catalog().list() if k.verdict and k.verdict.usable), key=lambda kernel: kernel.order)
     assert done.stdout.decode() == f"{oldest.release}\n"
+
+
+def test_guest_has_nothing_left_to_compile_when_the_host_has_compiled_for_it(guest: Guest) -> None:
+    objects = f"ls {init.STATE}/cache/ghostbpf/objects"
+    script = f"{objects} && python3 -m ghostbpf.tools.compile_all && echo : && {objects}"
+    done = capture(["sh", "-c", script], replace(guest, precompile=True), timeout=240)
+    before, after = done.stdout.split(b":\n")
+    assert before == after != b""
+
+
+def test_root_in_which_nothing_can_be_compiled_is_a_warning(
+    guest: Guest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernel = catalog().resolve("newest")
+    precompile(tmp_path, kernel.vmlinux, kernel.release, 2)
+    assert "warning: cannot compile on this machine, so the guest does: mount: " in capfd.readouterr().err

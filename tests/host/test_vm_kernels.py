@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ghostbpf.vm import ImageError, KernelCatalog, KernelNotFound
-from ghostbpf.vm.btf import Verdict, btf_section, judge, vmlinux_of
+from ghostbpf.vm.btf import Verdict, btf_section, judge, release_and_version, vmlinux_of
 from ghostbpf.vm.mirrors import Mirror
 from ghostbpf.vm.packages import Apt, Package
 
@@ -104,6 +104,16 @@ def test_btf_is_found_through_bzimage_and_elf() -> None:
     assert vmlinux_of(elf) == elf
     assert btf_section(elf) == blob
     assert btf_section(elf_file(None)) is None
+
+
+def test_kernel_tells_what_uname_will_report() -> None:
+    """A kernel also has its banner's format, and the banner of its version file, without the build's number."""
+    banner = "Linux version 7.3.4-cloud (team@debian.org) (gcc (Debian 14) 14.2, GNU ld) %sSMP Debian 7.3.4-1 (2026)%s"
+    formats = "Linux version %s (team@debian.org) (gcc) %s\n\0", banner % ("# ", "\0"), banner % ("#1 ", "\n\0")
+    elf = elf_file(None) + "".join(formats).encode()
+    assert release_and_version(elf) == ("7.3.4-cloud", "#1 SMP Debian 7.3.4-1 (2026)")
+    with pytest.raises(ImageError, match="does not tell its version"):
+        release_and_version(elf_file(None))
 
 
 @pytest.mark.parametrize(
