@@ -75,8 +75,8 @@ define in_guest
 	@echo "guest tests on the $(1) sched_ext kernel ($(2))"; \
 	rm -f .guest-tests-$(1); \
 	for guest in 1 2 3 4 5 6 7 8 9; do \
-		$(BIN)/ghostbpf vm --kernel $(1) --cpus 4 --timeout $(3) -- \
-			env GHOSTBPF_NATIVE=$(call native,$(1)) python3 -m pytest -p no:cacheprovider --durations=20 --done=.guest-tests-$(1) -m "$(2)" tests/guest; \
+		$(BIN)/ghostbpf vm --kernel $(1) --cpus 4 --timeout $(3) --precompile -- \
+			env GHOSTBPF_NATIVE=$(call native,$(1)) python3 -m pytest -p no:cacheprovider --durations=0 --durations-min=10 --done=.guest-tests-$(1) -m "$(2)" tests/guest; \
 		status=$$?; \
 		[ $$status = 123 ] || break; \
 		echo 'QEMU killed the guest, which says nothing of the tests: those that are left run in another'; \

@@ -51,6 +51,7 @@ def test_cpu_offline_at_the_start_gets_an_agent_when_it_is_back(
 
 
 @pytest.mark.kernel_independent
+@pytest.mark.soak
 def test_agent_that_started_while_a_cpu_was_offline_uses_it_later(
     workload: Workload, enclave: MakeEnclave, agent_process: MakeAgentProcess
 ) -> None:

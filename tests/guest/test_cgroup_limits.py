@@ -130,8 +130,8 @@ def test_tasks_that_run_briefly_at_a_time_use_no_more_than_their_quota(
     free.progress()
 
 
-@pytest.mark.kernel_independent(on="oldest")
-@pytest.mark.parametrize("policy", [pytest.param("biff", marks=pytest.mark.soak), "fifo_centralized"])
+@pytest.mark.soak
+@pytest.mark.parametrize("policy", ["biff", "fifo_centralized"])
 def test_throttled_tasks_that_move_or_are_killed_need_not_wait(
     workload: Workload, governed: MakeEnclave, cgroup: Path, policy: str
 ) -> None:

@@ -65,7 +65,7 @@ def expect_shares(groups: Sequence[Path], weights: Sequence[float], seconds: flo
     "policy",
     [
         pytest.param("cfs_bpf", marks=pytest.mark.kernel_independent(on="oldest")),
-        pytest.param("cfs", marks=pytest.mark.kernel_independent),
+        pytest.param("cfs", marks=pytest.mark.soak),
     ],
 )
 def test_cgroups_share_a_cpu_by_their_weights_whatever_the_number_of_their_tasks(

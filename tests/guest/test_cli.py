@@ -235,6 +235,7 @@ def test_nohup_keeps_run_alive_through_a_hangup() -> None:
     assert gone()
 
 
+@pytest.mark.soak
 def test_destroyed_enclave_ends_its_run_and_the_next_one_of_that_id_is_left_alone() -> None:
     with running("run", "biff", "--cpus", "1-2") as first:
         first.until(lambda: "Ctrl-C ends" in first.err)

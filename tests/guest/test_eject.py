@@ -92,6 +92,7 @@ def test_run_with_a_command_lets_it_finish_and_reports_the_ejection(eject: Eject
 
 
 @pytest.mark.kernel_independent
+@pytest.mark.soak
 def test_every_enclave_of_an_ejected_core_is_gone(workload: Workload, enclave: MakeEnclave, eject: Eject) -> None:
     made = [enclave("1"), enclave("2", "rr")]
     children = [workload.spinner(e) for e in made]

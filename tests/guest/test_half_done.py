@@ -38,6 +38,7 @@ def change() -> None:
         pass
 
 
+@pytest.mark.soak
 def test_next_command_dismisses_the_agent_that_a_killed_swap_left(
     workload: Workload, agent_process: MakeAgentProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

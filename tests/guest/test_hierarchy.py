@@ -106,6 +106,7 @@ def expect_share(ours: list[Child], others: list[Child], least: float, most: flo
     until(lambda: least < share() < most, "the share")
 
 
+@pytest.mark.kernel_independent(on="oldest")
 def test_latency_leaf_gets_cpus_at_once_and_batch_the_rest(workload: Workload, tree: MakeTree) -> None:
     root = tree(CO_LOCATION)
     latency, batch = leaves_of(root)

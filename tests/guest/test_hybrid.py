@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 HYBRID = Path(__file__).parents[2] / "examples" / "hybrid.py"
 
 
+@pytest.mark.soak
 def test_hybrid_tunes_bpf_by_what_bpf_counts(workload: Workload) -> None:
     with scheduled(HYBRID, "1-2", "--shortest", "20ms", "--longest", "200ms", "--verbose", "yes") as run:
         _, params = params_of(run.enclave, from_file(str(HYBRID)))

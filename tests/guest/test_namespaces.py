@@ -60,6 +60,7 @@ def check_unmoved(outside: Child) -> None:
     assert not in_ext(outside.pid)
 
 
+@pytest.mark.soak
 def test_task_of_the_namespace_joins_and_leaves_and_its_namesake_outside_does_not(
     workload: Workload, enclave: MakeEnclave
 ) -> None:

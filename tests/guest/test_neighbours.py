@@ -136,10 +136,8 @@ def test_task_of_no_enclave_runs_although_enclaves_hold_all_cpus(
         loner.stop()
 
 
-@pytest.mark.parametrize(
-    "policy",
-    ["fifo_centralized", *(pytest.param(name, marks=pytest.mark.soak) for name in ("biff", "cfs_bpf", "fifo_per_cpu"))],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("policy", ["biff", "cfs_bpf", "fifo_centralized", "fifo_per_cpu"])
 def test_tasks_of_no_enclave_leave_the_enclave_its_share(
     workload: Workload, governed: MakeEnclave, policy: str
 ) -> None:

@@ -33,6 +33,7 @@ def moves(rebalancer: Any, looks: int, seconds: float = 0.1) -> list[tuple[int, 
     return found
 
 
+@pytest.mark.soak
 def test_cpu_moves_to_the_loaded_enclave_and_stays(workload: Workload, enclave: MakeEnclave) -> None:
     first, second = enclave("1"), enclave("2-3")
     rebalancer = runpy.run_path(str(EXAMPLE))["Rebalancer"](0.2, 0.05, [first.id, second.id])

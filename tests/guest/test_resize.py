@@ -419,7 +419,7 @@ MARATHONS = [("fifo_per_cpu", 500), ("cfs", 500)]
 @pytest.mark.parametrize(
     ("policy", "turns"),
     [
-        ("biff", 20),
+        pytest.param("biff", 20, marks=pytest.mark.kernel_independent),
         *(pytest.param(*storm, marks=pytest.mark.soak) for storm in SOAKS),
         *(pytest.param(*storm, marks=pytest.mark.marathon) for storm in MARATHONS),
     ],

@@ -61,6 +61,7 @@ def test_wakeups_on_an_idle_cpu_wait_while_it_idles(workload: Workload, enclave:
 
 
 @pytest.mark.kernel_independent
+@pytest.mark.soak
 def test_core_without_statistics_says_so() -> None:
     show = "ghostbpf enclave show 1 --stats"
     done = ghostbpf("run", "biff", "--cpus", "1", "--stats", "off", "--", "sh", "-c", f"{show} && {show} --json")

@@ -28,6 +28,7 @@ def _swap(e: Enclave, policy: Policy) -> None:
         enclaves.get(e.id).set_policy(policy)
 
 
+@pytest.mark.kernel_independent
 def test_policy_that_loses_tasks_is_replaced_and_no_other_enclave_notices(
     workload: Workload, enclave: MakeEnclave, tmp_path: Path
 ) -> None:

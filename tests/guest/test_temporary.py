@@ -32,6 +32,7 @@ def test_block_that_raises_leaves_no_enclave_and_no_task_in_the_class(workload: 
     child.progress()
 
 
+@pytest.mark.soak
 def test_agent_is_in_charge_during_the_block_and_ended_after_it(workload: Workload) -> None:
     with Enclaves.temporary(FIFO.parse({"fastpath": "off"}), CpuSet([1])) as one:
         agent = one.agent_process

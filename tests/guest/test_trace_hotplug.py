@@ -38,6 +38,7 @@ def longest(text: str, cpu: int) -> list[float]:
 
 
 @pytest.mark.kernel_independent
+@pytest.mark.soak
 def test_runqlen_counts_a_cpu_again_that_was_offline(workload: Workload) -> None:
     with running("trace", "runqlen", "--per-cpu", "--json", "0.3") as tracer:
         tracer.until(lambda: longest(tracer.out, AWAY))
