@@ -133,12 +133,6 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 	return 0;
 }
 
-/* Kick an idle CPU of the enclave if a task waits. Return true if a CPU was idle. */
-static bool kick_idle_if_waiting(u32 id, struct enclave *e, s32 here)
-{
-	return has_waiting_tasks(id, e, here) && kick_any_idle(e, here);
-}
-
 /* A higher class takes this CPU: kick an idle CPU to run the tasks on this CPU's own queues. */
 static void offer_waiting_tasks(struct cpu *cpu, s32 here)
 {
@@ -188,8 +182,8 @@ static bool yields_to_higher_class(s32 here, u32 id, struct enclave *e)
 	if (!has_higher_class_waiter(here))
 		return false;
 	scx_bpf_kick_cpu(here, SCX_KICK_IDLE);
-	if (id && e)
-		kick_idle_if_waiting(id, e, here);
+	if (id && e && has_waiting_tasks(id, e, here))
+		kick_any_idle(e, here);
 	return true;
 #endif
 }
@@ -267,7 +261,7 @@ BPF_PROG(core_tick, struct task_struct *p)
 	s32 here = scx_bpf_task_cpu(p);
 	struct cpu *cpu = cpu_of(here);
 	struct enclave *e = NULL;
-	u32 id = enclave_of_task(p, &e);
+	u32 id = enclave_of_task(p, &e), waiting;
 	bool idle;
 
 	if (!id || !e || !cpu) {
@@ -276,9 +270,10 @@ BPF_PROG(core_tick, struct task_struct *p)
 			set_slice(p, FALLBACK_SLICE);
 		return 0;
 	}
-	idle = kick_idle_if_waiting(id, e, here);
+	waiting = nr_waiting(id, e, here);
+	idle = waiting && kick_any_idle(e, here);
 	if (KEEPS_STATS)
-		note_depth(id, nr_waiting(id, e, here), idle);
+		note_depth(id, waiting, idle);
 	/* A task that ran on another enclave's CPU when it joined is still there. */
 	if (cpu->enclave != id || has_unmanaged_waiter(cpu, here) ||
 	    (e->draining & DRAINING_QUEUES && each_draining_queue(id, e, DRAIN_CHECK)))
