@@ -7,28 +7,30 @@ enclave and each task.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from . import queues
 from .core import constant
-from .cpuset import CpuSet
+from .cpuset import CpuListError, CpuSet
 from .stay_alive import LEAST_SHARE, PULSE_S, PULSES_KEPT
 
-_CPU = re.compile(r"CPU (\d+)\s*: nr_run=")
-_CURRENT = re.compile(r"\s+curr=(.*)\[(-?\d+)\] class=\S*?(\w+)_sched_class")
+# The numbers of digits are limited: a damaged line is skipped, and not converted into a number beyond all bounds.
+_CPU = re.compile(r"CPU (\d{1,9})\s*: nr_run=")
+_CURRENT = re.compile(r"\s+curr=(.*)\[(-?\d{1,9})\] class=\S*?(\w+)_sched_class")
 #: Linux 7.3 puts the name of the task's scheduler, such as *root, before the time.
-_TASK = re.compile(r" ([* ])(\S) (.*)\[(\d+)\](?: \S+)? ([+-]\d+)ms$")
-_QUEUE = re.compile(r"dsq_id=(\(n/a\)|0x[0-9a-f]+)")
+_TASK = re.compile(r" ([* ])(\S) (.*)\[(\d{1,9})\](?: \S+)? ([+-]\d{1,18})ms$")
+_QUEUE = re.compile(r"dsq_id=(\(n/a\)|0x[0-9a-f]{1,16})")
 _ALLOWED = re.compile(r"\s+cpus=([0-9a-f,]+)")
-_MEMBER = re.compile(r"\s+enclave (\d+)$")
-_POLICY = re.compile(r"enclave (\d+): policy (.*), (\d+) queued$")
-_CPUS = re.compile(r"enclave (\d+): cpus (\d+) ([0-9a-f]+)$")
-_FLAG = re.compile(r"enclave (\d+): (has an agent|fell back)$")
-_AVAILABLE = re.compile(r"cpu (\d+): available ([0-9a-f]+)$")
-_TRIGGER = re.compile(r".*\[(\d+)\] triggered exit kind ")
-_STALLED = re.compile(r"(.*)\[(\d+)\] failed to run for ([\d.]+)s$")
+_MEMBER = re.compile(r"\s+enclave (\d{1,9})$")
+_POLICY = re.compile(r"enclave (\d{1,9}): policy (.*), (\d{1,18}) queued$")
+_CPUS = re.compile(r"enclave (\d{1,9}): cpus (\d{1,2}) ([0-9a-f]{1,16})$")
+_FLAG = re.compile(r"enclave (\d{1,9}): (has an agent|fell back)$")
+_AVAILABLE = re.compile(r"cpu (\d{1,9}): available ([0-9a-f]{1,16})$")
+_TRIGGER = re.compile(r".*\[(\d{1,9})\] triggered exit kind ")
+_STALLED = re.compile(r"(.*)\[(\d{1,9})\] failed to run for (\d{1,9}(?:\.\d{1,9})?)s$")
 _REPORT = "report the dump: ghostbpf why --dump"
 _PROGRAM = re.compile(r"bpf_prog_[0-9a-f]{16}_(\w+)")
 
@@ -114,7 +116,8 @@ class Dump:
             enclave.policy, enclave.queued = found[2], int(found[3])
         elif found := _CPUS.match(line):
             enclave = self.enclaves.setdefault(int(found[1]), DumpedEnclave())
-            enclave.cpus |= CpuSet.from_bits(int(found[3], 16) << 64 * int(found[2]))
+            with contextlib.suppress(CpuListError):
+                enclave.cpus |= CpuSet.from_bits(int(found[3], 16) << 64 * int(found[2]))
         elif found := _FLAG.match(line):
             enclave = self.enclaves.setdefault(int(found[1]), DumpedEnclave())
             enclave.has_agent |= found[2] == "has an agent"
@@ -125,7 +128,8 @@ def _read_task(task: WaitingTask, line: str) -> None:
     if (found := _QUEUE.search(line)) and found[1] != "(n/a)":
         task.queue = int(found[1], 16)
     elif found := _ALLOWED.match(line):
-        task.allowed = CpuSet.from_bits(int(found[1].replace(",", ""), 16))
+        with contextlib.suppress(CpuListError):
+            task.allowed = CpuSet.from_mask(found[1])
     elif found := _MEMBER.match(line):
         task.enclave = int(found[1])
 

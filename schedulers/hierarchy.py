@@ -134,6 +134,8 @@ def read(path: str, policies: Mapping[str, Policy]) -> TreeConfig:
         raise TreeError(path, "", error.strerror or str(error)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TreeError(path, "", str(error)) from None
+    except RecursionError:
+        raise TreeError(path, "", "its tables and lists are nested too deep") from None
     return _Reader(path, policies, _lines(text)).tree(document)
 
 

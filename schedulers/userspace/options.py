@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..cpuset import CpuSet
 from ..policy import Option, duration_ns
 
 _NO, _YES = ("no", "off", "false", "0"), ("yes", "on", "true", "1")
@@ -53,6 +54,8 @@ def _choice(text: str, zero: str, one: str) -> int:
 def _cpu(text: str) -> int:
     if text == "any":
         return -1
-    if not text.isdecimal():
-        raise ValueError(f'bad CPU "{text}": write a number, or any')
-    return int(text)
+    try:
+        [cpu] = CpuSet.parse(text)
+    except ValueError:
+        raise ValueError(f'bad CPU "{text}": write a number, or any') from None
+    return cpu
