@@ -27,7 +27,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml tools/setup.sh $(wildcard schedulers/agents/native/* experiments/*/native/*.[ch])
+$(STAMP): pyproject.toml tools/setup.sh $(wildcard schedulers/agents/native/* experiments/*/native/*.[ch] examples/*.c)
 	@PYTHON=$(PYTHON) VENV=$(VENV) sh tools/setup.sh
 	@touch $@
 
@@ -130,4 +130,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf experiments/bench/native/loads-* experiments/rocksdb/native/rocksdb-* experiments/rocksdb/native/antagonist-* $(VENV) .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf examples/tickets-* experiments/bench/native/loads-* experiments/rocksdb/native/rocksdb-* experiments/rocksdb/native/antagonist-* $(VENV) .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from ..loaders import abi, compiler
+from ..loaders.errors import BpfError
 from ..loaders.link import Module, Program, Target, close_all
 from ..loaders.maps import Map, MmapArray
 from ..loaders.object import Object
@@ -27,6 +28,8 @@ OPS = (
     *("select_cpu", "enqueue", "dispatch", "tick", "running", "stopping"),
     *("disable", "exit_task", "set_cpumask", "set_weight", "yield", "throttle"),
 )
+#: The function that is called once, before the policy becomes live; a policy need not have it.
+INIT = "call_init"
 #: The ops of a policy that are not the kernel's, and the kernel's op with the same arguments.
 _LIKE = {"throttle": "enqueue"}
 
@@ -162,6 +165,10 @@ class Policy:
         functions = {op: f"{self.program}_{op}" for op in OPS if f"{self.program}_{op}" in module.object.functions}
         # Sequential: loading in parallel would take all CPUs of a busy enclave for the verifier at once.
         programs = {op: module.load(f, op_target(op)) for op, f in functions.items()}
+        if INIT in module.object.functions:
+            with module.load(INIT, Target.syscall()) as program:
+                if (error := program.run()[0]) < 0:
+                    raise BpfError(f"initialize policy {self.name}", -error)
         return LoadedPolicy(self, programs, module.own_maps, module)
 
 

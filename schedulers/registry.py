@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 GROUP = "ghostbpf.policies"
 
-_OWN = ("biff", "rr", "cfs_bpf", "fifo_centralized", "fifo_per_cpu", "sol", "shinjuku", "edf", "cfs")
+_OWN = ("biff", "rr", "cfs_bpf", "chaos", "fifo_centralized", "fifo_per_cpu", "sol", "shinjuku", "edf", "cfs")
 
 
 class _Policies(Mapping[str, Policy]):
@@ -70,6 +70,10 @@ def _own(name: str) -> Policy:
         from .cfs_bpf import CFS_BPF
 
         return CFS_BPF
+    if name == "chaos":
+        from .chaos import CHAOS
+
+        return CHAOS
     from . import userspace
 
     policy: Policy = getattr(userspace, name.upper())

@@ -28,6 +28,7 @@ from .caveats import Caveats, counted, few, left_line, named
 from .fallback import fallback_lines, runnable_timeout_option
 from .group import NamedGroup
 from .output import alias, human_ns, json_option, printable, printable_lines, show, warn
+from .seed import seed_of
 from .watch import watch
 
 _EXAMPLES = """\b
@@ -243,7 +244,8 @@ def swap(id: int, policy: str, settings: tuple[str, ...], runnable_timeout: int 
         enclave.set_policy(options)
         if runnable_timeout is not None:
             enclave.set_runnable_timeout(runnable_timeout)
-        click.echo(f"enclave {id}: {before} -> {policy}")
+        seed = seed_of(options)
+        click.echo(f"enclave {id}: {before} -> {policy}" + ("" if seed is None else f", seed {seed}"))
 
 
 @command.command("limits", epilog=_example("sudo ghostbpf enclave limits 1 off"))

@@ -29,6 +29,7 @@ from .caveats import Caveats, tell_departures
 from .fallback import fallback_lines, runnable_timeout
 from .group import NamedGroup
 from .output import printable_lines, warn, with_remedy
+from .seed import Repetition
 from .stats import option as stats_option
 from .stats import tell_if_other
 
@@ -43,6 +44,7 @@ Examples:
   sudo ghostbpf run ./mine.py --runnable-timeout 2s -- ./load
   sudo ghostbpf run ./mine.py -- make     a policy from a Python file
   sudo ghostbpf run tree.toml -- ./server   policies that share CPUs
+  sudo ghostbpf run chaos -- ./mytest     find races; --seed 7 repeats one
 
 \b
 Exit status: CMD's own (128+N if signal N ended it, 126 or 127 if it
@@ -51,6 +53,9 @@ enclave, failed, 2 if the command line is wrong.
 """
 
 _T = TypeVar("_T")
+
+#: In a context's meta: the words of the command line after POLICY.
+_WORDS = f"{__name__}.words"
 
 
 class _Policies(NamedGroup):
@@ -75,7 +80,7 @@ class _PolicyCommand(click.Command):
     """Says where ``--`` is missing, if an option is unknown."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words = [*args]
+        words = ctx.meta[_WORDS] = [*args]
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -151,6 +156,7 @@ def _command_for(policy: Policy) -> click.Command:
             if cgroup_limits is not None:
                 target.apply_cgroup_limits(cgroup_limits == "on")
             tell_if_other(target, stats)
+            repetition = Repetition(options, click.get_current_context().meta[_WORDS])
             guard, caveats = Guard(target), Caveats(target)
             if everything:
                 caveats.everything_joined()
@@ -158,6 +164,8 @@ def _command_for(policy: Policy) -> click.Command:
             status = run_command(target, cmd, guard, caveats) if cmd else _watch(target, as_json, guard)
             if target in Enclaves(target.core):
                 tell_departures(target.departures().since(departed))
+            if cmd:
+                repetition.tell(cmd, status)
             return status or guard.status
 
     return _PolicyCommand(policy.name, params=params, callback=callback, help=policy.summary, epilog=_EXAMPLES)
