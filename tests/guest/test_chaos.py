@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -49,9 +50,12 @@ def agreement(first: list[Decision], other: list[Decision]) -> tuple[set[Decisio
     return kept[0], kept[1]
 
 
+@pytest.mark.soak
 def test_seed_that_finds_a_race_finds_it_in_each_run(tickets: Path) -> None:
+    """Mostly in show 2; a machine that stands still meanwhile may pass that, and fail in another."""
     done = chaos(FAILS, tickets, "look", LATE)
-    assert (done.status, done.out) == (1, "show 2: -1 tickets are left\n")
+    assert done.status == 1
+    assert re.fullmatch(r"show \d: -1 tickets are left\n", done.out)
     assert done.err == (
         f"{tickets} exits with status 1 under seed {FAILS}\n"
         f"  try: ghostbpf run chaos --seed {FAILS} --cpus 1-3 --hold {HOLD} -- {tickets} look {LATE}\n"
