@@ -153,7 +153,7 @@ def without(*capabilities: str) -> Callable[[], None]:
     return lambda: _set_capabilities(~sum(1 << numbers[name] for name in capabilities))
 
 
-def without_any() -> None:
+def without_capabilities() -> None:
     """For ``first``: drop every capability of root."""
     _set_capabilities(0)
 

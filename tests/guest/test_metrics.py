@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from agents import MakeAgentProcess
-from command import Running, ghostbpf, nobody, running, without_any
+from command import Running, ghostbpf, nobody, running, without_capabilities
 from ghostbpf.loaders import sched_ext
 from ghostbpf.schedulers import core, hierarchy, limits, snapshot, trees
 from ghostbpf.schedulers.cpuset import CpuSet
@@ -206,7 +206,7 @@ def test_root_needs_no_capability_and_other_users_may_not_read(workload: Workloa
         (leaf,) = trees.leaves(root)
         spinner = workload.spinner(Enclaves.find(leaf.enclave))
         spinner.progress()
-        done = ghostbpf("metrics", "--once", first=without_any)
+        done = ghostbpf("metrics", "--once", first=without_capabilities)
         refused = ghostbpf("metrics", "--once", first=nobody)
         spinner.kill()
     assert (done.status, done.err) == (0, "")
