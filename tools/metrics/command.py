@@ -19,6 +19,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from ...loaders.errors import BpfError, GhostError, PermissionMissing
 from ...schedulers import snapshot
+from ...schedulers.core import Core
 from ...schedulers.launch import signals_blocked, termination_signals
 from ...schedulers.policy import duration_ns
 from ..output import json_option, with_remedy
@@ -117,9 +118,9 @@ def _print(made: CollectorRegistry, as_json: bool) -> None:
 
 
 def _check_access() -> None:
-    """Raise what tells that this process may not read the maps; the state of the core is no error."""
+    """Raise what tells that this process may not open the maps; the state of the core is no error."""
     try:
-        snapshot.take()
+        Core.open()
     except (PermissionMissing, BpfError):
         raise
     except GhostError:
