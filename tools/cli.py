@@ -29,6 +29,7 @@ _COMMANDS = {
     "compare": ("record.compare", "Compare two recordings."),
     "bench": (".experiments.bench.command", "Compare schedulers on workloads."),
     "experiment": (".experiments.command", "Run ghOSt's experiments: RocksDB, antagonist, sweeps."),
+    "mcp": ("mcp.command", "Serve these commands as tools of the Model Context Protocol."),
     "fd": ("fd", "Pass an open descriptor to another process."),
     "policies": ("policies", "List the policies."),
     "new": ("new", "Write a package with a policy of your own, in Python."),

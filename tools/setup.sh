@@ -56,7 +56,7 @@ fi
 
 echo "setup: Python packages into $VENV"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv --system-site-packages "$VENV"
-"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[plot,top,test,dev,docs]'
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[mcp,plot,top,test,dev,docs]'
 # The programs of experiments, for guests, which have no compiler.
 for programs in bench.programs rocksdb.programs races; do
 	"$VENV/bin/python" -m "ghostbpf.experiments.$programs" ||

@@ -33,6 +33,7 @@ COMMANDS = [
     ("record",),
     ("explain",),
     ("compare",),
+    ("mcp",),
     ("fd",),
     ("fd", "send"),
     ("fd", "receive"),

@@ -46,6 +46,7 @@ def _script(command: Path, shell: str) -> Path:
         (("ghostbpf", "enc"), ["enclave"]),
         (("ghostbpf", "enclave", "d"), ["destroy"]),
         (("ghostbpf", "metrics", "--s"), ["--scx-stats"]),
+        (("ghostbpf", "mcp", "--a"), ["--allow-changes"]),
         (("ghostbpf", "run", "bi"), ["biff"]),
         (("ghostbpf", "run", "biff", "--sl"), ["--slice"]),
         (("ghostbpf", "trace", "runql"), ["runqlat", "runqlen"]),
