@@ -3,28 +3,26 @@
 
 ``/sys/fs/bpf/ghostbpf/core`` holds its maps, its programs and, pinned last, its link. Without the link's pin there is
 no core, and the other pins are the rest of a killed loader, which the next loader removes. There is no daemon: the pins
-are the state, and one lock on bpffs serializes changes to them.
+are the state, and one lock in bpffs serializes changes to them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from ..loaders import abi, capabilities, kernel_types, sched_ext
 from ..loaders.attach import Iterator as TaskIterator
 from ..loaders.attach import Link
 from ..loaders.compiler import compile
-from ..loaders.errors import AttachError, BpfError, GhostError, PermissionMissing
+from ..loaders.errors import AttachError, BpfError
 from ..loaders.handle import Handle, open_pinned
 from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Array, Hash, Map, MmapArray, PerCpuArray
@@ -32,10 +30,10 @@ from ..loaders.membarrier import GLOBAL, membarrier
 from ..loaders.object import Object
 from ..loaders.source import BPF_DIR
 from ..loaders.struct_ops import StructOps
-from . import pids, stats, stay_alive
+from . import pids, pins, stats, stay_alive
 from .cpuset import CpuSet
 from .errors import Ejected, SchedulerBusy, StalePins
-from .pins import BPFFS, CORE, LAST_EXIT, ROOT
+from .pins import CORE, LAST_EXIT, ROOT, make_private, reported
 from .policy import OPS, op_target
 from .topology import Topology, nr_cpu_words
 
@@ -232,8 +230,11 @@ class Core:
     def open(cls) -> Self | None:
         """The core that is attached and pinned; None if there is none.
 
-        Raises Ejected if the kernel has ejected it, StalePins if another version made the pins, and PermissionMissing.
+        Raises Ejected if the kernel has ejected it, StalePins if another version made the pins, PermissionMissing, and
+        GhostError if another user made them.
         """
+        with reported(), contextlib.suppress(FileNotFoundError):
+            pins.check_owner(ROOT)
         while (pinned := _pinned_link()) is not None:
             try:
                 core = cls._open()
@@ -398,7 +399,7 @@ class Core:
 
 def _pinned_link() -> int | None:
     """The inode of the pin of the core's link, which no other pin of a link has; None without a pin."""
-    with _private(), contextlib.suppress(FileNotFoundError):
+    with reported(), contextlib.suppress(FileNotFoundError):
         return (CORE / "link").stat().st_ino
     return None
 
@@ -407,48 +408,11 @@ def _pinned_link() -> int | None:
 def locked() -> Iterator[None]:
     """Hold the lock on changes to enclaves, which ends with the process. Mounts bpffs if it is not mounted.
 
-    Raises PermissionMissing.
+    Raises PermissionMissing, and GhostError where another user has made the directory to lock.
     """
     capabilities.need("change enclaves", "CAP_BPF", "CAP_PERFMON")
-    mount_bpffs()
-    with _private():
-        directory = os.open(BPFFS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
+    with pins.locked():
         yield
-    finally:
-        os.close(directory)
-
-
-@contextlib.contextmanager
-def _private() -> Iterator[None]:
-    """Turn a PermissionError of bpffs, whose directories only their owner may open, into PermissionMissing."""
-    try:
-        yield
-    except PermissionError as error:
-        raise PermissionMissing("CAP_DAC_OVERRIDE", f"open {error.filename}") from None
-
-
-def mount_bpffs() -> None:
-    """Mount bpffs at its usual place if it is not mounted; raises GhostError."""
-    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
-    if any(fields[1] == str(BPFFS) and fields[2] == "bpf" for fields in mounts):
-        return
-    import subprocess
-
-    done = subprocess.run(["mount", "-t", "bpf", "bpf", str(BPFFS)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise GhostError(
-            f"bpffs is not mounted at {BPFFS}, and mounting it failed: {done.stderr.strip()}",
-            hint=f"sudo mount -t bpf bpf {BPFFS}",
-        )
-
-
-def make_private(directory: Path) -> None:
-    """Make ``directory`` and its missing parents, accessible to this user only."""
-    if directory != ROOT:
-        make_private(directory.parent)
-    directory.mkdir(mode=0o700, exist_ok=True)
 
 
 def clear_pins() -> None:
@@ -469,7 +433,7 @@ def last_eject() -> Ejected | None:
     Raises BpfError, or PermissionMissing.
     """
     for path in (CORE / "exit_info", LAST_EXIT):
-        with contextlib.suppress(FileNotFoundError, TypeError), _private():
+        with contextlib.suppress(FileNotFoundError, TypeError), reported():
             path.lstat()
             with Map.open(path) as exit_info:
                 if (ejected := _exit_record(exit_info)) is not None:

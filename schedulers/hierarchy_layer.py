@@ -21,8 +21,8 @@ from ..loaders.maps import Hash, Map, MmapArray
 from ..loaders.object import Object
 from ..loaders.source import BPF_DIR
 from . import stay_alive
-from .core import Core, ffi, make_private
-from .pins import ROOT
+from .core import Core, ffi
+from .pins import ROOT, make_private
 from .topology import nr_cpu_words
 
 #: The ops that the layer has a program for.

@@ -27,7 +27,8 @@ from ..loaders.link import Module, Program, Target
 from ..loaders.maps import Hash, Map
 from ..loaders.object import Object
 from ..loaders.source import BPF_DIR
-from .core import Core, constant, ffi, make_private
+from .core import Core, constant, ffi
+from .pins import make_private
 from .topology import nr_cpu_words
 
 #: The ops that the layer has a program for.

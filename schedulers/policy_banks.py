@@ -15,9 +15,10 @@ from typing import Any
 
 from ..loaders.maps import Map
 from . import agents
-from .core import Core, constant, has_fallen_back, live_bank, make_private, synchronize_rcu
+from .core import Core, constant, has_fallen_back, live_bank, synchronize_rcu
 from .hierarchy_layer import HierarchyLayer
 from .lending import LendingLayer
+from .pins import make_private
 from .policy import LoadedPolicy, Policy, PolicyOptions
 
 

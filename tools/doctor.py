@@ -143,7 +143,7 @@ def _capabilities(what: str) -> Row:
 def _bpffs(what: str) -> Row:
     if f" {BPFFS} bpf " in Path("/proc/mounts").read_text():
         return Row(what, "ok", f"mounted at {BPFFS}")
-    return Row(what, "warn", "not mounted; run mounts it", f"mount -t bpf bpf {BPFFS}")
+    return Row(what, "warn", "not mounted; run mounts it", f"mount -t bpf -o mode=700 bpf {BPFFS}")
 
 
 def _preempt_rt(what: str) -> Row:

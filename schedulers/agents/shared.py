@@ -24,8 +24,8 @@ from ...loaders.handle import open_pinned
 from ...loaders.link import Module, Program, Target
 from ...loaders.maps import Array, Map, MmapArray
 from .. import pids
-from ..core import Core, constant, ffi, make_private, text
-from ..pins import ROOT
+from ..core import Core, constant, ffi, text
+from ..pins import ROOT, make_private
 from ..tasks import set_policy
 from ..topology import nr_cpu_words
 from .layout import packer

@@ -15,7 +15,7 @@ from command import Done, ghostbpf, nobody, without
 from ghostbpf.loaders import cache, compile, sched_ext
 from ghostbpf.loaders.link import create_map
 from ghostbpf.loaders.object import MapDef
-from ghostbpf.schedulers import core, tasks
+from ghostbpf.schedulers import core, pins, tasks
 from ghostbpf.schedulers.enclave import Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.topology import nr_cpu_words
@@ -221,12 +221,12 @@ def test_run_without_sys_admin_works_with_the_finer_capabilities() -> None:
 
 @contextlib.contextmanager
 def unmounted() -> Iterator[None]:
-    subprocess.run(["umount", core.BPFFS], check=True)
+    subprocess.run(["umount", pins.BPFFS], check=True)
     try:
         yield
     finally:
-        if not os.path.ismount(core.BPFFS):
-            subprocess.run(["mount", "-t", "bpf", "bpf", core.BPFFS], check=True)
+        if not os.path.ismount(pins.BPFFS):
+            subprocess.run(["mount", "-t", "bpf", "-o", "mode=700", "bpf", pins.BPFFS], check=True)
 
 
 @pytest.mark.soak
@@ -234,10 +234,10 @@ def test_bpffs_that_is_not_mounted_is_mounted() -> None:
     with unmounted():
         assert ghostbpf("enclave", "ls") == Done(0, "no enclaves\n", "")
         done = ghostbpf("run", "biff", "--cpus", "1", "--", "true", first=without("CAP_SYS_ADMIN"))
-        refused(done, "bpffs is not mounted at /sys/fs/bpf", "sudo mount -t bpf bpf /sys/fs/bpf")
-        assert not os.path.ismount(core.BPFFS)
+        refused(done, "bpffs is not mounted at /sys/fs/bpf", "sudo mount -t bpf -o mode=700 bpf /sys/fs/bpf")
+        assert not os.path.ismount(pins.BPFFS)
         assert ghostbpf("run", "biff", "--cpus", "1", "--", "sh", "-c", "exit 4").status == 4
-        assert os.path.ismount(core.BPFFS)
+        assert os.path.ismount(pins.BPFFS)
 
 
 def _another_version(e: core.Core) -> None:

@@ -7,7 +7,9 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -269,3 +271,27 @@ def test_socket_that_another_process_has_replaced_is_not_removed(tmp_path: Path)
         path.write_text("theirs")
         assert server.is_replaced
     assert path.read_text() == "theirs"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_user_who_locks_the_directory_does_not_stop_the_server() -> None:
+    place = Path(f"/run/ghostbpf-test-{os.getpid()}")
+    place.mkdir()
+    try:
+        holder = subprocess.Popen(
+            ["flock", "-n", place, "sh", "-c", "echo held; read wait"],
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with holder:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            with serving(place / "stats"), client(place / "stats") as one:
+                assert ask(one, b"{}\n")
+            holder.stdin.close()
+    finally:
+        shutil.rmtree(place)

@@ -191,8 +191,11 @@ def _remove_stale(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Let one process at a time look at the sockets of a directory, and make one."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Let one process at a time look at the sockets of a directory, and make one.
+
+    The lock is on a file that no other user can open: any user could hold that of a directory.
+    """
+    fd = os.open(directory / ".ghostbpf.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
