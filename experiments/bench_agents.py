@@ -303,7 +303,7 @@ def _memory() -> dict[str, float]:
         while sum(1 for row in enclave.task_states() if row["state"] == "blocked") < _SLEEPERS:
             time.sleep(0.05)
         assert enclave.agent_process is not None
-        status = Path(f"/proc/{enclave.agent_process.pid}/status").read_text()
+        status = Path(f"/proc/{enclave.agent_process.pid}/status").read_text(encoding="utf-8")
     return {name: int(status.split(f"{name}:")[1].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")}
 
 

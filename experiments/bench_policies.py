@@ -95,7 +95,7 @@ def sizes(runs: int) -> list[Row]:
 
 
 def _lines(path: Path) -> int:
-    return len(path.read_text().splitlines())
+    return len(path.read_text(encoding="utf-8").splitlines())
 
 
 def _agent_policies() -> Iterator[AgentPolicySpec]:

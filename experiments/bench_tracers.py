@@ -44,7 +44,7 @@ class Running:
 
     def peak_mb(self) -> float:
         """Its peak memory so far."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 

@@ -54,11 +54,11 @@ def _compare(setting: str, values: Mapping[str, str], cpus: Sequence[int], names
 def cgroups(setting: str, values: Sequence[str]) -> Iterator[list[Path]]:
     """A cgroup for each value of ``setting``, for the block; raises GhostError without cgroup v2."""
     root = mount_point()
-    (root / "cgroup.subtree_control").write_text("+cpu")
+    (root / "cgroup.subtree_control").write_text("+cpu", encoding="utf-8")
     groups = [root / f"ghostbpf-limit-{number}" for number in range(len(values))]
     for value, group in zip(values, groups, strict=True):
         group.mkdir()
-        (group / setting).write_text(value)
+        (group / setting).write_text(value, encoding="utf-8")
     try:
         yield groups
     finally:
@@ -75,7 +75,7 @@ def _spinners(groups: Sequence[Path], cpus: Sequence[int]) -> Iterator[list[int]
             pid = os.fork()
             if pid == 0:
                 os.sched_setaffinity(0, {cpu})
-                (group / "cgroup.procs").write_text("0")
+                (group / "cgroup.procs").write_text("0", encoding="utf-8")
                 while True:
                     pass
             pids.append(pid)
@@ -101,7 +101,7 @@ def _measure(groups: Sequence[Path], names: Iterable[str]) -> dict[str, float]:
 
 
 def _usage_s(group: Path) -> float:
-    return int((group / "cpu.stat").read_text().split()[1]) / 1e6
+    return int((group / "cpu.stat").read_text(encoding="utf-8").split()[1]) / 1e6
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ class Work:
         messages, committed, failed = (
             sum(int(getattr(channel, name)) for channel in channels) for name in ("messages", "committed", "failed")
         )
-        children = Path(f"/proc/{agent_process.pid}/task/{agent_process.pid}/children").read_text().split()
+        children = (
+            Path(f"/proc/{agent_process.pid}/task/{agent_process.pid}/children").read_text(encoding="utf-8").split()
+        )
         pids = [agent_process.pid, *map(int, children)]
         return cls(messages, committed, failed, sum(map(cpu_ns, pids)))
 
@@ -112,4 +114,4 @@ def latencies(workload: str, join: Callable[[int], object] | None) -> Latencies:
 
 def cpu_ns(pid: int) -> int:
     """The CPU time of a process with one thread."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="utf-8").split()[0])

@@ -33,7 +33,7 @@ def _limits() -> Iterator[Attached]:
         assert add is not None
 
         def join(pid: int) -> None:
-            (group / "cgroup.procs").write_text(f"{pid}")
+            (group / "cgroup.procs").write_text(f"{pid}", encoding="utf-8")
             add(pid)
 
         yield replace(running, join=join)

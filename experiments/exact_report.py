@@ -84,7 +84,7 @@ def grown(figures: Iterable[Figure], baseline: Mapping[tuple[str, ...], float], 
 def read_baseline(path: Path) -> dict[tuple[str, ...], float]:
     """The values of an earlier run by key, from its ``--json`` lines; raises GhostError."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise GhostError(f"cannot read {path}: {reason}", hint="--baseline FILE, FILE from --json >FILE") from None

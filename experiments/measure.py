@@ -72,7 +72,7 @@ def in_child(body: Callable[[], Any]) -> Any:
         finally:
             os._exit(status)
     os.close(sender)
-    with open(receiver) as result:
+    with open(receiver, encoding="utf-8") as result:
         text = result.read()
     if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
         raise GhostError(f"a part of the benchmark ended with status {status}")
@@ -90,12 +90,12 @@ def timed(command: list[str]) -> float:
 def bpf_stats() -> Iterator[None]:
     """Let the kernel count the runs of each BPF program and their time, for the block."""
     knob = Path("/proc/sys/kernel/bpf_stats_enabled")
-    before = knob.read_text()
-    knob.write_text("1")
+    before = knob.read_text(encoding="utf-8")
+    knob.write_text("1", encoding="utf-8")
     try:
         yield
     finally:
-        knob.write_text(before)
+        knob.write_text(before, encoding="utf-8")
 
 
 def programs() -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class Program:
 
     def _file_name(self) -> str:
         """Its file's name, with a hash of all that it is made of."""
-        texts = (path.read_text() for path in (*self.sources, *self.headers))
+        texts = (path.read_text(encoding="utf-8") for path in (*self.sources, *self.headers))
         return f"{self.name}-{cache.key(*texts, *_FLAGS, *self.libraries, *self.static_libraries, os.uname().machine)}"
 
     def _is_usable(self, path: Path) -> bool:

@@ -112,7 +112,7 @@ def _stop(child: subprocess.Popen[bytes]) -> str:
     if not sched_ext.wait_disabled():
         problems.append(f"it left the scheduler {sched_ext.status().ops or '?'} behind")
         _signal(child, signal.SIGKILL)
-        Path("/proc/sysrq-trigger").write_text("S")
+        Path("/proc/sysrq-trigger").write_text("S", encoding="utf-8")
         if not sched_ext.wait_disabled():
             problems.append("which SysRq-S does not remove")
     return ", ".join(problems)
@@ -131,7 +131,7 @@ def _end_of(output: IO[bytes]) -> str:
 
 
 def _enable_seq() -> str:
-    return (sched_ext.SYSFS / "enable_seq").read_text()
+    return (sched_ext.SYSFS / "enable_seq").read_text(encoding="utf-8")
 
 
 def _enter_ext(tid: int) -> None:

@@ -47,7 +47,7 @@ class _Arena:
         # The verifier wants the address before it accepts a program that refers to the arena.
         self._memory = mmap.mmap(self.map.fd, _ARENA_PAGES * mmap.PAGESIZE)
         self.address = int(ffi.cast("uintptr_t", ffi.from_buffer(self._memory)))
-        possible = CpuSet.parse(Path("/sys/devices/system/cpu/possible").read_text())
+        possible = CpuSet.parse(Path("/sys/devices/system/cpu/possible").read_text(encoding="utf-8"))
         words = (*possible.words(len(possible) // 64 + 1), 0)
         struct.pack_into(f"=4I{len(words)}Q", self._memory, 0, 0, len(possible), len(words), 0, *words)
 
@@ -163,7 +163,7 @@ def _task(cgroup: Path | None) -> Iterator[None]:
     if pid == 0:
         with contextlib.suppress(BaseException):
             if cgroup is not None:
-                (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+                (cgroup / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
             os.sched_setscheduler(0, SCHED_EXT, os.sched_param(0))
             for _ in itertools.count():
                 time.sleep(0.001)

@@ -22,7 +22,7 @@ _DIRECTIVE = re.compile(
 @functools.cache
 def load(*headers: Path) -> Any:
     """An FFI with the structs, enums and numeric ``#define`` lines of ``headers``, and the types u8…u64 and s8…s64."""
-    return declare(_TYPEDEFS, *(_DIRECTIVE.sub("", header.read_text()) for header in headers))
+    return declare(_TYPEDEFS, *(_DIRECTIVE.sub("", header.read_text(encoding="utf-8")) for header in headers))
 
 
 _CODES = {"uint64_t": "Q", "int64_t": "q", "uint32_t": "I", "int32_t": "i", "uint16_t": "H", "int16_t": "h"}

@@ -148,7 +148,7 @@ class Samplers(Closing):
 
 def online_cpus() -> list[int]:
     """The numbers of the online CPUs."""
-    ranges = (part.partition("-") for part in _ONLINE.read_text().strip().split(","))
+    ranges = (part.partition("-") for part in _ONLINE.read_text(encoding="utf-8").strip().split(","))
     return [cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)]
 
 

@@ -17,7 +17,7 @@ _SUBSTITUTES = {"CAP_BPF": "CAP_SYS_ADMIN", "CAP_PERFMON": "CAP_SYS_ADMIN"}
 
 def held() -> set[str]:
     """The effective capabilities among NUMBERS."""
-    match = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.M)
+    match = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(encoding="utf-8"), re.M)
     bits = int(match[1], 16) if match else 0
     return {name for name, bit in NUMBERS.items() if bits >> bit & 1}
 

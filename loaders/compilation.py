@@ -40,7 +40,7 @@ def compile_unit(unit: source.Source, macros: dict[str, str]) -> Object:
         if child == 0:
             _in_child(unit, generated, tree, macros, result, output)
         _, status = os.waitpid(child, 0)
-        messages = output.read_text(errors="replace") if output.exists() else ""
+        messages = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
         if status == 0 and result.exists():
             obj = Object.from_bytes(result.read_bytes())
             lint.lint(obj)

@@ -71,4 +71,4 @@ def _inputs(path: str | Path, defines: Mapping[str, int | str] | None) -> tuple[
 @functools.cache
 def _own_identity() -> str:
     """The text of the modules that shape the compiler's input and output; equal in all checkouts of it."""
-    return "".join(Path(__file__).with_name(name).read_text() for name in _SHAPING)
+    return "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _SHAPING)

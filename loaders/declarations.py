@@ -57,6 +57,6 @@ def _arguments(ffi: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
         path = Path(directory, f"{_NAME}.py")
         ffi.emit_python_code(str(path))
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
     [call] = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}

@@ -88,7 +88,7 @@ class Headers:
         for name, text in {**_STUBS, "include/uapi/linux/bpf.h": self.vmlinux_h}.items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
 
 
 def generate(code: str, btf: Btf) -> Headers:

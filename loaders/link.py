@@ -105,7 +105,7 @@ class Program(Handle):
     @property
     def id(self) -> int:
         """Its number in the kernel, which an array of programs has as the value."""
-        lines = Path(f"/proc/self/fdinfo/{self.fd}").read_text().splitlines()
+        lines = Path(f"/proc/self/fdinfo/{self.fd}").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("prog_id:"))
 
     def run(self, context: bytearray | bytes = b"") -> tuple[int, bytes]:

@@ -247,5 +247,5 @@ def _is_per_cpu(map_type: int) -> bool:
 
 def possible_cpus() -> int:
     """The number of possible CPUs, which is the number of values of a per-CPU map."""
-    text = Path("/sys/devices/system/cpu/possible").read_text()
+    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="utf-8")
     return int(text.strip().split(",")[-1].split("-")[-1]) + 1

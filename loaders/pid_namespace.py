@@ -32,7 +32,7 @@ def is_initial(process: Path = _SELF) -> bool:
 def need_own_proc() -> None:
     """Raise NamespaceError if /proc shows the tasks of another pid namespace than this process's."""
     try:
-        lines = (_SELF / "status").read_text(errors="replace").splitlines()
+        lines = (_SELF / "status").read_text(errors="replace", encoding="utf-8").splitlines()
     except OSError:
         raise _foreign_proc() from None
     # One number for each namespace from that of /proc down to the process's own.

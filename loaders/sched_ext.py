@@ -130,7 +130,7 @@ class KernelLog(Closing):
 
 def boot_isolation() -> str | None:
     """The value of the boot parameter isolcpus=, or None."""
-    match = re.search(r"\bisolcpus=(\S+)", Path("/proc/cmdline").read_text())
+    match = re.search(r"\bisolcpus=(\S+)", Path("/proc/cmdline").read_text(encoding="utf-8"))
     return match[1] if match else None
 
 
@@ -174,4 +174,4 @@ def exit_reason(name: str) -> str | None:
 
 
 def _read(name: str) -> str:
-    return (SYSFS / name).read_text().strip()
+    return (SYSFS / name).read_text(encoding="utf-8").strip()

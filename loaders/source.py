@@ -54,7 +54,7 @@ def _expand(path: Path, seen: list[Path], included_by: tuple[Path, int] | None) 
     if path in seen:
         return ""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         at, line = included_by or (path, 0)
         diagnostic = Diagnostic(str(at), line, 0, "error", f"cannot read {path}: {error.strerror}")

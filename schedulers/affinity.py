@@ -43,5 +43,5 @@ def cpuset_that_excludes(tid: int, cpus: CpuSet) -> str | None:
     for name, directory in lineage(cgroup, root):
         # A cgroup without the cpuset controller has the CPUs of the cgroup above it.
         if (file := directory / "cpuset.cpus.effective").exists():
-            return None if CpuSet.parse(file.read_text()) & cpus else name
+            return None if CpuSet.parse(file.read_text(encoding="utf-8")) & cpus else name
     return None

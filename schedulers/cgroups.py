@@ -45,7 +45,7 @@ class Mount:
 def mounts() -> list[Mount]:
     """The mounts of version 2, complete ones first; raises GhostError if there is none."""
     result = []
-    for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
+    for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         fields = line.split()
         if fields[fields.index("-") + 1] == "cgroup2":
             root, point = (_ESCAPE.sub(lambda code: chr(int(code[1], 8)), field) for field in fields[3:5])
@@ -98,7 +98,7 @@ def tasks(directory: str) -> set[int]:
     for path, _, _ in os.walk(directory):
         # The cgroup may be gone by now, or may not have tasks ("domain invalid").
         with contextlib.suppress(OSError):
-            tids.update(map(int, Path(path, "cgroup.threads").read_text().split()))
+            tids.update(map(int, Path(path, "cgroup.threads").read_text(encoding="utf-8").split()))
     return tids - {0}
 
 

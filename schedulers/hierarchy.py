@@ -128,7 +128,7 @@ def is_file(name: str) -> bool:
 def read(path: str, policies: Mapping[str, Policy]) -> TreeConfig:
     """The tree in file ``path``; raises TreeError, which names the key."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
         document = tomllib.loads(text)
     except OSError as error:
         raise TreeError(path, "", error.strerror or str(error)) from None

@@ -85,7 +85,7 @@ def _settings(directory: Path) -> tuple[str, ...]:
     for name, unlimited in _UNLIMITED.items():
         # Without the cpu controller, and at the root, the file does not exist.
         with contextlib.suppress(OSError):
-            value = (directory / name).read_text().strip()
+            value = (directory / name).read_text(encoding="utf-8").strip()
             if value.split()[:1] != [unlimited]:
                 settings[name] = value
     if "cpu.idle" in settings:

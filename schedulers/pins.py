@@ -59,7 +59,7 @@ def reported() -> Iterator[None]:
 
 def mount_bpffs() -> None:
     """Mount bpffs at its usual place if it is not mounted, for this user alone; raises GhostError."""
-    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    mounts = (line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines())
     if any(fields[1] == str(BPFFS) and fields[2] == "bpf" for fields in mounts):
         return
     import subprocess

@@ -43,7 +43,7 @@ class ProcTask:
     @cached_property
     def cgroup(self) -> str:
         """Its control group, of version 2; "" if it has none."""
-        lines = Path(f"/proc/{self.tid}/cgroup").read_text(errors="backslashreplace").splitlines()
+        lines = Path(f"/proc/{self.tid}/cgroup").read_text(encoding="utf-8", errors="backslashreplace").splitlines()
         return next((line[3:] for line in lines if line.startswith("0::")), "")
 
     @property
@@ -57,7 +57,7 @@ class ProcTask:
 
     @cached_property
     def _status(self) -> dict[str, str]:
-        lines = Path(f"/proc/{self.tid}/status").read_text(errors="backslashreplace").splitlines()
+        lines = Path(f"/proc/{self.tid}/status").read_text(encoding="utf-8", errors="backslashreplace").splitlines()
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 

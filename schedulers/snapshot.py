@@ -151,5 +151,5 @@ def _enclave(view: EnclaveView, tasks: int) -> EnclaveState:
 
 def boot_time() -> int:
     """When the machine booted, in seconds since 1970: the zero of CLOCK_BOOTTIME, the same in each call."""
-    lines = Path("/proc/stat").read_text().splitlines()
+    lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("btime "))

@@ -147,4 +147,4 @@ def each_thread(pid: int, move: Callable[[int], None], forking: Callable[[], set
 
 
 def _flags(tid: int) -> int:
-    return int(Path(f"/proc/{tid}/stat").read_text(errors="replace").rpartition(")")[2].split()[6])
+    return int(Path(f"/proc/{tid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[6])

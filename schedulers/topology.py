@@ -225,7 +225,7 @@ _ROWS = "compare with the rows of this machine: Topology.from_sysfs().export()"
 def _read(path: Path) -> str:
     # A file that the machine lacks, or that goes with a CPU that goes offline, reads as empty.
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

@@ -96,7 +96,7 @@ def main() -> None:
     """The entry point: an exception becomes one message with a hint, and the documented exit status."""
     if os.environ.get("_GHOSTBPF_COMPLETE", "").endswith("_complete"):
         # stderr of a completion is the terminal: a message would appear inside the command line.
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         status = ghostbpf.main(prog_name="ghostbpf", standalone_mode=False)
     except click.ClickException as error:

@@ -110,7 +110,7 @@ def _kfuncs(what: str) -> Row:
 
 def _jit(what: str) -> Row:
     path = Path("/proc/sys/net/core/bpf_jit_enable")
-    if path.exists() and path.read_text().strip() == "0":
+    if path.exists() and path.read_text(encoding="utf-8").strip() == "0":
         return Row(what, "fail", "off", "sysctl net.core.bpf_jit_enable=1")
     return Row(what, "ok", "on")
 
@@ -141,14 +141,14 @@ def _capabilities(what: str) -> Row:
 
 
 def _bpffs(what: str) -> Row:
-    if f" {BPFFS} bpf " in Path("/proc/mounts").read_text():
+    if f" {BPFFS} bpf " in Path("/proc/mounts").read_text(encoding="utf-8"):
         return Row(what, "ok", f"mounted at {BPFFS}")
     return Row(what, "warn", "not mounted; run mounts it", f"mount -t bpf -o mode=700 bpf {BPFFS}")
 
 
 def _preempt_rt(what: str) -> Row:
     realtime = Path("/sys/kernel/realtime")
-    on = realtime.exists() and realtime.read_text().strip() == "1"
+    on = realtime.exists() and realtime.read_text(encoding="utf-8").strip() == "1"
     return Row(what, "ok", "a PREEMPT_RT kernel" if on else "no")
 
 

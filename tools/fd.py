@@ -109,7 +109,7 @@ def _open(path: Path, write: bool) -> int:
 def _is_bpffs(path: Path) -> bool:
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines())
     return any(fields[2] == number and fields[fields.index("-") + 1] == "bpf" for fields in mounts)
 
 

@@ -156,7 +156,7 @@ def main(directory: str) -> None:
     """Write the pages to `directory`; create it if it does not exist."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     for name, text in pages():
-        Path(directory, f"{name}.1").write_text(text)
+        Path(directory, f"{name}.1").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ def command(name: str, where: Path) -> None:
     try:
         (where / name).mkdir()
         for template, file in (("policy.py.in", f"{name}.py"), ("pyproject.toml.in", "pyproject.toml")):
-            text = Template((_TEMPLATES / template).read_text()).substitute(name=name)
-            (where / name / file).write_text(text)
+            text = Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(name=name)
+            (where / name / file).write_text(text, encoding="utf-8")
     except FileExistsError:
         raise GhostError(f"{where / name} is there already", hint="take another name, or --dir") from None
     except OSError as error:

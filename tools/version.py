@@ -19,4 +19,4 @@ def version() -> str:
     try:
         return installed("ghostbpf")
     except PackageNotFoundError:
-        return str(tomllib.loads(_PYPROJECT.read_text())["project"]["version"])
+        return str(tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["project"]["version"])

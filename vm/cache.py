@@ -60,7 +60,7 @@ def remove_unless_in_use(tree: Path, lock: Path) -> None:
 def read_json(path: Path) -> Any:
     """The document in `path`; None if it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -97,7 +97,7 @@ def _open_port(name: str) -> int:
     for _ in range(500):
         for port in os.listdir(home):
             try:
-                with open(f"{home}/{port}/name") as file:
+                with open(f"{home}/{port}/name", encoding="utf-8") as file:
                     if file.read().strip() == name:
                         return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
             except OSError:
@@ -188,7 +188,7 @@ def _set_up_system() -> None:
         _mount(kind, target, kind, 0, data)
     for link, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(target, f"/dev/{link}")
-    with open("/usr/local/sbin/sudo", "w") as file:
+    with open("/usr/local/sbin/sudo", "w", encoding="utf-8") as file:
         file.write(_SUDO)
     os.chmod("/usr/local/sbin/sudo", 0o755)
     for name, value in _SYSCTLS:

@@ -98,7 +98,7 @@ def find_mirror(choice: str | None = None, etc: Path = Path("/etc/apt")) -> Mirr
     for path in files:
         if path.suffix not in (".list", ".sources") or not path.is_file():
             continue
-        text = path.read_text(errors="replace")
+        text = path.read_text(errors="replace", encoding="utf-8")
         mirror = _debian(parse_deb822(text) if path.suffix == ".sources" else parse_list(text))
         if mirror:
             return mirror

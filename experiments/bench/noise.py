@@ -21,16 +21,18 @@ _BUSY = (0, 1, 2, 5, 6, 7)
 
 def busy_seconds() -> float:
     """The CPU time that this machine has used since boot, with what its hypervisor took."""
-    times = Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
+    times = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0].split()[1:]
     return sum(int(times[column]) for column in _BUSY) / _TICKS
 
 
 def tree_seconds(pid: int) -> float:
     """The CPU time of process ``pid`` and its descendants; 0 for those that have ended."""
     try:
-        children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+        children = " ".join(
+            path.read_text(encoding="utf-8") for path in Path(f"/proc/{pid}/task").glob("*/children")
+        ).split()
         # The name, which is in parentheses, may have blanks.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return 0.0
     return sum(map(int, fields[11:13])) / _TICKS + sum(tree_seconds(int(child)) for child in children)

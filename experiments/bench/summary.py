@@ -127,7 +127,7 @@ def read_baseline(path: Path) -> dict[tuple[str, str, str], float]:
     """The medians of an earlier run, from its ``--json`` lines; raises GhostError."""
     hint = "--baseline FILE, FILE from: ghostbpf bench … --json >FILE"
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise GhostError(f"cannot read {path}: {reason}", hint=hint) from None

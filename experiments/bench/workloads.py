@@ -134,7 +134,7 @@ def _stress(stressor: str) -> Callable[[str, Mapping[str, str]], Workload]:
 
         def metrics(result: Result) -> list[Metric]:
             try:
-                report = (result.directory / "metrics.yaml").read_text()
+                report = (result.directory / "metrics.yaml").read_text(encoding="utf-8")
             except OSError:
                 report = ""
             pattern = r"bogo-ops-per-second-real-time: ([\d.]+)"
@@ -152,7 +152,9 @@ def _compile(text: str, values: Mapping[str, str]) -> Workload:
 
     def prepare(directory: Path) -> None:
         for number in range(int(values["files"])):
-            (directory / f"unit{number}.c").write_text("".join(_c_function(n) for n in range(_C_FUNCTIONS)))
+            (directory / f"unit{number}.c").write_text(
+                "".join(_c_function(n) for n in range(_C_FUNCTIONS)), encoding="utf-8"
+            )
 
     return Workload(text, 3, command, _seconds, prepare)
 

@@ -56,7 +56,9 @@ def prepare(path: Path, entries: int, tell: Callable[[str], object]) -> None:
                 raise GhostError(
                     reason, hint=f"more room below {path.parent}, fewer --entries, or another --rocksdb-db-path"
                 )
-            (made / "db" / _MARK).write_text(json.dumps({"version": VERSION, "entries": entries}) + "\n")
+            (made / "db" / _MARK).write_text(
+                json.dumps({"version": VERSION, "entries": entries}) + "\n", encoding="utf-8"
+            )
             if path.exists():
                 path.rmdir()
             (made / "db").rename(path)
@@ -80,7 +82,7 @@ def _need_room(path: Path, entries: int) -> None:
 def _check(path: Path, entries: int) -> None:
     remedy = f"remove it (rm -r {path}), or another --rocksdb-db-path"
     try:
-        found = json.loads((path / _MARK).read_text())
+        found = json.loads((path / _MARK).read_text(encoding="utf-8"))
         version, number = found["version"], found["entries"]
     except (OSError, ValueError, KeyError, TypeError):
         raise GhostError(f"the database {path} has no readable {_MARK}", hint=remedy) from None

@@ -35,7 +35,7 @@ def report(directory: tuple[Path, ...], output: Path | None) -> int:
         raise GhostError("the report needs matplotlib", hint="apt install python3-matplotlib") from None
     path = output or directory[0] / "report.html"
     try:
-        path.write_text(page(results))
+        path.write_text(page(results), encoding="utf-8")
     except OSError as error:
         raise GhostError(f"cannot write {path}: {error.strerror}", hint="another --output") from None
     click.echo(path)

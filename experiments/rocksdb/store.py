@@ -76,7 +76,7 @@ def read(directory: Path) -> Results:
     """The results in ``directory``; raises GhostError with the line that is not one."""
     path = directory / CELLS
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise GhostError(f"cannot read {path}: {reason}", hint="a directory that a sweep wrote") from None
@@ -159,7 +159,7 @@ def _export(results: Results, candidate: str) -> None:
 
 def _replace(path: Path, lines: list[str]) -> None:
     new = path.with_name(f".{path.name}.new")
-    new.write_text("\n".join(lines) + "\n")
+    new.write_text("\n".join(lines) + "\n", encoding="utf-8")
     new.replace(path)
 
 

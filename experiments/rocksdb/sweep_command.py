@@ -183,7 +183,7 @@ def _header(plan: Plan) -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith(("model name", "Model", "cpu model")):
             return line.partition(":")[2].strip()
     return os.uname().machine

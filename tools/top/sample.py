@@ -42,7 +42,7 @@ def read() -> Sample:
     except GhostError as problem:
         # The traceback's frames hold the core's maps open.
         state, error = Snapshot("unreadable"), problem.with_traceback(None)
-    return Sample(time.monotonic(), state, cpu_times(Path("/proc/stat").read_text()), error)
+    return Sample(time.monotonic(), state, cpu_times(Path("/proc/stat").read_text(encoding="utf-8")), error)
 
 
 def cpu_times(stat: str) -> dict[int, CpuTime]:

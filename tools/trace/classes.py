@@ -21,7 +21,7 @@ def ext_class() -> dict[str, int]:
     """
     if kernel_types.find("sched_ext_ops", Kind.STRUCT) is None:
         return {"ext_class": 0}
-    with _KALLSYMS.open() as symbols:
+    with _KALLSYMS.open(encoding="utf-8") as symbols:
         address = next((int(line.split()[0], 16) for line in symbols if line.split()[2] == "ext_sched_class"), 0)
     if not address:
         raise GhostError("the kernel hides its addresses", hint="run it as root, with sysctl kernel.kptr_restrict=1")

@@ -104,7 +104,7 @@ class Exits(NetlinkEvents):
         return dict(map(_ended, messages))
 
     def _subscribe(self) -> None:
-        request = _request("TASKSTATS_CMD_ATTR_REGISTER_CPUMASK", _POSSIBLE.read_text().strip())
+        request = _request("TASKSTATS_CMD_ATTR_REGISTER_CPUMASK", _POSSIBLE.read_text(encoding="utf-8").strip())
         request["header"]["type"], request["header"]["flags"] = self._family, NLM_F_REQUEST | NLM_F_ACK
         request.encode()
         self._socket.send(request.data)
@@ -141,7 +141,7 @@ def _figures(aggregate: Any) -> dict[str, int]:
 
 def is_complete() -> bool:
     """Whether the kernel accounts all delays, not only waits for a CPU (sysctl kernel.task_delayacct)."""
-    return _SYSCTL.exists() and _SYSCTL.read_text().strip() == "1"
+    return _SYSCTL.exists() and _SYSCTL.read_text(encoding="utf-8").strip() == "1"
 
 
 @functools.cache
