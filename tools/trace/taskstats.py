@@ -81,6 +81,8 @@ class TaskStats:
         except NetlinkError as error:
             if error.code == errno.ESRCH:
                 return None
+            if error.code == errno.EPERM:
+                raise PermissionMissing("CAP_NET_ADMIN", "read delay accounting") from None
             raise GhostError(f"no delay accounting for thread {tid}: {error}") from None
         return _figures(aggregate)
 
