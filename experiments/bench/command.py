@@ -22,7 +22,8 @@ from ...schedulers.errors import SchedulerBusy
 from ...schedulers.launch import signals_blocked, termination_signals
 from ...tools.output import check_plot, json_option
 from ...tools.version import version
-from . import report, rounds
+from .. import journal
+from . import kept, report, rounds
 from .plan import Plan, candidates
 from .summary import Summary, read_baseline, summarize
 from .workloads import KINDS, parse
@@ -48,6 +49,7 @@ Examples:
   sudo ghostbpf bench --with 'fifo=/opt/scx/scx_simple -f' messaging
   sudo ghostbpf bench wakeup:t=32 --policy sol --json >before.jsonl
   sudo ghostbpf bench wakeup:t=32 --policy sol --baseline before.jsonl
+  sudo ghostbpf bench --rounds 100 --output long.jsonl --resume
   ghostbpf bench stress-switch --dry-run
   ghostbpf vm -- ghostbpf bench pipe:loops=5000 --rounds 3
 
@@ -79,6 +81,13 @@ figures of what was measured.
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of the order of candidates.  [default: random]")
 @click.option("--cpus", metavar="LIST", help="CPUs that all candidates use, like 0-3,6.  [default: all]")
 @click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep each measurement in FILE, as --json prints it.",
+)
+@click.option("--resume", is_flag=True, help="Measure what is missing in --output.")
+@click.option(
     "--baseline",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -99,6 +108,8 @@ def command(
     count: int,
     seed: int | None,
     cpus: str | None,
+    output: Path | None,
+    resume: bool,
     baseline: Path | None,
     plot: Path | None,
     dry_run: bool,
@@ -110,6 +121,10 @@ def command(
     equal measurements differ. Figures are medians, and ratios to EEVDF of the same round with a bootstrap interval.
     Runs are marked if other processes used more than 0.15 CPU meanwhile.
     """
+    if resume and output is None:
+        raise click.UsageError("--resume needs --output FILE")
+    if resume and output is not None and seed is None:
+        seed = kept.seed(output)
     plan = _plan(workload or _DEFAULT_WORKLOADS, policies, commands, count, seed, cpus)
     check_plot(plot)
     earlier = read_baseline(baseline) if baseline is not None else None
@@ -119,20 +134,27 @@ def command(
     check_kernel()
     for one in plan.workloads:
         one.command(len(plan.cpus))  # a missing program is named before anything runs
+    header = report.header(plan, version())
+    file, earlier_runs = None, None
+    if output is not None and resume:
+        file, earlier_runs = kept.resume(output, header)
+    elif output is not None:
+        file = journal.create(output, header)
     if as_json:
-        click.echo(json.dumps(report.header(plan, version())))
+        click.echo(json.dumps(header))
     else:
         click.echo(f"seed {plan.seed}, {plan.rounds} rounds on CPU {plan.cpus}", err=True)
-    printer = report.Printer(plan, as_json=as_json)
+    printer = report.Printer(plan, file, as_json=as_json)
     with signals_blocked({signal.SIGCHLD, *termination_signals()}):
-        results = rounds.measure(plan, printer)
+        results = rounds.measure(plan, printer, earlier_runs)
         printer.end()
         summaries = summarize(plan, results)
-        if as_json:
-            for summary in summaries:
-                click.echo(json.dumps(summary.as_row(earlier)))
-        else:
+        printer.summarized(summaries, earlier, is_complete=results.interrupted is None)
+        if not as_json:
             click.echo(report.tables(plan, summaries, results, earlier), nl=False)
+        if results.interrupted is not None and output is not None:
+            again = "" if resume else " --resume"
+            click.echo(f"to go on\n  try: {shlex.join(['ghostbpf', *sys.argv[1:]])}{again}", err=True)
     drawn = plot is None or _draw(plot, summaries)
     return results.exit_status or int(not drawn)
 

@@ -12,9 +12,11 @@ from pathlib import Path
 #: A measurement is marked if other processes used more CPUs than this.
 LIMIT = 0.15
 
-#: Ticks a second of most kernels.
-_HZ = 250
-_TICKS = os.sysconf("SC_CLK_TCK")
+#: The kernel's tick, as the resolution of a clock that only its ticks advance; Python has no name for that clock.
+_CLOCK_MONOTONIC_COARSE = 6
+_TICK_S = time.clock_getres(_CLOCK_MONOTONIC_COARSE)
+#: Units of times in /proc, a second: always 100, whatever the tick.
+_UNITS = os.sysconf("SC_CLK_TCK")
 #: Columns of /proc/stat: user, nice, system, irq, softirq and steal; guests are part of user.
 _BUSY = (0, 1, 2, 5, 6, 7)
 
@@ -22,7 +24,7 @@ _BUSY = (0, 1, 2, 5, 6, 7)
 def busy_seconds() -> float:
     """The CPU time that this machine has used since boot, with what its hypervisor took."""
     times = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0].split()[1:]
-    return sum(int(times[column]) for column in _BUSY) / _TICKS
+    return sum(int(times[column]) for column in _BUSY) / _UNITS
 
 
 def tree_seconds(pid: int) -> float:
@@ -35,7 +37,7 @@ def tree_seconds(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return sum(map(int, fields[11:13])) / _TICKS + sum(tree_seconds(int(child)) for child in children)
+    return sum(map(int, fields[11:13])) / _UNITS + sum(tree_seconds(int(child)) for child in children)
 
 
 class Watch:
@@ -61,4 +63,4 @@ class Watch:
 def is_noisy(others: float, seconds: float) -> bool:
     """Whether ``others`` CPUs in ``seconds`` are above LIMIT by more than the sampling error of /proc/stat."""
     # The kernel accounts a CPU's time at its ticks, by what runs then: the standard deviation of a sum of samples.
-    return others > LIMIT + 0.5 * math.sqrt((os.cpu_count() or 1) / (_HZ * seconds))
+    return others > LIMIT + 0.5 * math.sqrt((os.cpu_count() or 1) * _TICK_S / seconds)

@@ -14,7 +14,8 @@ import click
 from tabulate import tabulate
 
 from ...tools.output import printable, with_remedy
-from . import figures
+from ..journal import Journal, Row
+from . import figures, kept
 from .noise import LIMIT
 from .plan import Candidate, Plan
 from .rounds import LOST, START, STOP, Failure, Observer, Results
@@ -27,10 +28,10 @@ _WHAT = {START: "did not start", STOP: "did not end as it should", LOST: "was ej
 
 
 class Printer(Observer):
-    """Prints progress and failures on stderr, and, with ``as_json``, each measurement on stdout."""
+    """Prints progress and failures on stderr, and each measurement, with ``as_json`` on stdout, and to ``journal``."""
 
-    def __init__(self, plan: Plan, *, as_json: bool) -> None:
-        self._plan, self._as_json = plan, as_json
+    def __init__(self, plan: Plan, journal: Journal | None, *, as_json: bool) -> None:
+        self._plan, self._journal, self._as_json = plan, journal, as_json
         self._is_tty = sys.stderr.isatty()
 
     def starts(self, number: int, workload: Workload, candidate: Candidate, left_s: float | None) -> None:
@@ -49,24 +50,24 @@ class Printer(Observer):
             click.echo("\r\033[K", err=True, nl=False)
 
     def measured(self, number: int, workload: Workload, candidate: Candidate, measurement: Measurement) -> None:
-        if self._as_json and number:
-            row = {
-                "type": "measurement",
-                "round": number,
-                "workload": workload.text,
-                "candidate": candidate.name,
-                "seconds": round(measurement.seconds, 6),
-                "others": round(measurement.others, 3),
-                "noisy": measurement.is_noisy,
-                "metrics": {one.name: {"value": one.value, "unit": one.unit} for one in measurement.metrics},
-            }
-            click.echo(json.dumps(row))
+        if number:
+            self._keep(kept.measurement_row(number, workload.text, candidate.name, measurement))
 
     def failed(self, failure: Failure) -> None:
         self.end()
         click.echo(with_remedy(f"error: {_sentence(failure)}: {failure.reason}", failure.hint), err=True)
+        self._keep(kept.failure_row(failure))
+
+    def summarized(self, summaries: Sequence[Summary], baseline: Baseline | None, *, is_complete: bool) -> None:
+        """It has ended; a file that is not ``is_complete`` gets its summaries when it is resumed."""
+        for summary in summaries:
+            self._keep(summary.as_row(baseline), in_file=is_complete)
+
+    def _keep(self, row: Row, *, in_file: bool = True) -> None:
         if self._as_json:
-            click.echo(json.dumps({"type": "failure", **vars(failure)}))
+            click.echo(json.dumps(row))
+        if self._journal is not None and in_file:
+            self._journal.append(row)
 
 
 def _sentence(failure: Failure) -> str:

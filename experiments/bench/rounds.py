@@ -66,6 +66,12 @@ class Results:
         """Whether a workload is left out, since it failed under EEVDF."""
         return any(f.workload == workload and f.candidate in (EEVDF, AGAIN) for f in self.failures)
 
+    def lacks(self, number: int, workload: Workload, candidate: Candidate) -> bool:
+        """Whether a run is still to be made: neither was it, nor is it left out."""
+        if number in self.measured[workload.text, candidate.name]:
+            return False
+        return not (self.has_failed(candidate.name) or self.is_dropped(workload.text))
+
 
 class Observer:
     """Is told what happens; the methods do nothing here."""
@@ -80,16 +86,20 @@ class Observer:
         """A candidate or a workload is left out."""
 
 
-def measure(plan: Plan, observer: Observer) -> Results:
-    """Measure all of ``plan``; termination signals and SIGCHLD must be blocked, and end it with what it has so far."""
-    results, clock = Results(), _Clock(plan)
+def measure(plan: Plan, observer: Observer, earlier: Results | None = None) -> Results:
+    """Measure what of ``plan`` is not in ``earlier``; returns both.
+
+    Termination signals and SIGCHLD must be blocked, and end it with what it has so far.
+    """
+    results, clock = earlier or Results(), _Clock(plan)
     try:
         for workload in plan.workloads:
             # The first run fills caches. It also fails if the workload cannot run at all.
-            _one(plan, 0, workload, plan.candidates[0], results, observer, clock)
+            if any(results.lacks(number, workload, one) for number, _, order in plan.order() for one in order):
+                _one(plan, 0, workload, plan.candidates[0], results, observer, clock)
         for number, workload, order in plan.order():
             for candidate in order:
-                if not (results.has_failed(candidate.name) or results.is_dropped(workload.text)):
+                if results.lacks(number, workload, candidate):
                     _one(plan, number, workload, candidate, results, observer, clock)
     except Interrupted as end:
         results.interrupted = end.number

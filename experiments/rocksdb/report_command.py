@@ -27,7 +27,7 @@ def report(directory: tuple[Path, ...], output: Path | None) -> int:
     """
     results = [store.read(one) for one in directory]
     for one in results:
-        if one.is_cut_off:
+        if one.journal.is_cut_off:
             click.echo(f"warning: the last line of {one.directory / store.CELLS} is cut off, and left out", err=True)
     try:
         from .report import page

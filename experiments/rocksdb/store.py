@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory of results: cells.jsonl, to which each cell is appended, and the files that ghOSt's scripts write.
-
-cells.jsonl has the run in its first line, and then a line for each cell. What is appended is on the disk before the
-next cell begins. A last line without its end was cut off by a kill, and is measured again.
-"""
+"""A directory of results: cells.jsonl, a journal with a line for each cell, and the files of ghOSt's scripts."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...loaders.errors import GhostError
+from .. import journal
+from ..journal import Journal, cannot_write
 from . import tables
 from .options import SATURATED_NS, is_saturated
 
@@ -28,11 +24,19 @@ _SAME = ("sweep", "cpus", "time_scale", "candidates", "options", "plan")
 class Results:
     """The run of a sweep, its cells by candidate and throughput, and failures by candidate."""
 
-    directory: Path
-    run: dict[str, Any]
+    journal: Journal
     cells: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    is_cut_off: bool = False
+
+    @property
+    def directory(self) -> Path:
+        """Where they are kept."""
+        return self.journal.path.parent
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The run itself: its plan, and where it was measured."""
+        return self.journal.run
 
     def of(self, candidate: str) -> list[dict[str, Any]]:
         """The cells of a candidate that were measured, by throughput."""
@@ -41,101 +45,58 @@ class Results:
 
 def create(directory: Path, run: Mapping[str, Any]) -> Results:
     """Begin a directory of results; raises GhostError if there are some."""
-    results = Results(directory, dict(run))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if (directory / CELLS).exists():
-            raise GhostError(f"{directory} has results", hint="--resume, or another --output")
-        _append(directory / CELLS, {"type": "run", **run})
-    except OSError as error:
-        raise _cannot_write(directory, error) from None
-    return results
+    return Results(journal.create(directory / CELLS, run))
 
 
 def resume(directory: Path, run: Mapping[str, Any]) -> Results:
     """The results in ``directory``, to be completed; raises GhostError if they are of another run."""
-    if not (directory / CELLS).exists():
-        return create(directory, run)
-    results = read(directory)
-    for name in _SAME:
-        if results.run.get(name) != run[name]:
-            raise GhostError(
-                f"{directory} has results of another run: its {name} is {json.dumps(results.run.get(name))[:200]}, "
-                f"not {json.dumps(run[name])[:200]}",
-                hint="the same command line, or another --output",
-            )
-    if results.is_cut_off:
-        path = directory / CELLS
-        kept = path.read_bytes().rpartition(b"\n")[0] + b"\n"
-        os.truncate(path, len(kept))
+    results = _of(journal.resume(directory / CELLS, run, _SAME, _check))
     results.failures.clear()  # they are tried again
     return results
 
 
 def read(directory: Path) -> Results:
     """The results in ``directory``; raises GhostError with the line that is not one."""
-    path = directory / CELLS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise GhostError(f"cannot read {path}: {reason}", hint="a directory that a sweep wrote") from None
-    lines = text.split("\n")
-    is_cut_off = bool(lines[-1])
-    results: Results | None = None
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            row = json.loads(line)
-            if number == 1:
-                results = Results(directory, _run(row), is_cut_off=is_cut_off)
-            elif results is not None:
-                _add(results, row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise GhostError(
-                f"{path}:{number} is damaged: {error}",
-                hint=f"remove line {number}; --resume measures its cell again" if number > 1 else "another directory",
-            ) from None
-    if results is None:
-        raise GhostError(f"{path} is empty", hint="measure again, to another --output")
+    return _of(journal.read(directory / CELLS, _check))
+
+
+def _of(kept: Journal) -> Results:
+    results = Results(kept)
+    for row in kept.rows:
+        _add(results, row)
     return results
 
 
-def _run(row: dict[str, Any]) -> dict[str, Any]:
-    if row["type"] != "run" or not all(name in row for name in _SAME):
-        raise ValueError("it is not a sweep's first line")
-    return row
+def _check(row: dict[str, Any]) -> None:
+    if row["type"] == "run":
+        if missing := [name for name in _SAME if name not in row]:
+            raise ValueError(f"a sweep's first line has {', '.join(missing)}")
+        return
+    row["candidate"], row["throughput"]
+    if row["type"] == "cell":
+        if row["rocksdb"]["all"]["total"]["count"] < 0:
+            raise ValueError("a negative number of requests")
+    elif row["type"] != "failure":
+        raise ValueError(f"it is no cell: {row['type']}")
 
 
 def _add(results: Results, row: dict[str, Any]) -> None:
     if row["type"] == "failure":
         results.failures[row["candidate"]] = row
         return
-    if row["type"] != "cell" or row["rocksdb"]["all"]["total"]["count"] < 0:
-        raise ValueError(f"it is no cell: {row['type']}")
     results.cells[row["candidate"], row["throughput"]] = row
     results.failures.pop(row["candidate"], None)
 
 
 def add(results: Results, row: dict[str, Any]) -> None:
     """Add a cell or a failure, and write the files of its candidate anew; raises GhostError."""
+    _check(row)
     _add(results, row)
+    results.journal.append(row)
     try:
-        _append(results.directory / CELLS, row)
         _export(results, row["candidate"])
     except OSError as error:
-        raise _cannot_write(results.directory, error) from None
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("ab") as file:
-        file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _cannot_write(directory: Path, error: OSError) -> GhostError:
-    hint = "make room, then: --resume"
-    return GhostError(f"cannot write the results to {directory}: {error.strerror}", hint=hint)
+        raise cannot_write(results.directory, error) from None
 
 
 def _export(results: Results, candidate: str) -> None:

@@ -234,7 +234,7 @@ def test_cut_off_line_is_measured_again_and_nothing_else_is_lost(tmp_path: Path)
     store.add(results, cell_row(20_000))
     path = tmp_path / store.CELLS
     path.write_bytes(path.read_bytes()[:-40])
-    assert store.read(tmp_path).is_cut_off
+    assert store.read(tmp_path).journal.is_cut_off
     again = store.resume(tmp_path, run_row())
     assert [*again.cells] == [("EEVDF", 10_000)]
     store.add(again, cell_row(20_000))
