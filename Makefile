@@ -131,3 +131,4 @@ docs: setup
 
 clean:
 	rm -rf examples/tickets-* experiments/bench/native/loads-* experiments/rocksdb/native/rocksdb-* experiments/rocksdb/native/antagonist-* $(VENV) .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf experiments/bench/native/loads-* experiments/micro/native/micro-* experiments/rocksdb/native/rocksdb-* experiments/rocksdb/native/antagonist-* $(VENV) .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -195,16 +195,22 @@ def _timed_batch(agent: Agent, tasks: list[Task], size: int, group: bool, cpu: i
     return took / max(1, len(batch))
 
 
+def message_rates() -> tuple[float, float]:
+    """Messages per second that are read from a ring; and that are read and told to a policy which ignores them."""
+    options = spec_of(_Empty).parse({"agent-timeout": "10s"}).replace(**BIG_RING)
+    with Enclaves.temporary(options, _others(), start_agent=False) as enclave:
+        read, told = (in_child(partial(_drain_rate, enclave, options, through)) for through in (False, True))
+    return read, told
+
+
 def messages(runs: int) -> list[Row]:
     """Rates of messages read and decisions made, and the agent's CPU time for each."""
-    options = spec_of(_Empty).parse({"agent-timeout": "10s"}).replace(**BIG_RING)
     read: list[float] = []
     handled: list[float] = []
     figures: dict[str, list[float]] = {}
     for _ in range(runs):
-        with Enclaves.temporary(options, _others(), start_agent=False) as enclave:
-            for rates, through_policy in ((read, False), (handled, True)):
-                rates.append(in_child(partial(_drain_rate, enclave, options, through_policy)))
+        for rates, rate in zip((read, handled), message_rates(), strict=True):
+            rates.append(rate)
         for name, value in decisions(FIFO_CENTRALIZED).items():
             figures.setdefault(name, []).append(value)
     return [

@@ -17,7 +17,12 @@ _EXPERIMENTS = {
     "shinjuku": ("rocksdb.sweep_command", "shinjuku", "Sweep: a few long requests among short ones."),
     "shenango": ("rocksdb.sweep_command", "shenango", "Sweep: short requests beside an antagonist."),
     "shinjuku-shenango": ("rocksdb.sweep_command", "shinjuku_shenango", "Sweep: both."),
-    "report": ("rocksdb.report_command", "report", "Write the report of sweeps, one HTML page."),
+    "global-scalability": ("micro.scalability_command", "global_scalability", "How a global agent scales with CPUs."),
+    "costs": ("micro.costs_command", "command", "Switches, transactions, messages, in system calls."),
+    "simple-exp": ("micro.simple_command", "simple_exp", "Threads that nap, spin, and leave the enclave."),
+    "simple-cfs": ("micro.simple_command", "simple_cfs", "Nice values, and threads that start on one CPU."),
+    "simple-edf": ("micro.simple_command", "simple_edf", "Threads with deadlines in a table of hints."),
+    "report": ("report_command", "report", "Write the report of sweeps, one HTML page."),
 }
 
 _EXAMPLES = """\b

@@ -28,7 +28,7 @@ _COMMANDS = {
     "explain": ("record.explain", "Say why a task waited, from a recording."),
     "compare": ("record.compare", "Compare two recordings."),
     "bench": (".experiments.bench.command", "Compare schedulers on workloads."),
-    "experiment": (".experiments.command", "Run ghOSt's experiments: RocksDB, antagonist, sweeps."),
+    "experiment": (".experiments.command", "Run ghOSt's experiments and microbenchmarks."),
     "mcp": ("mcp.command", "Serve these commands as tools of the Model Context Protocol."),
     "fd": ("fd", "Pass an open descriptor to another process."),
     "policies": ("policies", "List the policies."),

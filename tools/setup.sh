@@ -58,7 +58,7 @@ echo "setup: Python packages into $VENV"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv --system-site-packages "$VENV"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[mcp,plot,top,test,dev,docs]'
 # The programs of experiments, for guests, which have no compiler.
-for programs in bench.programs rocksdb.programs races; do
+for programs in bench.programs micro.programs rocksdb.programs races; do
 	"$VENV/bin/python" -m "ghostbpf.experiments.$programs" ||
 		echo "setup: the programs of ${programs%.programs} are compiled when they run" >&2
 done

@@ -27,27 +27,41 @@ _NAME_WIDTH = 18
 _WHAT = {START: "did not start", STOP: "did not end as it should", LOST: "was ejected"}
 
 
+class ProgressLine:
+    """A line on stderr that the next one replaces; where stderr is no terminal, each stays."""
+
+    def __init__(self) -> None:
+        self._is_tty = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Show ``text``, in which control characters are escaped."""
+        line = printable(text)
+        if self._is_tty:
+            # Long lines would wrap, and a carriage return begins only the last row anew.
+            line = f"\r\033[K{line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]}"
+        click.echo(line, err=True, nl=not self._is_tty)
+
+    def end(self) -> None:
+        """Remove it."""
+        if self._is_tty:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
 class Printer(Observer):
     """Prints progress and failures on stderr, and each measurement, with ``as_json`` on stdout, and to ``journal``."""
 
     def __init__(self, plan: Plan, journal: Journal | None, *, as_json: bool) -> None:
         self._plan, self._journal, self._as_json = plan, journal, as_json
-        self._is_tty = sys.stderr.isatty()
+        self._progress = ProgressLine()
 
     def starts(self, number: int, workload: Workload, candidate: Candidate, left_s: float | None) -> None:
         where = f"round {number} of {self._plan.rounds}" if number else "warm-up"
         left = "" if left_s is None else f", {duration(left_s)} left"
-        line = printable(f"{where}: {workload.text} under {candidate.name}{left}")
-        if self._is_tty:
-            # Long lines would wrap, and a carriage return begins only the last row anew.
-            click.echo(f"\r\033[K{line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]}", err=True, nl=False)
-        else:
-            click.echo(line, err=True)
+        self._progress.show(f"{where}: {workload.text} under {candidate.name}{left}")
 
     def end(self) -> None:
         """Remove the line of progress."""
-        if self._is_tty:
-            click.echo("\r\033[K", err=True, nl=False)
+        self._progress.end()
 
     def measured(self, number: int, workload: Workload, candidate: Candidate, measurement: Measurement) -> None:
         if number:

@@ -115,6 +115,8 @@ format_option = click.option(
 @cpus_option
 @time_scale_option
 @format_option
+@click.option("--print-last", is_flag=True, help="Only the last stage, Total.")
+@click.option("--print-distribution", is_flag=True, help="Also the distribution of each stage.")
 @click.option("--print-ns", is_flag=True, help="Times in ns, not us.")
 @click.option("--print-get", is_flag=True, help="Also the stages of gets alone.")
 @click.option("--print-range", is_flag=True, help="Also the stages of range queries alone.")
@@ -128,6 +130,7 @@ def rocksdb(
     cpus: str | None,
     time_scale: str,
     print_format: str,
+    print_last: bool,
     print_ns: bool,
     print_get: bool,
     print_range: bool,
@@ -162,7 +165,15 @@ def rocksdb(
         return 0
     kinds = [kind for kind, wanted in (("get", print_get), ("range", print_range), ("all", True)) if wanted]
     unit = tables.NANOSECONDS if print_ns else tables.MICROSECONDS
-    click.echo(tables.rocksdb(measured["rocksdb"], kinds, unit, print_format), nl=False)
+    shown = tables.rocksdb(
+        measured["rocksdb"],
+        kinds,
+        unit,
+        print_format,
+        stages=tables.LAST if print_last else tables.STAGES,
+        with_distribution=options.print_distribution,
+    )
+    click.echo(shown, nl=False)
     notes = [scale_line(options.time_scale), *tables.notes(measured["rocksdb"], options.rate)]
     _say(notes, measured, print_format)
     return 0

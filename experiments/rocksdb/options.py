@@ -44,6 +44,7 @@ class RocksdbOptions(_Options):
     get_exponential_mean: int = 0
     nice: int = 0
     num_workers: int = 6
+    print_distribution: bool = False
     qos: int = 2
     range_duration: int = 5_000 * US
     range_entries: int = 5_000
@@ -70,6 +71,7 @@ class RocksdbOptions(_Options):
             "range_duration": round(self.range_duration * self.time_scale),
             "generator_slack": round(self.generator_slack * self.time_scale),
             "load_generator_cpu": placement.generator,
+            "print_distribution": int(self.print_distribution),
         }
         same = ("entries", "range_entries", "num_workers", "batch", "generator", "seed", "nice", "qos")
         for name in (*same, "experiment_duration", "discard_duration"):

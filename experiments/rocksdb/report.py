@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..bench.noise import LIMIT
@@ -35,71 +35,88 @@ tr.over td{color:#9a3412}code{font:13px ui-monospace,monospace;overflow-wrap:any
 _LAST = 0.9999
 
 
-def page(sweeps: Sequence[Results]) -> str:
-    """The page with all ``sweeps``."""
-    title = "ghostbpf: " + ", ".join(dict.fromkeys(results.run["sweep"] for results in sweeps))
-    parts = [part for results in sweeps for part in _sweep(results)]
+def page(sections: Sequence[tuple[str, str]]) -> str:
+    """The page with all ``sections``, each with the name of its experiment."""
+    title = "ghostbpf: " + ", ".join(dict.fromkeys(name for name, _ in sections))
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
             f"<h1>{html.escape(title)}</h1>",
-            *parts,
+            *(section for _, section in sections),
             "</body></html>\n",
         ]
     )
 
 
-def _sweep(results: Results) -> Iterator[str]:
+def sections(results: Results) -> Iterator[str]:
+    """The parts of the page for a sweep."""
     run = results.run
     measured = [name for name in run["candidates"] if results.of(name)]
-    yield f"<h2>{_text(run['sweep'])}</h2>"
+    yield f"<h2>{text(run['sweep'])}</h2>"
     yield _facts(results)
     if not measured:
         yield '<p class="bad">Nothing was measured.</p>'
         return
-    yield f"<h3>Saturation</h3><ul>{''.join(f'<li>{_text(line)}</li>' for line in saturation(results))}</ul>"
-    figures = "".join(f"<figure>{charts.svg(lines)}</figure>" for lines in _plots(results, measured))
-    yield f'<div class="plots">{figures}</div>'
+    yield f"<h3>Saturation</h3><ul>{''.join(f'<li>{text(line)}</li>' for line in saturation(results))}</ul>"
+    yield plots(_plots(results, measured))
     for name in measured:
-        yield f"<h3>{_text(name)}: {_text(run['candidates'][name])}</h3>"
+        yield f"<h3>{text(name)}: {text(run['candidates'][name])}</h3>"
         yield _table(results, name)
     yield "<details><summary>Options</summary>"
     for name, options in run["options"].items():
         for application, values in options.items():
             if values is not None:
-                lines = "<br>".join(map(_text, option_lines(values)))
-                yield f"<h3>{_text(name)}: {application}</h3><p><code>{lines}</code></p>"
+                lines = "<br>".join(map(text, option_lines(values)))
+                yield f"<h3>{text(name)}: {application}</h3><p><code>{lines}</code></p>"
     yield "</details>"
 
 
-def _text(text: object) -> str:
+def plots(drawn: Iterable[charts.Lines]) -> str:
+    """Plots side by side, as many as the page is wide."""
+    return f'<div class="plots">{"".join(f"<figure>{charts.svg(lines)}</figure>" for lines in drawn)}</div>'
+
+
+def text(text: object) -> str:
+    """Text for the page."""
     return html.escape(str(text))
 
 
 def _facts(results: Results) -> str:
     run = results.run
     cells = [cell for name in run["candidates"] for cell in results.of(name)]
-    noisy = sum(cell["noisy"] for cell in cells)
     late = max((cell["rocksdb"]["generator"]["lateness"].get("p99", 0) for cell in cells), default=0)
-    facts = {
-        "command": f"<code>{_text(run.get('command', '?'))}</code>",
-        "date": _text(run.get("date", "?")),
-        "kernel": _text(f"{run.get('kernel', '?')} ({run.get('machine', '?')})"),
-        "CPU": _text(f"{run.get('cpu_model', '?')}; CPUs {run['cpus']}"),
-        "time scale": _text(scale_line(run["time_scale"])),
+    found = {
+        "time scale": text(scale_line(run["time_scale"])),
         "cells": f"{len(cells)} of {len(run['plan'])}",
-        "noise": f"in {noisy} of {len(cells)} cells other processes used more than {LIMIT:g} CPU",
+        "noise": noise(cells),
         "load generator": f"sent 99 % of the requests within {time_in_words(late)} of their times, in the worst cell",
-        "version": _text(f"ghostbpf {run.get('version', '?')}"),
     }
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     failed = "".join(
-        f'<p class="bad">{_text(name)} failed at {row["throughput"]:,} requests/s: {_text(row["reason"])}</p>'
+        f'<p class="bad">{text(name)} failed at {row["throughput"]:,} requests/s: {text(row["reason"])}</p>'
         for name, row in results.failures.items()
     )
-    return f"<dl>{listed}</dl>{failed}"
+    return f"{facts(run, found)}{failed}"
+
+
+def noise(cells: Sequence[Mapping[str, Any]]) -> str:
+    """In how many cells other processes disturbed the measurement."""
+    noisy = sum(cell["noisy"] for cell in cells)
+    return f"in {noisy} of {len(cells)} cells other processes used more than {LIMIT:g} CPU"
+
+
+def facts(run: Mapping[str, Any], more: Mapping[str, str]) -> str:
+    """A list of where results come from, and ``more``."""
+    listed = {
+        "command": f"<code>{text(run.get('command', '?'))}</code>",
+        "date": text(run.get("date", "?")),
+        "kernel": text(f"{run.get('kernel', '?')} ({run.get('machine', '?')})"),
+        "CPU": text(f"{run.get('cpu_model', '?')}; CPUs {run['cpus']}"),
+        **more,
+        "version": text(f"ghostbpf {run.get('version', '?')}"),
+    }
+    return f"<dl>{''.join(f'<dt>{name}</dt><dd>{value}</dd>' for name, value in listed.items())}</dl>"
 
 
 def _plots(results: Results, names: Sequence[str]) -> Iterator[charts.Lines]:
@@ -173,10 +190,17 @@ def _table(results: Results, name: str) -> str:
             row.append("" if cell["antagonist"] is None else f"{tables.total_share(cell['antagonist']):.1%}")
         over = is_over(cell, scale)
         marks = ["saturated"] * over + ["noisy"] * cell["noisy"] + ["generator too slow"] * tables.is_short(rocksdb)
-        values = "".join(f"<td>{_text(value)}</td>" for value in [*row, ", ".join(marks)])
-        rows.append(f"<tr{' class=over' * over}>{values}</tr>")
+        rows.append(([*row, ", ".join(marks)], over))
+    return table(heads, rows)
+
+
+def table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]]) -> str:
+    """A table that scrolls; each row with whether it stands out."""
     head = "".join(f"<th>{name}</th>" for name in heads)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    lines = [
+        f"<tr{' class=over' * over}>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row, over in rows
+    ]
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _stage_time(stage: Mapping[str, Any], key: str) -> str:

@@ -50,24 +50,26 @@ def create(directory: Path, run: Mapping[str, Any]) -> Results:
 
 def resume(directory: Path, run: Mapping[str, Any]) -> Results:
     """The results in ``directory``, to be completed; raises GhostError if they are of another run."""
-    results = _of(journal.resume(directory / CELLS, run, _SAME, _check))
+    results = of(journal.resume(directory / CELLS, run, _SAME, check))
     results.failures.clear()  # they are tried again
     return results
 
 
 def read(directory: Path) -> Results:
     """The results in ``directory``; raises GhostError with the line that is not one."""
-    return _of(journal.read(directory / CELLS, _check))
+    return of(journal.read(directory / CELLS, check))
 
 
-def _of(kept: Journal) -> Results:
+def of(kept: Journal) -> Results:
+    """The results in a journal."""
     results = Results(kept)
     for row in kept.rows:
         _add(results, row)
     return results
 
 
-def _check(row: dict[str, Any]) -> None:
+def check(row: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError for a row that is none of a sweep."""
     if row["type"] == "run":
         if missing := [name for name in _SAME if name not in row]:
             raise ValueError(f"a sweep's first line has {', '.join(missing)}")
@@ -90,7 +92,7 @@ def _add(results: Results, row: dict[str, Any]) -> None:
 
 def add(results: Results, row: dict[str, Any]) -> None:
     """Add a cell or a failure, and write the files of its candidate anew; raises GhostError."""
-    _check(row)
+    check(row)
     _add(results, row)
     results.journal.append(row)
     try:

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...loaders.errors import GhostError
+from ...schedulers.cpuset import CpuSet
+from ..bench.plan import Candidate
 from ..bench.rounds import LOST, START, WORKLOAD
 from ..bench.running import Interrupted, interruption
+from ..candidates import Attached
+from ..journal import Row
 from ..other_scheduler import SchedulerLost
 from . import running, store
 from .store import Results
@@ -56,30 +60,34 @@ def measure(plan: Plan, results: Results, observer: Observer) -> int | None:
     return None
 
 
-def _measure(plan: Plan, cell: Cell) -> dict[str, Any]:
-    """The row of a cell, or that of a failure; raises Interrupted."""
+def _measure(plan: Plan, cell: Cell) -> Row:
+    def measured(scheduler: Attached) -> Row:
+        return running.measure(plan.rocksdb(cell), plan.antagonist(cell), scheduler, plan.placement)
+
+    row = attempt(plan.candidates[cell.candidate], plan.placement.enclave, measured)
+    return {"candidate": cell.candidate, "throughput": cell.throughput, **row}
+
+
+def attempt(candidate: Candidate, cpus: CpuSet, measured: Callable[[Attached], Row]) -> Row:
+    """What ``measured`` returns under ``candidate``, of type "cell", or why that failed, of type "failure".
+
+    Raises Interrupted.
+    """
     kind = START
     try:
-        with plan.candidates[cell.candidate].attached(plan.placement.enclave) as scheduler:
+        with candidate.attached(cpus) as scheduler:
             interruption()
             kind = WORKLOAD
             try:
-                measured = running.measure(plan.rocksdb(cell), plan.antagonist(cell), scheduler, plan.placement)
+                row = measured(scheduler)
             except GhostError:
                 scheduler.check()  # a scheduler that is gone is the reason of whatever failed
                 raise
     except GhostError as error:
         interruption()
         kind = LOST if isinstance(error, SchedulerLost) else kind
-        return {
-            "type": "failure",
-            "kind": kind,
-            "candidate": cell.candidate,
-            "throughput": cell.throughput,
-            "reason": str(error),
-            "hint": error.hint,
-        }
-    return {"type": "cell", "candidate": cell.candidate, "throughput": cell.throughput, **measured}
+        return {"type": "failure", "kind": kind, "reason": str(error), "hint": error.hint}
+    return {"type": "cell", **row}
 
 
 class _Clock:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -15,11 +14,12 @@ import click
 
 from ...loaders.errors import GhostError
 from ...tools.output import json_option, printable, with_remedy
-from ...tools.version import version
 from ..bench.command import check_kernel, parse_cpus
+from ..bench.report import ProgressLine
 from ..bench.report import duration as in_words
 from ..bench.rounds import LOST, START
 from ..other_scheduler import SchedulerLost
+from ..provenance import provenance
 from . import calibration, database, store, sweep, tables
 from .cli_options import (
     cpus_option,
@@ -139,7 +139,7 @@ def _run(
         check_kernel()
     database.prepare(path, base.entries, lambda line: click.echo(line, err=True))
     directory = output or Path(f"{one.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    results = (store.resume if resume else store.create)(directory, _header(plan))
+    results = (store.resume if resume else store.create)(directory, {**plan.as_json(), **provenance()})
     click.echo(f"results in {directory}", err=True)
     printer = _Printer(plan, as_json=as_json)
     with interruptible():
@@ -170,42 +170,19 @@ def _dry_run(plan: Plan) -> None:
     click.echo(f"{len(plan.cells)} cells, about {in_words(total)}")
 
 
-def _header(plan: Plan) -> dict[str, Any]:
-    return {
-        **plan.as_json(),
-        "version": version(),
-        "command": shlex.join(["ghostbpf", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "kernel": os.uname().release,
-        "machine": os.uname().machine,
-        "cpu_model": _cpu_model(),
-    }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith(("model name", "Model", "cpu model")):
-            return line.partition(":")[2].strip()
-    return os.uname().machine
-
-
 class _Printer(sweep.Observer):
     """Progress and failures on stderr; with ``as_json``, each row on stdout."""
 
     def __init__(self, plan: Plan, *, as_json: bool) -> None:
-        self._plan, self._as_json, self._is_tty = plan, as_json, sys.stderr.isatty()
+        self._plan, self._as_json, self._progress = plan, as_json, ProgressLine()
 
     def starts(self, number: int, cell: Cell, left_s: float) -> None:
         where = f"cell {number} of {len(self._plan.cells)}"
-        line = printable(f"{where}: {cell.candidate}, {cell.throughput:,} requests/s, {in_words(left_s)} left")
-        if self._is_tty:
-            line = f"\r\033[K{line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]}"
-        click.echo(line, err=True, nl=not self._is_tty)
+        self._progress.show(f"{where}: {cell.candidate}, {cell.throughput:,} requests/s, {in_words(left_s)} left")
 
     def end(self) -> None:
         """Remove the line of progress."""
-        if self._is_tty:
-            click.echo("\r\033[K", err=True, nl=False)
+        self._progress.end()
 
     def measured(self, cell: Cell, row: dict[str, Any]) -> None:
         if self._as_json:

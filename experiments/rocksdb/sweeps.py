@@ -172,11 +172,14 @@ def candidates(
 
 
 def _policy(text: str, sweep: Sweep, scale: float, cpus: CpuSet) -> Candidate:
-    """A policy with the options that the sweep wants, where it has them and ``text`` gives no others."""
+    slice_ = f"{round(sweep.slice_ns * scale)}ns" if sweep.slice_ns else "inf"
+    return tuned(text, {"slice": slice_, "spin": "yes", "agent-cpu": str(min(Placement.of(cpus).enclave))})
+
+
+def tuned(text: str, wanted: Mapping[str, str]) -> Candidate:
+    """The policy of ``text`` with the options ``wanted``, where it has them and ``text`` gives no others."""
     name, options = name_and_options(text)
     policy = from_file(name) if is_file(name) else find(name, POLICIES)
-    slice_ = f"{round(sweep.slice_ns * scale)}ns" if sweep.slice_ns else "inf"
-    wanted = {"slice": slice_, "spin": "yes", "agent-cpu": str(min(Placement.of(cpus).enclave))}
     for option in policy.options:
         if (value := wanted.get(option.name)) is None or option.name in options:
             continue

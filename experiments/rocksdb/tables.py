@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ STAGES = {
 }
 #: Kinds of requests, and how their tables are headed.
 KINDS = {"get": "Get", "range": "Range", "all": "All"}
+#: The last of them alone.
+LAST = {"total": STAGES["total"]}
 PRETTY, CSV = "pretty", "csv"
 
 _PERCENTILES = {"min": "Min", "p50": "50%", "p99": "99%", "p99.5": "99.5%", "p99.9": "99.9%", "max": "Max"}
@@ -46,18 +49,36 @@ def _row(name: str, stage: Stage, seconds: float, unit: Unit) -> list[str]:
     return [name, str(count), str(round(count / seconds)) if count else "-", *times]
 
 
-def rocksdb(result: Mapping[str, Any], kinds: Sequence[str], unit: Unit, form: str) -> str:
-    """The tables of ``kinds`` of requests, as ``form`` has it: PRETTY or CSV."""
+def rocksdb(
+    result: Mapping[str, Any],
+    kinds: Sequence[str],
+    unit: Unit,
+    form: str,
+    *,
+    stages: Mapping[str, str] = STAGES,
+    with_distribution: bool = False,
+) -> str:
+    """The tables of ``kinds`` of requests, as ``form`` has it: PRETTY or CSV; with a distribution after each stage."""
     seconds = result["generator"]["wanted_ns"] / 1e9
+    heads = [["", "Total", "", *_PERCENTILES.values()], ["Stage", "Requests", "req/s", *[f"({unit.name})"] * 6]]
     lines = ["Stats:"] if form == PRETTY else []
     for kind in kinds:
-        rows = stage_rows(result[kind], seconds, unit)
+        rows = [_row(name, result[kind][key], seconds, unit) for key, name in stages.items()]
         if form == CSV:
-            lines += [",".join([KINDS[kind], *row]) for row in rows]
-            continue
-        heads = [["", "Total", "", *_PERCENTILES.values()], ["Stage", "Requests", "req/s", *[f"({unit.name})"] * 6]]
-        lines += [f"{KINDS[kind]}:", *table(heads, rows)]
+            shown = [",".join([KINDS[kind], *row]) for row in rows]
+        else:
+            first, second, *shown = table(heads, rows)
+            lines += [f"{KINDS[kind]}:", first, second]
+        for line, key in zip(shown, stages, strict=True):
+            lines += [line, *(_distribution(result[kind][key], unit) if with_distribution else ())]
     return "\n".join(lines) + "\n"
+
+
+def _distribution(stage: Stage, unit: Unit) -> Iterator[str]:
+    """The time that each part of the requests took at most, as ``part:time``; the original prints all times."""
+    if stage["count"]:
+        points = " ".join(f"{part:.2%}:{round(ns / unit.ns)}" for part, ns in stage["distribution"])
+        yield from ("Distribution:", *textwrap.wrap(points, 79))
 
 
 def shares(threads: Sequence[Sequence[int]]) -> list[list[str]]:

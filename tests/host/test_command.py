@@ -30,6 +30,7 @@ COMMANDS = [
     ("bench",),
     ("experiment",),
     *(("experiment", name) for name in ("rocksdb", "antagonist", "centralized", "shinjuku", "shenango", "report")),
+    *(("experiment", name) for name in ("global-scalability", "costs", "simple-exp", "simple-cfs", "simple-edf")),
     ("record",),
     ("explain",),
     ("compare",),

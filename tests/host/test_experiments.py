@@ -77,6 +77,20 @@ def test_latency_standard_csv() -> None:
     assert shown[4] == "All,Total,1000,250,4,2000,3960,3980,3996,4000"
 
 
+@pytest.mark.parametrize("form", [tables.PRETTY, tables.CSV])
+def test_latency_print_last_and_distribution(form: str) -> None:
+    stages = {name: {**stage(1), "distribution": [[0.5, 500_000], [0.999, 999_000]]} for name in tables.STAGES}
+    text = tables.rocksdb(
+        result(stages), ["all"], tables.MICROSECONDS, form, stages=tables.LAST, with_distribution=True
+    )
+    *_, total, head, distribution = rows(text)
+    assert total.replace(",", " ").removeprefix("All ") == "Total 1000 250 1 500 990 995 999 1000"
+    assert (head, distribution) == ("Distribution:", "50.00%:500 99.90%:999")
+    assert "Ingress" not in text
+    empty = tables.rocksdb(NOTHING, ["all"], tables.MICROSECONDS, form, with_distribution=True)
+    assert "Distribution" not in empty
+
+
 def test_latency_empty_pretty_and_csv() -> None:
     assert (
         rows(tables.rocksdb(NOTHING, ["all"], tables.MICROSECONDS, tables.PRETTY))[4]
@@ -332,12 +346,15 @@ def cache(tmp_path: Path) -> tuple[str, Path]:
 
 
 def test_rocksdb_prints_stages_and_what_it_made(cache: tuple[str, Path]) -> None:
-    all_kinds = ("--range-query-ratio", 0.01, "--print-get", "--print-range")
+    all_kinds = ("--range-query-ratio", 0.01, "--print-get", "--print-range", "--print-distribution")
     short = ("--experiment-duration", "300ms", "--discard-duration", "0")
     done = experiment("rocksdb", *SMALL, *cache, *all_kinds, *short, "--throughput", "1k")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.endswith(":")] == ["Stats:", "Get:", "Range:", "All:"]
+    heads = [line for line in done.stdout.splitlines() if line.endswith(":") and line != "Distribution:"]
+    assert heads == ["Stats:", "Get:", "Range:", "All:"]
     assert "time scale 1: times are as given" in done.stdout
+    assert done.stdout.count("Distribution:\n2.00%:") >= 10, "five stages of gets, and of all"
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert "making a database of 3,000 entries" in done.stderr
 
 

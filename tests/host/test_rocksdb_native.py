@@ -10,6 +10,7 @@ import os
 import resource
 import statistics
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy
 import pytest
 from ghostbpf.experiments.rocksdb.programs import ANTAGONIST, ROCKSDB
+from ghostbpf.hints import Hints
 
 ENTRIES = 3000
 PERCENTILES = {"p50": 500, "p99": 990, "p99.5": 995, "p99.9": 999}
@@ -194,15 +196,26 @@ def test_discarded_requests_are_not_counted(path: Path) -> None:
 # ---- the antagonist: ghOSt's orchestrator_test and thread_pool_test ----
 
 
-@pytest.mark.parametrize("work_share", [0.1, 0.25])
+@pytest.fixture
+def unthrottled() -> Iterator[None]:
+    """Real-time tasks may use all of a CPU's time, and not 95 % of it."""
+    knob = Path("/proc/sys/kernel/sched_rt_runtime_us")
+    if os.geteuid():
+        pytest.skip("a real-time priority, so that other load does not matter, needs root")
+    before = knob.read_text()
+    knob.write_text("-1")
+    yield
+    knob.write_text(before)
+
+
+@pytest.mark.usefixtures("unthrottled")
+@pytest.mark.parametrize("work_share", [0.1, 0.25, *(pytest.param(n, marks=pytest.mark.soak) for n in (0.9, 1.0))])
 def test_antagonist_takes_its_share(work_share: float) -> None:
     words = ["run", "--work_share", work_share, "--experiment_duration", 1000 * MS, "--period", 5 * MS]
 
     def outrank_others() -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
-    if os.geteuid():
-        pytest.skip("a real-time priority, so that other load does not matter, needs root")
     done = subprocess.run(
         [ANTAGONIST.path(), *map(str, words)], input="go\n", capture_output=True, text=True, check=True,
         preexec_fn=outrank_others,
@@ -219,6 +232,44 @@ def test_launch(threads: int) -> None:
         [ANTAGONIST.path(), *map(str, words)], input="go\n", capture_output=True, text=True, check=True
     )
     assert len(json.loads(done.stdout.removeprefix("ready\n"))) == threads
+
+
+def started(*words: object) -> subprocess.Popen[str]:
+    """The antagonist, whose threads wait for a line."""
+    line = [ANTAGONIST.path(), "run", *map(str, words)]
+    child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def test_gtid(bpffs: Path) -> None:
+    Hints.create(bpffs / "hints", items=64, classes=8).close()
+    with (
+        Hints.open(bpffs / "hints") as table,
+        started("--num_threads", 8, "--hints", bpffs / "hints", "--experiment_duration", 20 * MS) as child,
+    ):
+        items = {item.tid for item in map(table.item, range(64)) if item is not None and item.tid}
+        assert items == {int(path.name) for path in Path(f"/proc/{child.pid}/task").iterdir()}
+        assert len(items) == 8 + 1, "each thread, and the main thread"
+        child.communicate("go\n")
+
+
+def test_trigger() -> None:
+    with started("--num_threads", 4, "--experiment_duration", 50 * MS) as child:
+        tasks = [path / "schedstat" for path in Path(f"/proc/{child.pid}/task").iterdir()]
+
+        def ran() -> list[int]:
+            return [int(path.read_text().split()[0]) for path in tasks]
+
+        # They sleep in a futex: once they are off their CPUs, nothing makes them run but the line.
+        while any(Path(path.parent, "syscall").read_text() == "running\n" for path in tasks):
+            pass
+        before = ran()
+        time.sleep(0.1)
+        assert ran() == before, "a thread ran before its trigger"
+        out, _ = child.communicate("go\n")
+        assert all(used > 0 for used, _ in json.loads(out))
 
 
 @pytest.fixture

@@ -31,12 +31,12 @@ void print_histogram(const struct histogram *h, bool with_distribution)
 	printf("}");
 }
 
-static void print_kind(const char *name, struct histogram *stages)
+static void print_kind(const struct service *s, const char *name, struct histogram *stages)
 {
 	printf("\"%s\": {", name);
 	for (unsigned stage = 0; stage < STAGES; stage++) {
 		printf("%s\"%s\": ", stage ? ", " : "", STAGE_NAMES[stage]);
-		print_histogram(&stages[stage], stage == TOTAL);
+		print_histogram(&stages[stage], s->prints_distribution || stage == TOTAL);
 	}
 	printf("}");
 }
@@ -51,14 +51,14 @@ void print_results(struct service *s)
 		for (unsigned n = 0; n < KINDS * STAGES; n++)
 			merge(histogram_of(s, 0, 0, n), histogram_of(s, shard, 0, n));
 	printf("{");
-	print_kind("get", histogram_of(s, 0, GET, 0));
+	print_kind(s, "get", histogram_of(s, 0, GET, 0));
 	printf(", ");
-	print_kind("range", histogram_of(s, 0, RANGE, 0));
+	print_kind(s, "range", histogram_of(s, 0, RANGE, 0));
 	all = histogram_of(s, 0, GET, 0);
 	for (unsigned n = 0; n < STAGES; n++)
 		merge(&all[n], histogram_of(s, 0, RANGE, n));
 	printf(", ");
-	print_kind("all", all);
+	print_kind(s, "all", all);
 	printf(", \"generator\": {\"sent\": %" PRIu64 ", \"dropped\": %" PRIu64 ", \"cpu_ns\": %" PRIu64, load->sent,
 	       load->dropped, load->cpu_ns);
 	printf(", \"wanted_ns\": %" PRIu64 ", \"reached_ns\": %" PRIu64 ", \"lateness\": ",

@@ -83,6 +83,7 @@ static const struct option OPTIONS[] = {
 	{"nice", required_argument, 0, 'n'},
 	{"hints", required_argument, 0, 'h'},
 	{"qos", required_argument, 0, 'q'},
+	{"print_distribution", required_argument, 0, 'p'},
 	{0},
 };
 
@@ -131,6 +132,7 @@ static void parse(int argc, char **argv, struct setting *setting, struct service
 		case 's': load->seed = number(name, optarg, 0, 1e15); break;
 		case 'n': s->nice = number(name, optarg, -20, 19); break;
 		case 'h': setting->hints = optarg; break;
+		case 'p': s->prints_distribution = number(name, optarg, 0, 1); break;
 		case 'q': setting->qos = number(name, optarg, 0, 1000); break;
 		default: exit(2);
 		}

@@ -34,6 +34,7 @@ struct service {
 	/* Requests that have ended, the measured and the others; missing entries of the database. */
 	_Atomic uint64_t ended, missing;
 	uint64_t unfinished;
+	bool prints_distribution; /* of each stage, and not of the total alone */
 };
 
 void service_start(struct service *service);
