@@ -130,5 +130,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf examples/tickets-* experiments/bench/native/loads-* experiments/rocksdb/native/rocksdb-* experiments/rocksdb/native/antagonist-* $(VENV) .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	rm -rf experiments/bench/native/loads-* experiments/micro/native/micro-* experiments/rocksdb/native/rocksdb-* experiments/rocksdb/native/antagonist-* $(VENV) .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf examples/tickets-* experiments/bench/native/loads-* experiments/bench/native/memcached-load-* experiments/bench/native/keep_policy-* experiments/micro/native/micro-* experiments/rocksdb/native/rocksdb-* experiments/rocksdb/native/antagonist-* $(VENV) .typing build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -15,6 +15,7 @@ from ..loaders import cache
 from ..loaders.errors import GhostError
 
 _FLAGS = ("-O2", "-pthread")
+_SHARED = ("-shared", "-fPIC")
 
 
 def find(name: str, package: str) -> str:
@@ -28,7 +29,8 @@ def find(name: str, package: str) -> str:
 class Program:
     """``name``, made of ``sources``, which are in one directory, and of ``headers``, linked to ``libraries``.
 
-    Linked statically, it needs ``static_libraries`` too. ``needs`` is a file, and the Debian package that has it.
+    Linked statically, it needs ``static_libraries`` too. ``needs`` is a file, and the Debian package that has it. One
+    that ``is_preloaded`` is a shared object, which needs nothing but the C library.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Program:
     libraries: tuple[str, ...] = ()
     static_libraries: tuple[str, ...] = ()
     needs: tuple[Path, str] | None = None
+    is_preloaded: bool = False
 
     def path(self) -> Path:
         """The program; it is compiled if there is none of these sources. Raises GhostError."""
@@ -53,7 +56,7 @@ class Program:
         """
         for old in self.sources[0].parent.glob(f"{self.name}-*"):
             old.unlink()
-        self._compile(self._beside(), "-static", *self.static_libraries)
+        self._compile(self._beside(), *(() if self.is_preloaded else ("-static", *self.static_libraries)))
         return self._beside()
 
     def _beside(self) -> Path:
@@ -85,7 +88,14 @@ class Program:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryDirectory(dir=path.parent) as directory:
                 target = Path(directory, path.name)
-                command = [compiler, *_FLAGS, "-o", str(target), *map(str, self.sources)]
+                command = [
+                    compiler,
+                    *_FLAGS,
+                    *(_SHARED if self.is_preloaded else ()),
+                    "-o",
+                    str(target),
+                    *map(str, self.sources),
+                ]
                 command += [*self.libraries, *flags]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:

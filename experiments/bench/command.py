@@ -38,8 +38,7 @@ Workloads, each with options, such as wakeup:m=2,t=16,r=10:
 {_LIST}
   NAME=CMD        the time that your own command takes
 
-cyclictest is left out: its measuring thread leaves SCHED_EXT, so that it would measure the fair class under every
-policy. wakeup measures the same.
+The threads of cyclictest would leave SCHED_EXT, and measure the fair class under every policy: they are kept in it.
 
 \b
 Examples:

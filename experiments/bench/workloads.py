@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,66 @@ def _threads(text: str, values: Mapping[str, str]) -> Workload:
     return Workload(text, 2, command, metrics)
 
 
+def _memcached(text: str, values: Mapping[str, str]) -> Workload:
+    def command(cpus: int) -> list[str]:
+        threads = str(cpus) if values["t"] == "cpus" else values["t"]
+        given = {"rate": values["rate"], "seconds": values["r"], "connections": values["c"], "threads": threads}
+        server = find("memcached", "memcached")
+        options = [word for name, value in given.items() for word in (f"--{name}", value)]
+        return [str(programs.memcached_load()), *options, server, "socket"]
+
+    def metrics(result: Result) -> list[Metric]:
+        report = _json(result)
+        if report["dropped"] or report["lateness"]["p50"] > report["latency"]["p50"] / 2:
+            raise GhostError(
+                f"the load of {values['rate']} requests/s could not be made: {report['dropped']} were dropped, "
+                f"and half were late by {report['lateness']['p50'] / 1e3:,.0f} us or more",
+                hint="a lower rate, for example rate=1000",
+            )
+        latencies = [Metric(name, "us", report["latency"][name] / 1e3) for name in ("p50", "p90", "p99", "p99.9")]
+        return [*latencies, Metric("replies", "1/s", report["replies_per_s"], HIGHER)]
+
+    return Workload(text, float(values["r"]) + 1, command, metrics)
+
+
+def _cyclictest(text: str, values: Mapping[str, str]) -> Workload:
+    def command(cpus: int) -> list[str]:
+        threads = str(cpus) if values["t"] == "cpus" else values["t"]
+        options = ["--quiet", "--policy=other", f"--threads={threads}", f"--interval={values['i']}"]
+        options += [f"--loops={values['l']}", f"--histogram={_LONGEST_US}", "--histfile=/dev/null", "--json=latencies"]
+        preload = f"LD_PRELOAD={programs.keep_policy()}"
+        return ["env", preload, find("cyclictest", "rt-tests"), *options]
+
+    def metrics(result: Result) -> list[Metric]:
+        try:
+            threads = json.loads((result.directory / "latencies").read_text(encoding="utf-8"))["thread"].values()
+            counts: Counter[int] = Counter()
+            for thread in threads:
+                own = {int(us): count for us, count in thread["histogram"].items()}
+                counts.update(own)
+                counts[thread["max"]] += thread["cycles"] - sum(own.values())  # longer than the histogram
+        except (OSError, ValueError, KeyError):
+            raise GhostError(f"it printed no figures: {result.output.strip()[-200:]}") from None
+        return [Metric(f"wakeup {name}", "us", _nearest(counts, part)) for name, part in _QUANTILES.items()]
+
+    return Workload(text, float(values["i"]) * float(values["l"]) / 1e6 + 0.5, command, metrics)
+
+
+#: Of cyclictest's histogram, in microseconds: the most that it takes.
+_LONGEST_US = 1_000_000
+_QUANTILES = {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999}
+
+
+def _nearest(counts: Mapping[int, int], per_mille: int) -> float:
+    """The smallest value such that ``per_mille`` of all are at or below it."""
+    rank, seen = -(-sum(counts.values()) * per_mille // 1000), 0
+    for value in sorted(counts):
+        seen += counts[value]
+        if seen >= rank:
+            return float(value)
+    return 0.0
+
+
 def _json(result: Result) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(result.output)
@@ -240,6 +301,15 @@ KINDS: Mapping[str, Kind] = {
         {"m": "1", "t": "cpus", "r": "5", "n": "5", "F": "256"},
         _wakeup,
         frozenset({"r"}),
+    ),
+    "memcached": Kind(
+        "memcached under an open-loop load: latency",
+        {"rate": "20000", "c": "8", "t": "cpus", "r": "5"},
+        _memcached,
+        frozenset({"r", "rate"}),
+    ),
+    "cyclictest": Kind(
+        "cyclictest of rt-tests: wakeups of timers", {"t": "cpus", "i": "1000", "l": "5000"}, _cyclictest
     ),
     "threads": Kind("threads that all wake at once", {"threads": "1000", "bursts": "100"}, _threads),
     "compile": Kind("a C compiler on 16 files", {"files": str(_C_FILES), "jobs": "cpus"}, _compile),
