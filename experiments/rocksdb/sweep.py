@@ -48,7 +48,7 @@ def measure(plan: Plan, results: Results, observer: Observer) -> int | None:
             left = [one for one in todo[number:] if one.candidate not in results.failures]
             observer.starts(plan.cells.index(cell) + 1, cell, clock.left_s(left))
             began = time.monotonic()
-            row = _measure(plan, cell)
+            row = measure_cell(plan, cell)
             store.add(results, row)
             if row["type"] == "failure":
                 observer.failed(row)
@@ -60,7 +60,9 @@ def measure(plan: Plan, results: Results, observer: Observer) -> int | None:
     return None
 
 
-def _measure(plan: Plan, cell: Cell) -> Row:
+def measure_cell(plan: Plan, cell: Cell) -> Row:
+    """The row of a cell, or that of a failure; raises Interrupted."""
+
     def measured(scheduler: Attached) -> Row:
         return running.measure(plan.rocksdb(cell), plan.antagonist(cell), scheduler, plan.placement)
 

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..bench.command import check_kernel, parse_cpus
 from ..bench.report import ProgressLine
 from ..bench.report import duration as in_words
 from ..bench.rounds import LOST, START
+from ..journal import Row
 from ..other_scheduler import SchedulerLost
 from ..provenance import provenance
 from . import calibration, database, store, sweep, tables
@@ -35,10 +37,12 @@ from .cli_options import (
     time_scale_option,
     wait_option,
 )
+from .one_cell import request
 from .options import EEVDF, GHOST, RocksdbOptions
 from .store import Results, saturation
 from .sweeps import SWEEPS, Cell, Plan, Sweep, candidates, cells, parse_throughputs
 
+_LOCAL = "local"
 _EPILOG = """\b
 Examples:
   ghostbpf experiment NAME eevdf --dry-run
@@ -46,6 +50,7 @@ Examples:
   sudo ghostbpf experiment NAME ghost --policy sol --policy edf
   ghostbpf experiment NAME eevdf --throughputs 10k-40k/10k,50k
   ghostbpf experiment NAME eevdf --output mine --resume
+  ghostbpf experiment NAME eevdf --executor dask:10.0.0.1:8786
   ghostbpf experiment report mine
 
 \b
@@ -78,6 +83,13 @@ def _command(one: Sweep) -> click.Command:
     @range_entries_option
     @cpus_option
     @time_scale_option
+    @click.option(
+        "--executor",
+        metavar="local|dask:ADDRESS",
+        default="local",
+        show_default=True,
+        help="What measures cells: this machine, or the workers of a Dask cluster.",
+    )
     @click.option("--dry-run", is_flag=True, help="Print what would be measured, and how long it takes.")
     @json_option
     def command(**values: Any) -> int:
@@ -107,6 +119,7 @@ def _run(
     generator: str | None,
     cpus: str | None,
     time_scale: str,
+    executor: str,
     dry_run: bool,
     as_json: bool,
     **values: Any,
@@ -119,6 +132,9 @@ def _run(
         raise click.BadParameter(f"the database has {values['entries']} entries", param_hint="--range-entries")
     if wait_type == "table" and EEVDF in scheduler:
         raise click.BadParameter("table is for ghost: EEVDF reads no hints", param_hint="--wait-type")
+    kind, _, address = executor.partition(":")
+    if executor != _LOCAL and (kind != "dask" or not address):
+        raise click.BadParameter(f'"{executor}" is neither local nor dask:ADDRESS', param_hint="--executor")
     chosen = parse_cpus(cpus)
     path = rocksdb_db_path or database.default_path(values["entries"])
     if resume and output is not None and time_scale == calibration.AUTO and (output / store.CELLS).exists():
@@ -135,15 +151,19 @@ def _run(
     if dry_run:
         _dry_run(plan)
         return 0
-    if GHOST in scheduler:
-        check_kernel()
-    database.prepare(path, base.entries, lambda line: click.echo(line, err=True))
+    measure: Callable[[Plan, Results, sweep.Observer], int | None] = sweep.measure
+    if address:
+        measure = _on_cluster(address, request(plan, scheduler, policies))
+    else:
+        if GHOST in scheduler:
+            check_kernel()
+        database.prepare(path, base.entries, lambda line: click.echo(line, err=True))
     directory = output or Path(f"{one.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     results = (store.resume if resume else store.create)(directory, {**plan.as_json(), **provenance()})
     click.echo(f"results in {directory}", err=True)
     printer = _Printer(plan, as_json=as_json)
     with interruptible():
-        number = sweep.measure(plan, results, printer)
+        number = measure(plan, results, printer)
         printer.end()
         if not as_json:
             click.echo(summary(results), nl=False)
@@ -155,6 +175,14 @@ def _run(
     if any(failure["kind"] == LOST for failure in results.failures.values()):
         return SchedulerLost.exit_status
     return int(bool(results.failures))
+
+
+def _on_cluster(address: str, what: Row) -> Callable[[Plan, Results, sweep.Observer], int | None]:
+    try:
+        from . import cluster
+    except ImportError:
+        raise GhostError("--executor dask needs Dask", hint="pip install 'ghostbpf[dask]'") from None
+    return lambda plan, results, observer: cluster.measure(plan, what, results, observer, address)
 
 
 def _dry_run(plan: Plan) -> None:
