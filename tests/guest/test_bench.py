@@ -86,7 +86,7 @@ def test_interrupted_bench_prints_what_it_has_measured() -> None:
 def test_each_workload_that_needs_no_compiler_has_its_figures_under_a_policy() -> None:
     small = [f"stress-{name}" for name in ("switch:ops=500", "yield:seconds=1", "context:ops=50", "futex:ops=500")]
     small += ["stress-fork:ops=20", "stress-pthread:ops=50", "threads:threads=100,bursts=2", "wakeup:r=1,n=1,F=16"]
-    small += ["hackbench:groups=1,loops=10", "messaging:groups=1,loops=10"]
+    small += ["hackbench:groups=1,loops=10", "messaging:groups=1,loops=10", "cyclictest:t=2,i=20000,l=40"]
     done = start("bench", *small, "--policy", "biff", "--cpus", "1-3", "--rounds", 1, "--json").wait(timeout=1200)
     assert done.status == 0, done.err
     measured = {row["workload"] for row in rows(done, "measurement") if row["candidate"] == "biff"}
