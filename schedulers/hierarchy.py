@@ -23,10 +23,7 @@ policy = "idle"             # has the CPUs that no child wants; need not be name
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from typing import Any
 from ..loaders.errors import GhostError
 from .cpuset import CpuListError, CpuSet
 from .policy import OptionError, Policy, PolicyOptions, duration_ns, find
+from .toml_file import FileError, TomlFile
 
 #: The kinds of arbiters; their places are the values of enum arbiter_kind.
 ARBITERS = ("roci", "prov")
@@ -57,21 +55,11 @@ _CHILD_KEYS = (
     "poke-threshold",
     "child",
 )
-_HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
-_KEY = re.compile(r'\s*"?([\w-]+)"?\s*=')
-_LAST_STEP = re.compile(r"(\.?[^.\[\]]+|\[\d+\])$")
 _ROOT_KEYS = ("arbiter", "cpus", "child")
 
 
-class TreeError(GhostError):
-    """The tree in file ``path`` is wrong at ``key``, in ``line`` (0: unknown), for ``reason``."""
-
-    exit_status = 2
-
-    def __init__(self, path: str, key: str, reason: str, hint: str | None = None, *, line: int = 0):
-        where = f"{path}:{line}" if line else path
-        super().__init__(f"{where}: {key}: {reason}" if key else f"{where}: {reason}", hint=hint)
-        self.path, self.key, self.reason, self.line = path, key, reason, line
+class TreeError(FileError):
+    """A file with a tree is wrong."""
 
 
 @dataclass(frozen=True)
@@ -127,45 +115,19 @@ def is_file(name: str) -> bool:
 
 def read(path: str, policies: Mapping[str, Policy]) -> TreeConfig:
     """The tree in file ``path``; raises TreeError, which names the key."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        document = tomllib.loads(text)
-    except OSError as error:
-        raise TreeError(path, "", error.strerror or str(error)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TreeError(path, "", str(error)) from None
-    except RecursionError:
-        raise TreeError(path, "", "its tables and lists are nested too deep") from None
-    return _Reader(path, policies, _lines(text)).tree(document)
-
-
-def _lines(text: str) -> dict[str, int]:
-    """The lines of headers and keys in TOML ``text``, by their path as in errors, without those in inline tables."""
-    found: dict[str, int] = {}
-    arrays: Counter[str] = Counter()
-    table = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            table, names = "", header[2].split(".")
-            for level, name in enumerate(names, 1):
-                array = table + name
-                arrays[array] += header[1] == "[[" and level == len(names)
-                table = f"{array}[{arrays[array] - 1}]." if arrays[array] else f"{array}."
-            found[table.removesuffix(".")] = number
-        elif key := _KEY.match(line):
-            found.setdefault(table + key[1], number)
-    return found
+    return _Reader(TomlFile(path, TreeError), policies).tree()
 
 
 class _Reader:
     """Checks the document of one file."""
 
-    def __init__(self, path: str, policies: Mapping[str, Policy], lines: Mapping[str, int]) -> None:
-        self._path, self._policies, self._lines = path, policies, lines
+    def __init__(self, file: TomlFile, policies: Mapping[str, Policy]) -> None:
+        self._file, self._policies, self._error = file, policies, file.error
         self._tree_cpus: CpuSet | None = None
 
-    def tree(self, document: Mapping[str, Any]) -> TreeConfig:
-        self._check_keys(document, _ROOT_KEYS, "")
+    def tree(self) -> TreeConfig:
+        document = self._file.document
+        self._file.check_keys(document, _ROOT_KEYS, "")
         if "cpus" in document:
             self._tree_cpus = self._cpus(document, "cpus")
         root = Node("root", arbiter=self._arbiter(document, ""), children=self._children(document, "", is_root=True))
@@ -196,7 +158,7 @@ class _Reader:
         return tuple(nodes)
 
     def _node(self, table: Mapping[str, Any], at: str) -> Node:
-        self._check_keys(table, _CHILD_KEYS, at)
+        self._file.check_keys(table, _CHILD_KEYS, at)
         if ("policy" in table) == ("arbiter" in table):
             raise self._error(at.rstrip("."), "a child has either a policy or an arbiter")
         name = table.get("name", table.get("policy", table.get("arbiter")))
@@ -276,14 +238,3 @@ class _Reader:
         if key in table and (type(value) is not int or not least <= value <= most):
             raise self._error(f"{at}{key}", f"not a number from {least} to {most}")
         return int(value)
-
-    def _check_keys(self, table: Mapping[str, Any], known: Sequence[str], at: str) -> None:
-        for key in table:
-            if key not in known:
-                raise self._error(f"{at}{key}", "there is no such key", f"choose from: {', '.join(known)}")
-
-    def _error(self, key: str, reason: str, hint: str | None = None) -> TreeError:
-        known = key
-        while known and known not in self._lines:
-            known = _LAST_STEP.sub("", known)
-        return TreeError(self._path, key, reason, hint, line=self._lines.get(known, 0))
