@@ -119,6 +119,11 @@ class EnclaveView:
         return not self._record.unlimited and limits.are_applied()
 
     @property
+    def ignores_cgroup_limits(self) -> bool:
+        """Whether it was told not to apply the limits of cgroups; a kernel may be unable to apply them."""
+        return bool(self._record.unlimited)
+
+    @property
     def policy(self) -> str:
         """The name of its live policy, also if the built-in FIFO has replaced it; see ``fallback``."""
         return text(self._record.policy[self.live_bank])

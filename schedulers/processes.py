@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -66,13 +66,18 @@ class Rule:
     """A rule that selects tasks: for each kind that is given, a task must match one of the values.
 
     ``comms`` are globs of process names; ``cgroups`` are directories and include the cgroups below; ``uids`` are
-    effective; ``parents`` select all descendants.
+    effective; ``parents`` select all descendants. Tasks that one of the rules ``but_not`` selects do not match.
     """
 
     comms: tuple[str, ...] = ()
     cgroups: tuple[str, ...] = ()
     uids: frozenset[int] = frozenset()
     parents: frozenset[int] = frozenset()
+    but_not: tuple[Rule, ...] = ()
+
+    def without(self, rules: tuple[Rule, ...]) -> Rule:
+        """The same rule for tasks that none of ``rules`` selects."""
+        return replace(self, but_not=rules)
 
     def fits(self, task: ProcTask, candidates: Container[int] | None = None) -> bool:
         """Whether ``task`` matches; OSError if it has ended.
@@ -87,6 +92,7 @@ class Rule:
             and (not self.cgroups or candidates is None or task.tid in candidates)
             and (not self.parents or any(pid in self.parents for pid in task.ancestors))
             and is_movable(task.tid)
+            and not any(rule.fits(task) for rule in self.but_not)
         )
 
     def candidates(self) -> set[int]:

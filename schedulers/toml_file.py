@@ -34,13 +34,13 @@ class FileError(GhostError):
 
 
 class TomlFile:
-    """The ``document`` in file ``path``; what is wrong with it is a ``kind`` of FileError. Raises that."""
+    """The ``document`` in file ``path``, or in its ``text`` if that is given; raises a ``kind`` of FileError."""
 
-    def __init__(self, path: str, kind: type[FileError] = FileError) -> None:
+    def __init__(self, path: str, kind: type[FileError] = FileError, text: str | None = None) -> None:
         self.path, self._kind = path, kind
         try:
-            text = Path(path).read_text()
-            self.document: dict[str, Any] = tomllib.loads(text)
+            self.text = Path(path).read_text(encoding="utf-8") if text is None else text
+            self.document: dict[str, Any] = tomllib.loads(self.text)
         except OSError as error:
             raise kind(path, "", error.strerror or str(error)) from None
         except UnicodeDecodeError as error:
@@ -50,7 +50,9 @@ class TomlFile:
             raise kind(
                 path, "", place["reason"] if place else str(error), line=int(place["line"]) if place else 0
             ) from None
-        self._lines = _lines(text)
+        except RecursionError:
+            raise kind(path, "", "its tables and lists are nested too deep") from None
+        self._lines = _lines(self.text)
 
     def error(self, key: str, reason: str, hint: str | None = None) -> FileError:
         """The error at ``key``, a path such as "child[0].options.slice"; its line, or that of what it is in."""
