@@ -18,6 +18,7 @@ from .group import NamedGroup
 _COMMANDS = {
     "run": ("run", "Schedule a command, or the tasks you add, by a policy."),
     "enclave": ("enclave", "Show enclaves, and change them."),
+    "apply": ("service.command", "Make the enclaves that a file describes."),
     "top": ("top.command", "Show enclaves, CPUs and tasks, live, on a screen or once."),
     "status": ("top.status", "Say in words what runs, and whether all is well."),
     "metrics": ("metrics.command", "Export metrics: for Prometheus, node_exporter and scx's tools."),

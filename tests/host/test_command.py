@@ -23,6 +23,7 @@ COMMANDS = [
     ("enclave",),
     ("hints",),
     *(("enclave", name) for name in ("ls", "show", "add", "rm", "destroy", "swap", "resize", "watch", "auto-join")),
+    ("apply",),
     ("top",),
     ("status",),
     ("metrics",),

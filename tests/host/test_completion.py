@@ -46,7 +46,7 @@ def _script(command: Path, shell: str) -> Path:
         (("ghostbpf", "enc"), ["enclave"]),
         (("ghostbpf", "enclave", "d"), ["destroy"]),
         (("ghostbpf", "metrics", "--s"), ["--scx-stats"]),
-        (("ghostbpf", "mcp", "--a"), ["--allow-changes"]),
+        (("ghostbpf", "apply", "--pr"), ["--profile", "--prune"]),
         (("ghostbpf", "run", "bi"), ["biff"]),
         (("ghostbpf", "run", "biff", "--sl"), ["--slice"]),
         (("ghostbpf", "trace", "runql"), ["runqlat", "runqlen"]),

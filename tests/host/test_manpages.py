@@ -53,7 +53,7 @@ def test_each_command_policy_and_tool_has_a_page(pages: dict[str, Path]) -> None
             "compare",
             "bench",
             "metrics",
-            "mcp",
+            "apply",
             "fd",
             "new",
             "vm",
