@@ -19,6 +19,7 @@ _COMMANDS = {
     "run": ("run", "Schedule a command, or the tasks you add, by a policy."),
     "enclave": ("enclave", "Show enclaves, and change them."),
     "apply": ("service.command", "Make the enclaves that a file describes."),
+    "service": ("service.service", "Keep the enclaves that a file describes, until it is stopped."),
     "top": ("top.command", "Show enclaves, CPUs and tasks, live, on a screen or once."),
     "status": ("top.status", "Say in words what runs, and whether all is well."),
     "metrics": ("metrics.command", "Export metrics: for Prometheus, node_exporter and scx's tools."),

@@ -24,6 +24,7 @@ COMMANDS = [
     ("hints",),
     *(("enclave", name) for name in ("ls", "show", "add", "rm", "destroy", "swap", "resize", "watch", "auto-join")),
     ("apply",),
+    ("service",),
     ("top",),
     ("status",),
     ("metrics",),

@@ -47,6 +47,7 @@ def _script(command: Path, shell: str) -> Path:
         (("ghostbpf", "enclave", "d"), ["destroy"]),
         (("ghostbpf", "metrics", "--s"), ["--scx-stats"]),
         (("ghostbpf", "apply", "--pr"), ["--profile", "--prune"]),
+        (("ghostbpf", "mcp", "--a"), ["--allow-changes"]),
         (("ghostbpf", "run", "bi"), ["biff"]),
         (("ghostbpf", "run", "biff", "--sl"), ["--slice"]),
         (("ghostbpf", "trace", "runql"), ["runqlat", "runqlen"]),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -289,7 +290,7 @@ def ghostbpf(*arguments: str, directory: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.mark.parametrize("command", ["apply"])
+@pytest.mark.parametrize("command", ["apply", "service"])
 def test_command_refuses_a_wrong_file_with_status_2(file: Path, command: str) -> None:
     file.write_text(f"{ONE}policies = 3\n")
     done = ghostbpf(command, str(file), directory=file.parent)
@@ -298,3 +299,14 @@ def test_command_refuses_a_wrong_file_with_status_2(file: Path, command: str) ->
         f"error: {file}:4: enclave.1.policies: there is no such key",
         "  try: did you mean policy?",
     ]
+
+
+@pytest.mark.skipif(Path("/sys/kernel/sched_ext").exists(), reason="this kernel has sched_ext")
+def test_service_that_cannot_begin_says_why_and_ends(file: Path) -> None:
+    file.write_text(ONE)
+    done = ghostbpf("service", "--json", str(file), directory=file.parent)
+    assert done.returncode == 1
+    (event,) = (json.loads(line) for line in done.stdout.splitlines())
+    assert event["event"] == "error"
+    assert event["text"].startswith(f"{file} cannot be applied\nerror: ")
+    assert "has no sched_ext" in event["text"]

@@ -43,7 +43,7 @@ class Applied:
     def load(cls, enclave: EnclaveView) -> Self | None:
         """What ``enclave`` was given; None if that is unknown."""
         with contextlib.suppress(OSError, ValueError, TypeError):
-            found = cls(**json.loads(_path(enclave.id).read_text()))
+            found = cls(**json.loads(_path(enclave.id).read_text(encoding="utf-8")))
             if (found.created_ns, found.swaps) == (enclave.created_ns, enclave.swaps):
                 return found
         return None
@@ -55,14 +55,14 @@ class Applied:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps(asdict(record)))
+            part.write_text(json.dumps(asdict(record)), encoding="utf-8")
             part.replace(path)
         except OSError as error:
             raise GhostError(f"cannot write {path}: {error.strerror}", hint="run it with sudo") from None
 
 
 def run_directory() -> Path:
-    """Where ``apply`` keeps what ends with the boot; in a unit, systemd names it."""
+    """Where the service and ``apply`` keep what ends with the boot; in a unit, systemd names it."""
     return Path(os.environ.get("RUNTIME_DIRECTORY") or "/run/ghostbpf")
 
 

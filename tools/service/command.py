@@ -58,7 +58,8 @@ def command(
     """Make the enclaves that the TOML FILE describes, and show what differs.
 
     Enclaves that exist are changed while their tasks run, and what is as in FILE is left alone. If a change fails,
-    those before it are undone. Agents stay when the command has ended. Tasks join by the rules of FILE once.
+    those before it are undone. Agents stay when the command has ended. Tasks join by the rules of FILE once;
+    `ghostbpf service` goes on.
     """
     config = read(file, sys.stdin.read() if stdin else None)
     wanted, found = config.under(profile), plan.live()

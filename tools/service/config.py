@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of ``ghostbpf apply``.
+"""The file of ``ghostbpf apply`` and ``ghostbpf service``.
 
 [enclave.1]                     # by its id, as in ghostbpf enclave ls
 cpus = "2-3"

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import click
 
 from ...schedulers.cpuset import CpuSet
 from ..caveats import counted
 from ..output import human_ns, json_option, printable
+from ..service import state
 from . import sample
 from .document import document
 from .frame import EnclaveRow, Frame, between
@@ -33,15 +35,18 @@ core needs attention, or the core cannot be read.
 def command(as_json: bool) -> int:
     """Say what runs: enclaves, policies, agents, CPUs, whether all is well, and the last ejection.
 
-    --json prints the document of `ghostbpf top --once --json`, without rates.
+    --json prints the document of `ghostbpf top --once --json`, without rates, and the service that runs.
     """
-    frame = between(None, sample.read())
+    frame, service = between(None, sample.read()), state.read()
     if as_json:
-        click.echo(json.dumps(document(frame, frame.tasks)))
+        click.echo(
+            json.dumps({**document(frame, frame.tasks), "service": None if service is None else asdict(service)})
+        )
     elif frame.error is not None:
         raise frame.error
     else:
-        click.echo("\n".join(map(printable, lines(frame))))
+        managed = [] if service is None else [f"service, process {service.pid}, {service.file}: {service.status}"]
+        click.echo("\n".join(map(printable, [*lines(frame), *managed])))
     is_well = frame.state in ("attached", "detached") and all(verdict(row).is_well for row in frame.enclaves)
     return 0 if is_well else 1
 
