@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of ``ghostbpf service`` that need no kernel with sched_ext."""
+"""The parts of ``ghostbpf service`` that need no kernel with sched_ext, and its unit."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from ghostbpf.tools.service.config import Conditions, Profile
 from ghostbpf.tools.service.notify import Notifier
 from ghostbpf.tools.service.profiles import CpuLoad, ProfileChooser, holds, process_names
 from ghostbpf.tools.service.state import ServiceRuns, ServiceState, StateFile
+
+UNIT = Path(__file__).parents[2] / "packaging" / "ghostbpf.service"
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze (apt: systemd)")
 
 BUSY = Profile("busy", Conditions(load_above=0.8, for_s=10), {})
 PLAYS = Profile("plays", Conditions(running=("mpv", "ffm*"), for_s=2), {})
@@ -134,3 +138,34 @@ with StateFile.hold() as state:
     assert state.read() is None, "a service that was killed does not run"
     with StateFile.hold():
         pass
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit, with the command of this checkout."""
+    path = tmp_path / "ghostbpf.service"
+    command = Path(sys.executable).parent / "ghostbpf"
+    path.write_text(UNIT.read_text().replace("/usr/bin/ghostbpf", str(command)))
+    return path
+
+
+@needs_systemd
+def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_systemd
+def test_unit_is_hardened(unit: Path) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=30", "--no-pager", str(unit)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_unit_runs_the_command_with_a_file_below_etc() -> None:
+    text = UNIT.read_text()
+    assert re.search(r"^ExecStart=/usr/bin/ghostbpf service (/etc/\S+\.toml)$", text, re.MULTILINE)
+    assert "KillMode=process" in text, "agents outlive the service"
