@@ -137,6 +137,17 @@ class AgentError(GhostError):
         self.enclave, self.reason = enclave, reason
 
 
+class CpuUnusable(GhostError):
+    """A thread of an agent cannot run on ``cpu``."""
+
+    def __init__(self, cpu: int):
+        super().__init__(
+            f"CPU {cpu}, for the agent, is offline, or not in the cpuset of this process",
+            hint=f"chcpu --enable {cpu}, or leave the CPU out",
+        )
+        self.cpu = cpu
+
+
 class UpgradeError(AgentError):
     """The new agent of ``enclave`` could not take over, for ``reason``; ``policy`` still schedules the enclave."""
 

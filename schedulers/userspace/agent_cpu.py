@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from ..agents.kernel import KernelInterface
 from ..cpuset import CpuSet
 from ..enclave import Enclave
+from ..errors import CpuUnusable
 from ..topology import Topology
 
 
@@ -41,13 +43,18 @@ class AgentCpu:
         return self._cpu if self._spins else None
 
     def bind(self) -> None:
-        """Move to the CPU, unless that was done before."""
+        """Move to the CPU, unless that was done before; raises CpuUnusable."""
         if self._is_bound:
             return
         if self._spins and self._cpu < 0:
             self._cpu = next(filter(self._is_online, self._enclave.cpus))
         if self._cpu >= 0:
-            self._kernel.stay_on(self._cpu)
+            try:
+                self._kernel.stay_on(self._cpu)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                raise CpuUnusable(self._cpu) from None
         if self._spins:
             self._seen_switches = _involuntary_switches()
         self._is_bound = True

@@ -25,6 +25,7 @@ from ..agents import AgentPolicySpec, set_agent_class
 from ..agents.kernel import KernelInterface
 from ..agents.programs import AgentPrograms
 from ..enclave import Enclave, Enclaves
+from ..errors import CpuUnusable
 from .agent import Agent
 from .task_assigner import TaskAssigner
 
@@ -80,7 +81,8 @@ def lead(spec: AgentPolicySpec, values: dict[str, int], gate: int, reports: int,
             raise GhostError(failed)
     except BaseException as error:
         reason = _one_line(error)
-        _print_traceback()
+        if not isinstance(error, CpuUnusable):
+            _print_traceback()
         return 1
     finally:
         if agent is not None:
@@ -164,7 +166,10 @@ class _CpuAgents:
         self._ending: dict[int, tuple[int, float]] = {}  # by CPU that was lost: its process, and when that is killed
 
     def prepare(self) -> None:
-        """Start them side by side and wait until each is ready; raises GhostError where one cannot start."""
+        """Start them side by side and wait until each is ready; raises GhostError where one cannot start.
+
+        A CPU that goes offline meanwhile gets its agent when it is back.
+        """
         for cpu in self._online():
             self._start(cpu)
         self._expect(_CPU_READY)
@@ -242,11 +247,14 @@ class _CpuAgents:
             self._sockets[cpu].send(_CPU_GO)
 
     def _expect(self, report: bytes) -> None:
-        for cpu, agent in self._sockets.items():
+        for cpu, agent in list(self._sockets.items()):
             received = b""
             with contextlib.suppress(ConnectionError):
                 received = agent.recv(4096)
-            if received != report:
+            if received != report and received and not self._lead.is_online(cpu):
+                os.waitpid(self._pids.pop(cpu), 0)
+                self._sockets.pop(cpu).close()
+            elif received != report:
                 reason = f": {received.decode(errors='replace')}" if received else ""
                 raise GhostError(f"the agent of CPU {cpu} could not start{reason}")
 
@@ -280,7 +288,8 @@ def _run_on(
         _take_over(agent)
         _listen(agent)
     except BaseException as error:
-        _print_traceback()
+        if not isinstance(error, CpuUnusable):
+            _print_traceback()
         with contextlib.suppress(ConnectionError):
             reports.send(_one_line(error)[:4096].encode(errors="replace"))
         return 1

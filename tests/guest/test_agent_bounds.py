@@ -7,18 +7,21 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from agents import PATIENT, Fifo, MakeAgent, MakeAgentProcess, children_of, drive, loads, task_of
 from command import ghostbpf, running
 from ghostbpf.loaders.maps import MmapArray
 from ghostbpf.schedulers.agents import Agents
+from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import Transaction
+from ghostbpf.schedulers.userspace.agent_cpu import AgentCpu
 from test_agent_failures import deciding, go_on, load
 from trace_tool import traced
-from workload import MakeEnclave, Me, Workload, offline, present_cpus, until
+from workload import MakeEnclave, Me, Workload, offline, present_cpus, set_online, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
 
@@ -33,6 +36,11 @@ class Hangs(Fifo):
         while self.queue and not self.agent.stopped:
             time.sleep(0.01)
         return iter(())
+
+
+def is_online(cpu: int) -> bool:
+    """Whether CPU ``cpu`` is online."""
+    return cpu in CpuSet.parse(Path("/sys/devices/system/cpu/online").read_text())
 
 
 def channels(enclave: Enclave) -> MmapArray:
@@ -164,6 +172,40 @@ def test_tasks_of_a_cpu_that_goes_offline_pass_to_other_agents(
         os.kill(child.pid, signal.SIGKILL)
     for child in children:
         child.wait()
+
+
+@pytest.mark.soak
+@pytest.mark.kernel_independent
+def test_cpu_that_goes_offline_as_its_agent_starts_gets_one_when_it_is_back(
+    workload: Workload,
+    agent_process: MakeAgentProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    bind = AgentCpu.bind
+
+    def bind_too_late(own: AgentCpu) -> None:
+        """Take CPU 3 offline when its agent has been forked, the first two times."""
+        if own._cpu == 3 and (times := len([*tmp_path.iterdir()])) < 2 and not own._is_bound:
+            (tmp_path / str(times)).touch()
+            set_online(3, False)
+        bind(own)
+
+    monkeypatch.setattr(AgentCpu, "bind", bind_too_late)
+    one, agents = agent_process("1-3", "fifo_per_cpu")
+    try:
+        assert not channels(one)[1 + 3].tid
+        children = [workload.spinner(one) for _ in range(3)]
+        set_online(3, True)
+        until(lambda: (tmp_path / "1").exists() and not is_online(3), "its next agent has come too late, too")
+        set_online(3, True)
+        until(lambda: channels(one)[1 + 3].tid, "CPU 3 has an agent")
+    finally:
+        set_online(3, True)
+    go_on(children)
+    assert agents.check()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.soak
