@@ -105,7 +105,13 @@ budget: setup
 test-soak-host: setup
 	$(BIN)/python -m pytest -m soak tests/host
 
-test-soak-%: setup deb
+# The SDK of ghostbpf mcp for the guests' Python: Debian 13 has no package of it.
+build/guest-python: pyproject.toml
+	$(BIN)/python -m pip install --quiet --upgrade --target $@ --python-version 3.13 --only-binary :all: \
+		$$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("$<", "rb"))["project"]["optional-dependencies"]["mcp"])')
+	@touch $@
+
+test-soak-%: setup deb build/guest-python
 	$(call in_guest,$*,not marathon and (soak$(if $(call elsewhere,$*), or $(call elsewhere,$*))),7200)
 
 # What takes minutes: agents killed and replaced a hundred times, a million messages, thousands of tasks, stress-ng.
