@@ -6,10 +6,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from . import libc
 from .errors import PermissionMissing
 
-#: The capabilities that BPF schedulers need, and their bits in /proc/PID/status.
-NUMBERS = {"CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23, "CAP_PERFMON": 38, "CAP_BPF": 39}
+#: The capabilities that BPF schedulers use, and their bits in /proc/PID/status.
+NUMBERS = {
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_IPC_LOCK": 14,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_SYS_NICE": 23,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+#: Those without which a command may fail; with the others it does more.
+NEEDED = ("CAP_SYS_ADMIN", "CAP_SYS_NICE", "CAP_PERFMON", "CAP_BPF")
 
 # CAP_SYS_ADMIN precedes CAP_BPF and CAP_PERFMON, and the kernel still accepts it for either.
 _SUBSTITUTES = {"CAP_BPF": "CAP_SYS_ADMIN", "CAP_PERFMON": "CAP_SYS_ADMIN"}
@@ -27,3 +37,9 @@ def need(action: str, *names: str) -> None:
     effective = held()
     if missing := [name for name in names if name not in effective and _SUBSTITUTES.get(name) not in effective]:
         raise PermissionMissing(" and ".join(missing), action)
+
+
+def keep_only(*names: str) -> None:
+    """Drop all other capabilities of the calling thread for good: programs that it runs do not get them back."""
+    libc.gain_no_privileges()
+    libc.limit_capabilities(sum(1 << NUMBERS[name] for name in names))

@@ -14,7 +14,8 @@ from typing import Any
 from .declarations import declare
 from .errors import KernelUnsupported
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_TIMERSLACK = 1, 15, 29
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_TIMERSLACK, _PR_SET_NO_NEW_PRIVS = 1, 15, 29, 38
+_CAPABILITY_VERSION_3 = 0x20080522
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
 ffi = declare(
@@ -24,6 +25,8 @@ ffi = declare(
     int pidfd_getfd(int pidfd, int fd, unsigned int flags);
     int mlockall(int flags);
     int sched_getcpu(void);
+    int capget(void *header, void *data);
+    int capset(void *header, void *data);
 
     void *open_memstream(char **buffer, size_t *size);
     int fputs(const char *text, void *stream);
@@ -71,6 +74,21 @@ def set_name(name: bytes) -> None:
 def set_timer_slack(ns: int) -> None:
     """Set how late a sleep of the calling thread may end."""
     prctl(_PR_SET_TIMERSLACK, ns)
+
+
+def limit_capabilities(kept: int) -> None:
+    """Take all capabilities from the calling thread but those of the bits in ``kept``."""
+    header = ffi.new("uint32_t[2]", (_CAPABILITY_VERSION_3, 0))
+    data = ffi.new("uint32_t[6]")  # effective, permitted and inheritable: the low words, then the high words
+    _checked("capget", lib.capget(header, data))
+    for word in range(6):
+        data[word] &= kept >> 32 * (word // 3) & 0xFFFFFFFF
+    _checked("capset", lib.capset(header, data))
+
+
+def gain_no_privileges() -> None:
+    """Let exec() grant no privileges to this process from now on, as by set-user-ID bits, or to root."""
+    prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def lock_memory() -> None:

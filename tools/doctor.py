@@ -135,9 +135,9 @@ def _library(what: str) -> Row:
 
 def _capabilities(what: str) -> Row:
     held = capabilities.held()
-    if missing := [name for name in capabilities.NUMBERS if name not in held]:
+    if missing := [name for name in capabilities.NEEDED if name not in held]:
         return Row(what, "fail", f"missing: {' '.join(missing)}", "run ghostbpf with sudo")
-    return Row(what, "ok", " ".join(capabilities.NUMBERS))
+    return Row(what, "ok", " ".join(capabilities.NEEDED))
 
 
 def _bpffs(what: str) -> Row:

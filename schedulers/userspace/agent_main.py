@@ -19,13 +19,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
-from ...loaders import libc
+from ...loaders import capabilities, libc
 from ...loaders.errors import GhostError
 from ..agents import AgentPolicySpec, set_agent_class
 from ..agents.kernel import KernelInterface
 from ..agents.programs import AgentPrograms
 from ..enclave import Enclave, Enclaves
 from ..errors import CpuUnusable
+from ..pins import ROOT
 from .agent import Agent
 from .task_assigner import TaskAssigner
 
@@ -37,6 +38,8 @@ END_TIMEOUT_S = 4.0
 TOLD, TOLD_REASON = 3, "it was told to end"
 #: How often a replaced agent checks whether the take-over of its successor is complete.
 _SUCCESSION_CHECK_S = 0.01
+#: The capabilities of an agent in charge.
+_KEPT = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_NICE", "CAP_IPC_LOCK")
 # What the lead process and the process of one CPU's agent tell each other.
 _CPU_READY, _CPU_GO, _CPU_IN_CHARGE = b"r", b"g", b"!"
 
@@ -72,6 +75,7 @@ def lead(spec: AgentPolicySpec, values: dict[str, int], gate: int, reports: int,
         if others is not None:
             others.take_over()
             agent.confirm()
+        _drop_privileges()
         _listen(agent)
         if stay:
             _close_streams()
@@ -286,6 +290,7 @@ def _run_on(
         if reports.recv(1) != _CPU_GO:
             return 0
         _take_over(agent)
+        _drop_privileges()
         _listen(agent)
     except BaseException as error:
         if not isinstance(error, CpuUnusable):
@@ -303,6 +308,16 @@ def _run_on(
         agent.leave(_one_line(error))
         return 1
     return TOLD if agent.stopped else 0
+
+
+def _drop_privileges() -> None:
+    """Keep what an agent in charge needs: an error in a policy, or a task that misleads it, can use nothing more.
+
+    CAP_SYS_NICE and CAP_IPC_LOCK are for agents of CPUs that come online, CAP_PERFMON is for the timers of idle CPUs,
+    and CAP_DAC_OVERRIDE for pins of another user.
+    """
+    owns_pins = ROOT.stat().st_uid == os.geteuid()
+    capabilities.keep_only(*_KEPT, *([] if owns_pins else ["CAP_DAC_OVERRIDE"]))
 
 
 def _set_agent_class(enclave: Enclave, *, warns: bool) -> None:

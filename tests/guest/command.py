@@ -17,12 +17,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import cffi
 import pytest
 from ghostbpf.loaders import compiler, libc
 from ghostbpf.loaders.btf import Btf, Kind
@@ -34,10 +32,6 @@ from workload import present_cpus
 
 TIMEOUT = 120.0
 _PR_CAPBSET_DROP = 24
-_CAPABILITY_VERSION_3 = 0x20080522
-_ffi = cffi.FFI()
-_ffi.cdef("int capget(void *header, void *data); int capset(void *header, void *data);")
-_libc: Any = _ffi.dlopen(None)
 
 
 @dataclass(frozen=True)
@@ -149,8 +143,12 @@ def fork(body: Callable[[], object], *, first: Callable[[], object] | None = Non
 
 def without(*capabilities: str) -> Callable[[], None]:
     """For ``first``: drop these capabilities of root, also for the programs that the command runs."""
-    numbers = {**CAPABILITIES, "CAP_IPC_LOCK": 14}
-    return lambda: _set_capabilities(~sum(1 << numbers[name] for name in capabilities))
+    return lambda: _set_capabilities(~_bits(capabilities))
+
+
+def with_only(*capabilities: str) -> Callable[[], None]:
+    """For ``first``: drop all capabilities of root but these, also for the programs that the command runs."""
+    return lambda: _set_capabilities(_bits(capabilities))
 
 
 def without_capabilities() -> None:
@@ -225,19 +223,15 @@ def _own_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def _bits(capabilities: Iterable[str]) -> int:
+    return sum(1 << CAPABILITIES[name] for name in capabilities)
+
+
 def _set_capabilities(keep: int) -> None:
     for bit in CAPABILITIES.values():
         if not keep >> bit & 1:
             libc.prctl(_PR_CAPBSET_DROP, bit, 0, 0, 0)
-    header = _ffi.new("uint32_t[2]", (_CAPABILITY_VERSION_3, 0))
-    data = _ffi.new("uint32_t[6]")
-    if _libc.capget(header, data):
-        raise OSError(_ffi.errno, "capget")
-    for word in range(2):
-        for kind in range(3):
-            data[word * 3 + kind] &= keep >> 32 * word & 0xFFFFFFFF
-    if _libc.capset(header, data):
-        raise OSError(_ffi.errno, "capset")
+    libc.limit_capabilities(keep)
 
 
 def _shell_status(status: int) -> int:
