@@ -27,6 +27,7 @@ from ..agents.programs import AgentPrograms
 from ..enclave import Enclave, Enclaves
 from ..errors import CpuUnusable
 from ..pins import ROOT
+from ..topology import TopologyError
 from .agent import Agent
 from .task_assigner import TaskAssigner
 
@@ -293,7 +294,7 @@ def _run_on(
         _drop_privileges()
         _listen(agent)
     except BaseException as error:
-        if not isinstance(error, CpuUnusable):
+        if not isinstance(error, (CpuUnusable, TopologyError)):  # the CPU went offline
             _print_traceback()
         with contextlib.suppress(ConnectionError):
             reports.send(_one_line(error)[:4096].encode(errors="replace"))
