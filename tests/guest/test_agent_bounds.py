@@ -115,6 +115,7 @@ def test_agent_that_hangs_in_a_turn_is_timed_out(workload: Workload, agent_proce
 
 @pytest.mark.soak
 @pytest.mark.kernel_independent
+@pytest.mark.own_core
 def test_sol_under_all_decides_for_an_ordinary_task(workload: Workload) -> None:
     sleeper = workload.sleeper()
     with running("run", "sol", "--all", "--agent-timeout", "10s") as process:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 from command import Done, ghostbpf, nobody, without
-from ghostbpf.loaders import cache, compile, sched_ext
+from ghostbpf.loaders import cache, sched_ext
 from ghostbpf.loaders.link import create_map
 from ghostbpf.loaders.object import MapDef
 from ghostbpf.schedulers import core, pins, tasks
 from ghostbpf.schedulers.enclave import Enclaves
 from ghostbpf.schedulers.registry import POLICIES
-from ghostbpf.schedulers.topology import nr_cpu_words
 from workload import MakeEnclave, Me, Workload, in_ext
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(on="oldest")]
@@ -289,8 +288,8 @@ def small_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pat
     load = cache.load
     with monkeypatch.context() as patch:
         patch.setattr(cache, "load", lambda name: names.append(name) or load(name))
-        for source in (POLICIES["biff"].source, core.BPF_DIR / "core.bpf.c"):
-            compile(source, {"NR_CPU_WORDS": nr_cpu_words()})
+        POLICIES["biff"].compile()
+        core.compiled()
     full = cache.directory() / "objects"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "small", tmp_path], check=True)
     try:

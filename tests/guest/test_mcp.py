@@ -64,7 +64,7 @@ class Client:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        assert self._process.wait(timeout=60) == 0
+        assert self._process.wait(timeout=240) == 0
 
 
 @pytest.mark.skipif(not SDK.is_dir(), reason="no SDK for the guest's Python (make build/guest-python)")
