@@ -121,18 +121,16 @@ BPF_PROG(agent_enqueue, struct task_struct *p, u64 enq_flags)
 
 /*
  * Return true if an agent decides everything on CPU `here`. If each CPU has an agent, channel 0 has one too, but its
- * agent commits to no CPU: a CPU that came online later runs waiting tasks by itself until it has its own agent.
+ * agent commits to no CPU: a CPU runs waiting tasks by itself while it has no agent of its own, and does not if only
+ * the agent of channel 0 has timed out. It may then be waiting for tasks that the CPU's agent has run.
  */
 static bool is_cpu_delegated(s32 here, u64 now)
 {
-	struct channel *own, *ch = channel_at(0);
+	struct channel *ch = channel_at(0);
 
-	if (!ch || !is_delegated(ch, now))
-		return false;
-	if (!ch->per_cpu)
-		return true;
-	own = channel_at(1 + here);
-	return own && is_delegated(own, now);
+	if (ch && ch->per_cpu)
+		ch = channel_at(1 + here);
+	return ch && is_delegated(ch, now);
 }
 
 BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
@@ -144,7 +142,7 @@ BPF_PROG(agent_dispatch, s32 here, struct task_struct *prev)
 
 	if (!cpu || !e)
 		return 0;
-	if (must_rescue(cpu, here) || !is_cpu_delegated(here, cpu->dispatched_at)) {
+	if (must_rescue(cpu, here, prev) || !is_cpu_delegated(here, cpu->dispatched_at)) {
 		if (!scx_bpf_dsq_move_to_local(PENDING))
 			rescue_latched(e);
 		return 0;

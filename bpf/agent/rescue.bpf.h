@@ -85,18 +85,24 @@ static bool rescue_latched(struct enclave *e)
 }
 
 /*
- * How long p, which waits, is overdue; 0 if it is not, or may not run here. A task that was queued while there was no
- * agent has no status word, so no agent knows it: it is overdue at once.
+ * How long p, which waits, is overdue; 0 if it is not, or may not run here. A task without an agent that decides for it
+ * is overdue at once: one whose agent has timed out, or one that was queued while there was no agent and has no status
+ * word.
  */
 static u64 overdue_ns(struct task_struct *p, s32 here)
 {
 	struct agent_task *a = agent_task_of(p, 0);
 	struct status_word *w = a ? word_at(a->word) : NULL;
+	struct channel *ch;
 	u64 waited;
+	u32 number;
 
 	if (!has_bit(p->cpus_ptr->bits, here))
 		return 0;
 	if (!w)
+		return 1;
+	ch = channel_of(a, &number);
+	if (!ch || ch->timed_out)
 		return 1;
 	waited = w->state == TASK_WAITING ? ns_since(w->since_ns) : 0;
 	return waited > RESCUE_TIMEOUT ? waited - RESCUE_TIMEOUT : 0;
@@ -129,17 +135,41 @@ static bool is_rescue_check_due(struct cpu *cpu, u64 now)
 	return true;
 }
 
+/* Return true if each CPU has an agent, and the one of channel 0, which assigns tasks to CPUs, has timed out. */
+static bool is_assigner_out(u64 now)
+{
+	struct channel *ch = channel_at(0);
+
+	return ch && ch->per_cpu && is_timed_out(ch, now);
+}
+
+/* Return true if the agent of CPU `here` is about to run on it: a message wakes it, or one that says that prev waits. */
+static bool comes_agent(s32 here, struct task_struct *prev)
+{
+	struct channel *ch = channel_at(1 + here);
+
+	return ch && ch->tid && (ch->state == AGENT_WOKEN || (prev && prev->scx.flags & SCX_TASK_QUEUED));
+}
+
 /*
  * Return true if an overdue task, now at the head of PENDING, gets this CPU. If many are overdue, so that one is twice
  * as late as allowed, every second dispatch runs an overdue task until none is that late.
+ *
+ * The agent of this CPU would interrupt the task before it has run at all. If the agent comes, the task gets the CPU
+ * after the agent's turn, before the task that the agent commits in it.
  */
-static bool must_rescue(struct cpu *cpu, s32 here)
+static bool must_rescue(struct cpu *cpu, s32 here, struct task_struct *prev)
 {
-	u64 ns;
+	u64 now = cpu->dispatched_at, ns;
 
-	if (!is_rescue_check_due(cpu, cpu->dispatched_at))
+	if (!is_assigner_out(now) && !is_rescue_check_due(cpu, now))
 		return false;
 	ns = find_overdue(PENDING, here, true);
+	if (ns && comes_agent(here, prev)) {
+		cpu->rescue_in = 1;
+		cpu->checked_at = 0;
+		return false;
+	}
 	if (ns > RESCUE_TIMEOUT) {
 		cpu->rescue_in = 2;
 		cpu->checked_at = 0;

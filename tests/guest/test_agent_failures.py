@@ -210,6 +210,38 @@ def test_stopped_agent_is_timed_out_and_decides_again_when_continued(
 
 
 @pytest.mark.kernel_independent
+def test_task_without_a_cpu_gets_turns_while_the_agent_that_assigns_cpus_is_stopped(
+    workload: Workload, agent_process: MakeAgentProcess
+) -> None:
+    """That agent waits for tasks itself, for example while a CPU goes offline: the kernel then waits for RCU readers.
+
+    The agents of CPUs interrupt what runs whenever a task yields, so a turn must not begin at that moment.
+    """
+
+    def takes_turns(me: Me) -> None:
+        while not me.stopped:
+            me.spin(1)
+            os.sched_yield()
+
+    one, lead = agent_process("1", "cfs", fastpath="off", agent_timeout="500ms")
+    children = [workload.spawn(takes_turns, one) for _ in range(3)]
+    go_on(children)
+    os.kill(lead.pid, signal.SIGSTOP)
+    try:
+        children.append(workload.spawn(takes_turns, one))
+        until(lambda: _agents(one).channels[0].timed_out, "the agent that assigns CPUs is timed out")
+        before = [child.loops for child in children]
+
+        def ran() -> list[int]:
+            return [child.loops - loops for child, loops in zip(children, before, strict=True)]
+
+        until(lambda: sum(ran()) > 5000, "the tasks run")
+        assert min(ran()) > sum(ran()) / 50, ran()
+    finally:
+        os.kill(lead.pid, signal.SIGCONT)
+
+
+@pytest.mark.kernel_independent
 @pytest.mark.parametrize("rounds", [1, MARATHON])
 @pytest.mark.parametrize(
     "policies",
