@@ -33,15 +33,12 @@ def failed(enclave: Enclave) -> int:
     return agent.failed
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("policy", "fastpath"),
     [
-        pytest.param("fifo_centralized", "off", marks=pytest.mark.kernel_independent),
-        *(
-            pytest.param(policy, "off", marks=pytest.mark.soak)
-            for policy in ("fifo_per_cpu", "sol", "shinjuku", "edf", "cfs")
-        ),
-        pytest.param("fifo_centralized", "idle", marks=pytest.mark.soak),
+        *((policy, "off") for policy in ("fifo_centralized", "fifo_per_cpu", "sol", "shinjuku", "edf", "cfs")),
+        ("fifo_centralized", "idle"),
     ],
 )
 def test_thread_that_execs_runs_on_under_its_agent(

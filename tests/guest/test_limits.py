@@ -27,6 +27,7 @@ def elsewhere() -> int:
     return int(json.loads(ghostbpf("enclave", "ls", "--json").out)["elsewhere"])
 
 
+@pytest.mark.soak
 def test_limits_that_do_not_hold_are_named_once_per_command(
     workload: Workload, enclave: MakeEnclave, cgroup: Path
 ) -> None:

@@ -67,6 +67,7 @@ def running_cells() -> list[int]:
     return found
 
 
+@pytest.mark.soak
 def test_two_workers_of_one_machine_measure_in_turn(two_workers: Any, tmp_path: Path) -> None:
     done = subprocess.run(sweep(two_workers, tmp_path, "400-600/100", 0.2), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

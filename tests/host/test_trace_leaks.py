@@ -54,6 +54,7 @@ def make(name: str, number: int = 0) -> Tool:
     return tool(Request(Filters(comm=f"nobody{number}"), by, options=options))
 
 
+@pytest.mark.soak
 def test_fifty_traces_leave_nothing_behind(
     bcc: None,
     no_collection: None,

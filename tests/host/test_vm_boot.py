@@ -349,6 +349,7 @@ def test_exact_guest_gives_one_work_the_same_time_twice(guest: Guest) -> None:
     assert abs(first - second) <= 0.03 * first
 
 
+@pytest.mark.soak
 def test_attach_refused_for_isolated_cpus_says_why_and_what_to_do(guest: Guest) -> None:
     script = """
         from ghostbpf.loaders import GhostError, Module, compile, sched_ext
