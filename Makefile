@@ -97,8 +97,8 @@ elsewhere = $(if $(filter oldest,$(1)),kernel_independent and not kernel_indepen
 test-guest-%: setup
 	$(call in_guest,$*,not soak and not marathon$(if $(call elsewhere,$*), and not ($(call elsewhere,$*))),3600)
 
-# Instructions of Biff's and an agent's programs and decisions, at most 10 % above experiments/budget.jsonl. After an
-# intended change: make bench-exact ARGS="--json biff fifo_centralized", and put the new values into that file.
+# Instructions of Biff's and an agent's programs and decisions, at most 10 % above experiments/budget.jsonl in one of two
+# runs. After an intended change: make bench-exact ARGS="--json biff fifo_centralized", and put the new values there.
 budget: setup
 	$(BIN)/python -m ghostbpf.experiments.bench_exact --baseline experiments/budget.jsonl --limit 10 biff fifo_centralized
 

@@ -25,7 +25,7 @@ from ..loaders.errors import GhostError
 from ..tools.output import with_remedy
 from ..vm.errors import KILLED_BY_EMULATION
 from .exact_measure import FAST_PATH_OFF, measure, names
-from .exact_report import Figure, grown, read_baseline, tables
+from .exact_report import Figure, grown, least, read_baseline, tables
 from .naming import named_command
 
 _GHOSTBPF = (sys.executable, "-m", "ghostbpf.tools.cli")
@@ -41,8 +41,8 @@ examples:
 
 exit status: 0; 1 if a scheduler did not start, did not attach, was ejected, or
 left a scheduler behind (stderr names it, and the others are measured), or if a
-figure is above its --limit; 2 for a wrong command line; or that of `ghostbpf
-vm` if the guest failed
+figure is above its --limit twice; 2 for a wrong command line; or that of
+`ghostbpf vm` if the guest failed
 """
 
 
@@ -63,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif figures:
         print(tables(figures, baseline), end="")
     if arguments.limit is not None and baseline is not None:
+        if grown(figures, baseline, arguments.limit):
+            # Two tasks may wake each other in another way in each run, which is not what a change of code costs.
+            print("above --limit: measuring once more, the lesser value counts", file=sys.stderr, flush=True)
+            status, again = _in_guest(arguments)
+            figures = least(figures, again)
         for line in (above := grown(figures, baseline, arguments.limit)):
             print(f"error: {line}", file=sys.stderr)
         status = status or int(bool(above))
@@ -92,7 +97,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--limit",
         type=float,
         metavar="PERCENT",
-        help="with --baseline: fail if a number of instructions has grown by more",
+        help="with --baseline: fail if a number of instructions has grown by more, in each of two runs",
     )
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="the guest's CPUs (default: 2)")
     parser.add_argument(

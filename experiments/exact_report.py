@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,12 @@ def grown(figures: Iterable[Figure], baseline: Mapping[tuple[str, ...], float], 
             what = f"{figure.scheduler}, {figure.name}: {figure.value:,.0f} {figure.unit}"
             lines.append(f"{what}, {baseline[figure.key]:,.0f} before: {changed:+.1f} %, above {percent:g} %")
     return lines
+
+
+def least(figures: Iterable[Figure], others: Iterable[Figure]) -> list[Figure]:
+    """``figures``, each with the lesser of its value and that of the same figure in ``others``."""
+    values = {figure.key: figure.value for figure in others}
+    return [replace(figure, value=min(figure.value, values.get(figure.key, figure.value))) for figure in figures]
 
 
 def read_baseline(path: Path) -> dict[tuple[str, ...], float]:

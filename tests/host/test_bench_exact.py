@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ghostbpf.experiments.bench_exact import main
-from ghostbpf.experiments.exact_report import Figure, change, grown, read_baseline, tables
+from ghostbpf.experiments.exact_report import Figure, change, grown, least, read_baseline, tables
 from ghostbpf.loaders.errors import GhostError
 
 PIPE = Figure("biff", "workload", "pipe", "instructions per operation", 29_000.0)
@@ -103,6 +103,12 @@ def test_only_instructions_that_grew_by_more_than_the_limit_are_named() -> None:
         "biff, pipe: 29,000 instructions per operation, 26,000 before: +11.5 %, above 10 %"
     ]
     assert not grown([PIPE, MESSAGING, DISPATCH, CALLS], baseline, 12)
+
+
+def test_lesser_of_two_runs_counts() -> None:
+    higher, lower = replace(PIPE, value=PIPE.value + 1), replace(PIPE, value=PIPE.value - 1)
+    assert least([PIPE, MESSAGING], [higher]) == [PIPE, MESSAGING]
+    assert least([PIPE], [lower, MESSAGING]) == [lower]
 
 
 @pytest.mark.parametrize(
