@@ -64,15 +64,16 @@ class Client:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        assert self._process.wait(timeout=240) == 0
+        assert self._process.wait(timeout=60) == 0
 
 
 @pytest.mark.skipif(not SDK.is_dir(), reason="no SDK for the guest's Python (make build/guest-python)")
 def test_client_makes_changes_and_destroys_an_enclave(workload: Workload) -> None:
+    child = workload.sleeper()  # forked before there is a pipe to the client, whose end it would keep open
     client = Client("--allow-changes")
     client.call("run_biff", cpus="1", keep=True, cmd=["true"])
     one = Enclaves.find(1)
-    child = workload.sleeper(one)
+    assert "1 task joined enclave" in client.call("enclave_add", id=one.id, pids=[child.pid])
     assert "1 task left enclave" in client.call("enclave_rm", id=one.id, pids=[child.pid])
     assert "1 task joined enclave" in client.call("enclave_add", id=one.id, pids=[child.pid])
     client.call("enclave_swap", id=one.id, policy="rr", set=["slice=2ms"])
