@@ -47,6 +47,13 @@ class ProgressLine:
             click.echo("\r\033[K", err=True, nl=False)
 
 
+def tell_left_out(failure: Row, where: str) -> None:
+    """Say on stderr that the candidate of a sweep's ``failure`` is left out, why, and ``where`` it failed."""
+    what = _WHAT.get(failure["kind"], "failed")
+    line = f"error: {failure['candidate']} {what} {where}, and is left out: {failure['reason']}"
+    click.echo(with_remedy(line, failure["hint"]), err=True)
+
+
 class Printer(Observer):
     """Prints progress and failures on stderr, and each measurement, with ``as_json`` on stdout, and to ``journal``."""
 

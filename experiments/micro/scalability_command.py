@@ -12,13 +12,12 @@ from typing import Any
 
 import click
 
-from ...loaders.errors import GhostError
 from ...schedulers.topology import Topology
-from ...tools.output import json_option, printable, with_remedy
+from ...tools.output import json_option, printable
 from ..bench.command import check_kernel
-from ..bench.report import ProgressLine
+from ..bench.report import ProgressLine, tell_left_out
 from ..bench.report import duration as in_words
-from ..bench.rounds import LOST, START
+from ..bench.rounds import LOST
 from ..journal import Row
 from ..other_scheduler import SchedulerLost
 from ..provenance import provenance
@@ -206,7 +205,4 @@ class _Printer(scalability.Observer):
         self.end()
         if self._as_json:
             click.echo(json.dumps(row))
-        what = {START: "did not start", LOST: "was ejected"}.get(row["kind"], "failed")
-        error = GhostError(row["reason"], hint=row["hint"])
-        line = f"error: {row['candidate']} {what} with {row['task_cpus']} CPUs, and is left out: {error}"
-        click.echo(with_remedy(line, error.hint), err=True)
+        tell_left_out(row, f"with {row['task_cpus']} CPUs")

@@ -14,11 +14,11 @@ from typing import Any
 import click
 
 from ...loaders.errors import GhostError
-from ...tools.output import json_option, printable, with_remedy
+from ...tools.output import json_option, printable
 from ..bench.command import check_kernel, parse_cpus
-from ..bench.report import ProgressLine
+from ..bench.report import ProgressLine, tell_left_out
 from ..bench.report import duration as in_words
-from ..bench.rounds import LOST, START
+from ..bench.rounds import LOST
 from ..journal import Row
 from ..other_scheduler import SchedulerLost
 from ..provenance import provenance
@@ -224,10 +224,7 @@ class _Printer(sweep.Observer):
         self.end()
         if self._as_json:
             click.echo(json.dumps(row))
-        what = {START: "did not start", LOST: "was ejected"}.get(row["kind"], "failed")
-        error = GhostError(row["reason"], hint=row["hint"])
-        line = f"error: {row['candidate']} {what} at {row['throughput']:,} requests/s, and is left out: {error}"
-        click.echo(with_remedy(line, error.hint), err=True)
+        tell_left_out(row, f"at {row['throughput']:,} requests/s")
 
 
 def summary(results: Results) -> str:
