@@ -16,6 +16,10 @@ from ghostbpf.schedulers.registry import POLICIES
 from shares import MS, stopwatch
 from workload import Child, MakeEnclave, Workload, offline, state, until
 
+#: Run time, in ms, to which a stop of a virtual CPU for some ms does not matter. Where it stops between two readings of
+#: the clock, such as a counter's and that of the kernel's own sum, one of them has that time and the other has not.
+SECOND = 1000
+
 SOAKS = ("rr", "cfs_bpf", "fifo_centralized", "fifo_per_cpu", "cfs")
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core]
@@ -86,7 +90,7 @@ def test_borrower_uses_the_idle_cpus_of_a_lender_and_leaves_them(
 
     # Three CPUs' worth of time, two thirds of it borrowed. The core counts at ticks, so the share converges.
     change(lender, lend=True, borrow=False)
-    share = borrowed_share(borrower, children, 300)
+    share = borrowed_share(borrower, children, SECOND)
     print(policy, f"borrowed {share():.2f} of the time")
     # An agent on CPU 1 takes time of that CPU alone.
     most = 0.95 if policy == "fifo_per_cpu" else 0.73
@@ -100,7 +104,7 @@ def test_borrower_uses_the_idle_cpus_of_a_lender_and_leaves_them(
     for child in own:
         child.wake()
     until(lambda: {child.at for child in own} == {2, 3}, "the lender's tasks run on both CPUs")
-    share = borrowed_share(borrower, own, 300)
+    share = borrowed_share(borrower, own, SECOND)
     print(policy, f"then borrowed {share():.3f} of the lender's time")
     assert share() < 0.1
     assert lender.counters().reclaims > 0
@@ -110,7 +114,7 @@ def test_borrower_uses_the_idle_cpus_of_a_lender_and_leaves_them(
     counters, lent = borrower.counters(), lender.counters()
     rows = borrower.per_cpu()
     assert counters.borrowed_ns == lent.lent_ns
-    assert lent.lent_ns == pytest.approx(rows[2].runtime_ns + rows[3].runtime_ns, rel=0.01)
+    assert lent.lent_ns == pytest.approx(rows[2].runtime_ns + rows[3].runtime_ns, rel=0.03)
     assert counters.runtime_ns == pytest.approx(sum(clock()), rel=0.05)
     assert lent.runtime_ns == pytest.approx(sum(own_clock()), rel=0.05)
     assert counters.borrowings > 0
