@@ -73,6 +73,10 @@ class StatusWords:
             return None
         return self._cpus[word], self._since[word]
 
+    def counted_ns(self, task: Task) -> int:
+        """The CPU time of ``task`` up to when it last left a CPU."""
+        return self._runtimes[task.word] if self._gtids[task.word] == task.gtid else task.runtime_ns
+
     def runtime_ns(self, task: Task) -> int:
         """The CPU time of ``task`` up to now, which includes what no message has told yet."""
         if self._gtids[task.word] != task.gtid:

@@ -9,7 +9,7 @@ from typing import Any
 from ..agents.task import WAITING, Task, Transaction
 from ..policy import Option, duration_ns
 from .agent import Agent
-from .fair import FairTask, GroupedFairQueue, slice_ns
+from .fair import FairQueue, FairTask, GroupedFairQueue, slice_ns
 from .options import flag
 from .policy import AgentPolicy
 
@@ -62,7 +62,7 @@ class Cfs(AgentPolicy):
 
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
-        self.queue: GroupedFairQueue[FairTask] = GroupedFairQueue()
+        self.queue: FairQueue[FairTask] | GroupedFairQueue[FairTask] = FairQueue()
         self.current: FairTask | None = None
         self.picked_at_ns = 0  # the current task's CPU time when its slice began
         self._here = -1 if agent.cpu is None else agent.cpu
@@ -76,7 +76,9 @@ class Cfs(AgentPolicy):
         task.queued_ns = task.since_ns
         if self.queue or self.current is not None:
             self._advance_clock()
-        self.queue.join(task, *self.agent.cgroup(task))
+        cgroup, weight = self.agent.cgroup(task)
+        if cgroup or task.cgroup:
+            self._join(task, cgroup, weight)
         self.queue.add(task)
 
     def dequeue(self, task: Any) -> None:
@@ -172,12 +174,16 @@ class Cfs(AgentPolicy):
         if busiest is not None and loads[busiest] > 1:
             self.agent.take(min(loads[busiest] // 2, _PULL_LIMIT), busiest)
 
+    def _join(self, task: FairTask, cgroup: int, weight: int) -> None:
+        """Weigh cgroups from the first one with a weight of its own on: a queue without them costs less."""
+        if not isinstance(self.queue, GroupedFairQueue):
+            self.queue = GroupedFairQueue(self.queue)
+        self.queue.join(task, cgroup, weight)
+
     def _advance_clock(self) -> None:
         """Charge the current task first: no message may have told yet how long it has run."""
         if (task := self.current) is not None and task not in self.queue:
-            word = self.agent.status_words[task.word]
-            if word.gtid == task.gtid:
-                self.queue.charge(task, word.runtime_ns)
+            self.queue.charge(task, self.agent.status_words.counted_ns(task))
         self.queue.advance(task)
 
     def _slice_ns(self, tasks: int) -> int:

@@ -26,20 +26,6 @@ class FairTask(Task):
         self.queued_ns = 0  # when it was enqueued; CLOCK_MONOTONIC
         self.cgroup, self.cgroup_weight = 0, CGROUP_WEIGHT_ONE  # 0: its cgroup is not weighed
 
-    def charge(self, runtime_ns: int, weight: int) -> int:
-        """Add the CPU time since the last charge, at the weight of that time; ``weight`` counts from now on.
-
-        ``runtime_ns`` is the task's CPU time so far; the first charge only records it. Returns the CPU time added.
-        """
-        ran_ns = 0
-        if runtime_ns != self.charged_ns:
-            if self.charged_ns is not None:
-                ran_ns = runtime_ns - self.charged_ns
-                self.vruntime += ran_ns * NICE_0_WEIGHT // self.charged_weight
-            self.charged_ns = runtime_ns
-        self.charged_weight = weight
-        return ran_ns
-
 
 T = TypeVar("T", bound=FairTask)
 
@@ -52,6 +38,20 @@ class FairQueue(PriorityQueue[T]):
     """
 
     clock = 0
+
+    def charge(self, task: T, runtime_ns: int) -> int:
+        """Add the CPU time of ``task`` since the last charge to its vruntime, at the weight that it had at that charge.
+
+        ``runtime_ns`` is the task's CPU time so far; the first charge only records it. Returns the CPU time added.
+        """
+        ran_ns = 0
+        if runtime_ns != task.charged_ns:
+            if task.charged_ns is not None:
+                ran_ns = runtime_ns - task.charged_ns
+                task.vruntime += ran_ns * NICE_0_WEIGHT // task.charged_weight
+            task.charged_ns = runtime_ns
+        task.charged_weight = task.weight
+        return ran_ns
 
     def add(self, task: T) -> None:
         """Insert ``task`` at its vruntime, or move it there if it is in the queue."""
@@ -81,6 +81,11 @@ class FairQueue(PriorityQueue[T]):
         elif running is not None:
             self.clock = max(self.clock, running)
 
+    def yield_to_first(self, task: T) -> None:
+        """Let another waiting task, if there is one, be before ``task``, which does not wait yet."""
+        if (head := self.head()) is not None:
+            task.vruntime = max(task.vruntime, head[0])
+
 
 class _Group(Generic[T]):
     """A cgroup on one CPU: its vruntime, and its waiting tasks, in the order of their own."""
@@ -98,11 +103,17 @@ class GroupedFairQueue(FairQueue[T]):
     themselves, the tasks share by their nice values.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, queue: FairQueue[T] | None = None) -> None:
+        """``queue``, whose tasks are in no cgroup that is weighed, becomes this one."""
         super().__init__()
         self._groups: dict[int, _Group[T]] = {}
         self._firsts: PriorityQueue[T] = PriorityQueue()  # the first task of each group, by the group's vruntime
         self._members: PriorityQueue[T] = PriorityQueue()  # the waiting tasks of groups, by queued_ns
+        if queue is not None:
+            self.clock = queue.clock
+            for task in sorted(queue, key=lambda task: task.queued_ns):  # oldest() needs the order of arrival
+                queue.discard(task)
+                self.add(task)
 
     def __len__(self) -> int:
         return super().__len__() + len(self._members)
@@ -114,13 +125,14 @@ class GroupedFairQueue(FairQueue[T]):
         """A snapshot of the tasks, in no order."""
         return iter([*super().__iter__(), *self._members])
 
-    def charge(self, task: T, runtime_ns: int) -> None:
-        """Add the CPU time of ``task`` since the last charge to its vruntime, and to that of its cgroup."""
-        ran_ns = task.charge(runtime_ns, task.weight)
+    def charge(self, task: T, runtime_ns: int) -> int:
+        """Like FairQueue.charge(); the CPU time is added to the vruntime of the task's cgroup, too."""
+        ran_ns = super().charge(task, runtime_ns)
         if ran_ns and task.cgroup:
             group = self._group(task.cgroup)
             group.vruntime += ran_ns * CGROUP_WEIGHT_ONE // task.cgroup_weight
             self._rank(group)
+        return ran_ns
 
     def join(self, task: T, cgroup: int, weight: int) -> None:
         """``task`` is in ``cgroup`` (0: none that is weighed) from now on, which has this ``weight``."""
@@ -178,14 +190,14 @@ class GroupedFairQueue(FairQueue[T]):
         self._advance(group.vruntime)
 
     def yield_to_first(self, task: T) -> None:
-        """Let another waiting task, if there is one, be before ``task``, which does not wait yet."""
+        """Like FairQueue.yield_to_first(): another task of its cgroup comes first, or else another cgroup does."""
         group = self._group(task.cgroup) if task.cgroup else None
-        if group is not None and (head := group.tasks.head()) is not None:
-            task.vruntime = max(task.vruntime, head[0])
-        elif (head := self.head()) is not None and group is not None:
+        if group is not None and group.tasks:
+            group.tasks.yield_to_first(task)
+        elif group is None:
+            super().yield_to_first(task)
+        elif (head := self.head()) is not None:
             group.vruntime = max(group.vruntime, head[0])
-        elif head is not None:
-            task.vruntime = max(task.vruntime, head[0])
 
     def _group(self, cgroup: int) -> _Group[T]:
         """That of ``cgroup``. A new one starts at the clock, so each that is not ahead of it and has no task may go."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ghostbpf.schedulers.agents.status_words import CGROUP_WEIGHT_ONE
 from ghostbpf.schedulers.userspace import CFS
 from ghostbpf.schedulers.userspace.cfs import Cfs
-from ghostbpf.schedulers.userspace.fair import FairTask, GroupedFairQueue
+from ghostbpf.schedulers.userspace.fair import FairQueue, FairTask, GroupedFairQueue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_model import World
@@ -153,7 +153,7 @@ def test_cgroup_whose_tasks_end_is_charged_and_forgotten_when_it_has_no_debt_lef
     cpu.wait(hog)
     for number in range(3000):
         child = Model(1 + number // 100, CGROUP_WEIGHT_ONE // 3)
-        child.charge(0, 100)
+        cpu.queue.charge(child, 0)
         cpu.wait(child)
         while (task := cpu.pick()) is hog:
             hog.runtime_ns += MS
@@ -298,3 +298,17 @@ def test_table_of_cgroups_does_not_grow_when_they_run_one_after_another() -> Non
     policy = machine.world.runners[1].agent.policy
     assert isinstance(policy, Cfs)
     assert len(policy.queue._groups) <= 2
+
+
+@given(st.lists(st.integers(0, 20 * MS), max_size=10), st.integers(0, 10 * MS))
+def test_queue_that_begins_to_weigh_cgroups_keeps_tasks_order_and_clock(vruntimes: list[int], clock: int) -> None:
+    plain: FairQueue[Model] = FairQueue()
+    plain.clock = clock
+    for arrival, vruntime in enumerate(vruntimes):
+        task = Model()
+        task.vruntime, task.queued_ns = vruntime, arrival
+        plain.add(task)
+    tasks, oldest = list(plain), plain.oldest()
+    grouped = GroupedFairQueue(plain)
+    assert (grouped.clock, grouped.oldest(), len(plain)) == (clock, oldest, 0)
+    assert [grouped.pop_least() for _ in tasks] == tasks

@@ -15,11 +15,11 @@ weights = st.sampled_from([1, 9, 33, 100, 305, 1024, 8668])
 
 
 class Model(FairTask):
-    """A task of some vruntime."""
+    """A task of some vruntime and weight."""
 
-    def __init__(self, vruntime: int = 0) -> None:
+    def __init__(self, vruntime: int = 0, weight: int = 100) -> None:
         super().__init__(1)
-        self.vruntime = vruntime
+        self.vruntime, self.weight = vruntime, weight
 
 
 @given(st.lists(vruntimes))
@@ -74,45 +74,45 @@ def test_after_any_operations_the_least_and_the_oldest_are_known(done: list[tupl
 def test_hogs_share_by_weight_within_one_turn_each(given: list[int], turns: list[int]) -> None:
     """Turns may be of any length, as on a machine with late ticks: after a longer turn, a task waits longer."""
     queue: FairQueue[Model] = FairQueue()
-    tasks = [Model() for _ in given]
-    weight_of = dict(zip(tasks, given, strict=True))
+    tasks = [Model(weight=weight) for weight in given]
     ran = dict.fromkeys(tasks, 0)
     for task in tasks:
-        task.charge(0, weight_of[task])
+        queue.charge(task, 0)
         queue.add(task)
     for turn in turns:
         task = queue.pop_least()
         assert task is not None
         ran[task] += turn
-        task.charge(ran[task], weight_of[task])
+        queue.charge(task, ran[task])
         queue.advance(task)
         queue.add(task)
     for task in tasks:
         for other in tasks:
-            share, other_share = (100 * ran[each] / weight_of[each] for each in (task, other))
-            assert share - other_share <= 100 * max(turns) / weight_of[task] + 2 * len(turns)
+            share, other_share = (100 * ran[each] / each.weight for each in (task, other))
+            assert share - other_share <= 100 * max(turns) / task.weight + 2 * len(turns)
 
 
 @given(st.lists(st.tuples(st.integers(0, 50 * MS), weights), min_size=1, max_size=50))
 def test_each_piece_of_run_time_counts_once_and_by_the_weight_of_its_time(pieces: list[tuple[int, int]]) -> None:
+    queue: FairQueue[Model] = FairQueue()
     task, runtime, expected = Model(), 0, 0
-    weight = 100
-    task.charge(runtime, weight)
+    queue.charge(task, runtime)
     for ran, new_weight in pieces:
         runtime += ran
-        expected += ran * 100 // weight
-        task.charge(runtime, new_weight)
-        task.charge(runtime, new_weight)
-        weight = new_weight
+        expected += ran * 100 // task.weight
+        task.weight = new_weight
+        queue.charge(task, runtime)
+        queue.charge(task, runtime)
     assert task.vruntime == expected
 
 
 @given(st.integers(1, 10 * MS))
 def test_cpu_time_before_the_first_charge_does_not_count(before: int) -> None:
+    queue: FairQueue[Model] = FairQueue()
     task = Model()
-    task.charge(before, 100)
+    queue.charge(task, before)
     assert task.vruntime == 0
-    task.charge(before + MS, 100)
+    queue.charge(task, before + MS)
     assert task.vruntime == MS
 
 
