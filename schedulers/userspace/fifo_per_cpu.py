@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ..agents.task import WAITING, Task, Transaction, TxnState
 from .agent import Agent
 from .options import flag
@@ -33,6 +31,7 @@ class FifoPerCpu(AgentPolicy):
         super().__init__(agent, **options)
         self.queue = RunQueue()
         self.dequeue = self.queue.discard  # type: ignore[method-assign]
+        self._fill_idle = agent.first_in_first_out(self.queue)
 
     def enqueue(self, task: Task) -> None:
         """A task that may run here waits here: schedule() hands it on if this CPU is offline."""
@@ -52,15 +51,15 @@ class FifoPerCpu(AgentPolicy):
             self.queue.discard(task)
             self.enqueue(task)
 
-    def schedule(self) -> Iterator[Transaction]:
-        idle = self.agent.idle_cpus()
-        if not idle and self.agent.cpu is not None and not self.agent.is_online(self.agent.cpu):
-            self.queue.discard_if(self._hand_on)
-        for cpu in idle:
-            if task := self.queue.pop(cpu):
-                yield Transaction(task, cpu)
-            elif self.steal:
-                self.agent.take(1)
+    def schedule(self) -> list[Transaction]:
+        decided = self._fill_idle()
+        if self.queue:
+            here = self.agent.cpu
+            if not decided and here is not None and not self.agent.is_online(here):
+                self.queue.discard_if(self._hand_on)
+        elif self.steal and not decided and self.agent.idle_cpus():
+            self.agent.take(1)
+        return decided
 
     def _hand_on(self, task: Task) -> bool:
         """Give a task that cannot run here now to the agent of another CPU; False if it can, or no other may run it."""
