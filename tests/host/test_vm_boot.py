@@ -391,6 +391,7 @@ def test_agent_knows_the_affinity_of_tasks_for_cpus_from_64_on(guest: Guest) -> 
     assert int(counts.split()[0].removeprefix("failed=")) < 4
 
 
+@pytest.mark.soak
 def test_oldest_kernel_boots_too(guest: Guest) -> None:
     done = capture(["uname", "-r"], replace(guest, kernel="oldest"), timeout=120)
     oldest = min((k for k in catalog().list() if k.verdict and k.verdict.usable), key=lambda kernel: kernel.order)
