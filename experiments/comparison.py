@@ -13,6 +13,7 @@ from ..loaders.errors import GhostError
 from ..schedulers.agents import AgentPolicySpec, Agents
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.policy import Policy, PolicyOptions
+from ..schedulers.processes import children
 from .candidates import EEVDF
 from .measure import MESSAGING, PIPE, Row, perf, summary
 from .wakelat import Latencies, WakeLatency
@@ -65,10 +66,7 @@ class Work:
         messages, committed, failed = (
             sum(int(getattr(channel, name)) for channel in channels) for name in ("messages", "committed", "failed")
         )
-        children = (
-            Path(f"/proc/{agent_process.pid}/task/{agent_process.pid}/children").read_text(encoding="utf-8").split()
-        )
-        pids = [agent_process.pid, *map(int, children)]
+        pids = [agent_process.pid, *children(agent_process.pid)]
         return cls(messages, committed, failed, sum(map(cpu_ns, pids)))
 
     def __sub__(self, before: Work) -> Work:

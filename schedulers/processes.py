@@ -114,6 +114,15 @@ class Rule:
             return False
 
 
+def children(pid: int) -> list[int]:
+    """The processes whose parent is process ``pid``; none if it has ended."""
+    found: list[int] = []
+    for thread in threads(pid):
+        with contextlib.suppress(OSError):
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text(encoding="utf-8").split())
+    return found
+
+
 def all_tasks() -> set[int]:
     """Every thread of every process now; raises NamespaceError if /proc is another namespace's."""
     pid_namespace.need_own_proc()

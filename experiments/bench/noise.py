@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...schedulers.processes import children
+
 #: A measurement is marked if other processes used more CPUs than this.
 LIMIT = 0.15
 
@@ -30,14 +32,11 @@ def busy_seconds() -> float:
 def tree_seconds(pid: int) -> float:
     """The CPU time of process ``pid`` and its descendants; 0 for those that have ended."""
     try:
-        children = " ".join(
-            path.read_text(encoding="utf-8") for path in Path(f"/proc/{pid}/task").glob("*/children")
-        ).split()
         # The name, which is in parentheses, may have blanks.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return sum(map(int, fields[11:13])) / _UNITS + sum(tree_seconds(int(child)) for child in children)
+    return sum(map(int, fields[11:13])) / _UNITS + sum(map(tree_seconds, children(pid)))
 
 
 class Watch:

@@ -8,10 +8,10 @@ import os
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ...loaders.errors import GhostError
 from ...schedulers.enclave import Enclave, Enclaves
+from ...schedulers.processes import children
 
 #: How long an agent may be timed out until it is replaced, in seconds: a busy machine delays agents for less.
 HANGS_S = 5.0
@@ -85,12 +85,6 @@ def kill(agent: int) -> None:
 
     SIGTERM would not do: a hanging agent does not get to the end of its turn.
     """
-    for pid in [*_children(agent), agent]:
+    for pid in [*children(agent), agent]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def _children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()))
-    return []
