@@ -104,22 +104,15 @@ static u64 release_at(struct task_struct *p, struct task_ctx *t, bool all, u64 n
 	return elapsed(t->throttled_at, now) < ROTATION ? until : 0;
 }
 
-/* Kick idle CPUs of e, up to this number. */
-static void kick_idle(u32 id, struct enclave *e, struct core *c, u32 most)
+/*
+ * p has come to PENDING: kick an idle CPU of e that may run it, since another would not take it. If there is none, p's
+ * CPU may be turning idle: then the kick makes it dispatch again.
+ */
+static void kick_for_released(struct enclave *e, struct core *c, struct task_struct *p)
 {
-	struct cpu *cpu;
-	s32 number;
+	s32 here = scx_bpf_task_cpu(p), cpu = claim_idle_cpu(e, c, p->cpus_ptr, here);
 
-	COUNTER(kicked);
-	if (!most)
-		return;
-	for_each_cpu_of(id, e, cpu, number) {
-		if (!has_bit(c->online, number) || number == spun_cpu(e) || !scx_bpf_test_and_clear_cpu_idle(number))
-			continue;
-		scx_bpf_kick_cpu(number, SCX_KICK_IDLE);
-		if (++kicked.n >= most)
-			return;
-	}
+	scx_bpf_kick_cpu(cpu >= 0 ? cpu : here, SCX_KICK_IDLE);
 }
 
 /*
@@ -130,7 +123,6 @@ static void kick_idle(u32 id, struct enclave *e, struct core *c, u32 most)
 #if CAN_LIMIT
 #define RELEASE_THROTTLED(id, e, c, now, next, TELL)                                                           \
 	do {                                                                                                    \
-		COUNTER(released);                                                                              \
 		update_limits(now);                                                                             \
 		for_each_waiting(waiting, p, THROTTLED_DSQ(id), 0) {                                            \
 			struct task_ctx *t = task_ctx_of(p);                                                    \
@@ -149,9 +141,8 @@ static void kick_idle(u32 id, struct enclave *e, struct core *c, u32 most)
 				continue;                                                                       \
 			}                                                                                       \
 			scx_bpf_dsq_move(&waiting, p, PENDING_DSQ(id), 0);                                      \
-			released.n++;                                                                           \
+			kick_for_released(e, c, p);                                                             \
 		}                                                                                               \
-		kick_idle(id, e, c, released.n);                                                                \
 	} while (0)
 #else
 #define RELEASE_THROTTLED(id, e, c, now, next, TELL)
