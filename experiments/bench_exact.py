@@ -5,7 +5,8 @@ In a guest (--cpus 2) that counts instructions (`ghostbpf vm --exact`), perf's
 pipe and messaging run under EEVDF, under every policy, and under the scheduler
 of each --with. A policy with agents runs with its fast path and without.
 "biff+lending" is Biff in an enclave that lends and borrows, "biff+limits" with
-a cpu.max that is never reached, "biff+tree" in a leaf of a tree, and
+a cpu.max that is never reached, "biff+limits2" with one for each of pipe's
+two tasks, "biff+tree" in a leaf of a tree, and
 "biff-stats" runs without the core's statistics. The
 figures are instructions of all CPUs per operation, per call of each BPF
 program, and per decision and message of an agent; "transactions" measures

@@ -22,13 +22,14 @@ class Attached:
     """A scheduler in charge; ``join`` puts a task under it, None where it has all tasks.
 
     ``check`` raises SchedulerLost if it is no longer in charge. ``pid`` is its process in user space, and ``enclave``
-    the enclave of a policy.
+    the enclave of a policy. The two tasks of perf's pipe are to be in ``pipe_cgroups``, by their names.
     """
 
     join: Callable[[int], object] | None = None
     check: Callable[[], object] = lambda: None
     pid: int | None = None
     enclave: Enclave | None = None
+    pipe_cgroups: Sequence[str] = ()
 
 
 #: Attaches a scheduler for a block; raises GhostError if it does not start.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from ..schedulers import trees
 from ..schedulers.enclave import Enclaves
@@ -27,16 +28,17 @@ def _lending() -> Iterator[Attached]:
 
 
 @contextlib.contextmanager
-def _limits() -> Iterator[Attached]:
-    with cgroups("cpu.max", [_NEVER_REACHED]) as (group,), by_policy(POLICIES["biff"]) as running:
+def _limits(count: int) -> Iterator[Attached]:
+    """All tasks are in one cgroup, but with a ``count`` of 2, the second task of perf's pipe is in another."""
+    with cgroups("cpu.max", [_NEVER_REACHED] * count) as groups, by_policy(POLICIES["biff"]) as running:
         add = running.join
         assert add is not None
 
         def join(pid: int) -> None:
-            (group / "cgroup.procs").write_text(f"{pid}", encoding="utf-8")
+            (groups[0] / "cgroup.procs").write_text(f"{pid}", encoding="utf-8")
             add(pid)
 
-        yield replace(running, join=join)
+        yield replace(running, join=join, pipe_cgroups=[group.name for group in groups] if count > 1 else ())
 
 
 @contextlib.contextmanager
@@ -55,7 +57,8 @@ def _no_stats() -> Iterator[Attached]:
 #: By name.
 FEATURES: dict[str, Scheduler] = {
     "biff+lending": _lending,
-    "biff+limits": _limits,
+    "biff+limits": partial(_limits, 1),
+    "biff+limits2": partial(_limits, 2),
     "biff+tree": _tree,
     "biff-stats": _no_stats,
 }

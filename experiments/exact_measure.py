@@ -133,9 +133,9 @@ def _figures(name: str, running: Attached) -> list[Figure]:
         running.check()
         return value
 
-    after(pipe(_WARM_UP, running.join))
+    after(pipe(_WARM_UP, running.join, running.pipe_cgroups))
     before = running.enclave and running.enclave.agent
-    operation = after(pipe(OPERATIONS, running.join))
+    operation = after(pipe(OPERATIONS, running.join, running.pipe_cgroups))
     agent = running.enclave and running.enclave.agent
     messaging = after(perf(_MESSAGING, running.join) * 1e9 / _MESSAGES)
     return [
@@ -153,7 +153,7 @@ def _bpf(name: str, running: Attached) -> list[Figure]:
     """
     with bpf_stats():
         before = bpf_runs()
-        pipe(OPERATIONS, running.join)
+        pipe(OPERATIONS, running.join, running.pipe_cgroups)
         after = bpf_runs()
     running.check()
     counts: Counter[str] = Counter()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..loaders.errors import GhostError
 from .measure import perf_output, programs
@@ -14,9 +14,14 @@ OPERATIONS = 2000
 Join = Callable[[int], object] | None
 
 
-def pipe(operations: int, join: Join) -> float:
-    """Instructions of all CPUs per operation: two wakeups and two switches. ``join`` puts a task under a scheduler."""
-    output = perf_output(f"perf bench sched pipe -l {operations}", join)
+def pipe(operations: int, join: Join, cgroups: Sequence[str] = ()) -> float:
+    """Instructions of all CPUs per operation: two wakeups and two switches.
+
+    ``join`` puts a task under a scheduler. With two ``cgroups``, by name, each of the two tasks is in its own, and
+    moves there while perf counts.
+    """
+    places = f" -G {','.join(cgroups)}" if cgroups else ""
+    output = perf_output(f"perf bench sched pipe -l {operations}{places}", join)
     match = re.search(r"([\d.]+) usecs/op", output)
     if match is None:
         raise GhostError(f"perf bench sched pipe reported no time: {output[-200:]}")
