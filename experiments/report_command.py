@@ -11,6 +11,7 @@ from ..loaders.errors import GhostError
 from . import journal
 from .journal import Journal
 from .micro import scalability
+from .results import CELLS
 from .rocksdb import store
 
 _EPILOG = """\b
@@ -28,7 +29,7 @@ def report(directory: tuple[Path, ...], output: Path | None) -> int:
 
     The page needs no other file. Results of a run that goes on, or was interrupted, can be shown, too.
     """
-    kept = [journal.read(one / store.CELLS, _check) for one in directory]
+    kept = [journal.read(one / CELLS, _check) for one in directory]
     for one in kept:
         if one.is_cut_off:
             click.echo(f"warning: the last line of {one.path} is cut off, and left out", err=True)
@@ -40,8 +41,9 @@ def report(directory: tuple[Path, ...], output: Path | None) -> int:
         raise GhostError("the report needs matplotlib", hint="apt install python3-matplotlib") from None
 
     def sections(one: Journal) -> str:
-        parts = of_scalability(scalability.of(one)) if _is_scalability(one.run) else of_sweep(store.of(one))
-        return "\n".join(parts)
+        if _is_scalability(one.run):
+            return "\n".join(of_scalability(scalability.Results.of_journal(one)))
+        return "\n".join(of_sweep(store.Results.of_journal(one)))
 
     path = output or directory[0] / "report.html"
     try:
@@ -59,4 +61,4 @@ def _is_scalability(row: journal.Row) -> bool:
 def _check(row: journal.Row) -> None:
     """Check a line of a sweep or of global-scalability; both kinds of cells have types of their own keys."""
     is_scalability = _is_scalability(row) if row["type"] == "run" else "task_cpus" in row
-    (scalability.check if is_scalability else store.check)(row)
+    (scalability.Results if is_scalability else store.Results).check(row)

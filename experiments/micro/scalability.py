@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from ...schedulers.cpuset import CpuSet
 from ...schedulers.topology import Topology
-from .. import journal
 from ..bench.noise import Watch, is_noisy, tree_seconds
 from ..bench.plan import Candidate
 from ..bench.running import Interrupted, interruption
 from ..candidates import Attached
-from ..journal import Journal, Row
+from ..journal import Row
+from ..results import CellResults
 from ..rocksdb.running import Application
-from ..rocksdb.store import CELLS
 from ..rocksdb.sweep import attempt
 from ..rocksdb.sweeps import tuned
 from .programs import MICRO
@@ -34,8 +32,6 @@ NONE = "none"
 _SLICES = {"shinjuku": "50us", "sol": "inf"}
 #: About how long a decision of an agent takes on a usual machine, a switch of the fair class, and a start.
 _DECISION_S, _SWITCH_S, _START_S = 5e-6, 1e-6, 2.0
-#: What two runs must share for one to resume the other.
-_SAME = ("sweep", "kernel", "cpu_model", "candidates", "options", "plan")
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class Cell:
     @property
     def key(self) -> tuple[str, int, int]:
         """What identifies it in a file."""
-        return self.candidate, self.task_cpus, self.threads_per_cpu
+        return self.candidate, self.threads_per_cpu, self.task_cpus
 
 
 @dataclass(frozen=True)
@@ -135,64 +131,18 @@ def candidate(text: str, global_cpu: int) -> Candidate:
     return tuned(text, wanted)
 
 
-@dataclass
-class Results:
-    """The run, its cells by key, and failures by candidate."""
+class Results(CellResults[tuple[str, int, int]]):
+    """The run, its cells by candidate, threads on a CPU and CPUs, and failures by candidate."""
 
-    journal: Journal
-    cells: dict[tuple[str, int, int], Row] = field(default_factory=dict)
-    failures: dict[str, Row] = field(default_factory=dict)
+    SAME = ("sweep", "kernel", "cpu_model", "candidates", "options", "plan")
 
-    @property
-    def run(self) -> Row:
-        """The run itself: its plan, and where it was measured."""
-        return self.journal.run
+    @staticmethod
+    def key(row: Row) -> tuple[str, int, int]:
+        return row["candidate"], row["threads_per_cpu"], row["task_cpus"]
 
-    def of(self, candidate: str) -> list[Row]:
-        """The cells of a candidate that were measured, by threads on a CPU and by CPUs."""
-        own = [row for row in self.cells.values() if row["candidate"] == candidate]
-        return sorted(own, key=lambda row: (row["threads_per_cpu"], row["task_cpus"]))
-
-
-def create(directory: Path, run: Mapping[str, Any]) -> Results:
-    """Begin a directory of results; raises GhostError if there are some."""
-    return Results(journal.create(directory / CELLS, run))
-
-
-def resume(directory: Path, run: Mapping[str, Any]) -> Results:
-    """The results in ``directory``, to be completed; raises GhostError if they are of another run."""
-    results = of(journal.resume(directory / CELLS, run, _SAME, check))
-    results.failures.clear()  # they are tried again
-    return results
-
-
-def of(kept: Journal) -> Results:
-    """The results in a journal."""
-    results = Results(kept)
-    for row in kept.rows:
-        _add(results, row)
-    return results
-
-
-def check(row: Row) -> None:
-    """Raise ValueError, KeyError or TypeError for a row that is none of this experiment."""
-    if row["type"] == "run":
-        if missing := [name for name in _SAME if name not in row]:
-            raise ValueError(f"the first line has {', '.join(missing)}")
-    elif row["type"] == "cell":
-        row["candidate"], row["threads_per_cpu"] / 1, row["task_cpus"] / 1, row["ns"] / 1, row["scheds"] / 1
-    elif row["type"] == "failure":
-        row["candidate"], row["reason"]
-    else:
-        raise ValueError(f"it is no cell: {row['type']}")
-
-
-def _add(results: Results, row: Row) -> None:
-    if row["type"] == "failure":
-        results.failures[row["candidate"]] = row
-    else:
-        results.cells[row["candidate"], row["task_cpus"], row["threads_per_cpu"]] = row
-        results.failures.pop(row["candidate"], None)
+    @staticmethod
+    def check_cell(row: Row) -> None:
+        row["threads_per_cpu"] / 1, row["task_cpus"] / 1, row["ns"] / 1, row["scheds"] / 1
 
 
 def rate(row: Row) -> float:
@@ -230,8 +180,7 @@ def measure(plan: Plan, results: Results, observer: Observer) -> int | None:
             observer.starts(number, cell, left * (took / expected if expected else 1))
             began = time.monotonic()
             row = _measure(plan, cell)
-            _add(results, row)
-            results.journal.append(row)
+            results.add(row)
             if row["type"] == "failure":
                 observer.failed(row)
                 continue

@@ -103,7 +103,7 @@ def global_scalability(
         check_kernel()
     directory = output or Path(f"{scalability.SWEEP}-{time.strftime('%Y%m%d-%H%M%S')}")
     header = {**plan.as_json(), **provenance()}
-    results = (scalability.resume if resume else scalability.create)(directory, header)
+    results = (Results.resume if resume else Results.create)(directory, header)
     click.echo(f"results in {directory}", err=True)
     printer = _Printer(plan, as_json=as_json)
     with interruptible():

@@ -27,7 +27,6 @@ from ...loaders.errors import GhostError
 from ..bench.rounds import WORKLOAD
 from ..bench.running import Interrupted, interruption
 from ..journal import Row
-from . import store
 from .store import Results
 from .sweep import Observer
 from .sweeps import Cell, Plan
@@ -218,7 +217,7 @@ class _Run:
             self._keep(running.cell, _failure(running.cell, f"on {running.worker}: {future.exception()}"))
 
     def _keep(self, cell: Cell, row: Row) -> None:
-        store.add(self._results, row)
+        self._results.add(row)
         if row["type"] == "failure":
             self._observer.failed(row)
         else:

@@ -15,7 +15,7 @@ from ..bench.running import Interrupted, interruption
 from ..candidates import Attached
 from ..journal import Row
 from ..other_scheduler import SchedulerLost
-from . import running, store
+from . import running
 from .store import Results
 from .sweeps import Cell, Plan
 
@@ -49,7 +49,7 @@ def measure(plan: Plan, results: Results, observer: Observer) -> int | None:
             observer.starts(plan.cells.index(cell) + 1, cell, clock.left_s(left))
             began = time.monotonic()
             row = measure_cell(plan, cell)
-            store.add(results, row)
+            results.add(row)
             if row["type"] == "failure":
                 observer.failed(row)
             else:

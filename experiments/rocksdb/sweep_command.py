@@ -22,7 +22,8 @@ from ..bench.rounds import LOST
 from ..journal import Row
 from ..other_scheduler import SchedulerLost
 from ..provenance import provenance
-from . import calibration, database, store, sweep, tables
+from ..results import CELLS
+from . import calibration, database, sweep, tables
 from .cli_options import (
     cpus_option,
     discard_duration_option,
@@ -39,7 +40,7 @@ from .cli_options import (
 )
 from .one_cell import request
 from .options import EEVDF, GHOST, RocksdbOptions
-from .store import Results, saturation
+from .store import Results, is_over, saturation
 from .sweeps import SWEEPS, Cell, Plan, Sweep, candidates, cells, parse_throughputs
 
 _LOCAL = "local"
@@ -137,9 +138,9 @@ def _run(
         raise click.BadParameter(f'"{executor}" is neither local nor dask:ADDRESS', param_hint="--executor")
     chosen = parse_cpus(cpus)
     path = rocksdb_db_path or database.default_path(values["entries"])
-    if resume and output is not None and time_scale == calibration.AUTO and (output / store.CELLS).exists():
+    if resume and output is not None and time_scale == calibration.AUTO and (output / CELLS).exists():
         # A second calibration would differ a little.
-        time_scale = str(store.read(output).run["time_scale"])
+        time_scale = str(Results.read(output).run["time_scale"])
     base = RocksdbOptions(**values, rocksdb_db_path=str(path.absolute()), time_scale=resolved_scale(time_scale))
     try:
         wanted = parse_throughputs(throughputs) if throughputs else []
@@ -159,7 +160,7 @@ def _run(
             check_kernel()
         database.prepare(path, base.entries, lambda line: click.echo(line, err=True))
     directory = output or Path(f"{one.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    results = (store.resume if resume else store.create)(directory, {**plan.as_json(), **provenance()})
+    results = (Results.resume if resume else Results.create)(directory, {**plan.as_json(), **provenance()})
     click.echo(f"results in {directory}", err=True)
     printer = _Printer(plan, as_json=as_json)
     with interruptible():
@@ -250,7 +251,7 @@ def _summary_row(cell: dict[str, Any], scale: float) -> list[str]:
     times = [f"{total[key] / 1000:,.0f}" if total["count"] else "-" for key in ("p50", "p99", "p99.9")]
     made = generator["sent"] / generator["wanted_ns"] * 1e9
     share = f"{tables.total_share(cell['antagonist']):.1%}" if cell["antagonist"] is not None else ""
-    marks = "S" * store.is_over(cell, scale) + "n" * cell["noisy"]
+    marks = "S" * is_over(cell, scale) + "n" * cell["noisy"]
     return [cell["candidate"][:18], f"{cell['throughput']:,}", f"{made:,.0f}", *times, share, marks]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from command import running, start
-from ghostbpf.experiments.rocksdb import store
+from ghostbpf.experiments.rocksdb.store import Results
 from ghostbpf.schedulers import core
 from kernel_log import KernelLog
 
@@ -71,7 +71,7 @@ def test_sweep_leaves_out_an_ejected_policy_and_measures_the_rest(tmp_path: Path
         done = process.wait(timeout=400)
     assert done.status == 9, done.err
     assert "error: rr was ejected at 1,000 requests/s, and is left out" in done.err
-    results = store.read(tmp_path / "r")
+    results = Results.read(tmp_path / "r")
     assert results.failures["rr"]["kind"] == "ejected"
     assert [*results.cells] == [("biff", 1000)]
     cell = results.cells["biff", 1000]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from ghostbpf.experiments.command import command
-from ghostbpf.experiments.rocksdb import store
+from ghostbpf.experiments.rocksdb.store import Results
 
 distributed = pytest.importorskip("distributed")
 
@@ -44,7 +44,7 @@ def sweep(two_workers: Any, directory: Path, throughputs: str, seconds: float) -
 
 
 def cells(directory: Path) -> list[dict[str, Any]]:
-    return list(store.read(directory / "r").cells.values())
+    return list(Results.read(directory / "r").cells.values())
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from ghostbpf.experiments.command import command
-from ghostbpf.experiments.rocksdb import calibration, database, options, store, sweep, sweeps, tables
+from ghostbpf.experiments.results import CELLS
+from ghostbpf.experiments.rocksdb import calibration, database, options, sweep, sweeps, tables
 from ghostbpf.experiments.rocksdb.options import AntagonistOptions, Placement, RocksdbOptions
 from ghostbpf.experiments.rocksdb.programs import ROCKSDB
+from ghostbpf.experiments.rocksdb.store import Results
 from ghostbpf.experiments.rocksdb.sweeps import SWEEPS, Cell
 from ghostbpf.loaders.errors import GhostError
 from ghostbpf.schedulers.cpuset import CpuSet
@@ -228,10 +230,10 @@ def cell_row(throughput: int, p99_us: float = 50) -> dict[str, Any]:
 
 
 def test_results_are_read_as_they_were_written_and_exported_as_the_original_does(tmp_path: Path) -> None:
-    results = store.create(tmp_path / "r", run_row())
-    store.add(results, cell_row(20_000))
-    store.add(results, cell_row(10_000))
-    again = store.read(tmp_path / "r")
+    results = Results.create(tmp_path / "r", run_row())
+    results.add(cell_row(20_000))
+    results.add(cell_row(10_000))
+    again = Results.read(tmp_path / "r")
     assert again.cells == results.cells
     assert [cell["throughput"] for cell in again.of("EEVDF")] == [10_000, 20_000]
     first, *lines = (tmp_path / "r" / "EEVDF" / "rocksdb_range").read_text().splitlines()
@@ -239,39 +241,39 @@ def test_results_are_read_as_they_were_written_and_exported_as_the_original_does
     assert lines[0] == "10000,Ingress Queue Time,1000,1000,1,500,990,995,999,1000"
     assert [line.split(",")[0] for line in lines] == ["10000"] * 5 + ["20000"] * 5
     with pytest.raises(GhostError, match="has results"):
-        store.create(tmp_path / "r", run_row())
+        Results.create(tmp_path / "r", run_row())
 
 
 def test_cut_off_line_is_measured_again_and_nothing_else_is_lost(tmp_path: Path) -> None:
-    results = store.create(tmp_path, run_row())
-    store.add(results, cell_row(10_000))
-    store.add(results, cell_row(20_000))
-    path = tmp_path / store.CELLS
+    results = Results.create(tmp_path, run_row())
+    results.add(cell_row(10_000))
+    results.add(cell_row(20_000))
+    path = tmp_path / CELLS
     path.write_bytes(path.read_bytes()[:-40])
-    assert store.read(tmp_path).journal.is_cut_off
-    again = store.resume(tmp_path, run_row())
+    assert Results.read(tmp_path).journal.is_cut_off
+    again = Results.resume(tmp_path, run_row())
     assert [*again.cells] == [("EEVDF", 10_000)]
-    store.add(again, cell_row(20_000))
-    assert len(store.read(tmp_path).cells) == 2
+    again.add(cell_row(20_000))
+    assert len(Results.read(tmp_path).cells) == 2
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"type": "other"}', "\x00", '{"type": "cell", "candidate": "EEVDF"}'])
 def test_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
-    results = store.create(tmp_path, run_row())
-    store.add(results, cell_row(10_000))
-    with (tmp_path / store.CELLS).open("a") as file:
+    results = Results.create(tmp_path, run_row())
+    results.add(cell_row(10_000))
+    with (tmp_path / CELLS).open("a") as file:
         file.write(damage + "\n")
-    before = (tmp_path / store.CELLS).read_bytes()
-    for use in (lambda: store.read(tmp_path), lambda: store.resume(tmp_path, run_row())):
+    before = (tmp_path / CELLS).read_bytes()
+    for use in (lambda: Results.read(tmp_path), lambda: Results.resume(tmp_path, run_row())):
         with pytest.raises(GhostError, match=r"cells.jsonl:3 is damaged"):
             use()
-    assert (tmp_path / store.CELLS).read_bytes() == before
+    assert (tmp_path / CELLS).read_bytes() == before
 
 
 def test_results_of_another_run_are_not_resumed(tmp_path: Path) -> None:
-    store.create(tmp_path, run_row())
+    Results.create(tmp_path, run_row())
     with pytest.raises(GhostError, match=r"another run: its time_scale is 1.*, not 20"):
-        store.resume(tmp_path, {**run_row(), "time_scale": 20})
+        Results.resume(tmp_path, {**run_row(), "time_scale": 20})
 
 
 def test_candidate_that_does_not_start_is_left_out_and_the_rest_is_measured(
@@ -299,10 +301,10 @@ def test_candidate_that_does_not_start_is_left_out_and_the_rest_is_measured(
         if name in ("rocksdb", "antagonist", "has_hints", "others", "noisy")
     }
     monkeypatch.setattr("ghostbpf.experiments.rocksdb.running.measure", lambda *arguments: measured)
-    results = store.create(tmp_path, one.as_json())
+    results = Results.create(tmp_path, one.as_json())
     assert sweep.measure(one, results, sweep.Observer()) is None
     assert [*results.cells] == [("EEVDF", 1000), ("EEVDF", 2000)]
-    failure = store.read(tmp_path).failures["broken"]
+    failure = Results.read(tmp_path).failures["broken"]
     assert (failure["kind"], failure["throughput"], failure["reason"]) == ("start", 1000, "no BPF here")
 
 
@@ -407,7 +409,7 @@ def test_sweep_that_was_killed_is_resumed_interrupted_and_reported(cache: tuple[
     output = tmp_path / "r"
     line = ("shinjuku-shenango", "eevdf", *SMALL, *cache, "--throughputs", "400-900/100", "--output", output,
             "--experiment-duration", "200ms", "--discard-duration", "0")  # fmt: skip
-    path = output / store.CELLS
+    path = output / CELLS
 
     def measured() -> int:
         return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
@@ -428,7 +430,7 @@ def test_sweep_that_was_killed_is_resumed_interrupted_and_reported(cache: tuple[
     done = experiment(*line, "--resume")
     assert done.returncode == 0, done.stderr
     assert path.read_bytes().split(b"\n")[1] == kept
-    assert [cell["throughput"] for cell in store.read(output).of("EEVDF")] == [*range(400, 1000, 100)]
+    assert [cell["throughput"] for cell in Results.read(output).of("EEVDF")] == [*range(400, 1000, 100)]
     assert "cell 6 of 6: EEVDF, 900 requests/s" in done.stderr
     assert len((output / "EEVDF" / "antagonist").read_text().splitlines()) == 1 + 6 * 2
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -444,7 +446,7 @@ def test_sweep_that_was_killed_is_resumed_interrupted_and_reported(cache: tuple[
 
 
 def test_report_of_a_damaged_file_names_the_line(tmp_path: Path) -> None:
-    (tmp_path / store.CELLS).write_text("{}\n")
+    (tmp_path / CELLS).write_text("{}\n")
     with pytest.raises(GhostError, match=r"cells.jsonl:1 is damaged"):
         command.main(["report", str(tmp_path)], standalone_mode=False)
 
