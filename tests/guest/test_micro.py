@@ -13,6 +13,15 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent, 
 
 
 @pytest.mark.timeout(600)
+def test_each_test_of_simple_exp_ends_with_threads_that_leave_the_enclave() -> None:
+    line = ("experiment", "simple-exp", "--threads", 50, "--spin-threads", 5, "--cpus", "1-3", "--json")
+    done = start(*line).wait(timeout=500)
+    assert done.status == 0, done.err
+    names = "SimpleExp SimpleExpMany BusyExp TaskDeparted TaskDepartedMany TaskDepartedManyRace"
+    assert [json.loads(row)["test"] for row in done.out.splitlines()] == names.split()
+
+
+@pytest.mark.timeout(600)
 def test_each_test_of_simple_edf_ends_under_edf_and_its_hints() -> None:
     line = ("experiment", "simple-edf", "--threads", 10, "--spin-threads", 5, "--cpus", "1-3", "--json")
     done = start(*line).wait(timeout=500)

@@ -79,12 +79,13 @@ static void *run_body(void *argument)
 	struct worker *self = argument;
 
 	self->tid = syscall(SYS_gettid);
+	/* Before others know of the thread: race() has it moved to another policy. */
+	check_policy(self->setting->policy);
 	atomic_store(&self->has_begun, 1);
 	futex_wake(&self->has_begun);
 	/* An item is written before its thread runs: the agent sees no thread without a hint. */
 	while (atomic_load(&self->is_released) == WAITS)
 		futex_wait(&self->is_released, WAITS);
-	check_policy(self->setting->policy);
 	self->body(self);
 	return NULL;
 }
