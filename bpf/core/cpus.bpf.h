@@ -104,13 +104,9 @@ static u64 reachable(struct enclave *e, struct core *c, const struct cpumask *al
 /* Return true if a task with this affinity may run in e. */
 static bool may_run_in(struct enclave *e, struct core *c, const struct cpumask *allowed)
 {
-	if (is_any_usable(e, c, allowed))
-		return true;
-	if (!e->tree)
-		return false;
 #pragma unroll
 	for (u32 i = 0; i < NR_CPU_WORDS; i++)
-		if (reachable(e, c, allowed, i))
+		if (usable(e, c, allowed, i) || (e->tree && reachable(e, c, allowed, i)))
 			return true;
 	return false;
 }

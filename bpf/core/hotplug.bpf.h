@@ -65,18 +65,15 @@ static void kick_online(struct core *c)
  */
 static void set_online(s32 id, bool online)
 {
+	u64 *word, bit = 1ULL << (id & 63);
 	struct cpu *cpu = cpu_of(id);
 	struct core *c = the_core();
 	struct enclave *e;
 
 	if (!cpu || !c)
 		return;
-#pragma unroll
-	for (u32 i = 0; i < NR_CPU_WORDS; i++) {
-		u64 bit = i == (u32)id / 64 ? 1ULL << (id & 63) : 0;
-
-		c->online[i] = online ? c->online[i] | bit : c->online[i] & ~bit;
-	}
+	word = &c->online[(u32)id / 64 & (CPU_WORDS - 1)];
+	*word = online ? *word | bit : *word & ~bit;
 	e = enclave_of(cpu->enclave);
 	if (!cpu->enclave || !e)
 		return;
