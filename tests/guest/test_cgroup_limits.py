@@ -133,14 +133,14 @@ def test_tasks_that_run_briefly_at_a_time_use_no_more_than_their_quota(
 def test_released_task_wakes_the_only_cpu_that_it_may_use(
     workload: Workload, governed: MakeEnclave, cgroup: Path
 ) -> None:
-    below, quota, periods = cgroup / "below", 20 * MS, 10
+    # A period takes 0.1 s, and took 3 s when another CPU was woken: 30 of these are longer than until() waits.
+    below, quota, periods = cgroup / "below", 20 * MS, 30
     limit(below, quota)
     made = governed("1-3")
     enter(below, workload.spinner(made, cpus=[3]))
     until(lambda: is_throttled(made, below), "throttled")
-    ran, since = used(below), time.monotonic()
+    ran = used(below)
     until(lambda: used(below) - ran >= periods * quota, "it uses its quota")
-    assert time.monotonic() - since < 2 * periods * 0.1
 
 
 @pytest.mark.soak
