@@ -32,12 +32,18 @@ def test_waits_are_those_that_the_kernel_accounts(workload: Workload, enclave: M
     spinners = [workload.spinner(rr) for _ in range(3)]
     for spinner in spinners:
         spinner.progress()
-    before, waited = stats(rr), waited_s(spinners)
-    until(lambda: (stats(rr) - before).slice_ends >= 60, "60 slices")
-    found, waited = stats(rr) - before, waited_s(spinners) - waited
+
+    def read() -> tuple[float, Stats, float]:
+        """The statistics, with the kernel's account before and after them: meanwhile, this CPU may stop."""
+        return waited_s(spinners), stats(rr), waited_s(spinners)
+
+    first = read()
+    until(lambda: (stats(rr) - first[1]).slice_ends >= 60, "60 slices")
+    last = read()
+    found, least, most = last[1] - first[1], last[0] - first[2], last[2] - first[0]
     # A wait is counted when it ends: of each spinner, one may be counted of which only a part was in this time.
     longest = 2 * 8e-3 * len(spinners)
-    assert found.preempted_wait.sum == pytest.approx(waited, rel=0.1, abs=2 * longest)
+    assert min(0.9 * least, least - 2 * longest) <= found.preempted_wait.sum <= max(1.1 * most, most + 2 * longest)
     assert found.preempted_wait.count == pytest.approx(found.slice_ends + found.class_preemptions, abs=len(spinners))
     # A slice ends at a tick, so it is longer than set. Two others wait all the time.
     assert 4e-3 < found.turn.percentile(0.5) < 33e-3
