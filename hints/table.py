@@ -49,14 +49,14 @@ class Hints(Closing):
     Owners and tasks are identified by their pids in the initial pid namespace; only processes in it can write.
     """
 
-    def __init__(self, source: Map) -> None:
+    def __init__(self, source: Map, header: Header | None = None) -> None:
         self.map, definition = source, source.definition
         # Of the map types that take this flag, only an array has values: no need to load the kernel's types here.
         if definition.value_size != RECORD or not definition.flags & BPF_F_MMAPABLE:
             raise _not_a_table(definition.name)
         self._mapped = mmap.mmap(source.fd, RECORD * definition.max_entries)
         self._memory = memoryview(self._mapped)
-        self.header = header = Header._make(HEADER.unpack_from(self._memory))
+        self.header = header = header or Header._make(HEADER.unpack_from(self._memory))
         if header.version != VERSION or header.records != definition.max_entries:
             raise _not_a_table(definition.name)
         self._classes = Records("work class", self._memory, header.first_class, header.classes, CLASS)
@@ -72,9 +72,7 @@ class Hints(Closing):
         """Create a table and pin it at ``path``, open to this user only. Raises BpfError, and ValueError for sizes."""
         if not 0 < items <= _MAX_ITEMS or not 0 < classes <= _MAX_ITEMS:
             raise ValueError(f"{items} items and {classes} classes: 1 to {_MAX_ITEMS} of each")
-        # A reader scans all slots, and all items of a changed slot: make both about equal in number.
-        slots = SLOTS_PER_RECORD * max(math.isqrt(items) // 4, 1)
-        header = Header(VERSION, slots, classes, items, 0, 0, 0)
+        header = _first_header(items, classes)
         table = create_map(MapDef("hints", map_type("ARRAY"), 4, RECORD, header.records, BPF_F_MMAPABLE, 0, 0, 0))
         with mmap.mmap(table.fd, RECORD * header.records) as memory:
             HEADER.pack_into(memory, 0, *header)
@@ -87,6 +85,14 @@ class Hints(Closing):
         if path is None and (path := os.environ.get(ENVIRONMENT)) is None:
             raise GhostError(f"{ENVIRONMENT} is not in the environment", hint="pass the table's path")
         return cls(Map.open(path))
+
+    @classmethod
+    def of_enclave(cls, path: str | Path) -> Self:
+        """The table of an enclave, which create() made in its default size, whatever its header says by now.
+
+        An application can overwrite the header, and must not keep the next agent from its table.
+        """
+        return cls(Map.open(path), _first_header(ITEMS, CLASSES))
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
@@ -208,6 +214,12 @@ class Hints(Closing):
     def __len__(self) -> int:
         """The number of items."""
         return len(self._items)
+
+
+def _first_header(items: int, classes: int) -> Header:
+    # A reader scans all slots, and all items of a changed slot: make both about equal in number.
+    slots = SLOTS_PER_RECORD * max(math.isqrt(items) // 4, 1)
+    return Header(VERSION, slots, classes, items, 0, 0, 0)
 
 
 def _not_a_table(name: str) -> GhostError:

@@ -42,7 +42,7 @@ def show_one(id: int, as_json: bool) -> None:
 
     Times are relative to now.
     """
-    with Hints.open(_hinted(id).hints_path) as hints:
+    with Hints.of_enclave(_hinted(id).hints_path) as hints:
         rows = [_row(hints, index, item) for index, item in sorted(hints.updates())]
     if not as_json:
         rows = [{name: human_ns(v) if v and name.endswith("_ns") else v for name, v in row.items()} for row in rows]
@@ -65,7 +65,7 @@ def admit_to(id: int, user: str | None, group: str | None, pid: int | None, time
     path = _hinted(id).hints_path
     if pid is not None:
         _check_namespace(pid)
-        with Hints.open(path) as hints, Offer(hints.fileno(), taker=pid) as offer:
+        with Hints.of_enclave(path) as hints, Offer(hints.fileno(), taker=pid) as offer:
             hand_over(offer, timeout)
         return
     try:

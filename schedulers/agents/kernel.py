@@ -71,7 +71,7 @@ class KernelInterface:
 
     def hints(self) -> Hints:
         """What applications say of the enclave's tasks."""
-        return Hints.open(self._enclave.hints_path)
+        return Hints.of_enclave(self._enclave.hints_path)
 
     def stay_on(self, cpu: int) -> None:
         """Bind the calling thread to ``cpu``."""
