@@ -37,6 +37,7 @@ class AgentProcess:
         self.options, self._id, self._is_ready = options, 0, False
         gate, self._gate = os.pipe()
         self._reports, reports = os.pipe()
+        self._last_report = b""
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -93,7 +94,8 @@ class AgentProcess:
         while not select.select([self._reports], [], [], _SIGNAL_CHECK_S)[0]:
             if signal.sigpending() & termination_signals():
                 self.end()
-        return os.read(self._reports, 4096).decode(errors="replace")
+                break
+        return self._report()
 
     @property
     def alive(self) -> bool:
@@ -127,7 +129,7 @@ class AgentProcess:
             return f"killed by {signal.Signals(os.WTERMSIG(self._status)).name}"
         if os.WEXITSTATUS(self._status) == TOLD:
             return TOLD_REASON
-        return os.read(self._reports, 4096).decode(errors="replace") or f"status {os.WEXITSTATUS(self._status)}"
+        return self._report() or f"status {os.WEXITSTATUS(self._status)}"
 
     def end(self) -> None:
         """End it with SIGTERM, or else with SIGKILL, and wait until it has ended."""
@@ -136,3 +138,14 @@ class AgentProcess:
             self._gate = -1
         if self.alive:
             self._status = end_children([self.pid], agent_main.END_TIMEOUT_S)[self.pid]
+        if self._reports >= 0:
+            os.set_blocking(self._reports, False)  # agents of CPUs that end after it hold the other end, too
+            with contextlib.suppress(BlockingIOError):
+                self._last_report = os.read(self._reports, 4096)
+            os.close(self._reports)
+            self._reports = -1
+
+    def _report(self) -> str:
+        """Its next report; "" if it has ended without one."""
+        report = self._last_report if self._reports < 0 else os.read(self._reports, 4096)
+        return report.decode(errors="replace")
