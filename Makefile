@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.ready
 # The kernels that `make test` boots; `ghostbpf vm --list` shows what there is.
 KERNELS ?= oldest newest
 
-.PHONY: help setup demo test host-then-guest guests-then-budget check lint budget test-host test-soak-host test-guest test-soak test-marathon bench bench-exact wheel deb docs clean
+.PHONY: help setup demo test host-then-guest guests-then-budget check lint budget test-host test-soak-host test-guest test-soak test-marathon soak-night bench bench-exact wheel deb docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -20,6 +20,7 @@ help:
 	@echo 'make lint test-host test-guest test-guest-oldest budget   the parts of make test'
 	@echo 'make test-soak       200 swaps, killed loaders, races, every policy under storms; on both kernels'
 	@echo 'make test-marathon   the tests that take minutes each, on both kernels'
+	@echo 'make soak-night DURATION=600   each policy under storms for 600 s; ARGS="--seed N -k biff" repeats one'
 	@echo 'make wheel deb   a Python wheel and a Debian package, in dist/'
 	@echo 'make bench   the measurements that the README quotes'
 	@echo 'make bench-exact   schedulers compared in instructions; ARGS="--help" shows the options'
@@ -69,14 +70,14 @@ test-host: setup
 # Agents use their native half on the newest kernel, and do without on the oldest: the same tests run on both.
 native = $(if $(filter oldest,$(1)),off,on)
 
-# $(call in_guest,KERNEL,MARKS,TIMEOUT): the tests with these marks on that kernel.
+# $(call in_guest,KERNEL,MARKS,TIMEOUT,ARGUMENTS): the tests with these marks on that kernel.
 # QEMU now and then kills a guest's kernel (status 123): another guest then runs the tests that are left.
 define in_guest
 	@echo "guest tests on the $(1) sched_ext kernel ($(2))"; \
 	rm -f .guest-tests-$(1); \
 	for guest in 1 2 3 4 5 6 7 8 9; do \
 		$(BIN)/ghostbpf vm --kernel $(1) --cpus 4 --timeout $(3) --precompile -- \
-			env GHOSTBPF_NATIVE=$(call native,$(1)) python3 -m pytest -p no:cacheprovider --durations=0 --durations-min=10 --done=.guest-tests-$(1) -m "$(2)" tests/guest; \
+			env GHOSTBPF_NATIVE=$(call native,$(1)) python3 -m pytest -p no:cacheprovider --durations=0 --durations-min=10 --done=.guest-tests-$(1) -m "$(2)" tests/guest $(4); \
 		status=$$?; \
 		[ $$status = 123 ] || break; \
 		echo 'QEMU killed the guest, which says nothing of the tests: those that are left run in another'; \
@@ -95,7 +96,7 @@ shared = $(filter oldest,$(KERNELS))
 elsewhere = $(if $(filter oldest,$(1)),kernel_independent and not kernel_independent(on='oldest'),$(if $(shared),kernel_independent(on='oldest')))
 
 test-guest-%: setup
-	$(call in_guest,$*,not soak and not marathon$(if $(call elsewhere,$*), and not ($(call elsewhere,$*))),3600)
+	$(call in_guest,$*,not soak and not marathon and not night$(if $(call elsewhere,$*), and not ($(call elsewhere,$*))),3600)
 
 # Instructions of Biff's and an agent's programs and decisions, at most 10 % above experiments/budget.jsonl in one of two
 # runs. After an intended change: make bench-exact ARGS="--json biff fifo_centralized", and put the new values there.
@@ -117,6 +118,16 @@ test-soak-%: setup deb build/guest-python
 # What takes minutes: agents killed and replaced a hundred times, a million messages, thousands of tasks, stress-ng.
 test-marathon-%: setup
 	$(call in_guest,$*,marathon,10800)
+
+# Each policy under storms for DURATION seconds; see tests/guest/test_night.py. In a slow guest, it takes up to 20 minutes
+# more: to load all policies before, and to stop and check the tasks after each round.
+DURATION ?= 3600
+night = $$(( $(DURATION) + 1200 ))
+
+soak-night: $(KERNELS:%=soak-night-%)
+
+soak-night-%: setup
+	$(call in_guest,$*,night,$$(( $(night) * $$($(BIN)/ghostbpf policies --json | wc -l) )),-rA --timeout=$(night) --duration=$(DURATION) $(ARGS))
 
 bench: setup
 	@$(BIN)/python -m ghostbpf.experiments.bench_readme

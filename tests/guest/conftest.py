@@ -36,7 +36,6 @@ from ghostbpf.schedulers.userspace import Agent, AgentPolicy, AgentProcess, spec
 sys.path.insert(0, str(Path(__file__).parent))
 import done
 from agents import MakeAgent, MakeAgentProcess, Manual
-from done import pytest_addoption  # noqa: F401
 from failures import Failures
 from kernel_events import KernelEvents
 from kernel_log import KernelLog
@@ -49,6 +48,11 @@ HOME = 0
 
 #: The time, in seconds, for killed tasks to end that are not children of the test process.
 _DYING_S = 5.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    done.pytest_addoption(parser)
+    parser.addoption("--duration", type=float, default=60, metavar="S", help="how long a test of the mark night takes")
 
 
 def pytest_configure(config: pytest.Config) -> None:

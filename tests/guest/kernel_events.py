@@ -54,12 +54,17 @@ class KernelEvents:
         (_EVENT / "enable").write_text("1")
         self._schedulers = _schedulers()
         self._expected: set[str] = set()
+        self._repeats = _REPEATS_BY_CHANCE
 
     def expect(self, *names: str) -> None:
         """Accept events with these ``names`` in this test."""
         unknown = set(names) - set(RECORDED)
         assert not unknown, f"{unknown} is not recorded"
         self._expected.update(names)
+
+    def allow_repeats_for(self, seconds: float) -> None:
+        """Accept as many re-enqueued tasks as come by chance within this time."""
+        self._repeats = max(_REPEATS_BY_CHANCE, round(seconds / 60 * _REPEATS_BY_CHANCE))
 
     def counts(self) -> dict[str, int]:
         """The number of times that each recorded event occurred."""
@@ -72,7 +77,7 @@ class KernelEvents:
         """The unexpected events, one line for each name."""
         allowed = {
             BYPASS: _BYPASSES_PER_SCHEDULER * (_schedulers() - self._schedulers),
-            REPEAT: _REPEATS_BY_CHANCE,
+            REPEAT: self._repeats,
         }
         causes: dict[str, str] = {}
         for event in self._events():
