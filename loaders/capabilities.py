@@ -11,7 +11,10 @@ from .errors import PermissionMissing
 
 #: The capabilities that BPF schedulers use, and their bits in /proc/PID/status.
 NUMBERS = {
+    "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
+    "CAP_FOWNER": 3,
+    "CAP_NET_ADMIN": 12,
     "CAP_IPC_LOCK": 14,
     "CAP_SYS_ADMIN": 21,
     "CAP_SYS_NICE": 23,

@@ -82,6 +82,11 @@ class Lending:
         return f"lend {_yes(self.lend)}, borrow {_yes(self.borrow)}, reclaim {self.reclaim}"
 
 
+def check_permitted() -> None:
+    """Raise PermissionMissing unless this process may open the programs of a policy by their ids."""
+    capabilities.need("lend and borrow CPUs", "CAP_SYS_ADMIN")
+
+
 def compiled() -> Object:
     """The layer's object for this kernel. Raises what compile() raises."""
     return compile(BPF_DIR / "core" / "lending.bpf.c", {"NR_CPU_WORDS": nr_cpu_words()})
@@ -98,7 +103,7 @@ class LendingLayer:
 
         Raises PermissionMissing, and what loading raises.
         """
-        capabilities.need("lend and borrow CPUs", "CAP_SYS_ADMIN")  # to open the policy's programs
+        check_permitted()
         if lending.lend or lending.borrow:
             self._load()
             for bank in (0, 1):

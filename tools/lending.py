@@ -10,7 +10,7 @@ import click
 from ..schedulers.enclave import Enclave, Enclaves
 from ..schedulers.enclave_view import EnclaveView
 from ..schedulers.errors import NoSuchEnclave
-from ..schedulers.lending import RECLAIM
+from ..schedulers.lending import RECLAIM, check_permitted
 from .output import human_ns
 
 _HELP = {
@@ -38,6 +38,7 @@ def change(enclave: Enclave, lend: str | None, borrow: str | None, reclaim: str 
     """Set what the options name, under the lock on changes. Raises NoSuchEnclave, and what loading raises."""
     if lend is borrow is reclaim is None:
         return
+    check_permitted()  # CAP_SYS_ADMIN includes what the lock needs, and is the one to name
     with Enclaves.change() as enclaves:
         if enclaves is None or enclave not in enclaves:
             raise NoSuchEnclave(enclave.id)

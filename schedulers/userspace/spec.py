@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...loaders import capabilities
 from ..agents import AgentPolicySpec
 from ..policy import PolicyOptions
 from .agent_process import AgentProcess
@@ -18,7 +19,8 @@ class PythonPolicySpec(AgentPolicySpec):
     """A policy in Python; its agent is a process of its own."""
 
     def start_agent(self, options: PolicyOptions[Any], *, stay: bool = False) -> AgentProcess:
-        """Fork the agent process; see Policy.start_agent()."""
+        """Fork the agent process; see Policy.start_agent(). Raises PermissionMissing."""
+        capabilities.need("run an agent", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_NICE")
         return AgentProcess(options, stay=stay)
 
 

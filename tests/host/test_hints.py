@@ -20,7 +20,8 @@ from random import Random
 import pytest
 from ghostbpf.hints import ClassFlags, Hints, Item, ItemFlags, NotOwner, admit, records, stream
 from ghostbpf.hints.layout import RECORD
-from ghostbpf.loaders.errors import BpfError, GhostError
+from ghostbpf.loaders.capabilities import keep_only
+from ghostbpf.loaders.errors import BpfError, GhostError, PermissionMissing
 from ghostbpf.loaders.link import create_map
 from ghostbpf.loaders.object import MapDef
 
@@ -464,6 +465,27 @@ def test_only_admitted_users_can_write(root: None, open_bpffs: Path, processes: 
         assert write_as(processes, path, 65533, 12345) == 0
         assert write_as(processes, path, 65533, 12346) == errno.EACCES
         assert [index for index, _ in hints.updates()] == [0]
+
+
+def test_users_without_cap_chown_admit_no_user(root: None, open_bpffs: Path, processes: Processes) -> None:
+    path = open_bpffs / "ghostbpf" / "enclave_1" / "hints"
+    for directory in (path.parent.parent, path.parent):
+        directory.mkdir(0o700)
+
+    def refused(missing: str, *kept: str) -> None:
+        def run() -> None:
+            keep_only(*kept)
+            with pytest.raises(PermissionMissing, match=f"without {missing}$"):
+                admit(path, uid=65534, gid=65534)
+
+        assert processes.end(processes.start(run)) == 0
+
+    Hints.create(path, items=8).close()
+    refused("CAP_CHOWN")
+    assert [entry.stat().st_mode & 0o777 for entry in (path.parent.parent, path.parent)] == [0o700, 0o700]
+    assert path.stat().st_uid == 0
+    os.chown(path, 65534, -1)
+    refused("CAP_FOWNER", "CAP_CHOWN")
 
 
 def test_closed_directory_admits_no_user(hints: Hints, path: Path) -> None:
