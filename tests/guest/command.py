@@ -228,7 +228,8 @@ def _bits(capabilities: Iterable[str]) -> int:
 
 
 def _set_capabilities(keep: int) -> None:
-    for bit in CAPABILITIES.values():
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    for bit in range(last + 1):
         if not keep >> bit & 1:
             libc.prctl(_PR_CAPBSET_DROP, bit, 0, 0, 0)
     libc.limit_capabilities(keep)
