@@ -367,7 +367,8 @@ class Enclave(TreeMember):
         """Move its tasks out, each with the policy that it had before, and free its CPUs.
 
         The root of a tree is destroyed with all leaves. Raises NamespaceError if it has tasks outside of this process's
-        pid namespace, which cannot be moved from here, and GhostError for a leaf.
+        pid namespace, which cannot be moved from here, TaskError if it has tasks that this process may not move, and
+        GhostError for a leaf; nothing has changed then.
         """
         self._check_destroy()
         members = [Enclave(self.core, id) for id in self._members()]
@@ -377,6 +378,7 @@ class Enclave(TreeMember):
                     f"enclave {one.id} has {hidden} tasks outside of this pid namespace",
                     hint=f"in the initial pid namespace, on the host: ghostbpf enclave destroy {self.id}",
                 )
+            one._check_may_move()
         self._mark_dying()
         for one in members:
             try:

@@ -7,6 +7,7 @@ import errno
 import time
 from collections.abc import Callable
 
+from ..loaders import capabilities
 from ..loaders.errors import GhostError
 from . import agents, pids, tasks
 from .core import Core, Task
@@ -90,6 +91,12 @@ class Membership(EnclaveView):
             if time.monotonic() > deadline:
                 raise GhostError(f"enclave {self.id} forks faster than its tasks can be handed back", hint="try again")
         return seen
+
+    def _check_may_move(self) -> None:
+        """Raise TaskError if it has a task that this process may not move."""
+        if self.id != int(self.core.state.default_enclave) and "CAP_SYS_NICE" not in capabilities.held():
+            for task in self.tasks():
+                tasks.check_may_move(task.tid)
 
     def _hidden_tasks(self) -> int:
         if self.id == int(self.core.state.default_enclave):

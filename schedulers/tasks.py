@@ -59,6 +59,16 @@ def is_movable(tid: int) -> bool:
     return not _flags(tid) & (_PF_KTHREAD | _PF_EXITING)
 
 
+def check_may_move(tid: int) -> None:
+    """Raise TaskError if this process may not set the policy of task ``tid``; no error if the task has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            # The kernel checks permissions before it finds that nothing changes.
+            os.sched_setscheduler(tid, os.sched_getscheduler(tid), os.sched_getparam(tid))
+        except PermissionError:
+            raise task_error(tid, errno.EPERM) from None
+
+
 def set_policy(tid: int, policy: int, priority: int = 0) -> None:
     """Set the policy of one task; its nice value stays. Raises TaskError."""
     try:

@@ -195,7 +195,9 @@ def test_task_of_another_user_is_refused_without_cap_sys_nice(workload: Workload
     other = enclave("2")
     other.add(child.pid)
     refused(ghostbpf("enclave", "add", 1, child.pid, first=without("CAP_SYS_NICE")), "not permitted")
+    refused(ghostbpf("enclave", "destroy", 2, first=without("CAP_SYS_NICE")), "not permitted", "CAP_SYS_NICE")
     assert [task.tid for task in other.tasks()] == [child.pid]
+    assert Enclaves.find(2).is_active
 
 
 @pytest.mark.usefixtures("untouched")
