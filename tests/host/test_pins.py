@@ -93,6 +93,14 @@ def test_private_bpffs_is_locked_itself(bpffs: Path) -> None:
         assert not pins.LOCK.exists()
 
 
+def test_bpffs_that_a_change_mounts_is_closed_to_other_users(bpffs: Path) -> None:
+    subprocess.run(["umount", bpffs], check=True)
+    with pins.locked():
+        assert os.path.ismount(bpffs)
+        assert as_nobody(f"ls {bpffs}") != 0
+    assert bpffs.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("name", ["LOCK", "ROOT"])
 def test_directory_that_another_user_made_is_refused(bpffs: Path, name: str) -> None:
     path = getattr(pins, name)

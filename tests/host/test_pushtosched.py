@@ -99,8 +99,9 @@ def test_tasks_are_moved_as_their_lines_come(task: Callable[..., Task]) -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_move_without_permission_fails_with_a_hint(task: Callable[..., Task]) -> None:
-    one = task(lambda: os.setresuid(NOBODY, NOBODY, NOBODY))
+@pytest.mark.parametrize("uid", [NOBODY, 0], ids=["of another user", "with more capabilities"])
+def test_move_without_permission_fails_with_a_hint(task: Callable[..., Task], uid: int) -> None:
+    one = task(lambda: os.setresuid(uid, uid, uid))
     one.run()
     without = ["setpriv", "--bounding-set", "-sys_nice"]
     command = [*without, sys.executable, "-m", "ghostbpf.tools.cli", "pushtosched", "batch", "--json"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -273,25 +274,51 @@ def test_socket_that_another_process_has_replaced_is_not_removed(tmp_path: Path)
     assert path.read_text() == "theirs"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-def test_user_who_locks_the_directory_does_not_stop_the_server() -> None:
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that any user may open."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
     place = Path(f"/run/ghostbpf-test-{os.getpid()}")
     place.mkdir()
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+def test_other_users_reach_the_socket_where_its_mode_and_its_directory_let_them(open_place: Path) -> None:
+    path = open_place / "stats"
+
+    def errno_of_nobody() -> int:
+        body = "import socket, sys; sys.exit(socket.socket(socket.AF_UNIX).connect_ex(sys.argv[1]))"
+        command = ["/usr/bin/python3", "-I", "-c", body, path]
+        return subprocess.run(command, user=65534, group=65534, extra_groups=[], check=False).returncode
+
+    before = os.umask(0o022)
     try:
-        holder = subprocess.Popen(
-            ["flock", "-n", place, "sh", "-c", "echo held; read wait"],
-            user=65534,
-            group=65534,
-            extra_groups=[],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        with holder:
-            assert holder.stdin is not None
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == b"held\n"
-            with serving(place / "stats"), client(place / "stats") as one:
-                assert ask(one, b"{}\n")
-            holder.stdin.close()
+        with serving(path):
+            assert errno_of_nobody() == errno.EACCES
+            path.chmod(0o757)
+            assert errno_of_nobody() == 0
+            open_place.chmod(0o700)
+            assert errno_of_nobody() == errno.EACCES
     finally:
-        shutil.rmtree(place)
+        os.umask(before)
+
+
+def test_user_who_locks_the_directory_does_not_stop_the_server(open_place: Path) -> None:
+    holder = subprocess.Popen(
+        ["flock", "-n", open_place, "sh", "-c", "echo held; read wait"],
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with serving(open_place / "stats"), client(open_place / "stats") as one:
+            assert ask(one, b"{}\n")
+        holder.stdin.close()
