@@ -37,15 +37,29 @@
 #define GHOSTBPF_HINTS_LOCK_ATTEMPTS 1000
 #define GHOSTBPF_HINTS_INITIAL_PIDS 0xEFFFFFFCU /* the inode of the initial pid namespace */
 
+/* A mapped table. Other processes can write its header at any time: the sizes are copied, and checked, when it is mapped. */
 struct ghostbpf_hints {
 	union hint_record *records;
 	uint32_t count;
+	uint32_t slots, classes, items;
 	int fd;
 };
 
 static inline struct hints_header *ghostbpf_hints_header(struct ghostbpf_hints *h)
 {
 	return &h->records[0].header;
+}
+
+/* Copy the sizes from the header. Returns whether they are those of a table of this many records. */
+static inline int ghostbpf_hints_take_sizes(struct ghostbpf_hints *h)
+{
+	struct hints_header *header = ghostbpf_hints_header(h);
+
+	h->slots = __atomic_load_n(&header->slots, __ATOMIC_RELAXED);
+	h->classes = __atomic_load_n(&header->classes, __ATOMIC_RELAXED);
+	h->items = __atomic_load_n(&header->items, __ATOMIC_RELAXED);
+	return header->version == HINTS_VERSION && h->slots && h->slots % HINTS_SLOTS_PER_RECORD == 0 && h->classes &&
+	       h->items && (uint64_t)1 + h->slots / HINTS_SLOTS_PER_RECORD + h->classes + h->items == h->count;
 }
 
 static inline void ghostbpf_hints_close(struct ghostbpf_hints *h)
@@ -67,7 +81,6 @@ static inline int ghostbpf_hints_from_fd(struct ghostbpf_hints *h, int fd)
 {
 	struct bpf_map_info info;
 	union bpf_attr attr;
-	struct hints_header *header;
 	void *memory;
 
 	memset(h, 0, sizeof(*h));
@@ -88,9 +101,7 @@ static inline int ghostbpf_hints_from_fd(struct ghostbpf_hints *h, int fd)
 	h->records = (union hint_record *)memory;
 	h->count = info.max_entries;
 	h->fd = fd;
-	header = ghostbpf_hints_header(h);
-	if (header->version == HINTS_VERSION && header->slots &&
-	    1 + header->slots / HINTS_SLOTS_PER_RECORD + header->classes + header->items == h->count)
+	if (ghostbpf_hints_take_sizes(h))
 		return 0;
 	munmap(memory, (size_t)info.max_entries * info.value_size);
 	return -EINVAL;
@@ -118,17 +129,14 @@ static inline int ghostbpf_hints_open(struct ghostbpf_hints *h, const char *path
 
 static inline struct hint_item *ghostbpf_hints_item_at(struct ghostbpf_hints *h, uint32_t index)
 {
-	struct hints_header *header = ghostbpf_hints_header(h);
-	uint32_t first = 1 + header->slots / HINTS_SLOTS_PER_RECORD + header->classes;
+	uint32_t first = 1 + h->slots / HINTS_SLOTS_PER_RECORD + h->classes;
 
-	return index < header->items ? &h->records[first + index].item : NULL;
+	return index < h->items ? &h->records[first + index].item : NULL;
 }
 
 static inline struct hint_class *ghostbpf_hints_class_at(struct ghostbpf_hints *h, uint32_t index)
 {
-	struct hints_header *header = ghostbpf_hints_header(h);
-
-	return index < header->classes ? &h->records[1 + header->slots / HINTS_SLOTS_PER_RECORD + index].work_class : NULL;
+	return index < h->classes ? &h->records[1 + h->slots / HINTS_SLOTS_PER_RECORD + index].work_class : NULL;
 }
 
 /* Returns whether the owner is another living process. */
@@ -173,12 +181,11 @@ static inline uint64_t ghostbpf_hints_unlock(uint32_t *seq, uint32_t odd, uint32
 
 static inline void ghostbpf_hints_announce(struct ghostbpf_hints *h, uint32_t index, uint64_t entry)
 {
-	struct hints_header *header = ghostbpf_hints_header(h);
-	uint32_t slot = index % header->slots;
+	uint32_t slot = index % h->slots;
 
 	__atomic_store_n(&h->records[1 + slot / HINTS_SLOTS_PER_RECORD].slots[slot % HINTS_SLOTS_PER_RECORD], entry,
 			 __ATOMIC_RELEASE);
-	__atomic_store_n(&header->last, entry, __ATOMIC_RELEASE);
+	__atomic_store_n(&ghostbpf_hints_header(h)->last, entry, __ATOMIC_RELEASE);
 }
 
 static inline uint64_t ghostbpf_hints_now(void)
@@ -198,7 +205,7 @@ static inline int ghostbpf_hints_set_item(struct ghostbpf_hints *h, uint32_t ind
 	uint64_t entry;
 	int error;
 
-	if (!item || work_class >= ghostbpf_hints_header(h)->classes)
+	if (!item || work_class >= h->classes)
 		return -EINVAL;
 	error = ghostbpf_hints_lock(&item->seq, &item->owner, &item->tid, &odd);
 	if (error)

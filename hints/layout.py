@@ -71,6 +71,11 @@ class Header(NamedTuple):
         """The number of records of the table."""
         return self.first_item + self.items
 
+    def describes(self, records: int) -> bool:
+        """Whether this is the header of a table of ``records`` records; an application can write it at any time."""
+        whole = self.slots % SLOTS_PER_RECORD == 0 and self.slots and self.classes and self.items
+        return bool(self.version == VERSION and whole and self.records == records)
+
 
 class Item(NamedTuple):
     """A scheduling item: the hints of process ``owner`` about task ``tid``. Times are in ns of CLOCK_MONOTONIC.

@@ -57,7 +57,7 @@ class Hints(Closing):
         self._mapped = mmap.mmap(source.fd, RECORD * definition.max_entries)
         self._memory = memoryview(self._mapped)
         self.header = header = header or Header._make(HEADER.unpack_from(self._memory))
-        if header.version != VERSION or header.records != definition.max_entries:
+        if not header.describes(definition.max_entries):
             raise _not_a_table(definition.name)
         self._classes = Records("work class", self._memory, header.first_class, header.classes, CLASS)
         self._items = Records("scheduling item", self._memory, header.first_item, header.items, ITEM)

@@ -206,6 +206,53 @@ def test_c_refuses_a_map_that_is_not_a_hints_table(path: Path, bpffs: Path, writ
     assert run(writer, path, 1, 1, 0).returncode == 0
 
 
+REWRITES = r"""
+#define _GNU_SOURCE
+#include <ghostbpf_hints.h>
+#include <stdio.h>
+
+/* PATH SLOTS CLASSES ITEMS: rewrite the sizes, use the table that was open before, and print what opening it gives. */
+int main(int argc, char **argv)
+{
+    struct ghostbpf_hints hints, later;
+    struct hints_header *header, whole;
+
+    if (argc != 5 || ghostbpf_hints_open(&hints, argv[1]))
+        return 1;
+    header = ghostbpf_hints_header(&hints);
+    whole = *header;
+    header->slots = strtoul(argv[2], NULL, 0);
+    header->classes = strtoul(argv[3], NULL, 0);
+    header->items = strtoul(argv[4], NULL, 0);
+    if (ghostbpf_hints_set_item(&hints, 255, 5, 7, 0, 0) || ghostbpf_hints_set_class(&hints, 7, HINT_ONE_SHOT, 1, 0, 0))
+        return 2;
+    if (ghostbpf_hints_set_item(&hints, 256, 5, 7, 0, 0) != -EINVAL ||
+        ghostbpf_hints_set_item(&hints, 0, 5, 8, 0, 0) != -EINVAL)
+        return 2;
+    printf("%d", ghostbpf_hints_open(&later, argv[1]));
+    *header = whole;
+    return 0;
+}
+"""
+
+
+def test_sizes_that_a_member_rewrote_lead_c_nowhere_else(hints: Hints, path: Path, cc: Callable[..., Path]) -> None:
+    rewrites = cc(REWRITES)
+    whole = hints.header
+    wrapped = 2**32 - 8  # the sum of all sizes is right in 32 bits
+    refused = [
+        (0, whole.classes + whole.slots // 8, ITEMS),
+        (whole.slots + 1, whole.classes, ITEMS),
+        (whole.slots, 0, ITEMS + whole.classes),
+        (whole.slots, ITEMS + whole.classes, 0),
+        (whole.slots, wrapped, ITEMS + whole.classes + 8),
+    ]
+    for sizes in refused:
+        shown = run(rewrites, path, *sizes)
+        assert (shown.returncode, shown.stdout) == (0, f"{-errno.EINVAL}"), sizes
+    assert run(rewrites, path, whole.slots, whole.classes, ITEMS).stdout == "0"
+
+
 def test_header_serves_cplusplus(cc: Callable[..., Path], tmp_path: Path) -> None:
     if (compiler := shutil.which("c++")) is None:
         pytest.skip("no C++ compiler on this machine (apt install g++)")
