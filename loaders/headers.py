@@ -70,6 +70,7 @@ _CALL = re.compile(r"(?<![.>\w])([A-Za-z_]\w*)\s*\(")
 _TESTED_FOR = re.compile(r"\bHAVE_(\w+)")
 _DEFINED = re.compile(r"\b(\w+)\s*\((?:[^;{}()]|\([^;{}()]*\))*\)\s*\{|#\s*define\s+(\w+)\(")
 _CONSTANT = re.compile(r"\bLINK_CONSTANT\(\s*(\w+)\s*\)")
+_TYPE_ID = re.compile(r"\bTYPE_ID\(\s*(\w+)\s*\)")
 _ADDRESS = re.compile(r"\bLINK_ADDRESS\(\s*(\w+)\s*\)")
 _KINDS = {"struct": (Kind.STRUCT,), "union": (Kind.UNION,), "enum": (Kind.ENUM, Kind.ENUM64)}
 
@@ -102,6 +103,9 @@ def generate(code: str, btf: Btf) -> Headers:
         f"#define HAVE_{name} 1\nstatic {name}__t *{name} = ({name}__t *){KFUNC_MARKER | n:#x};"
         for n, name in enumerate(kfuncs)
     ]
+    lines.append("#define TYPE_ID(name) TYPE_ID_##name")
+    type_ids = {name: btf.find(name, Kind.STRUCT) for name in sorted(set(_TYPE_ID.findall(code)))}
+    lines += [f"#define TYPE_ID_{name} {type_id}" for name, type_id in type_ids.items() if type_id]
     lines.append(f"#define LINK_CONSTANT(name) bpf_pseudo_fd({CONSTANT_MARKER}, LINK_CONSTANT_##name)")
     lines += [f"#define LINK_CONSTANT_{name} {n}" for n, name in enumerate(constants)]
     if addresses:

@@ -208,7 +208,8 @@ class Core:
         )
         core._put_in_front({op: programs[f"limited_{op}"] for op in _LIMITED})
         core._put_parts(programs)
-        core.set_release(0)
+        for enclave in range(1, constant("MAX_ENCLAVES")):
+            core.set_release(enclave)
         core._tracepoints = {name: Link.tracepoint(programs[name]) for name in tracepoints}
         core._tracepoints |= stay_alive.attach_pulses(programs[stay_alive.PROGRAM])
         return core
@@ -309,7 +310,7 @@ class Core:
         self._programs["call_drain"].run(bytes(ffi().buffer(record)))
 
     def set_release(self, enclave: int) -> None:
-        """Let the core release the throttled tasks of ``enclave`` (0: of every enclave), not an agent's program."""
+        """Let the core release the throttled tasks of ``enclave``, not an agent's program."""
         record = ffi().new("struct join_args *", {"enclave": enclave})
         self._programs["call_set_release"].run(bytes(ffi().buffer(record)))
 

@@ -21,7 +21,7 @@ static void register_waiting(u64 dsq)
 		if (!w)
 			continue;
 		a->told_state = TASK_WAITING;
-		note_allowed(w, a->word, p->cpus_ptr);
+		note_allowed(w, a->word, untrusted(p)->cpus_ptr);
 		count_load(a, load_of(w));
 	}
 }
@@ -105,7 +105,7 @@ int call_take(struct take_args *args)
 
 		if (args->taken >= args->max)
 			break;
-		if (!a || !w || !may_take(w, args) || !is_usable(e, c, p->cpus_ptr, args->channel - 1))
+		if (!a || !w || !may_take(w, args) || !is_usable(e, c, untrusted(p)->cpus_ptr, args->channel - 1))
 			continue;
 		associate(a, w, args->channel);
 		args->taken++;

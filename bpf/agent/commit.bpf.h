@@ -23,7 +23,7 @@ BPF_F_TABLE("array", u32, struct txn, txns, MAX_CHANNELS * TXNS, BPF_F_MMAPABLE)
 /* The CPU that has p on its own queue; -1 if p is on another queue, or on none at the moment. */
 static s32 queued_cpu(struct task_struct *p)
 {
-	struct scx_dispatch_q *dsq = p->scx.dsq;
+	struct scx_dispatch_q *dsq = untrusted(p)->scx.dsq;
 	u64 id = dsq ? dsq->id : 0;
 
 	return id >= CPU_DSQ(0) && id < CPU_DSQ(MAX_CPUS) ? (s32)(id - CPU_DSQ(0)) : -1;
@@ -40,7 +40,7 @@ static u64 queue_of(struct task_struct *p)
 /* The same, also for a task that is being released from the queue of throttled tasks. */
 static u64 any_queue_of(struct task_struct *p)
 {
-	struct scx_dispatch_q *dsq = p->scx.dsq;
+	struct scx_dispatch_q *dsq = untrusted(p)->scx.dsq;
 
 	return dsq && dsq->id == THROTTLED_DSQ(ENCLAVE) ? THROTTLED_DSQ(ENCLAVE) : queue_of(p);
 }
@@ -94,7 +94,7 @@ static u32 try_latch(struct task_struct *p, struct task_ctx *t, struct agent_tas
 	if (!bpf_iter_scx_dsq_new(&waiting, from, 0)) {
 		state = check_task(t, a, x);
 		if (state == TXN_COMPLETE)
-			state = check_cpu(x->cpu, p->cpus_ptr);
+			state = check_cpu(x->cpu, untrusted(p)->cpus_ptr);
 		if (state == TXN_COMPLETE) {
 			note_latch(t, true);
 			scx_bpf_dsq_move_set_slice(&waiting, slice);

@@ -97,7 +97,7 @@ static u64 overdue_ns(struct task_struct *p, s32 here)
 	u64 waited;
 	u32 number;
 
-	if (!has_bit(p->cpus_ptr->bits, here))
+	if (!has_bit(untrusted(p)->cpus_ptr->bits, here))
 		return 0;
 	if (!w)
 		return 1;

@@ -129,7 +129,7 @@ BPF_PROG(core_enqueue, struct task_struct *p, u64 enq_flags)
 		return 0;
 	}
 	scx_bpf_dsq_insert(p, FALLBACK_DSQ, FALLBACK_SLICE, enq_flags);
-	kick_for_fallback(p);
+	kick_idle_for(p, NULL, NULL);
 	return 0;
 }
 

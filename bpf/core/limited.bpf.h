@@ -284,18 +284,15 @@ int release_throttled(void *map)
 	return 0;
 }
 
-/* Let release_throttled() be the timer function of enclave args->enclave, or of all (0). */
+/* Let release_throttled() be the timer function of enclave args->enclave. */
 int call_set_release(struct join_args *args)
 {
-	for_each_number(id, 1, MAX_ENCLAVES) {
-		struct limit_timer *timer = limit_timer_of(id);
+	struct limit_timer *timer = limit_timer_of(args->enclave);
 
-		if (!timer || (args->enclave && args->enclave != id))
-			continue;
-		bpf_timer_init(&timer->timer, LINK_ADDRESS(limit_timers), CLOCK_MONOTONIC);
-		bpf_timer_set_callback(&timer->timer, LINK_ADDRESS(release_throttled));
-	}
-	return 0;
+	if (!timer)
+		return -3; /* ESRCH */
+	bpf_timer_init(&timer->timer, LINK_ADDRESS(limit_timers), CLOCK_MONOTONIC); /* fails where it was done before */
+	return bpf_timer_set_callback(&timer->timer, LINK_ADDRESS(release_throttled));
 }
 
 #endif

@@ -21,7 +21,7 @@ static void evacuate(u64 dsq, s32 cpu, bool bound)
 	if (!c || !scx_bpf_dsq_nr_queued(dsq))
 		return;
 	for_each_waiting(waiting, p, dsq, 0) {
-		if (scx_bpf_task_cpu(p) != cpu || (bound && is_any_online(c, p->cpus_ptr)))
+		if (scx_bpf_task_cpu(p) != cpu || (bound && is_any_online(c, untrusted(p)->cpus_ptr)))
 			continue;
 		if (scx_bpf_dsq_move(&waiting, p, SCX_DSQ_LOCAL_ON | cpu, 0))
 			scx_bpf_kick_cpu(cpu, 0);
@@ -42,20 +42,35 @@ static void requeue(s32 cpu, u32 enclave)
 	move_to_pending_head(CPU_DSQ(cpu), enclave);
 }
 
-/* p waits on the queue that all CPUs serve: kick an idle CPU that may run it, since that CPU would not look there. */
-static void kick_for_fallback(struct task_struct *p)
+/*
+ * p has come to a queue that the CPUs of e serve, or all CPUs if e is NULL: kick an idle one that may run it, p's own if
+ * possible, since another would not take it. If there is none, p's CPU may be turning idle: then the kick makes it
+ * dispatch again.
+ */
+static void kick_idle_for(struct task_struct *p, struct enclave *e, struct core *c)
 {
-	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	const struct cpumask *allowed = untrusted(p)->cpus_ptr, *idle = scx_bpf_get_idle_cpumask();
+	s32 here = scx_bpf_task_cpu(p), cpu = -1;
 
-	scx_bpf_kick_cpu(cpu >= 0 ? cpu : scx_bpf_task_cpu(p), SCX_KICK_IDLE);
+#pragma unroll
+	for (u32 i = 0; i < NR_CPU_WORDS; i++) {
+		u64 word = allowed->bits[i] & idle->bits[i] & (e ? serving(e, c, i) : ~0ULL);
+
+		if (i == (u32)here / 64 && word >> (here & 63) & 1)
+			cpu = here;
+		else if (word && cpu < 0)
+			cpu = i * 64 + lowest_bit(word);
+	}
+	scx_bpf_put_idle_cpumask(idle);
+	scx_bpf_kick_cpu(cpu >= 0 && scx_bpf_test_and_clear_cpu_idle(cpu) ? cpu : here, SCX_KICK_IDLE);
 }
 
 /* Move tasks that may run on no CPU of e to the queue that all CPUs serve. */
 static void move_to_fallback(u64 dsq, struct enclave *e, struct core *c)
 {
 	for_each_waiting(waiting, p, dsq, 0)
-		if (!may_run_in(e, c, p->cpus_ptr) && scx_bpf_dsq_move(&waiting, p, FALLBACK_DSQ, 0))
-			kick_for_fallback(p);
+		if (!may_run_in(e, c, untrusted(p)->cpus_ptr) && scx_bpf_dsq_move(&waiting, p, FALLBACK_DSQ, 0))
+			kick_idle_for(p, NULL, c);
 }
 
 #endif

@@ -57,6 +57,16 @@ static struct task_ctx *task_ctx_of(struct task_struct *p)
 	return tasks.task_storage_get(p, 0, 0);
 }
 
+/*
+ * p, for loads of pointers that are only read or compared. When a program loads a pointer from a struct that the verifier
+ * trusts, kernels such as 6.16 search all of their types by name, each time that they verify the load. In loops that was
+ * half of the time to attach the core.
+ */
+static struct task_struct *untrusted(struct task_struct *p)
+{
+	return bpf_rdonly_cast(p, TYPE_ID(task_struct));
+}
+
 static bool is_live(struct enclave *e, u32 generation)
 {
 	return e->state == ENCLAVE_ACTIVE && e->generation == generation;
@@ -107,7 +117,7 @@ static u64 ns_since(u64 then)
 /* The DSQ on which p waits; 0 if it is on none. */
 static u64 queue_of_task(struct task_struct *p)
 {
-	struct scx_dispatch_q *dsq = p->scx.dsq;
+	struct scx_dispatch_q *dsq = untrusted(p)->scx.dsq;
 
 	return dsq ? dsq->id : 0;
 }

@@ -48,7 +48,7 @@ static struct task_struct *current_on(s32 cpu)
 {
 	struct rq *rq = scx_bpf_cpu_rq(cpu);
 
-	return rq ? rq->curr : NULL;
+	return rq ? ((struct rq *)bpf_rdonly_cast(rq, TYPE_ID(rq)))->curr : NULL;
 }
 #endif
 
@@ -65,7 +65,7 @@ static bool begin_waiting(struct waiting_list *list, s32 cpu)
 
 	if (!current_task)
 		return false;
-	fair = current_task->se.cfs_rq;
+	fair = untrusted(current_task)->se.cfs_rq;
 	bpf_probe_read_kernel(&rq, sizeof(rq), fair + LINK_CONSTANT(cfs_rq_rq));
 	list->head = list->node = rq + LINK_CONSTANT(rq_runnable_list);
 	return rq;
@@ -134,6 +134,7 @@ static u32 count_ones(u64 word)
  */
 static s32 most_available_cpu(struct enclave *e, struct core *c, struct task_struct *p, u32 pulses, u32 *available)
 {
+	const struct cpumask *allowed = untrusted(p)->cpus_ptr;
 	u64 during = (1ULL << pulses) - 1;
 	volatile u32 most = 0;
 	volatile s32 best = -1;
@@ -142,7 +143,7 @@ static s32 most_available_cpu(struct enclave *e, struct core *c, struct task_str
 		struct cpu *cpu = cpu_of(number);
 		u32 ones;
 
-		if (!cpu || reachable_cpu(e, c, p->cpus_ptr, number) != number)
+		if (!cpu || reachable_cpu(e, c, allowed, number) != number)
 			continue;
 		ones = count_ones(cpu->availability & during);
 		if (ones > most) {
@@ -310,7 +311,7 @@ static bool recover_task(u32 id, struct core *c, u32 pid)
 	if (!p)
 		return false;
 	if (membership(task_ctx_of(p), &e) == id && e && !is_percpu_kthread(p)) {
-		u64 from = queue_of_task(p), to = may_run_in(e, c, p->cpus_ptr) ? PENDING_DSQ(id) : FALLBACK_DSQ;
+		u64 from = queue_of_task(p), to = may_run_in(e, c, untrusted(p)->cpus_ptr) ? PENDING_DSQ(id) : FALLBACK_DSQ;
 
 		if (!from) {
 			is_moved = scx_bpf_dispatch_nr_slots();

@@ -88,7 +88,7 @@ static u64 release_at(struct task_struct *p, struct task_ctx *t, bool all, u64 n
 	volatile u32 number = t->limit;
 	volatile u64 until = 0;
 
-	if (all || is_ending(p) || t->limit_group != (u64)p->sched_task_group)
+	if (all || is_ending(p) || t->limit_group != (u64)untrusted(p)->sched_task_group)
 		return 0;
 	for_each_number(level, 0, MAX_CGROUP_DEPTH) {
 		struct cgroup_limit *l = number ? limit_at(number) : NULL;
@@ -102,17 +102,6 @@ static u64 release_at(struct task_struct *p, struct task_ctx *t, bool all, u64 n
 	if (until <= now)
 		return is_in_budget(t->limit, now) ? 0 : now + RELEASE_REST;
 	return elapsed(t->throttled_at, now) < ROTATION ? until : 0;
-}
-
-/*
- * p has come to PENDING: kick an idle CPU of e that may run it, since another would not take it. If there is none, p's
- * CPU may be turning idle: then the kick makes it dispatch again.
- */
-static void kick_for_released(struct enclave *e, struct core *c, struct task_struct *p)
-{
-	s32 here = scx_bpf_task_cpu(p), cpu = claim_idle_cpu(e, c, p->cpus_ptr, here);
-
-	scx_bpf_kick_cpu(cpu >= 0 ? cpu : here, SCX_KICK_IDLE);
 }
 
 /*
@@ -135,13 +124,13 @@ static void kick_for_released(struct enclave *e, struct core *c, struct task_str
 					*(next) = at;                                                           \
 				continue;                                                                       \
 			}                                                                                       \
-			if (membership(t, &own) != (id) || !may_run_in(e, c, p->cpus_ptr) || !TELL(p)) {      \
+			if (membership(t, &own) != (id) || !may_run_in(e, c, untrusted(p)->cpus_ptr) || !TELL(p)) { \
 				if (scx_bpf_dsq_move(&waiting, p, FALLBACK_DSQ, 0))                             \
-					kick_for_fallback(p);                                                   \
+					kick_idle_for(p, NULL, c);                                              \
 				continue;                                                                       \
 			}                                                                                       \
 			scx_bpf_dsq_move(&waiting, p, PENDING_DSQ(id), 0);                                      \
-			kick_for_released(e, c, p);                                                             \
+			kick_idle_for(p, e, c);                                                                 \
 		}                                                                                               \
 	} while (0)
 #else

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from ghostbpf.loaders import headers
 from ghostbpf.loaders.btf import Btf, Kind
 from ghostbpf.loaders.compiler import compile
+from ghostbpf.loaders.link import Module, Target
 from ghostbpf.loaders.object import Object
 
 Build = Callable[[str], Object]
@@ -220,6 +222,24 @@ def test_call_before_a_brace_is_no_definition(code: str) -> None:
 def test_constants_are_numbered_by_name() -> None:
     made = headers.generate("LINK_CONSTANT(tick) + LINK_CONSTANT( base ) + LINK_CONSTANT(tick)", Btf.kernel())
     assert made.constants == ("base", "tick")
+
+
+def test_type_id_is_the_kernels_and_casts_a_pointer(build: Build) -> None:
+    made = headers.generate("TYPE_ID(task_struct) + TYPE_ID(no_such_struct)", Btf.kernel())
+    assert f"#define TYPE_ID_task_struct {Btf.kernel().find('task_struct', Kind.STRUCT)}\n" in made.vmlinux_h
+    assert "TYPE_ID_no_such_struct" not in made.vmlinux_h
+    obj = build(
+        """
+        int own_pid(u64 *ctx)
+        {
+            struct task_struct *p = bpf_rdonly_cast(bpf_get_current_task_btf(), TYPE_ID(task_struct));
+
+            return p->group_leader->pid;
+        }
+        """
+    )
+    with Module(obj).load("own_pid", Target.syscall()) as program:
+        assert program.run(bytes(8))[0] == os.getpid()
 
 
 def test_own_struct_takes_the_place_of_the_kernels(build: Build) -> None:
