@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import gc
 import itertools
-import mmap
 import os
 import signal
 import socket
@@ -19,7 +18,6 @@ from random import Random
 
 import pytest
 from ghostbpf.hints import ClassFlags, Hints, Item, ItemFlags, NotOwner, admit, records, stream
-from ghostbpf.hints.layout import RECORD
 from ghostbpf.loaders.capabilities import keep_only
 from ghostbpf.loaders.errors import BpfError, GhostError, PermissionMissing
 from ghostbpf.loaders.link import create_map
@@ -380,20 +378,6 @@ def test_map_that_is_not_a_hints_table_is_refused(bpffs: Path) -> None:
             made.pin(bpffs / name)
         with pytest.raises(GhostError, match=f"map {name} is not a table of hints"):
             Hints.open(bpffs / name)
-
-
-def test_table_of_an_enclave_opens_whatever_an_application_wrote_into_its_header(bpffs: Path, path: Path) -> None:
-    with Hints.create(bpffs / "enclave") as table:
-        with mmap.mmap(table.fileno(), RECORD * table.header.records) as memory:
-            memory[:RECORD] = b"\xff" * RECORD
-        with pytest.raises(GhostError, match="map hints is not a table of hints"):
-            Hints.open(bpffs / "enclave")
-        with Hints.of_enclave(bpffs / "enclave") as reader:
-            assert reader.updates() == []
-            table.set_item(7, tid=1)
-            assert [index for index, _ in reader.updates()] == [7]
-    with pytest.raises(GhostError, match="map hints is not a table of hints"):
-        Hints.of_enclave(path)  # of another size
 
 
 def test_path_is_where_run_says(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

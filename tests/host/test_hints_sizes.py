@@ -7,6 +7,7 @@ import contextlib
 import mmap
 from pathlib import Path
 
+import pytest
 from ghostbpf.hints import Hints, layout
 from ghostbpf.loaders.errors import GhostError
 from hypothesis import HealthCheck, example, given, settings
@@ -38,3 +39,18 @@ def test_sizes_that_a_member_rewrote_end_no_other(bpffs: Path, slots: int, class
         with contextlib.suppress(GhostError), Hints.open(path) as later:
             later.set_item(0, tid=5, take=True)
             assert 0 in {index for index, _ in later.updates()}
+
+
+def test_table_of_an_enclave_opens_whatever_an_application_wrote_into_its_header(bpffs: Path) -> None:
+    with Hints.create(bpffs / "enclave") as table:
+        with mmap.mmap(table.fileno(), layout.RECORD * table.header.records) as memory:
+            memory[: layout.RECORD] = b"\xff" * layout.RECORD
+        with pytest.raises(GhostError, match="map hints is not a table of hints"):
+            Hints.open(bpffs / "enclave")
+        with Hints.of_enclave(bpffs / "enclave") as reader:
+            assert reader.updates() == []
+            table.set_item(7, tid=1)
+            assert [index for index, _ in reader.updates()] == [7]
+    Hints.create(bpffs / "small", items=ITEMS).close()
+    with pytest.raises(GhostError, match="map hints is not a table of hints"):
+        Hints.of_enclave(bpffs / "small")
