@@ -15,6 +15,7 @@ The C is bcc's dialect with its map macros, extended:
 
   - each struct, enum and constant of the running kernel is declared where the source names it;
   - each kernel function (kfunc) can be called by its name; ``#ifdef HAVE_<name>`` tests whether the kernel has it;
+  - ``TYPE_ID(name)`` is the kernel's id of a struct, for bpf_rdonly_cast();
   - a callback is ``BPF_PROG(<prefix><op>, arguments…)`` and returns int; ``LINK_CONSTANT(name)`` is a number
     bound at link time; quoted includes are searched for beside the file and in ``bpf/``;
   - ``LINK_ADDRESS(name)`` is the address of a map, or of a function of the source for the kernel to call back;

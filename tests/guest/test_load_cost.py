@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel's verifier does to accept the programs: each start of a scheduler waits for that."""
+
+from __future__ import annotations
+
+import pytest
+from ghostbpf.experiments.load_cost import loads
+from ghostbpf.schedulers.registry import POLICIES
+
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(on="oldest")]
+
+#: Instructions that the verifier follows for one program. The kernel's limit is a million; the dearest takes 83,000, on
+#: 6.16. A loop whose rounds differ for the verifier multiplies its number, on some kernels only.
+_MOST = 120_000
+
+
+@pytest.mark.parametrize(
+    "policy", [pytest.param(name, marks=() if name == "fifo_centralized" else pytest.mark.soak) for name in POLICIES]
+)
+def test_no_loop_multiplies_what_the_verifier_follows(policy: str) -> None:
+    rows = loads(policy)
+    assert {"core_dispatch", "call_resize"} <= {row[0] for row in rows}
+    assert all(row[2] > 0 for row in rows)
+    assert [row for row in rows if row[2] > _MOST] == []
