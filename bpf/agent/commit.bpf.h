@@ -23,8 +23,7 @@ BPF_F_TABLE("array", u32, struct txn, txns, MAX_CHANNELS * TXNS, BPF_F_MMAPABLE)
 /* The CPU that has p on its own queue; -1 if p is on another queue, or on none at the moment. */
 static s32 queued_cpu(struct task_struct *p)
 {
-	struct scx_dispatch_q *dsq = untrusted(p)->scx.dsq;
-	u64 id = dsq ? dsq->id : 0;
+	u64 id = queue_of_task(p);
 
 	return id >= CPU_DSQ(0) && id < CPU_DSQ(MAX_CPUS) ? (s32)(id - CPU_DSQ(0)) : -1;
 }
@@ -40,9 +39,7 @@ static u64 queue_of(struct task_struct *p)
 /* The same, also for a task that is being released from the queue of throttled tasks. */
 static u64 any_queue_of(struct task_struct *p)
 {
-	struct scx_dispatch_q *dsq = untrusted(p)->scx.dsq;
-
-	return dsq && dsq->id == THROTTLED_DSQ(ENCLAVE) ? THROTTLED_DSQ(ENCLAVE) : queue_of(p);
+	return queue_of_task(p) == THROTTLED_DSQ(ENCLAVE) ? THROTTLED_DSQ(ENCLAVE) : queue_of(p);
 }
 
 static u32 check_cpu(s32 id, const struct cpumask *allowed)

@@ -135,7 +135,8 @@ def notes(result: Mapping[str, Any], wanted: float) -> list[str]:
     if late["count"]:
         found.append(
             f"the load generator was late by {late['p50'] / 1e3:,.0f} us at the median and by "
-            f"{late['p99'] / 1e3:,.0f} us at the 99th percentile; latencies include that"
+            f"{late['p99'] / 1e3:,.0f} us at the 99th percentile; latencies include that, and it used "
+            f"{100 * generator['cpu_ns'] / generator['wanted_ns']:.1f} % of a CPU"
         )
     return found
 

@@ -279,13 +279,7 @@ def test_schedghostidle_counts_the_latches_of_an_agent(workload: Workload, agent
 def test_task_that_left_its_enclave_waits_for_no_latch(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1")
     keeps_it = workload.sleeper(one)
-
-    def naps(me: Me) -> None:
-        while not me.stopped:
-            me.note()
-            time.sleep(0.001)
-
-    child = workload.spawn(naps, one)
+    child = workload.napper(one, busy_ms=0)
     one.remove(child.pid)
     with traced("schedlat", "-t", child.pid) as trace:
         child.progress(20)

@@ -134,13 +134,7 @@ def test_changing_affinities_and_nice_values_strand_no_task(
     workload: Workload, governed: MakeEnclave, policy: str
 ) -> None:
     one = governed("1-3", policy)
-
-    def naps(me: Me) -> None:
-        while not me.stopped:
-            me.spin(1)
-            time.sleep(0.001)
-
-    children = [workload.spawn(naps, one) for _ in range(6)]
+    children = [workload.napper(one) for _ in range(6)]
     end = time.monotonic() + 5
     turn = 0
     while time.monotonic() < end:

@@ -38,12 +38,6 @@ def _move(child: Child, cpu: int) -> None:
     assert child.cpus_seen == CpuSet([cpu])
 
 
-def _naps(me: Me) -> None:
-    while not me.stopped:
-        me.spin(1)
-        time.sleep(0.001)
-
-
 def test_simple(workload: Workload, cfs: Cfs) -> None:
     child = workload.spinner(cfs("1-3"))
     child.progress()
@@ -72,7 +66,7 @@ def test_keeps_affinity_when_becoming_runnable_from_blocked(workload: Workload, 
 @pytest.mark.soak
 def test_task_changes_affinity_with_incoming_messages(workload: Workload, agent_process: MakeAgentProcess) -> None:
     one, agents = agent_process("1-3", "cfs")
-    children = [workload.spawn(_naps, one) for _ in range(6)] + [workload.spinner(one) for _ in range(3)]
+    children = [workload.napper(one) for _ in range(6)] + [workload.spinner(one) for _ in range(3)]
     end = time.monotonic() + 3
     turn = 0
     while time.monotonic() < end:
@@ -235,7 +229,7 @@ def test_thousand_threads_all_finish(workload: Workload, cfs: Cfs) -> None:
 @pytest.mark.soak
 def test_agents_killed_under_load_lose_no_task(workload: Workload, agent_process: MakeAgentProcess) -> None:
     one, agents = agent_process("1-3", "cfs")
-    children = [workload.spawn(_naps, one) for _ in range(4)] + [workload.spinner(one) for _ in range(4)]
+    children = [workload.napper(one) for _ in range(4)] + [workload.spinner(one) for _ in range(4)]
     for turn in range(4):
         for child in children:
             child.progress()

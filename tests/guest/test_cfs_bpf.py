@@ -192,13 +192,7 @@ def test_new_tasks_are_spread_over_busy_cpus(workload: Workload, enclave: MakeEn
 @pytest.mark.kernel_independent
 def test_changing_affinities_are_honoured(workload: Workload, enclave: MakeEnclave) -> None:
     one = enclave("1-3", "cfs_bpf")
-
-    def naps(me: Me) -> None:
-        while not me.stopped:
-            me.spin(1)
-            time.sleep(0.001)
-
-    children = [workload.spawn(naps, one) for _ in range(4)] + [workload.spinner(one) for _ in range(4)]
+    children = [workload.napper(one) for _ in range(4)] + [workload.spinner(one) for _ in range(4)]
     for turn in range(30):
         child = children[turn % 8]
         mask = {1 + turn % 3} if turn % 2 else {1 + turn % 3, 1 + (turn + 1) % 3}
@@ -264,19 +258,14 @@ def test_enclave_loses_a_cpu_under_load_and_gets_it_back(workload: Workload, enc
 
 
 def _load(workload: Workload, enclave: Enclave) -> list[Child]:
-    def naps(me: Me) -> None:
-        while not me.stopped:
-            me.note()
-            time.sleep(0.005)
-
     def yields(me: Me) -> None:
         while not me.stopped:
             me.note()
             os.sched_yield()
 
-    bodies = (naps,) * 8 + (yields,) * 3
     pinned = [workload.spinner(enclave, cpus=[1 + number % 2]) for number in range(6)]
-    return pinned + [workload.spawn(body, enclave) for body in bodies]
+    nappers = [workload.napper(enclave, busy_ms=0, nap_ms=5) for _ in range(8)]
+    return pinned + nappers + [workload.spawn(yields, enclave) for _ in range(3)]
 
 
 def _check_all_run(enclave: Enclave, children: list[Child]) -> None:

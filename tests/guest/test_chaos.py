@@ -120,14 +120,9 @@ def test_no_task_starves_whatever_the_chances(
     one = enclave("1-2", "chaos", seed="1", **options)
     one.set_runnable_timeout(2 * 10**9)
 
-    def naps(me: Me) -> None:
-        while not me.stopped:
-            me.spin(0.2)
-            time.sleep(0.0005)
-
     children = [workload.spinner(one) for _ in range(3)]
-    children += [workload.spawn(naps, one) for _ in range(3)]
-    children += [workload.spawn(naps, one, cpus=[2])]
+    children += [workload.napper(one, busy_ms=0.2, nap_ms=0.5) for _ in range(3)]
+    children += [workload.napper(one, busy_ms=0.2, nap_ms=0.5, cpus=[2])]
     for _ in range(3):
         for child in children:
             child.progress(5)

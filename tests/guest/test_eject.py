@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from ghostbpf.schedulers.errors import Ejected
 from ghostbpf.schedulers.policy import Policy
 from ghostbpf.schedulers.registry import POLICIES
 from kernel_log import KernelLog
-from workload import Child, MakeEnclave, Me, Workload, in_ext, until
+from workload import Child, MakeEnclave, Workload, in_ext, until
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -120,19 +119,13 @@ def test_tracepoint_programs_of_an_ejected_core_do_not_touch_the_next(
     workload: Workload, enclave: MakeEnclave, eject: Eject
 ) -> None:
     """An open descriptor keeps such a program attached, and its core's maps still list the enclaves."""
-
-    def naps(me: Me) -> None:
-        while not me.stopped:
-            me.note()
-            time.sleep(0.0005)
-
     enclave("1-3")
     with contextlib.ExitStack() as held:
         for path in core.CORE.glob("tp_*"):
             held.enter_context(Handle(open_pinned(path)))
         eject()
         core.clear_pins()
-        children = [workload.spawn(naps, cpus=[cpu]) for cpu in (1, 2, 3)]
+        children = [workload.napper(busy_ms=0, nap_ms=0.5, cpus=[cpu]) for cpu in (1, 2, 3)]
         for _ in range(10):
             with Enclaves.create() as enclaves:
                 again = enclaves.new(CpuSet([1, 2]), POLICIES["biff"])

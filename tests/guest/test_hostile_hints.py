@@ -33,12 +33,7 @@ def test_random_hints_harm_neither_other_tasks_nor_agents(
             me.note()
             time.sleep(0.001)
 
-    def naps(me: Me) -> None:
-        while not me.stopped:
-            me.spin(1)
-            time.sleep(0.002)
-
-    others = [workload.spawn(naps, one) for _ in range(4)] + [workload.spinner(one)]
+    others = [workload.napper(one, nap_ms=2) for _ in range(4)] + [workload.spinner(one)]
     victim = workload.spinner(one)
     writer = workload.spawn(rewrites, cpus=[0])
     end = time.monotonic() + _SECONDS

@@ -29,7 +29,7 @@ from kernel_log import KernelLog
 from kernel_objects import KernelObjects
 from scribble import scribble
 from shared_core import SharedCore
-from workload import Child, MakeEnclave, Me, Workload, set_online, until
+from workload import Child, MakeEnclave, Workload, set_online, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.night]
 
@@ -38,12 +38,6 @@ _CHECK_EVERY = 8
 #: Rounds of a night, unless they would be longer than this, in seconds.
 _ROUNDS, _LONGEST = 4, 300.0
 _STRESSORS = "--schedmix 1 --affinity 1 --switch 1 --yield 1"
-
-
-def _naps(me: Me) -> None:
-    while not me.stopped:
-        me.spin(1)
-        time.sleep(0.002)
 
 
 class Storm:
@@ -162,7 +156,7 @@ class Storm:
         """A task is killed, and a new one joins."""
         number = self.rng.randrange(len(self._running))
         self._running[number].close()
-        self._running[number] = self._workload.spawn(_naps, self.enclave)
+        self._running[number] = self._workload.napper(self.enclave, nap_ms=2)
 
     def stop_tasks(self) -> None:
         """All tasks are stopped, and go on at once."""
@@ -179,8 +173,8 @@ class Storm:
 
     def _start_tasks(self, workload: Workload) -> None:
         self._workload = workload
-        self._running = [workload.spawn(_naps, self.enclave) for _ in range(4)]
-        self._running += [workload.spawn(_naps, self.enclave, cpus=[2]), workload.spinner(self.enclave)]
+        self._running = [workload.napper(self.enclave, nap_ms=2) for _ in range(4)]
+        self._running += [workload.napper(self.enclave, nap_ms=2, cpus=[2]), workload.spinner(self.enclave)]
         self._sleeper = workload.sleeper(self.enclave)
         self._victim = workload.spinner(self.enclave)
 

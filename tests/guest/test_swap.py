@@ -28,12 +28,6 @@ BIFF, RR = POLICIES["biff"], POLICIES["rr"]
 _SWAPS = 200
 
 
-def _nap(me: Me) -> None:
-    while not me.stopped:
-        me.note()
-        time.sleep(0.005)
-
-
 def _player(hears: int, tells: int, *others: int) -> Callable[[Me], None]:
     def play(me: Me) -> None:
         for fd in others:
@@ -50,7 +44,7 @@ def _player(hears: int, tells: int, *others: int) -> Callable[[Me], None]:
 def _load(workload: Workload, enclave: Enclave) -> list[Child]:
     """Fifty tasks: six compete for CPU 1, fourteen nap, the rest are pairs that wake each other."""
     children = [workload.spinner(enclave, cpus=[1]) for _ in range(6)]
-    children += [workload.spawn(_nap, enclave) for _ in range(14)]
+    children += [workload.napper(enclave, busy_ms=0, nap_ms=5) for _ in range(14)]
     for _ in range(15):
         (a_out, a_in), (b_out, b_in) = os.pipe(), os.pipe()
         children.append(workload.spawn(_player(a_out, b_in, a_in, b_out), enclave))

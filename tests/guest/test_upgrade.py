@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ghostbpf.schedulers.agents import Agents, has_pins
 from ghostbpf.schedulers.enclave import Enclave, Enclaves
 from ghostbpf.schedulers.registry import POLICIES
 from ghostbpf.schedulers.userspace import AgentError, AgentProcess, Task, Transaction, spec_of
-from workload import MakeEnclave, Me, Workload, until
+from workload import MakeEnclave, Workload, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.shared_core, pytest.mark.kernel_independent]
 
@@ -131,12 +130,6 @@ class KilledLate(LateLastCpu):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def naps(me: Me) -> None:
-    while not me.stopped:
-        me.note()
-        time.sleep(0.002)
-
-
 def upgrade(enclave: Enclave, policy: type[Fifo], **options: str) -> AgentProcess:
     parsed = spec_of(policy).parse(options)
     agent_process = AgentProcess(parsed)
@@ -169,7 +162,7 @@ def test_agent_that_fails_before_it_takes_over_leaves_the_current_agent_in_charg
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     one, agents = agent_process("1-3", before, fastpath="off", agent_timeout="10s")
-    children = [workload.spawn(naps, one) for _ in range(2)]  # the agent decides at each wakeup
+    children = [workload.napper(one, busy_ms=0, nap_ms=2) for _ in range(2)]  # the agent decides at each wakeup
     for child in children:
         child.progress()
     tid = one.agent and one.agent.tid
@@ -206,7 +199,7 @@ def test_agents_come_back_when_their_successor_fails_after_it_took_over(
     workload: Workload, agent_process: MakeAgentProcess, before: str, policy: type[Fifo], rounds: int
 ) -> None:
     one, agents = agent_process("1-3", before, fastpath="off", agent_timeout="10s")
-    children = [workload.spawn(naps, one) for _ in range(4)]
+    children = [workload.napper(one, busy_ms=0, nap_ms=2) for _ in range(4)]
     for child in children:
         child.progress()
     known = tids(one)

@@ -329,6 +329,18 @@ class Workload:
         """A task that calls note() in a loop, and never blocks, until stop()."""
         return self.spawn(_spin, enclave, cpus=cpus, start=start)
 
+    def napper(
+        self,
+        enclave: Enclave | None = None,
+        *,
+        busy_ms: float = 1,
+        nap_ms: float = 1,
+        cpus: Iterable[int] | None = None,
+        start: bool = True,
+    ) -> Child:
+        """A task that uses ``busy_ms`` of CPU time, with a note() at least, sleeps ``nap_ms``, and repeats that."""
+        return self.spawn(lambda me: _nap(me, busy_ms, nap_ms / 1e3), enclave, cpus=cpus, start=start)
+
     def sleeper(
         self, enclave: Enclave | None = None, *, cpus: Iterable[int] | None = None, then: Body | None = None
     ) -> Child:
@@ -388,6 +400,12 @@ def _run(body: Body, me: Me, mask: set[int], ready: int, parent: int) -> None:
 def _spin(me: Me) -> None:
     while not me.stopped:
         me.note()
+
+
+def _nap(me: Me, busy_ms: float, nap_s: float) -> None:
+    while not me.stopped:
+        me.spin(busy_ms)
+        time.sleep(nap_s)
 
 
 def _sleep(me: Me, then: Body) -> None:
