@@ -87,11 +87,13 @@ def _facts(results: Results) -> str:
     run = results.run
     cells = [cell for name in run["candidates"] for cell in results.of(name)]
     late = max((cell["rocksdb"]["generator"]["lateness"].get("p99", 0) for cell in cells), default=0)
+    busy = max((tables.cpu_share(cell["rocksdb"]) for cell in cells), default=0)
     found = {
         "time scale": text(scale_line(run["time_scale"])),
         "cells": f"{len(cells)} of {len(run['plan'])}",
         "noise": noise(cells),
-        "load generator": f"sent 99 % of the requests within {time_in_words(late)} of their times, in the worst cell",
+        "load generator": f"sent 99 % of the requests within {time_in_words(late)} of their times, in the worst cell, "
+        f"and used at most {100 * busy:.0f} % of a CPU",
     }
     failed = "".join(
         f'<p class="bad">{text(name)} failed at {row["throughput"]:,} requests/s: {text(row["reason"])}</p>'

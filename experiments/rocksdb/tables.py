@@ -136,9 +136,14 @@ def notes(result: Mapping[str, Any], wanted: float) -> list[str]:
         found.append(
             f"the load generator was late by {late['p50'] / 1e3:,.0f} us at the median and by "
             f"{late['p99'] / 1e3:,.0f} us at the 99th percentile; latencies include that, and it used "
-            f"{100 * generator['cpu_ns'] / generator['wanted_ns']:.1f} % of a CPU"
+            f"{100 * cpu_share(result):.1f} % of a CPU"
         )
     return found
+
+
+def cpu_share(result: Mapping[str, Any]) -> float:
+    """The part of a CPU that the load generator used."""
+    return float(result["generator"]["cpu_ns"] / result["generator"]["wanted_ns"])
 
 
 def is_short(result: Mapping[str, Any]) -> bool:

@@ -223,7 +223,8 @@ def cell_row(throughput: int, p99_us: float = 50) -> dict[str, Any]:
     kinds = {kind: {name: stage(1) for name in tables.STAGES} for kind in tables.KINDS}
     for one in kinds.values():
         one["total"] = {**stage(1), "p99": p99_us * 1000, "distribution": [[0.5, 10_000], [0.99, p99_us * 1000]]}
-    generator = {"wanted_ns": 10**9, "reached_ns": 10**9 - 1, "sent": 1000, "dropped": 0, "lateness": stage(1)}
+    generator = {"wanted_ns": 10**9, "reached_ns": 10**9 - 1, "sent": 1000, "dropped": 0, "lateness": stage(1),
+                 "cpu_ns": 10**8}  # fmt: skip
     rocksdb = {**kinds, "generator": generator, "unfinished": 0, "missing": 0}
     return {"type": "cell", "candidate": "EEVDF", "throughput": throughput, "rocksdb": rocksdb, "antagonist": None,
             "has_hints": False, "others": 0.0, "noisy": False}  # fmt: skip
@@ -366,7 +367,10 @@ def test_rate_that_the_generator_cannot_make_is_told(cache: tuple[str, Path]) ->
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)["rocksdb"]
     assert tables.is_short(measured)
-    assert "of 50,000,000 requests/s" in tables.notes(measured, 50_000_000)[0]
+    notes = tables.notes(measured, 50_000_000)
+    assert "of 50,000,000 requests/s" in notes[0]
+    assert notes[-1].endswith("% of a CPU")
+    assert 0 < tables.cpu_share(measured) < 1.1  # it may be late at the end
 
 
 def test_antagonist_alone_has_its_share() -> None:

@@ -35,13 +35,12 @@ void *generate(void *argument)
 {
 	struct load *load = argument;
 	struct arrivals arrivals = {.rate = load->rate, .range_ratio = load->range_ratio, .seed = load->seed};
-	uint64_t cpu_began;
+	uint64_t cpu_began = 0;
 
 	leave_scheduler();
 	if (load->cpu >= 0)
 		pin(load->cpu);
 	prctl(PR_SET_TIMERSLACK, load->slack_ns ? load->slack_ns : 1, 0, 0, 0);
-	cpu_began = cpu_ns();
 	for (;;) {
 		struct arrival arrival = next_arrival(&arrivals);
 		uint64_t intended = load->began_ns + arrival.ns, now;
@@ -49,6 +48,8 @@ void *generate(void *argument)
 
 		if (intended >= load->ends_ns)
 			break;
+		if (is_measured && !cpu_began)
+			cpu_began = cpu_ns();
 		now = now_ns();
 		if (now < intended) {
 			wait_until(intended, load->how);
@@ -68,6 +69,6 @@ void *generate(void *argument)
 			record(&load->lateness, now - intended);
 		}
 	}
-	load->cpu_ns = cpu_ns() - cpu_began;
+	load->cpu_ns = cpu_began ? cpu_ns() - cpu_began : 0;
 	return NULL;
 }

@@ -45,7 +45,8 @@ struct load {
 	/* Of the arrivals that are measured: */
 	uint64_t sent, dropped;
 	struct histogram lateness; /* from the intended arrival until it is sent */
-	uint64_t cpu_ns, last_ns;
+	uint64_t last_ns;
+	uint64_t cpu_ns; /* of the generator itself */
 };
 
 struct arrival {
