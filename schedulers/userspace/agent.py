@@ -155,14 +155,19 @@ class Agent:
         raise GhostError(f"{self.policy.name} has no cgroups", hint="set weighs_cgroups = True in the policy's class")
 
     def first_in_first_out(
-        self, queue: RunQueue, slice_ns: int = 0, near: Mapping[int, int] | None = None
+        self,
+        queue: RunQueue,
+        slice_ns: int = 0,
+        near: Mapping[int, int] | None = None,
+        *,
+        otherwise: Callable[[], object] | None = None,
     ) -> Callable[[], list[Transaction]]:
         """A ``schedule()`` that gives each idle CPU the first task of ``queue`` that may run there and still waits.
 
         With the fast path, CPUs that run a task get the next one, too. ``near[cpu]`` is a mask of the CPUs near
-        ``cpu``: see RunQueue.pop_near().
+        ``cpu``: see RunQueue.pop_near(). ``otherwise()`` is called if tasks are in the queue, and no CPU got one.
         """
-        return partial(self._turns.assign, queue, self._flags, self.fastpath, slice_ns, near, None)
+        return partial(self._turns.assign, queue, self._flags, self.fastpath, slice_ns, near, None, otherwise)
 
     def match(
         self, queue: RunQueue, slice_ns: int, siblings: dict[int, tuple[int, ...]], *, busy: bool
@@ -175,7 +180,7 @@ class Agent:
 
         It moves each task that it takes out of ``queue`` to ``taken``, those that wait no longer, too.
         """
-        return partial(self._turns.assign, queue, self._flags, False, 0, None, taken)
+        return partial(self._turns.assign, queue, self._flags, False, 0, None, taken, None)
 
     def counters(self) -> Counters:
         """The core's counters of the enclave; see ``struct counters`` in bpf/abi.h."""

@@ -32,8 +32,8 @@ class FifoCentralized(AgentPolicy):
         self.queue = RunQueue()
         near = {cpu: 1 << cpu for cpu in range(possible_cpus())}  # also of CPUs that are offline now
         near |= {cpu.id: (cpu.l3_siblings or cpu.siblings).bits for cpu in agent.topology.cpus}
-        self.enqueue, self.dequeue = self.queue.add, self.queue.discard  # type: ignore[method-assign]
-        self.schedule = agent.first_in_first_out(self.queue, self.slice_ns, near)  # type: ignore[method-assign]
+        schedule = agent.first_in_first_out(self.queue, self.slice_ns, near)
+        self.stand_in(FifoCentralized, enqueue=self.queue.add, dequeue=self.queue.discard, schedule=schedule)
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
         """The task keeps its turn."""

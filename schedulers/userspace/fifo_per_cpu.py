@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..agents.task import WAITING, Task, Transaction, TxnState
 from .agent import Agent
 from .options import flag
@@ -30,13 +32,16 @@ class FifoPerCpu(AgentPolicy):
     def __init__(self, agent: Agent, **options: int) -> None:
         super().__init__(agent, **options)
         self.queue = RunQueue()
-        self.dequeue = self.queue.discard  # type: ignore[method-assign]
-        self._fill_idle = agent.first_in_first_out(self.queue)
+        self._fill_idle = agent.first_in_first_out(self.queue, otherwise=self._leave_offline_cpu)
+        self.stand_in(FifoPerCpu, dequeue=self.queue.discard)
+        if agent.cpu is not None:
+            self.stand_in(FifoPerCpu, enqueue=partial(self.queue.add_if_allowed, agent.cpu, self.enqueue))
+        if not self.steal:
+            self.stand_in(FifoPerCpu, schedule=self._fill_idle)
 
     def enqueue(self, task: Task) -> None:
-        """A task that may run here waits here: schedule() hands it on if this CPU is offline."""
-        here = self.agent.cpu
-        if (here is not None and task.may_run_on(here)) or not self._hand_on(task):
+        """A task that may not run here goes to another CPU's agent."""
+        if not self._hand_on(task):
             self.queue.add(task)
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:
@@ -52,14 +57,16 @@ class FifoPerCpu(AgentPolicy):
             self.enqueue(task)
 
     def schedule(self) -> list[Transaction]:
+        """With --steal yes, a CPU for which nothing waits takes the task that has waited longest for another."""
         decided = self._fill_idle()
-        if self.queue:
-            here = self.agent.cpu
-            if not decided and here is not None and not self.agent.is_online(here):
-                self.queue.discard_if(self._hand_on)
-        elif self.steal and not decided and self.agent.idle_cpus():
+        if self.steal and not decided and not self.queue and self.agent.idle_cpus():
             self.agent.take(1)
         return decided
+
+    def _leave_offline_cpu(self) -> None:
+        here = self.agent.cpu
+        if here is not None and not self.agent.is_online(here):
+            self.queue.discard_if(self._hand_on)
 
     def _hand_on(self, task: Task) -> bool:
         """Give a task that cannot run here now to the agent of another CPU; False if it can, or no other may run it."""

@@ -88,6 +88,12 @@ class AgentPolicy:
             return own
         return getattr(self, _DEFAULTS[name]) if name in _DEFAULTS else None
 
+    def stand_in(self, cls: type[AgentPolicy], **functions: Callable[..., Any]) -> None:
+        """Call ``functions`` in place of the methods of ``cls`` with these names, unless a subclass has its own."""
+        for name, function in functions.items():
+            if getattr(type(self), name) is getattr(cls, name):
+                setattr(self, name, function)
+
     def enqueue(self, task: Task) -> None:
         """``task`` waits for a CPU: it is new, woke up, was preempted, yielded, or its transaction failed."""
         raise NotImplementedError

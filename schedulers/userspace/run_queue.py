@@ -37,6 +37,13 @@ class RunQueue:
         """Append ``task``, or put it first if it is boosted."""
         self._put(task, is_first=task.boosted)
 
+    def add_if_allowed(self, cpu: int, otherwise: Callable[[Task], object], task: Task) -> None:
+        """Like add() for a task that may run on ``cpu``; call ``otherwise(task)`` with one that may not."""
+        if task.may_run_on(cpu):
+            self.add(task)
+        else:
+            otherwise(task)
+
     def add_first(self, task: Task) -> None:
         """Put ``task`` first."""
         self._put(task, is_first=True)

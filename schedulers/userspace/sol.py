@@ -38,7 +38,7 @@ class Sol(AgentPolicy):
         self._assign_idle, self._assign_busy = (
             agent.match(self.queue, self.slice_ns, self.siblings, busy=busy) for busy in (False, True)
         )
-        self.enqueue, self.dequeue = self.queue.add, self.queue.discard  # type: ignore[method-assign]
+        self.stand_in(Sol, enqueue=self.queue.add, dequeue=self.queue.discard)
         self.ahead: dict[int, Task] = {}  # committed to a busy CPU, the oldest first
 
     def on_refused(self, transaction: Transaction, state: TxnState) -> None:

@@ -145,10 +145,12 @@ class Turns:
         slice_ns: int,
         near: Mapping[int, int] | None,
         taken: RunQueue | None,
+        otherwise: Callable[[], object] | None,
     ) -> list[Transaction]:
         """For each idle CPU, then each busy one, take the first task out of ``queue`` that may run and still waits.
 
-        ``near`` is for a RunQueue. ``taken`` gets each task taken out, even if it waits no longer.
+        ``near`` is for a RunQueue. ``taken`` gets each task taken out, even if it waits no longer. ``otherwise()`` is
+        called if tasks are in the queue, and no CPU got one.
         """
         transactions = []
         for cpu in (flags.open() if with_busy else flags.idle()) if queue else ():
@@ -158,6 +160,8 @@ class Turns:
                 if self.waits(task):
                     transactions.append(Transaction(task, cpu, slice_ns))
                     break
+        if otherwise is not None and queue and not transactions:
+            otherwise()
         return transactions
 
     def match(

@@ -85,7 +85,7 @@ class Recorder(AgentPolicy):
         self.queue, self.taken, self.calls = RunQueue(), RunQueue(), list[tuple[Any, ...]]()
         self.by_cpu_time: PriorityQueue[Task] = PriorityQueue()
         near = {cpu: 1 << cpu ^ 1 for cpu in range(CPUS)}
-        self.first_in_first_out = agent.first_in_first_out(self.queue, 7, near)
+        self.first_in_first_out = agent.first_in_first_out(self.queue, 7, near, otherwise=self.note_queue)
         self.fill_idle = agent.fill_idle(self.by_cpu_time, self.taken)
 
     def callback(self, name: str) -> Callable[[Any], object]:
@@ -111,6 +111,9 @@ class Recorder(AgentPolicy):
         self.calls.append(("refused", state.name, _picture(transaction.task), transaction.cpu))
         if transaction.task is not None:
             self.enqueue(transaction.task)
+
+    def note_queue(self) -> None:
+        self.calls.append(("no CPU", *(task.gtid for task in self.queue)))
 
     def schedule(self) -> Iterator[Transaction]:
         yield from self.first_in_first_out()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 #: The classes of both halves of the runtime: a queue for each class of tasks.
 QUEUES = {in_python(Task): in_python(RunQueue), Task: RunQueue}
 CPUS = range(4)
-NAMES = ("add", "add_first", "discard", "pop", "discard_if", "leave_queues")
+NAMES = ("add", "add_first", "add_if_allowed", "discard", "pop", "discard_if", "leave_queues")
 
 steps = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 7), st.sampled_from(CPUS), st.booleans()))
 masks = st.lists(st.integers(0, 15), min_size=8, max_size=8)
@@ -61,7 +61,12 @@ def test_queue_is_a_list_with_each_task_once(
             queue.discard(task) if what == "discard" else task.leave_queues()
             continue
         task.boosted = boosted
-        (queue.add if what == "add" else queue.add_first)(task)
+        if what == "add_if_allowed":
+            queue.add_if_allowed(cpu, queue.discard, task)
+            if not task.may_run_on(cpu):
+                continue
+        else:
+            (queue.add if what == "add" else queue.add_first)(task)
         model.insert(0 if boosted or what == "add_first" else len(model), task)
         assert (len(queue), bool(queue)) == (len(model), True)
         assert [task in queue for task in tasks] == [task in model for task in tasks]

@@ -32,24 +32,22 @@ out:
 	return task;
 }
 
-/* Append Transaction(task, cpu, slice_ns). A tuple's own constructor makes it: that of the class is Python. */
+/* Append Transaction(task, cpu, slice_ns), made as a tuple's constructor does: that of the class is Python, and dear. */
 static bool append_transaction(struct turns *turns, PyObject *list, struct task *task, PyObject *cpu, PyObject *slice_ns)
 {
-	static newfunc new_tuple;
+	static allocfunc allocate;
 	static PyObject *no_flags;
-	PyObject *fields, *args, *transaction;
-	int failed;
+	PyObject *fields[] = {(PyObject *)task, cpu, slice_ns, no_flags}, *transaction;
+	int failed = 0;
 
-	if (!new_tuple) {
-		new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
-		no_flags = PyLong_FromLong(0);
+	if (!allocate) {
+		allocate = (allocfunc)PyType_GetSlot((PyTypeObject *)turns->transaction, Py_tp_alloc);
+		fields[3] = no_flags = PyLong_FromLong(0);
 	}
-	fields = PyTuple_Pack(4, (PyObject *)task, cpu, slice_ns, no_flags);
-	args = fields ? PyTuple_Pack(1, fields) : NULL;
-	transaction = args ? new_tuple((PyTypeObject *)turns->transaction, args, NULL) : NULL;
-	failed = transaction ? PyList_Append(list, transaction) : -1;
-	Py_XDECREF(fields);
-	Py_XDECREF(args);
+	transaction = allocate((PyTypeObject *)turns->transaction, COUNT(fields));
+	for (size_t n = 0; transaction && !failed && n < COUNT(fields); n++)
+		failed = PyTuple_SetItem(transaction, n, Py_NewRef(fields[n]));
+	failed = transaction && !failed ? PyList_Append(list, transaction) : -1;
 	Py_XDECREF(transaction);
 	return !failed;
 }
@@ -78,11 +76,12 @@ PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count)
 	struct cpus *cpus;
 	PyObject *list;
 
-	if (count != 6 || !is_queue(args[0]) || !PyObject_TypeCheck(args[1], cpus_type) ||
+	if (count != 7 || !is_queue(args[0]) || !PyObject_TypeCheck(args[1], cpus_type) ||
 	    (args[5] != Py_None && !PyObject_TypeCheck(args[5], queue_type))) {
 		PyErr_SetString(
 			PyExc_TypeError,
-			"assign() takes a queue, CpuFlags, a bool, a slice, a mapping or None, and a RunQueue or None");
+			"assign() takes a queue, CpuFlags, a bool, a slice, a mapping or None, a RunQueue or None, and a "
+			"function or None");
 		return NULL;
 	}
 	from = (struct assignment){
@@ -102,6 +101,8 @@ PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count)
 				Py_CLEAR(list);
 		}
 	}
+	if (list && args[6] != Py_None && !PyList_Size(list) && from.queue->length && !call(args[6]))
+		Py_CLEAR(list);
 	return list;
 }
 

@@ -2,7 +2,6 @@
 /* Transactions: from the policy's decisions to the core's answers. */
 #include <linux/bpf.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -72,13 +71,15 @@ static bool run_program(struct turns *turns, u32 count, bool group)
 {
 	struct commit_args args = {.channel = turns->channel, .count = count, .group = group};
 	struct txn *txns = (struct txn *)turns->txns.first;
-	union bpf_attr attr;
+	union bpf_attr attr = {
+		.test = {
+			.prog_fd = turns->commit_fd,
+			.ctx_in = (u64)(uintptr_t)&args,
+			.ctx_size_in = sizeof(args),
+		},
+	};
 
-	memset(&attr, 0, sizeof(attr));
-	attr.test.prog_fd = turns->commit_fd;
-	attr.test.ctx_in = (u64)(uintptr_t)&args;
-	attr.test.ctx_size_in = sizeof(args);
-	if (syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attr, sizeof(attr)) < 0) {
+	if (syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attr, sizeof(attr.test)) < 0) {
 		PyErr_SetFromErrno(PyExc_OSError);
 		return false;
 	}

@@ -116,6 +116,20 @@ static PyObject *queue_add_method(PyObject *self, PyObject *object)
 	return task ? insert((struct queue *)self, object, task->boosted) : NULL;
 }
 
+static PyObject *queue_add_if_allowed(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+	struct task *task = count == 3 ? checked_task(args[2]) : NULL;
+	long cpu = task ? PyLong_AsLong(args[0]) : -1;
+
+	if (count != 3)
+		PyErr_SetString(PyExc_TypeError, "add_if_allowed() takes a CPU, a function, and a task");
+	if (PyErr_Occurred())
+		return NULL;
+	if (task_may_run(task, cpu))
+		return insert((struct queue *)self, args[2], task->boosted);
+	return PyObject_CallFunctionObjArgs(args[1], args[2], NULL);
+}
+
 static PyObject *queue_add_first(PyObject *self, PyObject *object)
 {
 	return insert((struct queue *)self, object, true);
@@ -409,6 +423,7 @@ PyTypeObject *make_queue_type(void)
 {
 	static PyMethodDef methods[] = {
 		{"add", queue_add_method, METH_O, NULL},
+		{"add_if_allowed", (PyCFunction)(void (*)(void))queue_add_if_allowed, METH_FASTCALL, NULL},
 		{"add_first", queue_add_first, METH_O, NULL},
 		{"discard", queue_discard_method, METH_O, NULL},
 		{"discard_if", queue_discard_if, METH_O, NULL},

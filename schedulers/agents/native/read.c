@@ -121,11 +121,22 @@ static bool about_known_task(
 	return call_back(turns, kind, (PyObject *)task);
 }
 
+static PyObject *object_of(struct turns *turns, u64 gtid)
+{
+	struct gtid *recent = &turns->recent[gtid % RECENT_GTIDS];
+
+	if (!recent->object || recent->value != gtid) {
+		replace(&recent->object, PyLong_FromUnsignedLongLong(gtid));
+		recent->value = gtid;
+	}
+	return Py_XNewRef(recent->object);
+}
+
 static bool about_task(struct turns *turns, const struct message *message)
 {
 	const struct numbers *numbers = &turns->numbers;
 	long kind = message->type;
-	PyObject *gtid = PyLong_FromUnsignedLongLong(message->gtid), *task = NULL;
+	PyObject *gtid = object_of(turns, message->gtid), *task = NULL;
 	bool done = false;
 
 	if (!gtid)

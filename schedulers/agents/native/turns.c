@@ -91,10 +91,9 @@ static int looks_again(struct turns *turns)
 	return result;
 }
 
-/* One turn: 1 if the next is due at once, 0 if not, or -1 with an exception. */
-static int turn(struct turns *turns)
+/* One turn, which begins now: 1 if the next is due at once, 0 if not, or -1 with an exception. */
+static int turn(struct turns *turns, u64 began)
 {
-	u64 began = now_ns();
 	struct outcome outcome;
 	Py_ssize_t read;
 	bool is_busy;
@@ -208,7 +207,7 @@ static PyObject *turns_serve(PyObject *self, PyObject *until)
 			why = UPKEEP;
 			break;
 		}
-		is_due = turn(turns);
+		is_due = turn(turns, began);
 		if (is_due < 0)
 			return NULL;
 		if (turns->spins)
@@ -232,7 +231,7 @@ static PyObject *turns_serve(PyObject *self, PyObject *until)
 
 static PyObject *turns_turn(PyObject *self, PyObject *unused)
 {
-	int is_due = turn((struct turns *)self);
+	int is_due = turn((struct turns *)self, now_ns());
 
 	return is_due < 0 ? NULL : PyBool_FromLong(is_due);
 }
@@ -392,6 +391,8 @@ static int turns_clear(PyObject *self)
 
 	for (size_t n = 0; n < COUNT(turns->references); n++)
 		Py_CLEAR(turns->references[n]);
+	for (size_t n = 0; n < RECENT_GTIDS; n++)
+		Py_CLEAR(turns->recent[n].object);
 	return 0;
 }
 

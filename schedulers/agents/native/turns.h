@@ -39,6 +39,14 @@ struct commit_args {
 	u32 channel, count, group, committed;
 };
 
+/* A gtid as a Python object. */
+struct gtid {
+	u64 value;
+	PyObject *object;
+};
+
+#define RECENT_GTIDS 256
+
 struct turns {
 	PyObject_HEAD
 	struct numbers numbers;
@@ -60,6 +68,7 @@ struct turns {
 	u32 channel, batch;
 	u64 own_tid, pause_ns, recall_ns;
 	int rounds, spins, fastpath;
+	struct gtid recent[RECENT_GTIDS]; /* of messages: the same object is found in a dict without a comparison */
 	union {
 		struct {
 			PyObject *agent, *tasks, *refusals, *refused, *transaction;
@@ -84,7 +93,7 @@ bool turns_commit(struct turns *turns, PyObject *list, bool group, struct outcom
 /* Whether task still waits by its status word; if not, its state is no longer that of a waiting task. */
 bool turns_waits(struct turns *turns, struct task *task);
 
-/* assign(queue, flags, with_busy, slice_ns, near, taken): see the Python method. */
+/* assign(queue, flags, with_busy, slice_ns, near, taken, otherwise): see the Python method. */
 PyObject *turns_assign(PyObject *self, PyObject *const *args, Py_ssize_t count);
 /* match(queue, flags, busy, slice_ns, siblings): see the Python method. */
 PyObject *turns_match(PyObject *self, PyObject *const *args, Py_ssize_t count);
@@ -95,7 +104,15 @@ static inline bool has_refusals(struct turns *turns)
 	return PyDict_Size(turns->refused) > 0;
 }
 
-/* Call a method or a callable, and drop its result; false with an exception. */
+/* Call a function or a method, and drop its result; false with an exception. */
+static inline bool call(PyObject *callable)
+{
+	PyObject *result = PyObject_CallNoArgs(callable);
+
+	Py_XDECREF(result);
+	return result;
+}
+
 static inline bool call_method(PyObject *object, const char *name)
 {
 	PyObject *result = PyObject_CallMethod(object, name, NULL);
