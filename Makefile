@@ -106,10 +106,10 @@ budget: setup
 test-soak-host: setup
 	$(BIN)/python -m pytest -m soak tests/host
 
-# The SDK of ghostbpf mcp for the guests' Python: Debian 13 has no package of it.
+# For the guests' Python: the SDK of ghostbpf mcp, of which Debian 13 has no package, and Dask's scheduler and workers.
 build/guest-python: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade --target $@ --python-version 3.13 --only-binary :all: \
-		$$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("$<", "rb"))["project"]["optional-dependencies"]["mcp"])')
+		$$($(PYTHON) -c 'import tomllib; extras = tomllib.load(open("$<", "rb"))["project"]["optional-dependencies"]; print(*extras["mcp"], *extras["dask"])')
 	@touch $@
 
 test-soak-%: setup deb build/guest-python

@@ -36,6 +36,7 @@ ROOT_PACKAGES = (
     "linux-perf",
     "stress-ng",
     "rt-tests",
+    "memcached",
     "util-linux",
     "mount",
     "procps",

@@ -14,6 +14,7 @@ import pytest
 from command import Done, ghostbpf, running, start
 from ghostbpf.schedulers import core
 from kernel_log import KernelLog
+from workload import ext_tasks
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
@@ -79,6 +80,24 @@ def test_interrupted_bench_prints_what_it_has_measured() -> None:
     assert "Traceback" not in done.err
     assert "biff" in done.out
     assert "interrupted: 1 of 100 rounds are complete" in done.out
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_memcached_serves_from_within_the_enclave() -> None:
+    policies = ("--policy", "biff", "--policy", "fifo_centralized")
+    line = ("bench", "memcached:rate=50,c=3,t=2,r=3", *policies, "--cpus", "1-3", "--rounds", 1, "--seed", 7, "--json")
+    names = set[str]()
+    with running(*line) as process:
+        while not process.ended(0.1):
+            names |= set(ext_tasks().values())
+        done = process.wait(timeout=800)
+    assert done.status == 0, done.err
+    assert {"memcached", "mc-worker"} <= names
+    measured = {row["candidate"]: row["metrics"] for row in rows(done, "measurement")}
+    assert measured.keys() == {"EEVDF", "EEVDF again", "biff", "fifo_centralized"}
+    for metrics in measured.values():
+        assert 0 < metrics["p50"]["value"] <= metrics["p99"]["value"]
 
 
 @pytest.mark.soak

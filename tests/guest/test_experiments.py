@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import guest_python
 import pytest
 from command import running, start
 from ghostbpf.experiments.rocksdb.store import Results
 from ghostbpf.schedulers import core
 from kernel_log import KernelLog
+from workload import present_cpus, until
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent]
 
@@ -77,3 +83,49 @@ def test_sweep_leaves_out_an_ejected_policy_and_measures_the_rest(tmp_path: Path
     cell = results.cells["biff", 1000]
     assert cell["rocksdb"]["all"]["worker_handle"]["count"] > 0
     assert all(used > 0 for used, _ in cell["antagonist"])
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """The address of a Dask scheduler that has two workers, all of them processes of this guest."""
+    address = "tcp://127.0.0.1:8786"
+    lines = [("scheduler", "--host", "127.0.0.1", "--port", "8786", "--no-dashboard")]
+    lines += [("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")] * 2
+    said = tmp_path / "dask"
+    with said.open("a") as file:
+        running = [dask(*line, stdout=file, stderr=file) for line in lines]
+    until(lambda: said.read_text().count("Starting established connection") >= 2, "two workers", seconds=300)
+    yield address
+    for process in reversed(running):  # a worker takes leave of its scheduler
+        process.terminate()
+        process.wait(timeout=120)
+
+
+def dask(kind: str, *options: str, **streams: Any) -> subprocess.Popen[str]:
+    return python("-m", f"distributed.cli.dask_{kind}", *options, **streams)
+
+
+def python(*words: object, **streams: Any) -> subprocess.Popen[str]:
+    """A Python with Dask. The test process is bound to CPU 0, and this is not."""
+    line = ["taskset", "-c", str(present_cpus()), sys.executable, *map(str, words)]
+    return subprocess.Popen(line, env=guest_python.environment(), text=True, **streams)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+@guest_python.needed
+def test_workers_of_a_cluster_measure_policies_one_at_a_time(tmp_path: Path, cluster: str) -> None:
+    line = ("shenango", "ghost", "--policy", "rr", "--policy", "biff", *SMALL,
+            "--rocksdb-db-path", tmp_path / "db", "--throughputs", "500-1k/500", "--output", tmp_path / "r",
+            "--experiment-duration", "2s", "--discard-duration", "0", "--executor", f"dask:{cluster}")  # fmt: skip
+    sweep = python("-m", "ghostbpf.tools.cli", "experiment", *line, stderr=subprocess.PIPE)
+    _, said = sweep.communicate(timeout=1200)
+    assert sweep.returncode == 0, said
+    cells = Results.read(tmp_path / "r").cells
+    assert {*cells} == {(policy, rate) for policy in ("rr", "biff") for rate in (500, 1000)}
+    workers = sorted((cell["worker"] for cell in cells.values()), key=lambda one: one["began"])
+    assert len({one["pid"] for one in workers}) == 2, "both measure"
+    assert all(a["ended"] <= b["began"] for a, b in itertools.pairwise(workers)), "never both at once"
+    for cell in cells.values():
+        assert cell["rocksdb"]["all"]["worker_handle"]["count"] > 0
+        assert all(used > 0 for used, _ in cell["antagonist"])

@@ -4,21 +4,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+import guest_python
 import pytest
 from ghostbpf.schedulers.cpuset import CpuSet
 from ghostbpf.schedulers.enclave import Enclaves
 from workload import Workload, present_cpus
 
 pytestmark = [pytest.mark.soak, pytest.mark.kernel_independent, pytest.mark.usefixtures("quiet")]
-
-#: The SDK for the guest's Python, in front of its older typing_extensions: `make build/guest-python`.
-SDK = Path(__file__).parents[2] / "build" / "guest-python"
 
 #: Make the calls that stdin has, a line each, by the SDK's client; print each result's parts as a line.
 CLIENT = """
@@ -42,13 +38,12 @@ class Client:
     """A client process and, below it, a server with ``options``."""
 
     def __init__(self, *options: str) -> None:
-        path = os.pathsep.join(filter(None, (str(SDK), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             # The test process is bound to CPU 0, which is in no enclave.
             ["taskset", "-c", str(present_cpus()), sys.executable, "-c", CLIENT, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env=guest_python.environment(),
             text=True,
         )
 
@@ -67,7 +62,7 @@ class Client:
         assert self._process.wait(timeout=60) == 0
 
 
-@pytest.mark.skipif(not SDK.is_dir(), reason="no SDK for the guest's Python (make build/guest-python)")
+@guest_python.needed
 def test_client_makes_changes_and_destroys_an_enclave(workload: Workload) -> None:
     child = workload.sleeper()  # forked before there is a pipe to the client, whose end it would keep open
     client = Client("--allow-changes")

@@ -33,8 +33,19 @@ def test_each_test_of_simple_edf_ends_under_edf_and_its_hints() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_global_agent_schedules_threads_that_yield(tmp_path: Path) -> None:
-    line = ("experiment", "global-scalability", "sol", "--max-cpus", 3, "--total-loops", 50, "--output", tmp_path / "r")
+@pytest.mark.parametrize("policy", ["sol", "edf", "shinjuku"])
+def test_global_agent_schedules_threads_that_yield(tmp_path: Path, policy: str) -> None:
+    line = (
+        "experiment",
+        "global-scalability",
+        policy,
+        "--max-cpus",
+        3,
+        "--total-loops",
+        50,
+        "--output",
+        tmp_path / "r",
+    )
     done = start(*line).wait(timeout=500)
     assert done.status == 0, done.err
     head, row = done.out.splitlines()[-2:]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -441,8 +442,13 @@ def test_sweep_that_was_killed_is_resumed_interrupted_and_reported(cache: tuple[
     # Nothing is left to measure, and the scale needs no second calibration.
     assert experiment(*line, "--resume").returncode == 0
 
-    done = experiment("report", output)
+    done = experiment("report", output, "--plots", tmp_path / "plots")
     assert done.returncode == 0, done.stderr
+    assert (
+        ElementTree.parse(tmp_path / "plots" / "4-shinjuku-shenango-share-of-the-antagonist.svg")
+        .getroot()
+        .tag.endswith("svg")
+    )
     page = (output / "report.html").read_text()
     for shown in ("shinjuku-shenango", os.uname().release, "time scale 1", "6 of 6", "share of the antagonist", "<svg"):
         assert shown in page
