@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,14 @@ def sections(results: Results) -> Iterator[str]:
 
 def plots(drawn: Iterable[charts.Lines]) -> str:
     """Plots side by side, as many as the page is wide."""
-    return f'<div class="plots">{"".join(f"<figure>{charts.svg(lines)}</figure>" for lines in drawn)}</div>'
+    figures = (f'<figure aria-label="{text(lines.title)}">{charts.svg(lines)}</figure>' for lines in drawn)
+    return f'<div class="plots">{"".join(figures)}</div>'
+
+
+def plots_of(page: str) -> Iterator[tuple[str, str]]:
+    """The plots of a page: title, and SVG."""
+    for match in re.finditer(r'<figure aria-label="([^"]*)">(.*?)</figure>', page, re.DOTALL):
+        yield html.unescape(match[1]), match[2]
 
 
 def text(text: object) -> str:
