@@ -31,7 +31,7 @@ static void wait_until(uint64_t ns, unsigned how)
 			pause_cpu();
 }
 
-void *generate(void *argument)
+static void *generate(void *argument)
 {
 	struct load *load = argument;
 	struct arrivals arrivals = {.rate = load->rate, .range_ratio = load->range_ratio, .seed = load->seed};
@@ -41,6 +41,9 @@ void *generate(void *argument)
 	if (load->cpu >= 0)
 		pin(load->cpu);
 	prctl(PR_SET_TIMERSLACK, load->slack_ns ? load->slack_ns : 1, 0, 0, 0);
+	atomic_store(&load->state, READY);
+	while (atomic_load(&load->state) == READY)
+		futex_wait(&load->state, READY);
 	for (;;) {
 		struct arrival arrival = next_arrival(&arrivals);
 		uint64_t intended = load->began_ns + arrival.ns, now;
@@ -71,4 +74,18 @@ void *generate(void *argument)
 	}
 	load->cpu_ns = cpu_began ? cpu_ns() - cpu_began : 0;
 	return NULL;
+}
+
+/* A new thread is in its parent's enclave, where it may wait for long until it can leave. */
+void load_start(struct load *load, pthread_t *thread)
+{
+	start(thread, generate, load);
+	while (atomic_load(&load->state) == STARTS)
+		usleep(1000);
+}
+
+void load_begin(struct load *load)
+{
+	atomic_store(&load->state, BEGUN);
+	futex_wake(&load->state);
 }

@@ -31,6 +31,7 @@ struct event {
 
 enum { AWAKE, AWAITS_REQUEST, AWAITS_WORKER };
 enum { SLEEP, SPIN };
+enum { STARTS, READY, BEGUN };
 
 struct load {
 	double rate; /* requests a second */
@@ -40,6 +41,7 @@ struct load {
 	unsigned how; /* it waits for the next arrival: SLEEP or SPIN */
 	uint64_t slack_ns; /* how much later than an arrival its sleep may end, to spare wakeups */
 	int cpu; /* -1: any */
+	atomic_uint state;
 	struct ring ring;
 	struct event event;
 	/* Of the arrivals that are measured: */
@@ -71,7 +73,10 @@ static inline struct arrival next_arrival(struct arrivals *a)
 	return arrival;
 }
 
-void *generate(void *load);
+/* Start the generator's thread; returns once it is outside of what is measured. */
+void load_start(struct load *load, pthread_t *thread);
+/* Begin with the first arrival, after the times are set. */
+void load_begin(struct load *load);
 
 static inline bool ring_is_empty(struct ring *ring)
 {

@@ -170,11 +170,12 @@ static int run(int argc, char **argv)
 		fail("out of memory");
 	service.database = database_open(setting.path);
 	service_start(&service);
+	load_start(load, &generator);
 	wait_for_driver();
 	load->began_ns = now_ns();
 	load->measured_from_ns = load->began_ns + setting.discard_ns;
 	load->ends_ns = load->measured_from_ns + setting.duration_ns;
-	start(&generator, generate, load);
+	load_begin(load);
 	sleep_until(load->ends_ns);
 	pthread_join(generator, NULL);
 	service_end(&service, load->ends_ns + setting.duration_ns / DRAIN_PART);
