@@ -43,8 +43,8 @@ static void requeue(s32 cpu, u32 enclave)
 }
 
 /*
- * p has come to a queue that the CPUs of e serve, or all CPUs if e is NULL: kick an idle one that may run it, p's own if
- * possible, since another would not take it. If there is none, p's CPU may be turning idle: then the kick makes it
+ * p has come to a queue that the CPUs of e serve, or all CPUs if e is NULL: kick an idle one that may run it, or that an
+ * arbiter may give to e, p's own if possible. If there is none, p's CPU may be turning idle: then the kick makes it
  * dispatch again.
  */
 static void kick_idle_for(struct task_struct *p, struct enclave *e, struct core *c)
@@ -54,7 +54,7 @@ static void kick_idle_for(struct task_struct *p, struct enclave *e, struct core 
 
 #pragma unroll
 	for (u32 i = 0; i < NR_CPU_WORDS; i++) {
-		u64 word = allowed->bits[i] & idle->bits[i] & (e ? serving(e, c, i) : ~0ULL);
+		u64 word = idle->bits[i] & (e ? reachable(e, c, allowed, i) : allowed->bits[i]);
 
 		if (i == (u32)here / 64 && word >> (here & 63) & 1)
 			cpu = here;

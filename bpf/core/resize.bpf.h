@@ -23,7 +23,7 @@
  * Tasks on a CPU's own queues whose enclave has lost the CPU return to the enclave's queue. In reverse, each to the head:
  * the tasks keep their order.
  */
-static void return_tasks_on(u64 dsq, s32 number, u32 owner)
+static void return_tasks_on(u64 dsq, u32 owner)
 {
 	struct enclave *e = NULL;
 	struct core *c = the_core();
@@ -36,10 +36,7 @@ static void return_tasks_on(u64 dsq, s32 number, u32 owner)
 			continue;
 		is_pending = id && e && may_run_in(e, c, untrusted(p)->cpus_ptr);
 		scx_bpf_dsq_move(&waiting, p, is_pending ? PENDING_DSQ(id) : FALLBACK_DSQ, SCX_ENQ_HEAD);
-		if (is_pending)
-			kick_any_idle(e, number);
-		else
-			kick_idle_for(p, NULL, c);
+		kick_idle_for(p, is_pending ? e : NULL, c);
 	}
 }
 
@@ -47,7 +44,7 @@ static void return_tasks(s32 number, u32 owner)
 {
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < 2; i++)
-		return_tasks_on(i ? CPU_DSQ(number) : VTIME_DSQ(number), number, owner);
+		return_tasks_on(i ? CPU_DSQ(number) : VTIME_DSQ(number), owner);
 }
 
 /* Change the owner of a CPU. What the former owner's agent was told of the CPU is unknown to the next one. */
