@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from ghostbpf.experiments.load_cost import loads
 from ghostbpf.schedulers.registry import POLICIES
@@ -14,6 +18,14 @@ pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.kernel_independent(o
 _MOST = 120_000
 
 
+#: Of a mount namespace of its own, so that no other test sees these CPUs.
+_WITH_CPUS = """
+mount --bind "$1" /sys/devices/system/cpu/possible
+shift
+exec "$@"
+"""
+
+
 @pytest.mark.parametrize(
     "policy", [pytest.param(name, marks=() if name == "fifo_centralized" else pytest.mark.soak) for name in POLICIES]
 )
@@ -22,3 +34,14 @@ def test_no_loop_multiplies_what_the_verifier_follows(policy: str) -> None:
     assert {"core_dispatch", "call_resize"} <= {row[0] for row in rows}
     assert all(row[2] > 0 for row in rows)
     assert [row for row in rows if row[2] > _MOST] == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+def test_programs_for_512_cpus_load(tmp_path: Path) -> None:
+    possible = tmp_path / "possible"
+    possible.write_text("0-511\n")
+    within = ["unshare", "--mount", "sh", "-ec", _WITH_CPUS, "sh", possible]
+    line = [sys.executable, "-m", "ghostbpf.tools.cli", "run", "biff", "--", "cat", "/sys/kernel/sched_ext/root/ops"]
+    done = subprocess.run([*within, *line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "ghostbpf\n"), done.stderr
