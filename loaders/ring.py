@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import mmap
 import struct
+import sys
 from typing import Any
 
-from .errors import BpfError
+from .errors import BpfError, GhostError
 from .maps import Map
 
 _HEADER = 8
 _PAGE = mmap.PAGESIZE
+#: Bits of a record's header: it is still being written, or was discarded. See bpf_ringbuf in kernel/bpf/ringbuf.c.
+_BUSY, _DISCARDED = 1 << 31, 1 << 30
 
 
 class Ring:
@@ -40,15 +43,24 @@ class Ring:
         self._produced = memoryview(self._ring)[:_PAGE].cast("Q")
         # The kernel maps the data twice in a row, so that records that wrap around are contiguous.
         self._data = memoryview(self._ring)[_PAGE:]
+        #: How many records of another length were skipped, and the last such length.
+        self.skipped, self.skipped_length = 0, 0
 
     def read(self) -> list[tuple[Any, ...]]:
-        """Consume all complete records, in order: each is the header (ignore it), then the fields."""
-        at, end = self._consumed[0], self._produced[0]
-        if at == end:
+        """Consume all complete records, in order: each is the header (ignore it), then the fields.
+
+        It skips records of another length. Raises GhostError if the ring cannot be right.
+        """
+        records = self._read()
+        while self.skip():
+            records += self._read()
+        return records
+
+    def _read(self) -> list[tuple[Any, ...]]:
+        at, start, size = self._unread()
+        if not size:
             return []
-        start = at & self._mask
-        records = list(self._record.iter_unpack(self._data[start : start + end - at]))
-        # A record that is being written has the top bit of its header set: leave it and those after it for later.
+        records = list(self._record.iter_unpack(self._data[start : start + size]))
         length = self._length
         for count, record in enumerate(records):
             if record[0] != length:
@@ -57,13 +69,57 @@ class Ring:
         self._consumed[0] = at + len(records) * self._record.size
         return records
 
-    def read_bytes(self) -> bytes:
-        """Consume all complete records, in order, without unpacking: each is a header of 8 bytes, then the fields."""
+    def _unread(self) -> tuple[int, int, int]:
+        """Up to where records are consumed, where the next is in the data, and how many bytes of whole ones follow."""
         at, end = self._consumed[0], self._produced[0]
+        if not 0 <= end - at <= self._mask + 1 or (at | end) % 8:
+            raise self._corrupt(f"consumed up to {at}, produced up to {end}, with {self._mask + 1} bytes")
+        return at, at & self._mask, (end - at) // self._record.size * self._record.size
+
+    def skip(self) -> bool:
+        """Consume the next record if it has another length or was discarded; whether it did.
+
+        A record that is still being written, and those after it, stay for later. Raises GhostError if the ring cannot
+        be right.
+        """
+        at, start, _ = self._unread()
+        if at == (end := self._produced[0]):
+            return False
+        header = int.from_bytes(self._data[start : start + 4], sys.byteorder)
+        if header & _BUSY:
+            return False
+        length = header & ~_DISCARDED
+        size = _HEADER + -(-length // 8) * 8
+        if size > end - at:
+            raise self._corrupt(f"a record of {length} bytes at {at}, produced up to {end}")
+        if header == self._length:
+            return False
+        self._consumed[0] = at + size
+        if not header & _DISCARDED:
+            self.skipped += 1
+            self.skipped_length = length
+        return True
+
+    def _corrupt(self, what: str) -> GhostError:
+        return GhostError(
+            f"ring buffer {self._source.definition.name} is corrupt: {what}",
+            hint="find what else writes to this map: bpftool map",
+        )
+
+    def read_bytes(self) -> bytes:
+        """Consume all complete records, in order, without unpacking: each is a header of 8 bytes, then the fields.
+
+        It skips and raises as read() does.
+        """
+        records = self._read_bytes()
+        while self.skip():
+            records += self._read_bytes()
+        return records
+
+    def _read_bytes(self) -> bytes:
+        at, start, whole = self._unread()
         size = self._record.size
-        start = at & self._mask
-        headers = self._data[start : start + end - at].cast("I")[:: size // 4].tolist()
-        # As in read(): a record that is being written, and those after it, stay for later.
+        headers = self._data[start : start + whole].cast("I")[:: size // 4].tolist()
         count = len(headers)
         if headers.count(self._length) != count:
             count = next(n for n, header in enumerate(headers) if header != self._length)

@@ -51,9 +51,11 @@ class Channel:
             column(own, "channel", member) for member in ("messages", "committed", "failed", "turns", "busy_ns")
         )
         # By channel number: the enclave's and that of each CPU, which may become the enclave's.
-        count = 1 + max(possible_cpus(), 1 + max(enclave.cpus))
-        channels = agents.channels.view(0, min(len(agents.channels), count))
+        count = min(len(agents.channels), 1 + max(possible_cpus(), 1 + max(enclave.cpus)))
+        channels = agents.channels.view(0, count)
         self._tids, self._loads = column(channels, "channel", "tid"), column(channels, "channel", "load")
+        #: How many CPUs a message can name.
+        self.cpus = count - 1
         self.read = self._ring.read
         self.batch = constant("TXNS")
         self._txns = self._txn_records.view(number * self.batch, self.batch)
@@ -187,6 +189,19 @@ class Channel:
     def is_ours(self) -> bool:
         """Whether this thread is still the channel's agent."""
         return bool(self._tid[0] == self.tid)
+
+    def skip_record(self) -> bool:
+        """Skip the next record of the ring if it is discarded or as long as no message; whether it did."""
+        return self._ring.skip()
+
+    @property
+    def skipped(self) -> tuple[int, int]:
+        """How many records of the ring had the length of no message, and the last such length."""
+        return self._ring.skipped, self._ring.skipped_length
+
+    def ask_for_resync(self) -> None:
+        """Make the next turn read all status words, as after lost messages."""
+        self._overflowed[0] = 1
 
     @property
     def overflowed(self) -> bool:

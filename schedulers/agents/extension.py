@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TypeVar
 
 #: The version of native/native.h that this code works with.
-VERSION = 4
+VERSION = 5
 _NAME = f"{__package__}._native"
 
 T = TypeVar("T", bound=type)

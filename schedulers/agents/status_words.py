@@ -39,6 +39,9 @@ class StatusWords:
         rest = self._rest.cast("Q")
         return {"gtids": self._gtids, "states": self._states, "channels": self._channels, "allowed_rest": rest}
 
+    def __len__(self) -> int:
+        return len(self._agents.status_words)
+
     def __getitem__(self, number: int) -> StatusWord:
         word = StatusWord._make(self._struct.unpack_from(self._memory, number * self._struct.size))
         return self._widened(number, word)

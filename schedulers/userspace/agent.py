@@ -7,6 +7,7 @@ it hangs or dies, the core schedules its tasks without it.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -88,7 +89,7 @@ class Agent:
         self.decides_for = self._turns.decides_for  # type: ignore[method-assign]
         if spec.weighs_cgroups:
             self.cgroup = self.status_words.cgroup  # type: ignore[method-assign]
-        self._is_rehearsing = self.stopped = False
+        self._is_rehearsing = self.stopped = self._warned = False
         self._spec = spec
         self._make_policy()
 
@@ -374,6 +375,31 @@ class Agent:
             self.policy.on_task_departed(self.tasks.pop(gtid))
         for number, word in words:
             self._learn(number, word)
+
+    def skip_record(self) -> bool:
+        """Skip the next record of the ring if it is discarded or as long as no message; whether it did."""
+        before = self._channel.skipped
+        skipped = self._channel.skip_record()
+        if self._channel.skipped != before:
+            self.note_skipped()
+        return skipped
+
+    def note_skipped(self) -> None:
+        """Take records that were skipped for lost messages."""
+        self._take_for_lost(f"a record of {self._channel.skipped[1]} bytes")
+
+    def ignore_message(self, kind: int) -> None:
+        """Take a message of type ``kind`` that the core cannot have sent for a lost one."""
+        self._take_for_lost(f"an impossible message of type {kind}")
+
+    def _take_for_lost(self, what: str) -> None:
+        self._channel.ask_for_resync()
+        if not self._warned:
+            self._warned = True
+            sys.stderr.write(
+                f"warning: {what} in the ring of channel {self._channel.number}: skipped\n"
+                "  the agent reads the status words instead; it does not report further ones\n"
+            )
 
     def _words_by_age(self, condition: Callable[[StatusWord], bool]) -> list[tuple[int, StatusWord]]:
         """The status words that meet ``condition``, with their numbers, by how long they have been in their state."""

@@ -55,12 +55,14 @@ _NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED = (
         MessageType.TASK_DEPARTED,
     )
 )
+_CPU_IDLE, _CPUS_CHANGED = int(MessageType.CPU_IDLE), int(MessageType.CPUS_CHANGED)
 _COMPLETE, _TASK_ON_CPU, _NOT_PERMITTED = map(int, (TxnState.COMPLETE, TxnState.ON_CPU, TxnState.NOT_PERMITTED))
 #: struct numbers of agents/native/turns.h.
 _NUMBERS = (
     *(_NEW, _LAST_WAITING, _TASK_BLOCKED, _DEAD, _DEPARTED, BOOSTED),
     *(BLOCKED, WAITING, ON_CPU, LATCHED, _COMPLETE, _TASK_ON_CPU, _NOT_PERMITTED),
     *(constant("AGENT_IDLE"), constant("AGENT_BUSY")),
+    *(_CPU_IDLE, _CPUS_CHANGED),
 )
 #: struct message, txn and commit_args of agents/native/turns.h.
 _LAYOUTS = "QQQQIHHIiiI", "QQIiII", "IIII"
@@ -88,7 +90,7 @@ def turns_of(agent: Agent, channel: Channel, words: StatusWords, refusals: Refus
         refusals=refusals,
         refused=refusals.tasks,
         transaction=Transaction,
-        numbers=_NUMBERS,
+        numbers=(*_NUMBERS, channel.cpus),
         pause_ns=int(pause_s * 1e9),
         rounds=1 + len(agent.cpus),
         spins=agent.spins,
@@ -251,11 +253,28 @@ class Turns:
             return self._pause_s
         return min(max(due_ns - time.monotonic_ns(), 0) / 1e9, self._pause_s)
 
+    def is_valid(self, gtid: int, kind: int, cpu: int, word: int) -> bool:
+        """Whether the core can have sent a message with these members."""
+        if not _NEW <= kind <= _CPUS_CHANGED:
+            return False
+        has_cpu = 0 <= cpu < self._channel.cpus
+        if gtid:
+            return kind < _CPU_IDLE and has_cpu and word < len(self._words)
+        return kind >= _CPU_IDLE and (has_cpu or kind == _CPUS_CHANGED)
+
     def _read(self) -> int:
+        skipped = self._channel.skipped
         records = self._channel.read()
+        if self._channel.skipped != skipped:
+            self._agent.note_skipped()
+        ignored = 0
         tasks, callbacks, refused = self._agent.tasks, self._callbacks, self._refusals.tasks
         is_wide, allowed_rest = self._words.is_wide, self._words.allowed_rest
         for _, gtid, runtime_ns, at_ns, allowed, seq, kind, flags, word, cpu, tgid, weight in records:
+            if not self.is_valid(gtid, kind, cpu, word):
+                self._agent.ignore_message(kind)
+                ignored += 1
+                continue
             callback = callbacks[kind]
             if not gtid:
                 if callback is not None:
@@ -298,4 +317,4 @@ class Turns:
                 self._enqueue(task)
             if callback is not None:
                 callback(task)
-        return len(records)
+        return len(records) - ignored

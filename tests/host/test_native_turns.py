@@ -138,7 +138,8 @@ class BpfChannel(Channel):
         maps = self._kernel.maps
         self._programs = SimpleNamespace(commit=self._kernel.commit)  # type: ignore[assignment]
         self._commit = self._kernel.commit.prepared(_COMMIT.size)
-        self._ring = Ring(maps["ring"], message_format())
+        self._ring_map = self._kernel.ring
+        self._ring = Ring(self._ring_map, message_format())
         self._txn_records = MmapArray(maps["txns"], ffi(), "struct txn")
 
     def for_native(self) -> dict[str, Any] | None:
@@ -148,9 +149,10 @@ class BpfChannel(Channel):
 class BpfKernel:
     """A kernel interface of maps and programs alone."""
 
-    def __init__(self, compiled: Object, is_native: bool, is_wide: bool = False) -> None:
+    def __init__(self, compiled: Object, is_native: bool, is_wide: bool = False, ring: Any = None) -> None:
         maps = {name: create_map(definition) for name, definition in compiled.maps.items()}
         self.module, self.is_native, self.maps = Module(compiled, maps=maps), is_native, maps
+        self.ring = ring or maps["ring"]
         self.push, self.commit = (self.module.load(name, Target.syscall()) for name in ("push", "commit"))
         arrays = {
             name: MmapArray(self.maps[name], ffi(), f"struct {kind}")

@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 /* Increment it with each change that the Python code must know of: a build of another version is not used. */
-#define NATIVE_VERSION 4
+#define NATIVE_VERSION 5
 
 /* As in bpf/abi.h. */
 #define CPU_WORDS 16

@@ -4,7 +4,10 @@
 
 #include "turns.h"
 
-/* The kernel's header of a record in a ring buffer. A record that is still being written has the top bit set. */
+/* The bit of a record's length while it is still being written. */
+#define RECORD_BUSY (1u << 31)
+
+/* The kernel's header of a record in a ring buffer. */
 struct record {
 	u32 length, page_offset;
 	struct message message;
@@ -162,6 +165,37 @@ out:
 	return done;
 }
 
+/* Skip what is no message: 1 if it did, 0 if that is still being written, or -1 with an exception. */
+static int skip(struct turns *turns)
+{
+	PyObject *result = PyObject_CallMethod(turns->agent, "skip_record", NULL);
+	int skipped = result ? PyObject_IsTrue(result) : -1;
+
+	Py_XDECREF(result);
+	return skipped;
+}
+
+/* Whether the core can have sent the message: see Turns.is_valid() in Python. */
+static bool is_valid(struct turns *turns, const struct message *message)
+{
+	const struct numbers *numbers = &turns->numbers;
+	bool has_cpu = message->cpu >= 0 && message->cpu < numbers->cpus;
+
+	if (message->type < numbers->new || message->type > numbers->cpus_changed)
+		return false;
+	if (message->gtid)
+		return message->type < numbers->cpu_idle && has_cpu && message->word < turns->gtids.length;
+	return message->type >= numbers->cpu_idle && (has_cpu || message->type == numbers->cpus_changed);
+}
+
+static bool ignore(struct turns *turns, const struct message *message)
+{
+	PyObject *result = PyObject_CallMethod(turns->agent, "ignore_message", "i", (int)message->type);
+
+	Py_XDECREF(result);
+	return result;
+}
+
 Py_ssize_t turns_read(struct turns *turns)
 {
 	u64 *consumed = column_u64(&turns->consumed, 0);
@@ -169,14 +203,31 @@ Py_ssize_t turns_read(struct turns *turns)
 	u64 size = turns->data.length / 2; /* the kernel maps the data twice in a row */
 	Py_ssize_t count = 0;
 
-	while (*consumed < end) {
-		struct record *record = (struct record *)(turns->data.first + (*consumed & (size - 1)));
+	while (*consumed != end) {
+		u64 at = *consumed;
+		struct record *record = (struct record *)(turns->data.first + (at & (size - 1)));
+		bool fits = end - at <= size && end - at >= sizeof(*record) && (at | end) % 8 == 0;
+		u32 length = fits ? __atomic_load_n(&record->length, __ATOMIC_ACQUIRE) : 0;
 		struct message message;
 
-		if (__atomic_load_n(&record->length, __ATOMIC_ACQUIRE) != sizeof(message))
+		if (length & RECORD_BUSY)
 			break;
+		if (length != sizeof(message)) {
+			int skipped = skip(turns);
+
+			if (skipped < 0)
+				return -1;
+			if (!skipped)
+				break;
+			continue;
+		}
 		memcpy(&message, &record->message, sizeof(message));
-		__atomic_store_n(consumed, *consumed + sizeof(*record), __ATOMIC_RELEASE);
+		__atomic_store_n(consumed, at + sizeof(*record), __ATOMIC_RELEASE);
+		if (!is_valid(turns, &message)) {
+			if (!ignore(turns, &message))
+				return -1;
+			continue;
+		}
 		count++;
 		if (!(message.gtid ? about_task(turns, &message) : about_cpu(turns, &message)))
 			return -1;

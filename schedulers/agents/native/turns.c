@@ -351,9 +351,9 @@ static int turns_init(PyObject *self, PyObject *args, PyObject *keywords)
 		    &turns->fastpath))
 		return -1;
 	if (!PyArg_ParseTuple(
-		    numbers, "lllllllllllllll", &n->new, &n->last_waiting, &n->task_blocked, &n->dead, &n->departed,
+		    numbers, "llllllllllllllllll", &n->new, &n->last_waiting, &n->task_blocked, &n->dead, &n->departed,
 		    &n->boosted, &n->blocked, &n->waiting, &n->on_cpu, &n->latched, &n->complete, &n->txn_on_cpu,
-		    &n->not_permitted, &n->idle, &n->busy))
+		    &n->not_permitted, &n->idle, &n->busy, &n->cpu_idle, &n->cpus_changed, &n->cpus))
 		return -1;
 	if (turns->agent) {
 		PyErr_SetString(PyExc_TypeError, "initialised already");

@@ -14,6 +14,8 @@ struct numbers {
 	long blocked, waiting, on_cpu, latched; /* states of a task */
 	long complete, txn_on_cpu, not_permitted; /* enum txn_state */
 	long idle, busy; /* enum agent_state */
+	long cpu_idle, cpus_changed; /* the first message type about a CPU, and the last of all */
+	long cpus; /* that a message can name */
 };
 
 /* struct message of bpf/abi.h; the Python code compares its layout. */

@@ -88,6 +88,7 @@ class Ring:
     def __init__(self, capacity: int, point: Callable[[], None]) -> None:
         self.capacity, self._point = capacity, point
         self.records: deque[list[Any]] = deque()
+        self.skipped = self.skipped_length = 0  # it has nothing but messages
 
     def reserve(self) -> list[Any] | None:
         """A place for a record; None where the ring is full."""
