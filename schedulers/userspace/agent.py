@@ -43,7 +43,7 @@ _RING_BYTES = 1 << 20
 _UPKEEP_S = 0.25
 _UPKEEP_NS = int(_UPKEEP_S * 1e9)
 _HINTS_S = 0.001  # a new hint does not wake the agent
-_STATES = tuple(TxnState)  # by number
+_STATES = {int(state): state for state in TxnState}
 _SOON_AGAIN = (TxnState.STALE, TxnState.INVALID_CPU, TxnState.CPU_OFFLINE, TxnState.POISONED)
 
 
@@ -195,14 +195,15 @@ class Agent:
     def commit(self, transactions: Iterable[Transaction], *, group: bool = False) -> list[TxnState]:
         """Commit ``transactions`` in batches, or all or none of them as one ``group``; returns the state of each.
 
-        Raises ValueError where a group is larger than a batch.
+        A state that the core does not write is NOT_PERMITTED. Raises ValueError where a group is larger than a batch.
         """
         transactions = list(transactions)
         if group and len(transactions) > self._channel.batch:
             raise ValueError(f"a group of {len(transactions)} transactions: at most {self._channel.batch}")
         if self._is_rehearsing:
             return [TxnState.COMPLETE] * len(transactions)
-        return [_STATES[state] for state in self._turns.commit(transactions, group)]
+        states = self._turns.commit(transactions, group)
+        return [_STATES.get(state, TxnState.NOT_PERMITTED) for state in states]
 
     def associate(self, task: Task, cpu: int) -> bool:
         """Give ``task`` to the agent of ``cpu``, or the enclave's if ``cpu`` has none; False where the task is gone."""

@@ -233,13 +233,14 @@ messages = st.tuples(
 )
 words = st.tuples(st.sampled_from([True, True, False]), st.integers(0, 2), st.sampled_from([1, 1, 0]))
 cpu_states = st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=CPUS, max_size=CPUS)
-answers = st.lists(st.sampled_from([*[TxnState.COMPLETE, TxnState.STALE] * 6, *TxnState]), min_size=32, max_size=32)
+answer = st.sampled_from([*[TxnState.COMPLETE, TxnState.STALE] * 6, *TxnState]) | st.integers(0, (1 << 32) - 1)
+answers = st.lists(answer, min_size=32, max_size=32)
 rounds = st.tuples(
     st.lists(messages, max_size=6), st.lists(words, min_size=TASKS, max_size=TASKS), cpu_states, st.booleans()
 )
 
 
-def play(kernel: BpfKernel, script: list[Any], codes: list[TxnState]) -> Iterator[Any]:
+def play(kernel: BpfKernel, script: list[Any], codes: list[int]) -> Iterator[Any]:
     """Go through ``script``, and yield what can be seen after each round."""
     agent, seqs = kernel.agent, [0] * (TASKS + 1)
     policy: Any = agent.policy
@@ -280,7 +281,7 @@ def play(kernel: BpfKernel, script: list[Any], codes: list[TxnState]) -> Iterato
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(rounds, min_size=1, max_size=8), answers, st.booleans())
 def test_same_messages_and_answers_have_the_same_effects(
-    compiled: Object, script: list[Any], codes: list[TxnState], is_wide: bool
+    compiled: Object, script: list[Any], codes: list[int], is_wide: bool
 ) -> None:
     seen = []
     for is_native in (False, True):
