@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,12 @@ def test_no_loop_multiplies_what_the_verifier_follows(policy: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
+@pytest.mark.xfail(
+    os.uname().release.startswith("6.16."),
+    reason="the verifier refuses call_resize: LLVM chooses a word of its argument by a modified context pointer",
+    raises=AssertionError,
+    strict=True,
+)
 def test_programs_for_512_cpus_load(tmp_path: Path) -> None:
     possible = tmp_path / "possible"
     possible.write_text("0-511\n")
