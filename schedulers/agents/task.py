@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 from ..core import constant, ffi
-from .extension import or_native
+from .extension import native, or_native
 from .layout import packer
 
 
@@ -165,3 +165,8 @@ class Transaction(NamedTuple):
     cpu: int
     slice_ns: int = 0
     flags: int = 0
+
+
+if native is not None:
+    # The constructor of a NamedTuple is a function in Python, and each decision calls it.
+    Transaction.__new__ = native.new_transaction  # type: ignore[method-assign]

@@ -70,8 +70,7 @@ class Cfs(AgentPolicy):
 
     def enqueue(self, task: Any) -> None:
         self.queue.charge(task, task.runtime_ns)
-        here = self._here
-        if not (task.may_run_on(here) and self.agent.is_online(here)) and self._hand_on(task):
+        if not task.may_run_on(self._here) and self._hand_on(task):
             return
         task.queued_ns = task.since_ns
         if self.queue or self.current is not None:
@@ -132,7 +131,7 @@ class Cfs(AgentPolicy):
         if not idle and not self.agent.is_online(self._here):
             # No message tells that this CPU went offline.
             for waiting in self.queue:
-                self.on_affinity_changed(waiting)
+                self._hand_on(waiting)
         decided = []
         for cpu in idle:
             if (task := self._next()) is not None:
@@ -148,7 +147,8 @@ class Cfs(AgentPolicy):
             return task
         while self.queue:
             task = (self._pop_overdue() if len(self.queue) > 1 else None) or self.queue.pop_least()
-            if task is not None and self._waits_here(task):
+            # As _waits_here(), without its call.
+            if task is not None and (self.agent.waits(task) if self.agent.decides_for(task) else self._lose(task)):
                 self.current, self.picked_at_ns = task, task.runtime_ns
                 return task
         self.current = None
@@ -196,9 +196,11 @@ class Cfs(AgentPolicy):
         return task.runtime_ns - self.picked_at_ns < self._slice_ns(len(self.queue))
 
     def _waits_here(self, task: Task) -> bool:
-        """Whether ``task`` still waits for this CPU. If another agent took it, forget it: it may come back as new."""
-        if self.agent.decides_for(task):
-            return self.agent.waits(task)
+        """Whether ``task`` still waits for this CPU."""
+        return self.agent.waits(task) if self.agent.decides_for(task) else self._lose(task)
+
+    def _lose(self, task: Task) -> bool:
+        """Another agent took ``task``: forget it, since it may come back as new. False: it does not wait here."""
         self.agent.tasks.pop(task.gtid, None)
         self.dequeue(task)
         return False

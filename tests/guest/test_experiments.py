@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -92,13 +93,20 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     lines = [("scheduler", "--host", "127.0.0.1", "--port", "8786", "--no-dashboard")]
     lines += [("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")] * 2
     said = tmp_path / "dask"
-    with said.open("a") as file:
-        running = [dask(*line, stdout=file, stderr=file) for line in lines]
-    until(lambda: said.read_text().count("Starting established connection") >= 2, "two workers", seconds=300)
-    yield address
-    for process in reversed(running):  # a worker takes leave of its scheduler
-        process.terminate()
+    with said.open("a") as file, contextlib.ExitStack() as ends:
+        for line in lines:
+            # In reverse: a worker takes leave of its scheduler.
+            ends.callback(_end, dask(*line, stdout=file, stderr=file))
+        until(lambda: said.read_text().count("Starting established connection") >= 2, "two workers", seconds=300)
+        yield address
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
         process.wait(timeout=120)
+    finally:
+        process.kill()
 
 
 def dask(kind: str, *options: str, **streams: Any) -> subprocess.Popen[str]:

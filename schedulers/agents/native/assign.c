@@ -32,22 +32,13 @@ out:
 	return task;
 }
 
-/* Append Transaction(task, cpu, slice_ns), made as a tuple's constructor does: that of the class is Python, and dear. */
+/* Append Transaction(task, cpu, slice_ns). */
 static bool append_transaction(struct turns *turns, PyObject *list, struct task *task, PyObject *cpu, PyObject *slice_ns)
 {
-	static allocfunc allocate;
-	static PyObject *no_flags;
-	PyObject *fields[] = {(PyObject *)task, cpu, slice_ns, no_flags}, *transaction;
-	int failed = 0;
+	PyObject *fields[TXN_FIELDS] = {(PyObject *)task, cpu, slice_ns};
+	PyObject *transaction = make_transaction((PyTypeObject *)turns->transaction, fields);
+	int failed = transaction ? PyList_Append(list, transaction) : -1;
 
-	if (!allocate) {
-		allocate = (allocfunc)PyType_GetSlot((PyTypeObject *)turns->transaction, Py_tp_alloc);
-		fields[3] = no_flags = PyLong_FromLong(0);
-	}
-	transaction = allocate((PyTypeObject *)turns->transaction, COUNT(fields));
-	for (size_t n = 0; transaction && !failed && n < COUNT(fields); n++)
-		failed = PyTuple_SetItem(transaction, n, Py_NewRef(fields[n]));
-	failed = transaction && !failed ? PyList_Append(list, transaction) : -1;
 	Py_XDECREF(transaction);
 	return !failed;
 }

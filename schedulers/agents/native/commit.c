@@ -7,6 +7,50 @@
 
 #include "turns.h"
 
+PyObject *make_transaction(PyTypeObject *type, PyObject *const fields[TXN_FIELDS])
+{
+	static allocfunc allocate;
+	static PyObject *zero;
+	PyObject *transaction;
+	int failed = 0;
+
+	if (!allocate) {
+		allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+		zero = PyLong_FromLong(0);
+	}
+	transaction = allocate(type, TXN_FIELDS);
+	for (int n = 0; transaction && !failed && n < TXN_FIELDS; n++)
+		failed = PyTuple_SetItem(transaction, n, Py_NewRef(fields[n] ? fields[n] : zero));
+	if (failed)
+		Py_CLEAR(transaction);
+	return transaction;
+}
+
+PyObject *new_transaction(PyObject *module, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+	static const char *const known[TXN_FIELDS] = {"task", "cpu", "slice_ns", "flags"};
+	PyObject *fields[TXN_FIELDS] = {}, *cls = count ? args[0] : NULL;
+	Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+	bool is_right = cls && PyType_Check(cls) && PyType_IsSubtype((PyTypeObject *)cls, &PyTuple_Type);
+
+	is_right = is_right && count <= 1 + TXN_FIELDS;
+	for (Py_ssize_t n = 1; is_right && n < count; n++)
+		fields[n - 1] = args[n];
+	for (Py_ssize_t n = 0; is_right && n < named; n++) {
+		int at = 0;
+
+		while (at < TXN_FIELDS && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, n), known[at]))
+			at++;
+		is_right = at < TXN_FIELDS && !fields[at];
+		if (is_right)
+			fields[at] = args[count + n];
+	}
+	if (is_right && fields[0] && fields[1])
+		return make_transaction((PyTypeObject *)cls, fields);
+	PyErr_SetString(PyExc_TypeError, "Transaction() takes a task or None, a CPU, and perhaps slice_ns and flags");
+	return NULL;
+}
+
 bool turns_waits(struct turns *turns, struct task *task)
 {
 	if (task->word < turns->gtids.length && *column_u64(&turns->gtids, task->word) == task->gtid &&

@@ -33,11 +33,17 @@ void column_close(struct column *column)
 	PyBuffer_Release(&column->buffer);
 }
 
+static PyMethodDef functions[] = {
+	{"new_transaction", (PyCFunction)(void (*)(void))new_transaction, METH_FASTCALL | METH_KEYWORDS, NULL},
+	{NULL},
+};
+
 static struct PyModuleDef definition = {
 	PyModuleDef_HEAD_INIT,
 	.m_name = "_native",
 	.m_doc = "The native half of the agent runtime.",
 	.m_size = -1,
+	.m_methods = functions,
 };
 
 PyMODINIT_FUNC PyInit__native(void)

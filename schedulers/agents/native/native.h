@@ -78,6 +78,9 @@ PyTypeObject *make_priority_queue_type(void);
 PyTypeObject *make_cpus_type(void);
 PyTypeObject *make_turns_type(void);
 
+/* Transaction.__new__(cls, task, cpu, slice_ns=0, flags=0) */
+PyObject *new_transaction(PyObject *module, PyObject *const *args, Py_ssize_t count, PyObject *names);
+
 /* Whether the mask, an int of any size, has the bit of cpu: 1, 0, or -1 with an exception. */
 int has_bit(PyObject *mask, long cpu);
 

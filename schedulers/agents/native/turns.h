@@ -36,6 +36,9 @@ struct txn {
 	u32 flags, state;
 };
 
+/* task, cpu, slice_ns, flags */
+#define TXN_FIELDS 4
+
 /* struct commit_args. */
 struct commit_args {
 	u32 channel, count, group, committed;
@@ -88,6 +91,8 @@ struct outcome {
 	bool is_on_cpu;
 };
 
+/* A Transaction of these fields; those that are NULL are 0. */
+PyObject *make_transaction(PyTypeObject *type, PyObject *const fields[TXN_FIELDS]);
 /* Read all messages; how many, or -1 with an exception. */
 Py_ssize_t turns_read(struct turns *turns);
 /* Commit a list of transactions, and append their states to results, a list or NULL; false with an exception. */
